@@ -1,0 +1,44 @@
+"""``distfs serve`` that lets every upload in and promises nothing: what admission is compared with.
+
+``python -m bench.unadmitted serve --port 0``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from distfs import admission, cli
+from distfs.admission import Admission, Promise
+from distfs.deadline import Deadline
+from distfs.model import Policy
+from distfs.source import Source
+
+
+class _LetIn(Promise):
+    """Covers everything, watches nothing."""
+
+    def cover(self, size: int) -> None:
+        pass
+
+    def use(self, policy: Policy) -> None:
+        pass
+
+    def watch(self, source: Source) -> Source:
+        return source
+
+
+def _admit(
+    self: Admission, size: int | None, policy: Policy, deadline: Deadline, *, declared: bool = True
+) -> Promise:
+    return _LetIn(self, policy, size, deadline, strict=not declared)
+
+
+def main() -> int:
+    wanted: Callable[..., Promise] = _admit
+    admission.Admission.admit = wanted  # type: ignore[method-assign]
+    return cli.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""``python -m distfs``."""
+
+import sys
+
+from distfs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,373 @@
+"""Who may upload: decided from what a request declares, before any of its body is read.
+
+A file that is larger than its first block is promised room in the whole cluster: a row in MetaDB, so that no two
+uploads, of whatever services, are promised the same bytes. Each decision names the state it rests on, and MetaDB
+takes it only while that is the latest. Smaller files cost no row: they are counted here, and must leave a margin
+for those of other services.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+from distfs.config import HttpConfig, StorageConfig
+from distfs.deadline import Deadline
+from distfs.errors import Busy, DistfsError, Full, TooLarge, Unavailable
+from distfs.gate import Gate
+from distfs.meta_admission import AdmissionState, Reservation, ReservationDB
+from distfs.model import Policy
+from distfs.placement import shortage
+from distfs.room import room, share_of, size_of, width_for
+from distfs.source import Source
+
+log = logging.getLogger("distfs.admission")
+
+#: A promise is renewed so often and, when its service is gone, expires after so long.
+RENEW_S, EXPIRES_S = 5.0, 30.0
+#: Small files are judged by a state of at most this age.
+STATE_AGE_S = 1.0
+#: How often a decision is made anew because another came before it.
+TRIES = 50
+#: Room for a body of unknown length is found in steps, each as long as all before it; this long at most.
+STEP_SLICES = 8
+_CALL_LIMIT_S, _GIVE_BACK_LIMIT_S = 5.0, 2.0
+_DECIDE_LIMIT_S = 15.0
+
+
+class Admission:
+    """What a service has promised. Thread-safe."""
+
+    def __init__(self, db: ReservationDB, gate: Gate, storage: StorageConfig, http: HttpConfig) -> None:
+        self.gate, self.http, self.storage = gate, http, storage
+        self._db = db
+        self._deciding = threading.Lock()  # one decision of this service at a time: they would only collide
+        self._ledger = _Ledger(db)
+        self._small_lock = threading.Lock()
+        self._small = 0  # shares of the small files in flight
+        self._state: AdmissionState | None = None
+        self._read_at = float("-inf")
+        self._rooms: dict[Policy, int] = {}  # shares, by ``_state``
+
+    def admit(
+        self, size: int | None, policy: Policy, deadline: Deadline, *, declared: bool = True
+    ) -> Promise:
+        """Room for a body of ``size`` bytes; None: nobody knows how many, and room is found as they come.
+
+        ``declared`` False: ``size`` is only what the client says beside a chunked body, and holds it to that.
+        Leave the promise on every way out; ``keep`` it when the file is committed. Raises TooLarge; Full when the
+        cluster has no room for it under this policy; Unavailable when too few nodes take writes.
+        """
+        most = self.http.max_file_size + self.http.max_form_overhead
+        if size is not None and size > most:
+            raise TooLarge(f"{size} bytes are more than the {most} that are taken (http.max_file_size)")
+        promise = Promise(self, policy, size, deadline, strict=not declared)
+        if size is None:
+            promise.cover(1)
+        elif size < self.storage.block_size:
+            promise.ends.callback(self._admit_small(size, policy, deadline))
+            promise.covered = size
+        else:
+            promise.cover(size)
+        return promise
+
+    def fewest(self, policy: Policy) -> int:
+        """On how many nodes a file must be safe at least."""
+        return policy.k + min(policy.m, self.storage.min_redundancy)
+
+    def reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
+        """Raises what ``admit`` raises."""
+        share = share_of(size, policy.k, self.storage.slice_size)
+        deadline = deadline.sooner(_DECIDE_LIMIT_S)
+        if not self._deciding.acquire(timeout=deadline.remaining("waiting to be admitted")):
+            raise Busy("too many uploads begin at once: try again soon")
+        try:
+            fresh = False
+            for _ in range(TRIES):
+                state, fresh = self._known(deadline, fresh=fresh)
+                width = width_for(
+                    state.free, self._demands(state, policy), policy.width, self.fewest(policy), share
+                )
+                if not width:
+                    if fresh:
+                        raise self._refusal(state, size, policy)
+                    fresh = True
+                    continue
+                wanted = Reservation(uuid4(), width, share)
+                if self._db.reserve(wanted, state.grants, EXPIRES_S, deadline):
+                    demands = {**state.demands, width: state.demands.get(width, 0) + share}
+                    self._learn(replace(state, grants=state.grants + 1, demands=demands), self._read_at)
+                    return wanted
+                fresh = True
+        finally:
+            self._deciding.release()
+        raise Busy("too many uploads begin at once in this cluster: try again soon")
+
+    def follow(self, wanted: Reservation, left: Callable[[], float]) -> None:
+        """Renew it until its end; ``left``: which part of it is still to be written, 1 to 0."""
+        self._ledger.add(wanted, left)
+
+    def use_up(self, those: list[Reservation]) -> None:
+        """What they were for is committed: they count until every node has reported it."""
+        self._ledger.commit(those)
+
+    def give_back(self, those: list[Reservation], deadline: Deadline) -> None:
+        """Others may have that room when this returns, or a little later if MetaDB is away. Raises Unavailable."""
+        self._ledger.give_back(those, deadline)
+
+    def close(self) -> None:
+        """Give everything back that is still promised."""
+        with contextlib.suppress(DistfsError):
+            self._ledger.close(Deadline(_GIVE_BACK_LIMIT_S))
+
+    def usage(self) -> dict[str, int]:
+        """For operators: what is in flight, in bytes and uploads."""
+        return {
+            "large_uploads": self.gate.uploads,
+            "declared_bytes": self.gate.bytes,
+            "reservations": len(self._ledger),
+        }
+
+    # --- small files ------------------------------------------------------------------------------
+
+    def _admit_small(self, size: int, policy: Policy, deadline: Deadline) -> Callable[[], None]:
+        """-> what gives it back."""
+        share = share_of(size, policy.k, self.storage.slice_size)
+        if not share:
+            return lambda: None
+        for fresh in (False, True):
+            state, _ = self._known(deadline, fresh=fresh)
+            with self._small_lock:
+                if self._small + share + self.storage.block_size <= self._room(state, policy):
+                    self._small += share
+                    return lambda: self._forget_small(share)
+        raise self._refusal(state, size, policy)
+
+    def _forget_small(self, share: int) -> None:
+        with self._small_lock:
+            self._small -= share
+
+    def _room(self, state: AdmissionState, policy: Policy) -> int:
+        """Under ``_small_lock``: the share a file may have, worked out once for each state."""
+        known = self._rooms.get(policy)
+        if known is None or state is not self._state:
+            known = room(state.free, state.demands, policy.width, self.fewest(policy))
+            if state is self._state:
+                self._rooms[policy] = known
+        return known
+
+    # --- what is known ----------------------------------------------------------------------------
+
+    def _known(self, deadline: Deadline, *, fresh: bool) -> tuple[AdmissionState, bool]:
+        """The state of at most STATE_AGE_S ago, or of now; and whether it is of now."""
+        state, read_at = self._state, self._read_at
+        if not fresh and state is not None and time.monotonic() - read_at < STATE_AGE_S:
+            return state, False
+        read_at = time.monotonic()
+        state = self._db.state(deadline)
+        self._learn(state, read_at)
+        return state, True
+
+    def _learn(self, state: AdmissionState, read_at: float) -> None:
+        with self._small_lock:
+            self._state, self._read_at, self._rooms = state, read_at, {}
+
+    def _demands(self, state: AdmissionState, policy: Policy) -> dict[int, int]:
+        """What is promised, with the small files that are on their way here."""
+        width = policy.width
+        return {**state.demands, width: state.demands.get(width, 0) + self._small}
+
+    def _refusal(self, state: AdmissionState, size: int, policy: Policy) -> Unavailable:
+        fewest, slice_size = self.fewest(policy), self.storage.slice_size
+        if len(state.free) < fewest:
+            return Unavailable(shortage(fewest, len(state.free), state.known, state.up))
+        free = size_of(room(state.free, state.demands, policy.width, fewest), policy.k, slice_size)
+        later = size_of(room(state.free, {}, policy.width, fewest), policy.k, slice_size)
+        error = Full(
+            f"no room: {size} bytes as {policy} are more than the {free} the cluster can take now "
+            f"({later - free} are promised to uploads that run); delete files or add storage nodes"
+        )
+        if size <= later:  # what is promised may not be used
+            error.retry_after = Busy.retry_after
+        return error
+
+
+class Promise:
+    """Room for one request's files, until it is left."""
+
+    def __init__(
+        self, admission: Admission, policy: Policy, size: int | None, deadline: Deadline, *, strict: bool
+    ) -> None:
+        self.covered = 0  # plain bytes there is room for
+        self.ends = ExitStack()
+        self._admission, self._policy, self._size, self._deadline = admission, policy, size, deadline
+        self._strict = strict
+        self._received = 0
+        self._reserved: list[Reservation] = []
+        self._kept = False
+
+    def __enter__(self) -> Promise:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        reserved, self._reserved = self._reserved, []
+        self.ends.close()
+        if self._kept:
+            self._admission.use_up(reserved)
+            return
+        try:
+            self._admission.give_back(reserved, Deadline(_GIVE_BACK_LIMIT_S))
+        except DistfsError as e:
+            log.warning("a reservation could not be given back, it expires by itself: %s", e)
+
+    def keep(self) -> None:
+        """The files are committed: what was promised is used."""
+        self._kept = True
+
+    def cover(self, size: int) -> None:
+        """Room for ``size`` bytes in all. Raises Full, Unavailable."""
+        more = size - self.covered
+        if more <= 0:
+            return
+        granted, more = self._reserve(more)
+        self._reserved.append(granted)
+        begin, end = self.covered, self.covered + more
+        self._admission.follow(granted, lambda: min(1.0, max(0.0, (end - self._received) / (end - begin))))
+        self.covered = end
+
+    def _reserve(self, more: int) -> tuple[Reservation, int]:
+        """For ``more`` bytes; where nobody knows how many will come, for twice as many as came, if there is room."""
+        reserve, storage = self._admission.reserve, self._admission.storage
+        if self._size is None:
+            more = max(more, storage.block_size)
+            ahead = max(more, min(self.covered, STEP_SLICES * storage.slice_size))
+            with contextlib.suppress(Full):
+                return reserve(ahead, self._policy, self._deadline), ahead
+        return reserve(more, self._policy, self._deadline), more
+
+    def use(self, policy: Policy) -> None:
+        """The next file is kept so: a form may say it only in its body. Raises what ``admit`` raises."""
+        if policy == self._policy:
+            return
+        self._policy = policy
+        if self._reserved:
+            before, self._reserved = self._reserved, []
+            covered, self.covered = self.covered, 0
+            self._admission.give_back(before, self._deadline)
+            self.cover(covered)
+
+    def watch(self, source: Source) -> Source:
+        """``source``, with what comes of it counted. Reading raises Full, or TooLarge beyond what was declared."""
+        return _Watched(source, self)
+
+    def received(self, count: int) -> None:
+        self._received += count
+        if self._strict and self._size is not None and self._received > self._size:
+            raise TooLarge(f"the body is larger than the {self._size} bytes it was declared to have")
+        if self._received > self.covered:
+            self.cover(self._received)
+
+
+class _Watched:
+    def __init__(self, source: Source, promise: Promise) -> None:
+        self._source, self._promise = source, promise
+
+    def readinto(self, view: memoryview) -> int:
+        count = self._source.readinto(view)
+        self._promise.received(count)
+        return count
+
+
+class _Ledger:
+    """This service's reservations, renewed by a thread that lives only while there are any.
+
+    What is written shows in the nodes' free bytes after their next report, so a share shrinks one renewal late:
+    for that long it counts twice, never not at all.
+    """
+
+    def __init__(self, db: ReservationDB) -> None:
+        self._db = db
+        self._changed = threading.Condition()
+        self._running: dict[UUID, tuple[Reservation, Callable[[], float]]] = {}
+        self._shares: dict[UUID, int] = {}  # what was left to write at the last renewal
+        self._committed: list[Reservation] = []
+        self._thread: threading.Thread | None = None
+        self._settling = threading.Lock()  # so that no renewal under way puts back what was given back
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def add(self, wanted: Reservation, left: Callable[[], float]) -> None:
+        with self._changed:
+            self._running[wanted.id] = wanted, left
+            self._shares[wanted.id] = wanted.share
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="admission", daemon=True)
+                self._thread.start()
+
+    def commit(self, those: list[Reservation]) -> None:
+        with self._changed:
+            for one in those:
+                if self._running.pop(one.id, None):
+                    self._committed.append(replace(one, share=self._shares.pop(one.id)))
+            self._changed.notify()
+
+    def give_back(self, those: list[Reservation], deadline: Deadline) -> None:
+        with self._changed:
+            for one in those:
+                self._running.pop(one.id, None)
+                self._shares.pop(one.id, None)
+            self._changed.notify()
+        if those and self._settling.acquire(timeout=deadline.remaining("giving room back")):
+            try:
+                self._db.settle([], [], those, EXPIRES_S, deadline)
+            finally:
+                self._settling.release()
+
+    def close(self, deadline: Deadline) -> None:
+        """Wait until what was committed is told, and give back what still runs."""
+        with self._changed:
+            left = [one for one, _ in self._running.values()]
+            thread = self._thread
+        self.give_back(left, deadline)
+        if thread is not None:
+            thread.join(deadline.remaining())
+
+    def _run(self) -> None:
+        renew_at = time.monotonic() + RENEW_S
+        while True:
+            with self._changed:
+                while self._running and not self._committed:
+                    if (wait := renew_at - time.monotonic()) <= 0:
+                        break
+                    self._changed.wait(wait)
+                if not (self._running or self._committed):
+                    self._thread = None
+                    return
+            with self._settling:
+                renew = time.monotonic() >= renew_at
+                renew_at = time.monotonic() + RENEW_S if renew else renew_at
+                self._settle(renew)
+
+    def _settle(self, renew: bool) -> None:
+        with self._changed:
+            running = self._shrunk() if renew else []
+            committed, self._committed = self._committed, []
+        try:
+            self._db.settle(running, committed, [], EXPIRES_S, Deadline(_CALL_LIMIT_S))
+        except DistfsError as e:
+            log.warning("reservations could not be settled, they expire by themselves: %s", e)
+
+    def _shrunk(self) -> list[Reservation]:
+        """What runs, with what was left to write one renewal ago."""
+        found = []
+        for id, (wanted, left) in self._running.items():
+            found.append(replace(wanted, share=self._shares[id]))
+            self._shares[id] = round(wanted.share * left())
+        return found

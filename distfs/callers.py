@@ -1,0 +1,104 @@
+"""Who a request comes from, as far as it may be believed, and which row of a table is about them.
+
+A proxy says in X-Forwarded-For whom it speaks for, and anybody can say it: it is believed only from addresses
+that are listed as proxies, and of its entries only the last that is no such proxy (RFC 7239, 7.4, of its
+successor). Other headers a proxy sets, such as who has logged in, are believed from the same ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
+
+Network = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
+
+FORWARDED_FOR = "X-Forwarded-For"
+
+_HEADER_IS = re.compile(r"([A-Za-z0-9-]+)=(.+)")
+#: An address as proxies write it: some add a port.
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
+
+
+class CallerMatch(NamedTuple):
+    """A row's condition: an address range, or a header's value from a trusted proxy."""
+
+    network: Network | None
+    header: str = ""
+    value: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> CallerMatch:
+        """``10.0.0.0/8``, ``2001:db8::1`` or ``X-Team=gold``. Raises ValueError."""
+        if given := _HEADER_IS.fullmatch(text.strip()):
+            return cls(None, given[1], given[2].strip())
+        return cls(parse_network(text))
+
+    def __str__(self) -> str:
+        return str(self.network) if self.network is not None else f"{self.header}={self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The other end of the connection, and how to get at a header it sent."""
+
+    address: str
+    header: Callable[[str], str | None]
+
+    def identify(self, proxies: Sequence[Network]) -> Identity:
+        """Whom ``proxies`` let us believe this is."""
+        at = parse_address(self.address)
+        trusted = _listed(at, proxies)
+        if trusted:
+            for entry in reversed((self.header(FORWARDED_FOR) or "").split(",")):
+                before = parse_address(entry)
+                if before is None:
+                    break  # nothing further to the left can be believed
+                at = before
+                if not _listed(at, proxies):
+                    break
+        return Identity(at, self.header if trusted else _no_header)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The client's address, None where there is none (a Unix socket), and the headers that may be believed."""
+
+    address: Address | None
+    header: Callable[[str], str | None]
+
+    def matches(self, match: CallerMatch) -> bool:
+        if match.network is not None:
+            return self.address is not None and self.address in match.network
+        return (self.header(match.header) or "").strip() == match.value
+
+
+def parse_network(text: str) -> Network:
+    """``10.0.0.0/8`` or one address. Raises ValueError."""
+    try:
+        return ip_network(text.strip())
+    except ValueError as e:
+        raise ValueError(f"{text!r} is not an address range such as 10.0.0.0/8 or 2001:db8::/32") from e
+
+
+def parse_address(text: str) -> Address | None:
+    """An address, a port after it left out; an IPv4 one in IPv6's clothes is the IPv4 one. None: it is none."""
+    text = text.strip()
+    if found := _WITH_PORT.fullmatch(text):
+        text = found[1] or found[2]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _listed(address: Address | None, networks: Sequence[Network]) -> bool:
+    return address is not None and any(address in network for network in networks)
+
+
+def _no_header(name: str) -> str | None:
+    return None

@@ -1,0 +1,393 @@
+"""One client's connection. It belongs to the loop or to one worker thread, never to both.
+
+The loop has it while a request's header, or a body that is received whole, comes in, and while what is left
+of an answer goes out. A worker has it from the moment a request is ready until its answer is written; the
+loop then neither reads, writes, polls nor times it. Only the one who has it touches its state, so there is
+no lock. It is handed over in `_to_worker` and back in `service`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import socket
+import struct
+import time
+from typing import Any
+
+from waitress.channel import HTTPChannel
+
+from distfs.body_framing import Framing
+from distfs.client_socket import Bytes, ClientSocket
+from distfs.config import KIB, MIB, HttpConfig
+from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Unavailable
+from distfs.request_body import CUT_SHORT, StreamedBody
+from distfs.request_parser import MAX_HEADER, RequestParser
+from distfs.response import Refusal, Response, logger
+from distfs.telemetry import enter_request, leave_request
+
+#: From here on an answer's bytes are written by the worker straight to the socket; fewer may wait for the loop.
+DIRECT = 64 * KIB
+#: A client that still sends when its answer is complete is read for so long and so much before the close:
+#: closing with unread bytes would reset the connection, and take the answer from it.
+LINGER_SECONDS = 5.0
+LINGER_BYTES = 64 * MIB
+
+#: Health checks go on until the end: they tell a load balancer to send no more.
+ANSWERED_WHILE_DRAINING = ("/healthz", "/readyz")
+
+#: Answers that may be larger than a socket holds: a slow reader keeps the worker that writes them.
+LONG_ANSWERS = ("/download", "/files")
+
+NOTHING = memoryview(b"")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+#: With this, closing a socket resets the connection: nobody takes it for the end of an answer.
+RESET = struct.pack("ii", 1, 0)
+
+
+class Ending(enum.Enum):
+    """How a connection ends."""
+
+    LINGER = enum.auto()  # no more is sent; what comes is thrown away, within bounds
+    CUT = enum.auto()  # at once
+
+
+class Channel(HTTPChannel):  # type: ignore[misc]
+    """See the module. ``server`` is a Host; ``requests`` holds at most the one that a worker serves."""
+
+    parser_class = RequestParser
+    request: RequestParser | None
+    requests: list[RequestParser]
+    socket: Any  # None once it is closed
+
+    def __init__(self, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None) -> None:
+        self.http: HttpConfig = adj.http
+        self.unsent = b""  # of answers; below DIRECT
+        self.ahead = NOTHING  # received, not yet looked at
+        self.with_worker = False
+        self.long = False  # its worker, or the one it waits for, is not of the reserve: the dispatcher's word
+        self.ending: Ending | None = None
+        self.thrown_away = -1  # bytes; from 0 on, it lingers
+        self.since = time.monotonic()  # the last byte, or change of what is waited for
+        self.began = self.since  # the request's first byte
+        self._client: ClientSocket | None = None
+        super().__init__(server, sock, addr, adj, map)
+
+    @property
+    def may_take_long(self) -> bool:
+        """Whether its client decides how long the request that is ready keeps a worker."""
+        [request] = self.requests
+        return not request.error and (request.streamed is not None or request.path.startswith(LONG_ANSWERS))
+
+    def refuse_busy(self) -> None:
+        """The request that is ready has waited for a worker for too long."""
+        self.requests[0].error = Busy("every worker sends or receives something large: try again soon")
+
+    @property
+    def busy(self) -> bool:
+        """A request is being received, served or answered on it, or its client still reads the last answer."""
+        receiving = self.request is not None and self.request.headers_finished
+        return bool(self.with_worker or self.unsent or receiving or self.thrown_away >= 0)
+
+    # --- the loop has it ------------------------------------------------------------------------
+
+    def readable(self) -> bool:
+        if self.with_worker or self.unsent:
+            return False
+        return self.ending is None or self.thrown_away >= 0
+
+    def writable(self) -> bool:
+        return bool(self.unsent) and not self.with_worker
+
+    def handle_read(self) -> None:
+        if self.with_worker or self.socket is None:
+            return
+        scratch: memoryview = self.server.scratch
+        try:
+            count = self.socket.recv_into(scratch, self._most_to_read(len(scratch)))
+        except BlockingIOError:
+            return
+        except OSError:
+            self.handle_close()
+            return
+        if self.thrown_away >= 0:
+            self.thrown_away += count
+            if not count or self.thrown_away > LINGER_BYTES:
+                self.handle_close()
+        elif count:
+            self.since = time.monotonic()
+            self.ahead = memoryview(bytes(scratch[:count]))
+            if self._parse():
+                self._to_worker()
+        elif self.request and self.request.headers_finished:
+            self._refuse(self.request, BodyCutShort(CUT_SHORT))
+        else:
+            self.handle_close()
+
+    def _most_to_read(self, most: int) -> int:
+        """Little beyond what is known to come: it would wait in memory while a worker has the connection."""
+        if self.thrown_away >= 0:
+            return most
+        body = self.request and self.request.body_rcv
+        return min(most, MAX_HEADER + (body.data_left if body else 0))
+
+    def handle_write(self) -> None:
+        if self.with_worker:
+            return
+        before = len(self.unsent)
+        self._flush()
+        if len(self.unsent) < before:
+            self.since = time.monotonic()
+        self.settle()
+
+    def handle_expt(self) -> None:
+        self.handle_close()  # urgent data: HTTP has none
+
+    def handle_close(self) -> None:
+        """Close it now; or, while a worker has it, as soon as that gives it back."""
+        if self.with_worker:
+            self.ending = Ending.CUT
+            return
+        if self.request:
+            self.request.close()
+            self.request = None
+        super().handle_close()
+
+    def settle(self) -> None:
+        """Take the connection's end one step further, if it is to end."""
+        if self.with_worker or self.socket is None or self.ending is None:
+            return
+        if self.ending is Ending.CUT:
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self.handle_close()
+        elif not self.unsent and self.thrown_away < 0:
+            self.thrown_away, self.since = 0, time.monotonic()
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.handle_close()
+
+    def check_time(self, now: float) -> None:
+        """End what takes too long; ``now`` is monotonic."""
+        if self.with_worker:
+            return
+        quiet = now - self.since
+        if self.thrown_away >= 0:
+            if quiet > LINGER_SECONDS:
+                self.handle_close()
+        elif self.unsent:
+            if quiet > self.http.client_stall_timeout:
+                self.ending = Ending.CUT
+                self.settle()
+        elif self.request is None:
+            if quiet > self.http.idle_timeout:
+                self.handle_close()
+        elif late := self._late(self.request, now):
+            self._refuse(self.request, RequestTooSlow(late))
+
+    def _late(self, request: RequestParser, now: float) -> str:
+        """What of the request takes too long; empty: nothing."""
+        stall, rate, age = self.http.client_stall_timeout, self.http.client_min_rate, now - self.began
+        if not request.headers_finished:
+            if age > stall:
+                return f"the request's headers took more than {stall:g} s: send them at once"
+        elif now - self.since > stall:
+            return f"no byte of the body came for {stall:g} s: send it again"
+        elif age > stall and request.body_bytes_received < rate * age:
+            return f"the body came slower than {rate} bytes/s (http.client_min_rate)"
+        return ""
+
+    def _refuse(self, request: RequestParser, error: DistfsError) -> None:
+        request.error = error
+        self.requests.append(request)
+        self.request = None
+        self._to_worker()
+
+    def _to_worker(self) -> None:
+        self.with_worker = True
+        self.server.task_dispatcher.claim()
+        self.server.add_task(self)
+
+    # --- whoever has it -------------------------------------------------------------------------
+
+    def _parse(self) -> bool:
+        """Take requests from ``ahead`` until one is ready to be served, in ``requests``; whether one is."""
+        while self.ahead:
+            if self.request is None:
+                self.request = RequestParser(self.adj)
+                self.began = time.monotonic()
+            request = self.request
+            step = len(self.ahead) if request.headers_finished else MAX_HEADER
+            taken = request.received(bytes(self.ahead[:step]))
+            self.ahead = self.ahead[taken:]
+            if request.completed and self.server.draining and request.body_rcv is None:
+                self._refuse_while_draining(request)
+            if request.framing and not request.error:
+                self._choose_way(request, request.framing)
+            if not request.completed:
+                continue
+            self.request = None
+            if not request.empty:
+                self.requests.append(request)
+                return True
+        self.ahead = NOTHING  # not an empty part of something large
+        return False
+
+    def _refuse_while_draining(self, request: RequestParser) -> None:
+        """Its header is complete only now: others may serve it. Who asks how we are is told."""
+        if not request.error and request.path not in ANSWERED_WHILE_DRAINING:
+            request.error = Unavailable("this service is stopping: ask another one, or try again soon")
+
+    def _choose_way(self, request: RequestParser, framing: Framing) -> None:
+        """How the body comes in. Chunked ones are streamed from their first byte: how large they become is
+        unknown, most are pipes of something large, and the way cannot change once chunks were decoded.
+        """
+        large = not framing.exact or framing.data_left > self.http.stream_threshold
+        asks = request.expect_continue and not self.ahead  # the app may refuse before a byte of it is sent
+        try:
+            if large:
+                request.ticket = self.server.gate.enter(framing.data_left or request.announced)
+            if (large or asks) and self.server.task_dispatcher.may_stream(claimed=self.with_worker):
+                request.stream()
+                return
+            request.spool(self.server.spooler.spool(framing))
+        except DistfsError as e:
+            request.error = e
+            return
+        if request.expect_continue and not self.ahead:
+            self.unsent += CONTINUE
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what is unsent as far as the socket takes it now."""
+        if self.socket is None:  # the server has ended without waiting for this worker
+            self.unsent, self.ending = b"", Ending.CUT
+            return
+        try:
+            self.unsent = self.unsent[self.socket.send(self.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.unsent, self.ending = b"", Ending.CUT
+
+    # --- a worker has it ------------------------------------------------------------------------
+
+    def service(self) -> None:
+        """Serve the request that is ready, then give the connection back."""
+        ready = False
+        ending: Ending | None = Ending.CUT
+        try:
+            wanted = self._serve(self.requests[0])
+            if wanted is None and self.ending is None:
+                ready = self._parse()
+            ending = wanted
+        finally:
+            self.ending = self.ending or ending
+            self.server.task_dispatcher.end_task(self)
+            if ready:
+                self.server.add_task(self)  # at the end of the queue: others wait too
+            else:
+                self.server.task_dispatcher.release()
+                self.since = time.monotonic()
+                self.with_worker = False
+                self.server.pull_trigger(self.settle)
+
+    def _serve(self, request: RequestParser) -> Ending | None:
+        """How the connection ends after this request; None: it goes on."""
+        try:
+            if request.streamed and not request.error:
+                self._open_body(request, request.streamed)
+            ending = self._answer(request)
+            if request.body:
+                self.ahead = memoryview(request.body.rest)
+            return ending
+        finally:
+            self.requests.clear()
+            request.close()
+            if self._client:
+                self._client.close()
+                self._client = None
+            leave_request()
+
+    def _open_body(self, request: RequestParser, framing: Framing) -> None:
+        ahead, self.ahead = bytes(self.ahead), NOTHING
+        invite = self._invite if request.expect_continue else None
+        try:
+            request.body = StreamedBody(self.client, framing, ahead, invite)
+        except DistfsError as e:
+            request.error = e
+
+    def _answer(self, request: RequestParser) -> Ending | None:
+        response = Refusal(self, request, request.error) if request.error else Response(self, request)
+        try:
+            response.service()
+        except ClientGone as e:
+            enter_request(response.request_id)
+            logger.info("%s %s: %s", request.command, request.path, e)
+            return Ending.CUT
+        except Exception as e:  # noqa: BLE001 - the outermost edge of a request: nobody above could answer or log it
+            return self._answer_failure(response, e)
+        return Ending.LINGER if response.close_on_finish else None
+
+    def _answer_failure(self, failed: Response, error: Exception) -> Ending:
+        """Answer with the error while that is still possible; else cut the answer that is on its way."""
+        request_id = enter_request(failed.request_id)
+        if failed.wrote_header:
+            logger.error("the answer was cut short", exc_info=error)
+            return Ending.CUT
+        if isinstance(error, DistfsError):
+            level = logging.INFO if error.status < 500 else logging.ERROR
+            logger.log(level, "%s", error)
+        else:
+            logger.error("the app failed", exc_info=error)
+            error = DistfsError(f"internal error: tell the operator the request's id, {request_id}")
+        refusal = Refusal(self, failed.request, error)
+        refusal.response_headers = [("X-Request-Id", request_id)]
+        refusal.close_on_finish = True
+        try:
+            refusal.service()
+        except ClientGone:
+            return Ending.CUT
+        return Ending.LINGER
+
+    @property
+    def client(self) -> ClientSocket:
+        """The worker's own end of the connection, open until the request is served."""
+        if self._client is None:
+            http = self.http
+            self._client = ClientSocket(self.socket, http.client_stall_timeout, http.client_min_rate)
+        return self._client
+
+    def write(self, *buffers: Bytes) -> None:
+        """Send in order, after all that waits. ``buffers`` may be reused afterwards. Raises ClientGone."""
+        if len(self.unsent) + sum(map(len, buffers)) < DIRECT:
+            self.unsent = b"".join((self.unsent, *buffers))
+            self._flush()
+        else:
+            waiting, self.unsent = self.unsent, b""
+            self.client.send(waiting, *buffers)
+        if self.ending is Ending.CUT:
+            raise ClientGone("the client closed the connection")
+
+    def may_go_on(self, request: RequestParser) -> bool:
+        """Whether another request may follow on this connection once this one is answered."""
+        if request.error or request.connection_close or self.server.closing or self.server.draining:
+            return False
+        return request.body is None or request.body.look_ahead()
+
+    def _invite(self) -> None:
+        waiting, self.unsent = self.unsent, b""
+        self.client.send(waiting, CONTINUE)
+
+    def cut_off(self) -> None:
+        """Any thread: make the worker's reads and writes end, so that it gives the connection back."""
+        self.ending = Ending.CUT
+        with contextlib.suppress(OSError, AttributeError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def cancel(self) -> None:
+        """The dispatcher gives up a task it will never run."""
+        self.with_worker = False
+        self.ending = Ending.CUT

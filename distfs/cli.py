@@ -1,0 +1,123 @@
+"""The command ``distfs``: reads the configuration once and hands each part its own. The composition root."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+import distfs
+from distfs import config as configuration
+from distfs import descriptors, local_cluster, parent_watch
+from distfs.commands.parser import add_commands, operate
+from distfs.config import Config
+from distfs.errors import ConfigError, Unavailable
+from distfs.http_app import create_app
+from distfs.meta import MetaDB
+from distfs.reload import Reload
+from distfs.server import Server
+from distfs.telemetry import setup_logging
+from distfs.upkeep.runner import Upkeep
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """-> the exit code: 0, or 1 after one line on stderr that says what an operator must mend.
+
+    Commands with more exit codes name them in their ``--help``.
+    """
+    given = _parser().parse_args(argv)
+    try:
+        config = configuration.load(given.config)
+        if "act" in given:
+            return operate(config, given)
+        match given.command:
+            case "up":
+                _up(config, given)
+            case "serve":
+                _serve(config, given)
+            case "migrate":
+                _migrate(config, given)
+    except (ConfigError, Unavailable) as e:
+        print(f"distfs: {e}", file=sys.stderr)
+        return int(getattr(given, "failed", 1))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distfs", description="A file service that keeps each file in slices over many storage nodes."
+    )
+    parser.add_argument("--version", action="version", version=f"distfs {distfs.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="start everything on this machine: MetaDB, storage nodes, a service")
+    up.add_argument("--data", metavar="DIR", help="folder of all data (local.data)")
+    up.add_argument("--nodes", type=int, metavar="N", help="storage nodes to start (local.nodes)")
+
+    serve = commands.add_parser("serve", help="start one HTTP service; run as many as you like")
+    serve.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
+
+    migrate = commands.add_parser("migrate", help="bring MetaDB's schema to this version's")
+
+    for command in (up, serve):
+        command.add_argument("--host", metavar="H", help="address to listen on (http.host)")
+        command.add_argument(
+            "--port", type=int, metavar="P", help="to listen on; 0: any free one (http.port)"
+        )
+    for command in (serve, migrate):
+        command.add_argument("--metadb", metavar="URL", help="PostgreSQL, postgresql://... (metadb.url)")
+    for command in (up, serve, migrate):
+        command.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
+    add_commands(commands)
+    return parser
+
+
+def _up(config: Config, given: argparse.Namespace) -> None:
+    config = configuration.override(config, "http", host=given.host, port=given.port)
+    config = configuration.override(config, "local", data=given.data, nodes=given.nodes)
+    setup_logging(config.log)
+    local_cluster.run(config, given.config)
+
+
+def _serve(config: Config, given: argparse.Namespace) -> None:
+    """Writes its URL on standard output when it listens; SIGTERM and SIGINT end it, running requests first;
+    the second one does not wait for them. SIGHUP reads the configuration anew."""
+    as_read = config
+    config = configuration.override(config, "http", host=given.host, port=given.port)
+    config = configuration.override(config, "metadb", url=given.metadb)
+    setup_logging(config.log)
+    descriptors.raise_limit()
+    app = create_app(config)
+    server = Server(app, config.http, app.services.pool, app.services.admission.gate)
+    upkeep = Upkeep(config, app.services.directory, app.services.damage)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.drain())
+    reload = Reload(lambda: configuration.load(given.config), as_read, app.services.bandwidth)
+    reload.on_signal(hung_up=server.drain)
+    if given.exit_with_parent:
+        parent_watch.exit_with_parent()
+    print(_url(*server.address), flush=True)
+    upkeep.start()
+    try:
+        server.run()
+    finally:
+        upkeep.close()
+        app.close()
+
+
+def _migrate(config: Config, given: argparse.Namespace) -> None:
+    config = configuration.override(config, "metadb", url=given.metadb)
+    setup_logging(config.log)
+    meta = MetaDB(config.metadb)
+    try:
+        applied = meta.migrate()
+    finally:
+        meta.close()
+    print(f"applied migrations {', '.join(map(str, applied))}" if applied else "MetaDB is up to date")
+
+
+def _url(host: str, port: int) -> str:
+    """By which this machine reaches a service that listens there."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

@@ -1,0 +1,85 @@
+"""An HTTP client's connection while a worker thread has it: plain blocking reads and writes, bounded.
+
+The descriptor is a `dup`, so that a worker never finds the number of its socket closed and given to someone
+else. O_NONBLOCK belongs to both descriptors; Python's own timeout (poll, then the call) blocks without
+clearing it, which the loop could not bear.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from distfs.errors import ClientGone, Unavailable
+
+Bytes = bytes | bytearray | memoryview
+
+
+class ClientSocket:
+    """The worker's end. Reading and writing raise ClientGone when the client reset or stalled."""
+
+    def __init__(self, sock: socket.socket, stall_timeout: float, min_rate: int) -> None:
+        """A client that moves no byte for ``stall_timeout`` seconds counts as gone, and so does one for which
+        we waited longer than that in all and that moved fewer than ``min_rate`` bytes for each of those seconds.
+        Raises Unavailable when this process may not open another descriptor.
+        """
+        self._stall_timeout = stall_timeout
+        self._min_rate = min_rate
+        self._waited = 0.0
+        self._moved = 0
+        try:
+            self._socket = sock.dup()
+        except OSError as e:
+            raise Unavailable(f"no descriptor for the transfer: {e.strerror}; try again later") from e
+        self._socket.settimeout(stall_timeout)
+
+    def receive_into(self, view: memoryview) -> int:
+        """At least one byte into ``view``; 0 when the client has closed its sending side."""
+        began = time.monotonic()
+        try:
+            count = self._socket.recv_into(view)
+        except TimeoutError as e:
+            seconds = self._socket.gettimeout()
+            raise ClientGone(f"the client sent no byte for {seconds:g} s: send the request again") from e
+        except OSError as e:
+            raise ClientGone(f"the client's connection broke: {e.strerror}") from e
+        self._check_rate(began, count)
+        return count
+
+    def send(self, *buffers: Bytes) -> None:
+        """All of ``buffers`` in order, none copied. They may be reused once this returns."""
+        views = [memoryview(b) for b in buffers if len(b)]
+        try:
+            while views:
+                began = time.monotonic()
+                sent = self._socket.sendmsg(views)
+                self._check_rate(began, sent)
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
+                    views[0] = views[0][sent:]
+        except TimeoutError as e:
+            raise ClientGone(f"the client took no byte for {self._stall_timeout:g} s") from e
+        except OSError as e:
+            raise ClientGone(f"the client's connection broke: {e.strerror}") from e
+
+    def _check_rate(self, began: float, moved: int) -> None:
+        """Time the app takes between two calls is not the client's."""
+        self._waited += time.monotonic() - began
+        self._moved += moved
+        if self._waited > self._stall_timeout and self._moved < self._min_rate * self._waited:
+            raise ClientGone(f"the client was slower than {self._min_rate} bytes/s (http.client_min_rate)")
+
+    @contextmanager
+    def impatient(self, seconds: float) -> Iterator[None]:
+        """Inside, a wait of ``seconds`` is already a stall."""
+        self._socket.settimeout(seconds)
+        try:
+            yield
+        finally:
+            self._socket.settimeout(self._stall_timeout)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -1,0 +1,118 @@
+"""From a block to k+m cells and back. Pure. A copy is a cell of a k=1 code: one idea, one code path."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from typing import Protocol
+
+from distfs.errors import ConfigError
+from distfs.model import Buffer, Policy
+
+
+class Code(Protocol):
+    """How blocks of one policy are coded. Thread-safe."""
+
+    policy: Policy
+
+    def cell_size(self, length: int) -> int:
+        """Bytes of each cell of a block of ``length`` plain bytes; the same for every cell."""
+
+    def encode(self, block: memoryview) -> Sequence[Buffer]:
+        """The k+m cells of ``block``, in fragment order. They may alias it."""
+
+    def landing(self, index: int, out: memoryview) -> memoryview | None:
+        """Where in ``out``, the block to be, cell ``index`` may be received; None: it needs room of its own."""
+
+    def decode(self, cells: Mapping[int, memoryview], out: memoryview) -> memoryview:
+        """The plain block from any k cells by fragment index, each where ``landing`` said. May use ``out``."""
+
+
+class Copies:
+    """k = 1: every cell is the block itself."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def cell_size(self, length: int) -> int:
+        return length
+
+    def encode(self, block: memoryview) -> Sequence[Buffer]:
+        return [block] * self.policy.width
+
+    def landing(self, index: int, out: memoryview) -> memoryview | None:
+        return out
+
+    def decode(self, cells: Mapping[int, memoryview], out: memoryview) -> memoryview:
+        return next(iter(cells.values()))
+
+
+class ReedSolomon:
+    """k > 1: ``isa_l_rs_cauchy`` of liberasurecode, systematic: the first k cells are the block, cut and padded.
+
+    The library wants a header of its own before each cell. It depends on the cell's index and the block's
+    length alone, so it is not stored: a header made once for that length is put back before decoding.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        try:
+            from pyeclib.ec_iface import ECDriver
+        except ImportError as e:
+            raise ConfigError(f"policy {policy} needs Reed-Solomon codes: pip install 'distfs[codes]'") from e
+        self.policy = policy
+        # It will not do without parity; what was not asked for is dropped.
+        self._driver = ECDriver(k=policy.k, m=max(1, policy.m), ec_type="isa_l_rs_cauchy", chksum_type="none")
+        self._lock = threading.Lock()
+        self.cell_size = lru_cache(maxsize=1024)(self._cell_size)
+        self._headers = lru_cache(maxsize=256)(self._make_headers)
+
+    def _cell_size(self, length: int) -> int:
+        with self._lock:
+            info = self._driver.get_segment_info(length, length)
+        size: int = info["fragment_size"] - _LIBRARY_HEADER
+        return size
+
+    def encode(self, block: memoryview) -> Sequence[Buffer]:
+        size, headers = self.cell_size(len(block)), self._headers(len(block))
+        whole = len(block) // size  # data cells without padding need no copy of their own
+        coded = self._driver.encode(bytes(block))
+        return [
+            block[i * size : (i + 1) * size] if i < whole else memoryview(coded[i])[len(headers[i]) :]
+            for i in range(self.policy.width)
+        ]
+
+    def landing(self, index: int, out: memoryview) -> memoryview | None:
+        size = self.cell_size(len(out))
+        whole = index < self.policy.k and (index + 1) * size <= len(out)
+        return out[index * size : (index + 1) * size] if whole else None
+
+    def decode(self, cells: Mapping[int, memoryview], out: memoryview) -> memoryview:
+        size = self.cell_size(len(out))
+        missing = [i for i in range(self.policy.k) if i not in cells]
+        data = dict(cells)
+        if missing:  # only these are computed: a whole decode takes five times as long
+            headers = self._headers(len(out))
+            chosen = [headers[i] + cells[i] for i in sorted(cells)[: self.policy.k]]
+            made = self._driver.reconstruct(chosen, missing)
+            data |= {i: memoryview(cell)[_LIBRARY_HEADER:] for i, cell in zip(missing, made, strict=True)}
+        for i in range(self.policy.k):
+            if i in missing or self.landing(i, out) is None:
+                room = out[i * size : (i + 1) * size]
+                room[:] = data[i][: len(room)]
+        return out
+
+    def _make_headers(self, length: int) -> list[bytes]:
+        """Each cell's library header, for blocks of ``length`` bytes."""
+        with self._lock:
+            cells = self._driver.encode(bytes(length))
+        return [cell[:_LIBRARY_HEADER] for cell in cells]
+
+
+_LIBRARY_HEADER = 80  # bytes: sizeof(fragment_header_t) in liberasurecode's erasurecode.h, format version 1
+
+
+@cache
+def code_for(policy: Policy) -> Code:
+    """The code of a policy. Raises ConfigError when the package it needs is not installed."""
+    return Copies(policy) if policy.k == 1 else ReedSolomon(policy)

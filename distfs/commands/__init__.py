@@ -1,0 +1,1 @@
+"""What an operator asks of a cluster: each straight of MetaDB and the nodes, with the service's configuration."""

@@ -1,0 +1,75 @@
+"""How commands speak to people: tables, quantities, and one line of progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+_PROGRESS_EVERY_S = 0.2
+_BAR = 24
+
+
+def size(count: float) -> str:
+    """``1536`` -> ``1.5 KiB``."""
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while count >= 1024 and len(units) > 1:
+        count /= 1024
+        units.pop(0)
+    return f"{count:.0f} bytes" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """``90`` -> ``90 s``; ``7200`` -> ``2.0 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} d"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1, "slice"`` -> ``1 slice``; ``1200, "slice"`` -> ``1,200 slices``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns, aligned; figures to the right. Ends without a line break."""
+    lines = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    right = [bool(rows) and all(row[i][:1].isdigit() for row in rows) for i in range(len(heads))]
+    padded = (
+        [cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(*parts)]
+        for parts in ((line, widths, right) for line in lines)
+    )
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+class Progress:
+    """One line on standard error that is overwritten; nothing at all unless that is a terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shows = sys.stderr.isatty()
+        self._shown_at = 0.0
+        self._began = time.monotonic()
+
+    def show(self, done: int, total: int, note: str = "") -> None:
+        """``done`` of ``total``, in the same unit."""
+        now = time.monotonic()
+        if not self._shows or (now - self._shown_at < _PROGRESS_EVERY_S and done < total):
+            return
+        self._shown_at = now
+        share = min(1.0, done / total) if total else 1.0
+        bar = ("#" * round(share * _BAR)).ljust(_BAR, ".")
+        spent = now - self._began
+        left = f", {duration(spent / share - spent)} left" if 0 < share < 1 and spent > 2 else ""
+        line = f"{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}{left}{'  ' + note if note else ''}"
+        sys.stderr.write("\r\x1b[K" + line)
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Leave the line empty for what follows."""
+        if self._shows and self._shown_at:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -1,0 +1,58 @@
+"""``distfs drain``, ``undrain`` and ``forget``: taking a storage node out of the cluster."""
+
+from __future__ import annotations
+
+import sys
+
+from distfs.commands.display import counted
+from distfs.commands.operator import Operator
+from distfs.commands.waiting import wait_until_none
+from distfs.errors import Refused
+
+
+def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int:
+    """Empty a node; -> 0: it is empty, or not waited for; 1: it gets no emptier. Raises Refused while it is down."""
+    node = operator.node(named)
+    if wait and not node.alive:
+        raise Refused(
+            f"node {node.id} ({node.address}) is down, so it cannot be drained: start it, or have `distfs repair "
+            f"--now` make anew what it kept, and then `distfs forget {node.id}`"
+        )
+    operator.db.set_node_state(node.id, "draining", operator.deadline())
+    where = f"node {node.id} ({node.address})"
+    if not wait:
+        print(f"{where} is draining: it takes nothing new; `distfs nodes` tells when it is empty")
+        return 0
+
+    def left() -> int:
+        return operator.db.fragments_left(node.id, operator.deadline())
+
+    reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
+    if reason:
+        sys.stderr.write(
+            f"distfs: {where} still keeps {counted(left(), 'fragment')}: {reason}. It goes on draining; do not "
+            "unplug it\n"
+        )
+        return 1
+    print(f"{where} is empty: it is safe to unplug. Then take it off the list: distfs forget {node.id}")
+    return 0
+
+
+def undrain(operator: Operator, named: str) -> int:
+    """Let a draining node take part again; -> 0."""
+    node = operator.node(named)
+    operator.db.set_node_state(node.id, "active", operator.deadline())
+    print(f"node {node.id} ({node.address}) takes part again")
+    return 0
+
+
+def forget(operator: Operator, named: str) -> int:
+    """Take a node off the list for good; -> 0. Raises Refused, in words, when data would be lost."""
+    node = operator.node(named)
+    left = operator.db.fragments_left(node.id, operator.deadline())
+    operator.db.forget_node(node.id, operator.deadline())
+    rest = f": repair makes its {counted(left, 'fragment')} anew on others" if left else ""
+    print(f"node {node.id} ({node.address}) is forgotten{rest}")
+    if node.alive:
+        print("its process still runs: stop it, or it joins again as a new, empty node")
+    return 0

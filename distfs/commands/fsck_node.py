@@ -1,0 +1,182 @@
+"""One node against MetaDB, both ways: its listing and the list of what it is to keep, walked side by side.
+
+Both are in id order and are read a page at a time, so that memory does not grow with the node. They are never
+read at the same moment: whatever looks wrong is asked about again, of the node and of MetaDB, before it is said.
+**Unknown is never missing**: an error ends the walk, and nothing is concluded from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from distfs.commands.operator import Operator
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, NotFound
+from distfs.fragment_store import FragmentStore, Listed
+from distfs.model import FragmentId, Node
+from distfs.upkeep_model import MoveTask
+
+_PAGE = 1000
+_AFTER_ALL = UUID(int=(1 << 128) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fragment that is not as it should be. ``file`` None: no file needs it."""
+
+    fragment: FragmentId
+    node: int  # where MetaDB says it is, or where it was found; 0: nobody keeps it
+    reason: str
+    file: UUID | None = None
+    name: str = ""
+
+
+@dataclass
+class NodeFindings:
+    """What the walk over one node found."""
+
+    node: Node
+    checked: int = 0  # fragments a file needs that were looked at
+    missing: list[Finding] = field(default_factory=list)
+    corrupt: list[Finding] = field(default_factory=list)
+    unknown: list[Finding] = field(default_factory=list)  # kept by the node and needed by nobody
+    recent: int = 0  # the same, but so young that an upload may be about to need them
+
+
+class NodeCheck:
+    """``deep``: the node re-reads every fragment. ``young``: seconds for which nobody's fragment is no finding."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        found: NodeFindings,
+        *,
+        deep: bool,
+        young: float,
+        advanced: Callable[[int], None],
+    ) -> None:
+        """``found`` is filled as the walk goes; ``advanced`` is told how many fragments more were checked."""
+        self._operator, self._found, self._node = operator, found, found.node.id
+        self._deep, self._young, self._advanced = deep, young, advanced
+        self._store = self._open()
+        self._missing: list[MoveTask] = []  # to be asked about again
+        self._surplus: list[Listed] = []
+
+    def run(self) -> None:
+        """Raises Unavailable, ProtocolError when the node cannot be asked (any more)."""
+        self._store.info(self._operator.deadline())
+        listed, kept = self._listed(), self._kept()
+        there, wanted = next(listed, None), next(kept, None)
+        while there or wanted:
+            at, due = _place(there.id if there else None), _place(wanted.fragment if wanted else None)
+            if there and at < due:
+                self._suspect_surplus(there)
+                there = next(listed, None)
+            elif wanted and due < at:
+                self._check(wanted, listed=False)
+                wanted = next(kept, None)
+            else:
+                if wanted:
+                    self._check(wanted, listed=True)
+                there, wanted = next(listed, None), next(kept, None)
+        self._settle_missing()
+        self._settle_surplus()
+
+    # --- the two lists ----------------------------------------------------------------------------------
+
+    def _open(self) -> FragmentStore:
+        return self._operator.directory.store(self._node, self._operator.deadline())
+
+    def _listed(self) -> Iterator[Listed]:
+        """What the node says it has, by id."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._store.list(cursor, _PAGE, self._operator.deadline())
+            yield from page.fragments
+            cursor = page.cursor
+
+    def _kept(self) -> Iterator[MoveTask]:
+        """What MetaDB says the node keeps, by id; the trash included."""
+        after: UUID | None = None
+        while page := self._operator.db.slices_on(self._node, after, _PAGE, self._operator.deadline()):
+            yield from page
+            after = page[-1].piece.id
+
+    # --- one fragment -----------------------------------------------------------------------------------
+
+    def _check(self, task: MoveTask, *, listed: bool) -> None:
+        """A fragment that is to be there. One of a deleted file may be on its way out at this moment."""
+        if task.trashed:
+            return
+        self._found.checked += 1
+        self._advanced(1)
+        if not listed:
+            self._suspect_missing(task)
+        elif self._deep:
+            try:
+                self._verify(task)
+            except NotFound:
+                self._suspect_missing(task)
+            except Corrupt as e:
+                self._report(self._found.corrupt, task, str(e))
+
+    def _verify(self, task: MoveTask) -> None:
+        """Raises Corrupt, NotFound."""
+        if (
+            self._store.stat(task.fragment, self._operator.deadline()).digest(task.block_size)
+            != task.piece.digest
+        ):
+            raise Corrupt("its table is not the slice's")
+        limits = self._operator.config.node
+        reading = Deadline(limits.base_timeout + task.fragment_size / limits.min_rate)
+        if bad := self._store.verify(task.fragment, reading):
+            raise Corrupt(f"cells {', '.join(map(str, bad[:10]))} fail their checksums")
+
+    def _suspect_missing(self, task: MoveTask) -> None:
+        self._missing.append(task)
+        if len(self._missing) >= _PAGE:
+            self._settle_missing()
+
+    def _settle_missing(self) -> None:
+        """Ask the node for each again. It may have come since the listing, or have been moved or deleted since."""
+        for task in self._missing:
+            try:
+                self._store.stat(task.fragment, self._operator.deadline())
+            except NotFound as e:
+                self._report(self._found.missing, task, str(e))
+            except Corrupt as e:
+                self._report(self._found.corrupt, task, str(e))
+        self._missing.clear()
+
+    def _report(self, findings: list[Finding], task: MoveTask, reason: str) -> None:
+        """Unless MetaDB now says that the fragment is elsewhere, or not needed any more."""
+        if self._wanted([task.fragment])[task.fragment]:
+            findings.append(Finding(task.fragment, self._node, reason, task.file, task.name))
+
+    def _suspect_surplus(self, listed: Listed) -> None:
+        self._surplus.append(listed)
+        if len(self._surplus) >= _PAGE:
+            self._settle_surplus()
+
+    def _settle_surplus(self) -> None:
+        """What MetaDB does not know even after the listing is nobody's."""
+        wanted = self._wanted([listed.id for listed in self._surplus])
+        for listed in self._surplus:
+            if wanted[listed.id]:
+                continue
+            if listed.age < self._young:
+                self._found.recent += 1
+            else:
+                reason = f"no file needs it ({listed.size} bytes)"
+                self._found.unknown.append(Finding(listed.id, self._node, reason))
+        self._surplus.clear()
+
+    def _wanted(self, fragments: list[FragmentId]) -> dict[FragmentId, bool]:
+        return self._operator.db.wanted(self._node, fragments, self._operator.deadline())
+
+
+def _place(fragment: FragmentId | None) -> tuple[UUID, int]:
+    """For comparing; the end of a list comes after everything."""
+    return (fragment.slice, fragment.index) if fragment else (_AFTER_ALL, 0)

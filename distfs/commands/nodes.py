@@ -1,0 +1,66 @@
+"""``distfs nodes``: who keeps fragments, how much room there is, who is away."""
+
+from __future__ import annotations
+
+import json
+
+from distfs.commands.display import counted, duration, size, table
+from distfs.commands.operator import Operator
+from distfs.model import Node
+
+_HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SEEN", "UUID")
+
+
+def show_nodes(operator: Operator, *, as_json: bool) -> int:
+    """A line a node. The exit code is 0."""
+    nodes = operator.nodes()
+    left = {
+        n.id: operator.db.fragments_left(n.id, operator.deadline()) for n in nodes if n.state == "draining"
+    }
+    if as_json:
+        print(json.dumps([_entry(node, left.get(node.id)) for node in nodes], indent=2))
+    elif nodes:
+        print(table(_HEADS, [_row(node, left.get(node.id)) for node in nodes]))
+    else:
+        print("no storage node has registered yet: python -m distfs.storage_server --port PORT --data DIR")
+    return 0
+
+
+def state_of(node: Node, left: int | None) -> str:
+    """In words. ``left``: fragments on a node that is draining."""
+    words = [] if node.alive else ["down"]
+    if node.state == "draining":
+        words.append(f"draining: {counted(left, 'fragment')} left" if left else "drained")
+    elif node.alive:
+        words.append({"active": "up"}.get(node.state, node.state))
+    return ", ".join(words)
+
+
+def _row(node: Node, left: int | None) -> tuple[str, ...]:
+    sizes = size(node.free), size(node.used), size(node.capacity)
+    seen = f"{duration(node.heartbeat_age)} ago"
+    return (
+        str(node.id),
+        str(node.address),
+        node.zone or "-",
+        state_of(node, left),
+        *sizes,
+        seen,
+        str(node.uuid),
+    )
+
+
+def _entry(node: Node, left: int | None) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "id": node.id,
+        "uuid": str(node.uuid),
+        "address": str(node.address),
+        "zone": node.zone,
+        "state": node.state,
+        "alive": node.alive,
+        "free": node.free,
+        "used": node.used,
+        "capacity": node.capacity,
+        "seconds_since_seen": round(node.heartbeat_age, 1),
+    }
+    return entry if left is None else entry | {"fragments_left": left}

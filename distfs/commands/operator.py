@@ -1,0 +1,99 @@
+"""What every command of an operator works with, and how an error of one ends it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from distfs import config as configuration
+from distfs.config import Config, Seconds
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, NotFound, Refused
+from distfs.meta import MetaDB
+from distfs.meta_upkeep import UpkeepDB
+from distfs.model import Node
+from distfs.node_directory import NodeDirectory
+from distfs.telemetry import setup_logging
+
+#: An operator waits longer than a user's request would for what looks at every slice.
+_STATEMENT_TIMEOUT_S = 60.0
+CALL_LIMIT_S = 90.0
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A cluster as commands see it: MetaDB, and the nodes through it. Thread-safe."""
+
+    config: Config
+    meta: MetaDB
+    db: UpkeepDB
+    directory: NodeDirectory
+
+    def deadline(self) -> Deadline:
+        """For one question."""
+        return Deadline(CALL_LIMIT_S)
+
+    def nodes(self) -> list[Node]:
+        """Every node there is, by id."""
+        return self.meta.nodes(self.deadline())
+
+    def node(self, named: str) -> Node:
+        """The node called by its id, UUID or address. Raises NotFound, Refused when there are several."""
+        by_number = re.fullmatch(r"\d{1,9}", named, re.ASCII)
+        found = [
+            node
+            for node in self.nodes()
+            if (by_number and node.id == int(named))
+            or named.lower() == str(node.uuid)
+            or named == str(node.address)
+        ]
+        if len(found) > 1:
+            ids = ", ".join(str(node.id) for node in found)
+            raise Refused(f"nodes {ids} were all seen at {named}: name the one you mean by its id")
+        if not found:
+            raise NotFound(f"there is no node {named!r}: `distfs nodes` lists ids, UUIDs and addresses")
+        return found[0]
+
+
+@contextmanager
+def operator(config: Config) -> Iterator[Operator]:
+    """An Operator over a configuration. Connects when it is first asked for something."""
+    patient = max(config.metadb.statement_timeout, _STATEMENT_TIMEOUT_S)
+    metadb = replace(config.metadb, statement_timeout=Seconds(patient))
+    meta = MetaDB(metadb, config.node.down_after)
+    directory = NodeDirectory(meta, config.node)
+    try:
+        yield Operator(config, meta, UpkeepDB(meta), directory)
+    finally:
+        directory.close()
+        meta.close()
+
+
+def run(config: Config, command: Callable[[Operator], int], failed: int = 1) -> int:
+    """Run a command; -> its exit code. What an operator must mend becomes one line on stderr, and ``failed``."""
+    setup_logging(configuration.override(config, "log", level="ERROR").log)
+    try:
+        with operator(config) as one:
+            return command(one)
+    except DistfsError as e:
+        if type(e) is DistfsError:
+            raise  # a bug of ours: its traceback is what helps
+        sys.stderr.write(f"distfs: {e}\n")
+        return failed
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return INTERRUPTED
+
+
+def uuid_of(text: str) -> UUID:
+    """A file's id as an operator writes it. Raises Refused."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise Refused(f"{text!r} is not a file's id: an upload answers with one like {UUID(int=0)}") from None

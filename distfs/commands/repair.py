@@ -1,0 +1,69 @@
+"""``distfs repair``: watch until the redundancy is full again; ``--now``: without waiting for silent nodes."""
+
+from __future__ import annotations
+
+import sys
+
+from distfs.commands.display import counted
+from distfs.commands.operator import Operator
+from distfs.commands.waiting import wait_until_none
+
+_NAMED_FILES = 5
+
+
+def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int:
+    """-> 0: all that can be read has its full redundancy, or is not waited for; 1: it is stuck, or data is lost."""
+    if now:
+        given_up = operator.db.give_up_silent_nodes(operator.deadline())
+        operator.db.wake_worker("repair", operator.deadline())
+        if given_up:
+            print(f"not waiting for {_named(given_up)}, down now: what they kept is made anew")
+    delay = operator.config.upkeep.repair_delay
+
+    def left() -> int:
+        backlog = operator.db.backlog(delay, operator.deadline())
+        return backlog.slices - backlog.hopeless
+
+    if not wait:
+        print(f"{counted(left(), 'slice')} to repair; `distfs status` shows how it goes")
+        return 0
+    reason = wait_until_none(operator, "repair", "repairing", left, patience)
+    if reason:
+        sys.stderr.write(f"distfs: {counted(left(), 'slice')} cannot be repaired: {reason}\n")
+    lost = _report_lost(operator, delay)
+    if not reason and not lost:
+        print("every slice has its full redundancy")
+        _warn_of_silent(operator)
+    return 1 if reason or lost else 0
+
+
+def _named(nodes: list[int]) -> str:
+    return ("node " if len(nodes) == 1 else "nodes ") + ", ".join(map(str, nodes))
+
+
+def _report_lost(operator: Operator, delay: float) -> bool:
+    """Say what has too few fragments left to be made anew; whether there is any."""
+    count = operator.db.backlog(delay, operator.deadline()).hopeless
+    if not count:
+        return False
+    tasks = operator.db.work_to_repair(delay, 100, operator.deadline())
+    files = dict.fromkeys(task.file for task in tasks if task.redundancy_left < 0)
+    named = ", ".join(map(str, list(files)[:_NAMED_FILES])) + (
+        " and others" if len(files) > _NAMED_FILES else ""
+    )
+    sys.stderr.write(
+        f"distfs: {counted(count, 'slice')} cannot be read: too few fragments are left. Start the nodes that kept "
+        f"them again, or delete the files: {named}\n"
+    )
+    return True
+
+
+def _warn_of_silent(operator: Operator) -> None:
+    """Nodes that are down for less than repair_delay still count, until they are given up."""
+    waiting = operator.db.backlog(operator.config.node.down_after, operator.deadline()).slices
+    if waiting:
+        down = _named([node.id for node in operator.nodes() if not node.alive])
+        print(
+            f"but {counted(waiting, 'slice')} count on {down}, down for less than upkeep.repair_delay: "
+            "`distfs repair --now` does not wait for them"
+        )

@@ -1,0 +1,122 @@
+"""``distfs status``: what is kept, how safe it is, what upkeep has before it and how long that may take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from distfs.commands.display import counted, duration, size, table
+from distfs.commands.operator import Operator
+from distfs.upkeep_model import Backlog, ClusterStatus, WorkerState
+
+#: Workers show a result that does not change every half minute; one that is silent for longer does not run.
+WORKER_SILENCE_S = 100.0
+
+
+def show_status(operator: Operator, *, as_json: bool) -> int:
+    """Everything at a glance. The exit code is 0."""
+    status = operator.db.status(operator.deadline())
+    backlog = operator.db.backlog(operator.config.upkeep.repair_delay, operator.deadline())
+    draining = {
+        n.id: operator.db.fragments_left(n.id, operator.deadline())
+        for n in status.nodes
+        if n.state == "draining"
+    }
+    if as_json:
+        print(json.dumps(_entry(status, backlog, draining), indent=2))
+        return 0
+    lines = [
+        ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
+        ("trash", f"{counted(status.trash_files, 'file')}, {size(status.trash_bytes)}"),
+        ("nodes", _nodes(status)),
+        ("slices", _slices(status.slices)),
+        ("damage", f"{counted(status.damaged, 'fragment')} known to be corrupt or missing"),
+        ("to repair", to_repair(backlog, status.workers)),
+    ]
+    for node, left in draining.items():
+        done = "empty: safe to unplug"
+        lines.append((f"node {node}", f"draining: {counted(left, 'fragment')} left" if left else done))
+    print("\n".join(f"{name:10} {text}" for name, text in lines))
+    print(_workers(status.workers))
+    return 0
+
+
+def to_repair(backlog: Backlog, workers: Sequence[WorkerState]) -> str:
+    """Repair's queue, with an estimate from the rate that was observed last."""
+    if not backlog.slices:
+        return "nothing"
+    text = f"{counted(backlog.fragments, 'fragment')} of {counted(backlog.slices, 'slice')}, {size(backlog.bytes)}"
+    rate = repair_rate(workers)
+    if rate and backlog.slices > backlog.hopeless:
+        text += f"; about {duration(backlog.bytes / rate)} at {size(rate)}/s"
+    if backlog.hopeless:
+        text += f"; {counted(backlog.hopeless, 'slice')} cannot be: too few fragments are left"
+    return text
+
+
+def repair_rate(workers: Sequence[WorkerState]) -> float:
+    """Bytes a second that repair made lately; 0: it made none."""
+    rates = (w.detail.get("bytes_per_second") for w in workers if w.name == "repair")
+    return next((float(rate) for rate in rates if isinstance(rate, int | float)), 0.0)
+
+
+def is_running(worker: WorkerState | None) -> bool:
+    """Whether some service runs this worker at all."""
+    return worker is not None and worker.age < WORKER_SILENCE_S
+
+
+def _nodes(status: ClusterStatus) -> str:
+    counts: dict[str, int] = {}
+    for node in status.nodes:
+        state = ("up" if node.state == "active" else node.state) if node.alive else "down"
+        counts[state] = counts.get(state, 0) + 1
+    room = sum(node.free for node in status.nodes if node.writable)
+    return (
+        ", ".join(f"{n} {state}" for state, n in sorted(counts.items(), reverse=True))
+        + f"; {size(room)} free"
+    )
+
+
+def _slices(slices: Mapping[int, int]) -> str:
+    """``{-1: 1, 0: 2, 1: 9}`` in words, the worst first."""
+    total = counted(sum(slices.values()), "slice")
+    parts = [
+        f"{count:,} that cannot be read now" if left < 0 else f"{count:,} with {left} to spare"
+        for left, count in sorted(slices.items())
+    ]
+    return f"{total}: {', '.join(parts)}" if parts else total
+
+
+def _workers(workers: Sequence[WorkerState]) -> str:
+    if not workers:
+        return "upkeep     has not run yet: a service does it (`distfs serve`, upkeep.enabled)"
+    rows = []
+    for worker in workers:
+        state = worker.state if is_running(worker) else "not running"
+        detail = ", ".join(_said(key, value) for key, value in worker.detail.items())
+        rows.append(
+            (worker.name, state, f"{duration(worker.age)} ago", f"{worker.host}:{worker.pid}", detail)
+        )
+    return "\n" + table(("WORKER", "STATE", "LAST SEEN", "PROCESS", "DETAIL"), rows)
+
+
+def _said(key: str, value: object) -> str:
+    if key == "bytes_per_second" and isinstance(value, int | float):
+        return f"{size(value)}/s"
+    return f"{key} {value}"
+
+
+def _entry(status: ClusterStatus, backlog: Backlog, draining: Mapping[int, int]) -> dict[str, object]:
+    rate = repair_rate(status.workers)
+    return {
+        "files": status.files,
+        "bytes": status.bytes,
+        "trash": {"files": status.trash_files, "bytes": status.trash_bytes},
+        "nodes": {"known": len(status.nodes), "up": sum(node.alive for node in status.nodes)},
+        "slices_by_redundancy_left": {str(left): count for left, count in status.slices.items()},
+        "damaged_fragments": status.damaged,
+        "to_repair": asdict(backlog) | {"seconds_left": round(backlog.bytes / rate) if rate else None},
+        "draining": {str(node): left for node, left in draining.items()},
+        "workers": [asdict(worker) for worker in status.workers],
+    }

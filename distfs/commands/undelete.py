@@ -1,0 +1,14 @@
+"""``distfs undelete``: a deleted file back from the trash."""
+
+from __future__ import annotations
+
+from distfs.commands.operator import Operator, uuid_of
+
+
+def undelete(operator: Operator, uuid: str) -> int:
+    """-> 0. Raises NotFound when it is not in the trash, or was there too long (upkeep.trash_ttl)."""
+    file = uuid_of(uuid)
+    operator.meta.undelete_file(file, operator.deadline())
+    found = operator.meta.file(file, operator.deadline())
+    print(f"{file} is back: {found.name}, {found.size} bytes")
+    return 0

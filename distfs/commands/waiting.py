@@ -1,0 +1,44 @@
+"""Waiting for what a worker of a service does: with progress, and until it is plain that it is stuck."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from distfs.commands.display import Progress
+from distfs.commands.operator import Operator
+from distfs.commands.status import is_running
+
+_POLL_S = 0.5
+
+
+def wait_until_none(
+    operator: Operator, worker: str, what: str, left: Callable[[], int], patience: float
+) -> str:
+    """Return "" when nothing is ``left``; else, after ``patience`` seconds without any progress, the reason."""
+    total = fewest = left()
+    progress = Progress(what)
+    moved_at = time.monotonic()
+    try:
+        while (now_left := left()) > 0:
+            total = max(total, now_left)
+            if now_left < fewest:
+                fewest, moved_at = now_left, time.monotonic()
+            if time.monotonic() - moved_at > patience:
+                return why_stuck(operator, worker, patience)
+            progress.show(total - now_left, total)
+            time.sleep(min(_POLL_S, max(patience, 0.01)))
+    finally:
+        progress.end()
+    return ""
+
+
+def why_stuck(operator: Operator, worker: str, patience: float) -> str:
+    """What holds a worker up, in words."""
+    states = {state.name: state for state in operator.db.workers(operator.deadline())}
+    state = states.get(worker)
+    if state is None or not is_running(state):
+        return f"no service runs the worker {worker!r}: start one (`distfs serve`) with upkeep.enabled"
+    if reason := state.detail.get("stuck"):
+        return str(reason)
+    return f"nothing moved for {patience:.0f} s; the worker {worker!r} says it is {state.state}"

@@ -1,0 +1,113 @@
+"""One deadline object a request: made at its edge, passed to everything below that can wait, and cancelled there."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from distfs.errors import Cancelled, TooSlow
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Scope:
+    """What is cancelled together."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._lock = threading.Lock()
+        self._watchers: dict[int, Callable[[], object]] = {}
+        self._serial = 0
+
+    def cancel(self, reason: str) -> None:
+        with self._lock:
+            if self.reason is None:
+                self.reason = reason
+            # Under the lock: who has unwatched is never called afterwards.
+            for wake in self._watchers.values():
+                wake()
+            self._watchers.clear()
+
+    def watch(self, wake: Callable[[], object]) -> Callable[[], None]:
+        with self._lock:
+            if self.reason is not None:
+                wake()
+                return _nothing
+            self._serial += 1
+            number = self._serial
+            self._watchers[number] = wake
+
+        def unwatch() -> None:
+            with self._lock:
+                self._watchers.pop(number, None)
+
+        return unwatch
+
+
+class Deadline:
+    """A point on a monotonic clock. Passed down, never a bare timeout: what is left shrinks by itself."""
+
+    __slots__ = ("_clock", "_scope", "expires_at", "seconds")
+
+    def __init__(
+        self, seconds: float, clock: Callable[[], float] = time.monotonic, scope: _Scope | None = None
+    ) -> None:
+        self._clock = clock
+        self._scope = scope
+        self.seconds = seconds
+        self.expires_at = clock() + seconds
+
+    def remaining(self, phase: str = "request") -> float:
+        """Seconds left, always positive. Raises TooSlow, naming ``phase``, when none are; Cancelled."""
+        if self._scope is not None:
+            self.check_cancelled()
+        left = self.expires_at - self._clock()
+        if left <= 0:
+            raise TooSlow(f"{phase} passed its deadline of {self.seconds:.1f} s")
+        return left
+
+    def bound(self, seconds: float, phase: str = "request") -> float:
+        """The smaller of ``seconds`` and what is left. Raises TooSlow when nothing is."""
+        return min(seconds, self.remaining(phase))
+
+    def sooner(self, seconds: float) -> Deadline:
+        """A child that ends after ``seconds`` or with this one, whichever is first; cancelled with it, too."""
+        left = max(0.0, min(seconds, self.expires_at - self._clock()))
+        return Deadline(left, self._clock, self._scope)
+
+    # --- cancelling ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[Deadline]:
+        """A child of the same length, for work that is given up together: by its ``cancel`` or this one's."""
+        scope = _Scope()
+        unwatch = self.watch(lambda: scope.cancel("the request was given up"))
+        try:
+            yield Deadline(self.expires_at - self._clock(), self._clock, scope)
+        finally:
+            unwatch()
+
+    def cancel(self, reason: str) -> None:
+        """Wake whoever waits under this scope: from now on all that asks for time raises Cancelled."""
+        if self._scope is not None:
+            self._scope.cancel(reason)
+
+    def watch(self, wake: Callable[[], object]) -> Callable[[], None]:
+        """Have ``wake`` called, once, when this is cancelled; at once if it is already. -> call it to unwatch.
+
+        ``wake`` must neither wait nor come back here: it ends a wait, by an event or by shutting a socket down.
+        """
+        return self._scope.watch(wake) if self._scope is not None else _nothing
+
+    @property
+    def cancelled(self) -> bool:
+        return self._scope is not None and self._scope.reason is not None
+
+    def check_cancelled(self) -> None:
+        """Raises Cancelled when it is."""
+        if self._scope is not None and self._scope.reason is not None:
+            raise Cancelled(self._scope.reason)

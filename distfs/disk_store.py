@@ -1,0 +1,384 @@
+"""Fragments on one disk: ``DATA/data/ab/cd/<slice-uuid>.<index>``, written so that an acknowledged one stays.
+
+Durable write: temp file in the same file system, every cell's checksum verified as it arrives, length check,
+fsync, rename, fsync of the folder, only then the acknowledgement (restic's local backend does the same). Big
+fragments are written in aligned buffers with O_DIRECT by a thread of their own (``disk_writer``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+import xxhash
+
+from distfs.config import NodeConfig
+from distfs.deadline import Deadline
+from distfs.disk_health import DiskHealth
+from distfs.disk_tree import FragmentTree, fsync_folder, make_folder, translated
+from distfs.disk_writer import BufferPool, Sink, open_sink
+from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
+from distfs.fragment import (
+    ENTRY_SIZE,
+    FOOTER_SIZE,
+    MAX_CELLS,
+    MAX_HEADER,
+    CellEntry,
+    FragmentHeader,
+    FragmentTable,
+    pack_footer,
+    read_layout,
+)
+from distfs.fragment_store import (
+    Page,
+    StoreInfo,
+    check_cell,
+    check_counts,
+    check_length,
+    failing_cells,
+    go_on,
+)
+from distfs.model import FragmentId
+
+log = logging.getLogger("distfs.disk")
+
+_FORMAT = 1
+_IDENTITY = "node.json"
+_PROBE = 4096  # bytes
+
+
+class Identity(NamedTuple):
+    """Whose folder it is."""
+
+    node: UUID
+    cluster: UUID
+
+
+def read_identity(folder: Path) -> Identity | None:
+    """What a node's folder says it is; None for a new one. Raises ConfigError when it cannot be told."""
+    path = folder / _IDENTITY
+    try:
+        known = json.loads(path.read_text())
+        node, cluster, version = UUID(known["node"]), UUID(known["cluster"]), known["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as e:
+        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ConfigError(f"{path} is damaged: restore it, or start with an empty folder") from e
+    if version != _FORMAT:
+        raise ConfigError(f"{path}: folder format {version}, this distfs reads {_FORMAT}")
+    return Identity(node, cluster)
+
+
+class DiskStore:
+    """A FragmentStore over one folder, which it locks: a second process on it is refused."""
+
+    def __init__(self, folder: str | Path, cluster: UUID, config: NodeConfig) -> None:
+        self.folder = Path(folder)
+        self.cluster = cluster
+        self._config = config
+        self._temp = self.folder / "tmp"
+        self._serial = itertools.count()
+        self._files = FragmentTree(self.folder / "data")
+        self._aside = FragmentTree(self.folder / "quarantine")
+        self._buffers = BufferPool(config.write_buffer)
+        self.health = DiskHealth(config.slow_write)
+        with contextlib.ExitStack() as undo:
+            try:
+                make_folder(self._temp)
+                self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDONLY, 0o644)
+                undo.callback(os.close, self._lock)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.node = self._identity()
+                for left in self._temp.iterdir():
+                    left.unlink()
+            except BlockingIOError:
+                raise ConfigError(f"data folder {self.folder} is in use by another storage node") from None
+            except OSError as e:
+                raise ConfigError(
+                    f"data folder {self.folder}: {e.strerror}; name a writable one with --data"
+                ) from e
+            undo.pop_all()
+
+    def _identity(self) -> UUID:
+        """The node's UUID, made at the first start; refuses the folder of another cluster."""
+        known = read_identity(self.folder)
+        if known is not None:
+            if known.cluster != self.cluster:
+                raise ConfigError(
+                    f"data folder {self.folder} belongs to cluster {known.cluster}, not to {self.cluster}: "
+                    "name another with --data, or another MetaDB with --metadb"
+                )
+            return known.node
+        node = uuid4()
+        fresh = self._temp / _IDENTITY
+        text = json.dumps({"node": str(node), "cluster": str(self.cluster), "format": _FORMAT}) + "\n"
+        with open(fresh, "w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        fresh.rename(self.folder / _IDENTITY)
+        fsync_folder(self.folder)
+        return node
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    # --- FragmentStore --------------------------------------------------------------------------
+
+    def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> DiskWriter:
+        with self.writing(f"put {header.id}"):
+            free = self._space()[2]
+            if size_hint > free or free <= 0:
+                raise Full(
+                    f"put {header.id}: {size_hint} bytes do not fit, {free} are free above the reserve"
+                )
+            return DiskWriter(self, header, size_hint)
+
+    def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> DiskReader:
+        return DiskReader(self.path(id), id, first)
+
+    def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
+        with contextlib.closing(DiskReader(self.path(id), id, 0)) as reader:
+            return reader.table
+
+    def verify(
+        self, id: FragmentId, deadline: Deadline, between: Callable[[], object] = go_on
+    ) -> tuple[int, ...]:
+        """``between`` is called before each cell: it may wait, to leave the disk to others."""
+        with contextlib.closing(DiskReader(self.path(id), id, 0)) as reader:
+            return reader.verify(deadline, between)
+
+    def delete(self, id: FragmentId, deadline: Deadline) -> bool:
+        with translated(f"delete {id}"):
+            return self._files.remove(id)
+
+    def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        with translated("list"):
+            return self._files.page(cursor, limit)
+
+    def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        with translated(f"quarantine {id}"):
+            return self._files.move_to(self._aside, id, min_age)
+
+    def release(self, id: FragmentId, deadline: Deadline) -> bool:
+        if self.path(id).exists() or not self._aside.path(id).exists():
+            return False
+        with contextlib.closing(DiskReader(self._aside.path(id), id, 0)) as reader:
+            bad = reader.verify(deadline)
+        if bad:
+            raise Corrupt(f"fragment {id} stays in quarantine: cells {bad} fail their checksums")
+        with translated(f"release {id}"):
+            return self._aside.move_to(self._files, id)
+
+    def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        with translated(f"discard {id}"):
+            return self._aside.remove(id, min_age)
+
+    def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        with translated("list the quarantine"):
+            return self._aside.page(cursor, limit)
+
+    def info(self, deadline: Deadline) -> StoreInfo:
+        with translated("info"):
+            capacity, used, free = self._space()
+            readonly = os.statvfs(self.folder).f_flag & os.ST_RDONLY
+        state = "readonly" if readonly or self.health.trouble else "active"
+        return StoreInfo(self.node, self.cluster, capacity, used, max(free, 0), state, time.time())
+
+    def probe(self) -> None:
+        """A small durable write, to see whether the disk takes it; ``health`` knows. Never raises."""
+        path = self._temp / f"probe.{next(self._serial)}"
+        self.health.probe_begins()
+        try:
+            with open(path, "wb", buffering=0) as file:
+                file.write(bytes(_PROBE))
+                os.fsync(file.fileno())
+            path.unlink()
+            self.health.probe_ended()
+        except OSError as e:
+            self.health.failed(e)
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def writing(self, doing: str) -> Iterator[None]:
+        """The disk's errors become ours, and ``health`` hears of them."""
+        with translated(doing):
+            try:
+                yield
+            except OSError as e:
+                self.health.failed(e)
+                raise
+
+    # --- where things are -------------------------------------------------------------------------
+
+    def path(self, id: FragmentId) -> Path:
+        return self._files.path(id)
+
+    def temp_path(self, id: FragmentId) -> Path:
+        return self._temp / f"{id}.{next(self._serial)}"
+
+    def sink(self, path: Path, size_hint: int) -> Sink:
+        direct = self._config.direct_io == "auto" and size_hint >= self._config.direct_io_threshold
+        return open_sink(path, size_hint, self._buffers if direct else None)
+
+    def publish(self, temp: Path, id: FragmentId) -> None:
+        """Give a finished, fsynced temp file its name, durably."""
+        self._files.take_in(temp, id)
+
+    def _space(self) -> tuple[int, int, int]:
+        """Capacity, used and free bytes of the disk; free is above the reserve and may be negative."""
+        disk = os.statvfs(self.folder)
+        capacity = disk.f_blocks * disk.f_frsize
+        reserve = min(int(capacity * self._config.reserve), self._config.reserve_bytes)
+        return capacity, capacity - disk.f_bfree * disk.f_frsize, disk.f_bavail * disk.f_frsize - reserve
+
+
+class DiskWriter:
+    """One fragment on its way to the disk. Cells are received straight into the buffers that are written."""
+
+    def __init__(self, store: DiskStore, header: FragmentHeader, size_hint: int) -> None:
+        self._store, self._header = store, header
+        self._path = store.temp_path(header.id)
+        # Header, table and footer are part of the file: leave room so that one allocation serves all.
+        cells = size_hint // header.block_size + 1
+        room = size_hint + MAX_HEADER + cells * ENTRY_SIZE + FOOTER_SIZE if size_hint else 0
+        self._entries: list[CellEntry] = []
+        self._size = 0
+        self._sink = store.sink(self._path, room)
+        try:
+            self._packed = header.pack(self._sink.alignment)
+            self._append(self._packed)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write_cell(self, entry: CellEntry, data: memoryview) -> None:
+        at = 0
+
+        def copy(view: memoryview) -> None:
+            nonlocal at
+            view[:] = data[at : at + len(view)]
+            at += len(view)
+
+        check_length(entry, len(data), len(self._entries))
+        self.receive_cell(entry, copy)
+
+    def receive_cell(self, entry: CellEntry, fill: Callable[[memoryview], None]) -> None:
+        """Append a cell whose bytes ``fill`` puts where told. Raises Corrupt if they fail their check."""
+        if len(self._entries) >= MAX_CELLS:
+            raise Corrupt(f"more than {MAX_CELLS} cells in a fragment")
+        digest = xxhash.xxh3_64()
+        left = entry.length
+        with self._store.writing(f"write {self._header.id}"):
+            while left:
+                view = self._sink.space(left)
+                fill(view)
+                digest.update(view)
+                self._sink.advance(len(view))
+                left -= len(view)
+        check_cell(entry, digest.intdigest(), len(self._entries))
+        self._entries.append(entry)
+        self._size += entry.length
+
+    def finish(self, slice_size: int, last: bool) -> None:
+        check_counts(len(self._entries), slice_size, self._header.block_size)
+        table = FragmentTable(tuple(self._entries), slice_size, last)
+        packed = table.pack()
+        footer = pack_footer(table, packed, len(self._packed) + self._size, self._packed)
+        with self._store.writing(f"write {self._header.id}"):
+            self._append(packed)
+            self._append(footer)
+
+    def commit(self, wanted: Callable[[], object] = go_on) -> None:
+        """``wanted`` is called when the fragment is on the disk and has no name yet; what it raises undoes it."""
+        expected = len(self._packed) + self._size + len(self._entries) * ENTRY_SIZE + FOOTER_SIZE
+        try:
+            with self._store.writing(f"store {self._header.id}"):
+                written = self._sink.close()
+                if written != expected:
+                    raise NodeUnavailable(
+                        f"store {self._header.id}: {written} bytes on disk, {expected} expected"
+                    )
+                wanted()
+                self._store.publish(self._path, self._header.id)
+            self._store.health.wrote()
+        except DistfsError:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        self._sink.discard()
+        with contextlib.suppress(OSError):  # committed; or the disk failed, and the next start removes it
+            self._path.unlink()
+
+    def _append(self, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            view = self._sink.space(len(data) - at)
+            view[:] = data[at : at + len(view)]
+            self._sink.advance(len(view))
+            at += len(view)
+
+
+class DiskReader:
+    """An open fragment, checked to be whole and to be the one its name says. Cells follow in order."""
+
+    def __init__(self, path: Path, id: FragmentId, first: int) -> None:
+        with translated(f"read {id}", reading=True):
+            self.fd = os.open(path, os.O_RDONLY)
+            try:
+                size = os.fstat(self.fd).st_size
+                self.header, self.table, self.cells_at = read_layout(size, self._pread)
+                if self.header.id != id:
+                    raise Corrupt(f"fragment {id} says it is {self.header.id}: files were swapped")
+            except BaseException:
+                os.close(self.fd)
+                raise
+        self._next = first
+        self._id = id
+
+    def extent(self, first: int, count: int) -> tuple[int, int]:
+        """Offset in the file and length in bytes of a run of cells: raw bytes for ``sendfile``."""
+        offsets = self.table.offsets
+        first = min(first, len(offsets) - 1)
+        end = min(first + count, len(offsets) - 1)
+        return self.cells_at + offsets[first], offsets[end] - offsets[first]
+
+    def read_cell(self, view: memoryview) -> None:
+        at = self.cells_at + self.table.offsets[self._next]
+        self._next += 1
+        done = 0
+        with translated(f"read {self._id}", reading=True):
+            while done < len(view):
+                n = os.preadv(self.fd, [view[done:]], at + done)
+                if not n:
+                    raise Corrupt(f"fragment {self._id} is cut short")
+                done += n
+
+    def verify(self, deadline: Deadline, between: Callable[[], object] = go_on) -> tuple[int, ...]:
+        """The numbers of the cells that fail, read from the disk itself; the page cache keeps none of them."""
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            return failing_cells(self, deadline, between)
+        finally:
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        return os.pread(self.fd, length, offset)

@@ -1,0 +1,158 @@
+"""Fragment files by name under one folder: ``ROOT/ab/cd/<slice-uuid>.<index>``. No bytes of them are read here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
+from distfs.fragment_store import Listed, Page
+from distfs.model import MAX_K, MAX_M, FragmentId
+
+_LEVEL = re.compile(r"[0-9a-f]{2}")
+
+
+@contextlib.contextmanager
+def translated(doing: str, reading: bool = False) -> Iterator[None]:
+    """The one place where the disk's own errors become ours. ``reading``: a bad sector is damage like any other."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise NotFound(f"{doing}: no such fragment") from e
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Full(f"{doing}: the disk is full") from e
+        if e.errno == errno.EIO and reading:
+            raise Corrupt(f"{doing}: the disk cannot read it: {e.strerror}") from e
+        raise NodeUnavailable(f"{doing}: {e.strerror or e}") from e
+
+
+class FragmentTree:
+    """The files of one folder. Thread-safe; every change is durable when its call returns."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: set[Path] = set()  # folders that exist, durably
+        self._renaming = threading.Lock()  # what is judged by its age is not replaced meanwhile
+
+    def path(self, id: FragmentId) -> Path:
+        name = str(id)
+        return self.root / name[:2] / name[2:4] / name
+
+    def take_in(self, source: Path, id: FragmentId) -> None:
+        """Give a finished, fsynced file its name here; one that is there already is replaced."""
+        path = self.path(id)
+        self._ensure_folder(path.parent)
+        with self._renaming:
+            source.rename(path)
+        fsync_folder(path.parent)
+
+    def move_to(self, other: FragmentTree, id: FragmentId, min_age: float = 0.0) -> bool:
+        """Move a file that is at least ``min_age`` seconds old (0: any) to ``other``, where its age begins anew.
+
+        False when there is none so old. One that is there already is replaced.
+        """
+        source, target = self.path(id), other.path(id)
+        if not source.exists():
+            return False
+        other._ensure_folder(target.parent)
+        with self._renaming:
+            try:
+                if _too_young(source, min_age):
+                    return False
+                # Before the move: a crash in between leaves a young fragment, which nobody takes for garbage.
+                os.utime(source)
+                source.rename(target)
+            except FileNotFoundError:
+                return False
+        fsync_folder(target.parent)
+        fsync_folder(source.parent)
+        return True
+
+    def remove(self, id: FragmentId, min_age: float = 0.0) -> bool:
+        """Whether there was such a file, at least ``min_age`` seconds old (0: any); then it is there no more."""
+        path = self.path(id)
+        with self._renaming:
+            try:
+                if _too_young(path, min_age):
+                    return False
+                path.unlink()
+            except FileNotFoundError:
+                return False
+        fsync_folder(path.parent)
+        return True
+
+    def page(self, cursor: str, limit: int) -> Page:
+        """At most ``limit`` files after ``cursor`` in name order; ages by this machine's clock."""
+        limit = max(1, limit)
+        found = list(itertools.islice(self._walk(cursor), limit + 1))
+        now = time.time()
+        listed = []
+        for path, fragment in found[:limit]:
+            with contextlib.suppress(FileNotFoundError):  # deleted since the walk saw it
+                stat = path.stat()
+                listed.append(Listed(fragment, stat.st_size, now - stat.st_mtime))
+        return Page(tuple(listed), str(found[limit - 1][1]) if len(found) > limit else None)
+
+    def _ensure_folder(self, folder: Path) -> None:
+        for level in (self.root, folder.parent, folder):
+            if level not in self._known:
+                make_folder(level)
+                self._known.add(level)
+
+    def _walk(self, cursor: str) -> Iterator[tuple[Path, FragmentId]]:
+        """Files after ``cursor`` in name order. A folder that cannot be read raises: it is not empty."""
+        if not self.root.exists():
+            return
+        for first in _names(self.root, cursor[:2]):
+            for second in _names(self.root / first, cursor[2:4] if first == cursor[:2] else ""):
+                folder = self.root / first / second
+                for name in sorted(os.listdir(folder)):
+                    fragment = _parse_name(name)
+                    if fragment is not None and name > cursor:
+                        yield folder / name, fragment
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably."""
+    missing = list(itertools.takewhile(lambda p: not p.exists(), [folder, *folder.parents]))
+    folder.mkdir(parents=True, exist_ok=True)
+    # The last always: another thread may have made it and not have come to its own fsync.
+    for made in {folder, *missing}:
+        fsync_folder(made.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _too_young(path: Path, min_age: float) -> bool:
+    """Whatever the clock says, nothing is too young for an age of 0."""
+    return min_age > 0 and time.time() - path.stat().st_mtime < min_age
+
+
+def _names(folder: Path, start: str) -> list[str]:
+    """Our folders in one of ours, by name from ``start``: two hex digits. Whatever else is there is not ours."""
+    return sorted(name for name in os.listdir(folder) if name >= start and _LEVEL.fullmatch(name))
+
+
+def _parse_name(name: str) -> FragmentId | None:
+    slice_, _, index = name.partition(".")
+    try:
+        fragment = FragmentId(UUID(slice_), int(index))
+    except ValueError:
+        return None  # not ours; nothing of it is touched
+    return fragment if str(fragment) == name and 0 <= fragment.index < MAX_K + MAX_M else None

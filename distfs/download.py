@@ -1,0 +1,158 @@
+"""The way out: MetaDB's slices in order, the next one asked for ahead, each block checked before it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from uuid import UUID
+
+from distfs.blocks import BlockPool
+from distfs.coding import Code, code_for
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, DistfsError, Unavailable
+from distfs.model import NewFile, Slice
+from distfs.node_directory import NodeDirectory
+from distfs.slice_read import NoteDamage, SliceReader, not_noted
+from distfs.telemetry import in_context
+
+log = logging.getLogger("distfs.download")
+
+#: How to ask MetaDB for a file.
+Find = Callable[[UUID, Deadline], NewFile]
+
+#: Slices whose fragments are asked for before they are needed, the current one included.
+_AHEAD = 2
+
+_OPENED: Future[None] = Future()
+_OPENED.set_result(None)
+
+
+class Downloader:
+    """What all downloads of a service share. Thread-safe."""
+
+    def __init__(
+        self,
+        directory: NodeDirectory,
+        pool: BlockPool,
+        executor: Executor,
+        note_damage: NoteDamage = not_noted,
+        find: Find | None = None,
+    ) -> None:
+        """``note_damage`` is called on the way, for every fragment that proves bad or missing: it must not wait.
+
+        ``find``: a file as MetaDB has it now; for long downloads, whose fragments may be moved meanwhile.
+        """
+        self._directory, self._pool, self._executor = directory, pool, executor
+        self._note_damage, self._find = note_damage, find
+
+    def read(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[memoryview]:
+        """Bytes ``start`` to ``stop`` of a file, in order; each view is valid only until the next is asked for.
+
+        Raises Corrupt or Unavailable, at any view, when too few fragments of a slice answer; never yields a
+        byte that fails its check.
+        """
+        buffer = self._pool.take(deadline)
+        opened: deque[tuple[SliceReader, Future[None]]] = deque()
+        with deadline.scope() as scope:
+            try:
+                yield from self._read(file, start, stop, opened, buffer.view, scope)
+            finally:
+                buffer.release()
+                for reader, opening in opened:
+                    if not opening.done():
+                        scope.cancel("the download has ended")
+                    opening.result()
+                    reader.close()
+
+    def _read(
+        self,
+        file: NewFile,
+        start: int,
+        stop: int,
+        opened: deque[tuple[SliceReader, Future[None]]],
+        buffer: memoryview,
+        deadline: Deadline,
+    ) -> Iterator[memoryview]:
+        wanted = self._readers(file, start, stop, deadline)
+        if (first := next(wanted, None)) is not None:
+            opened.append((first, _OPENED))
+            first.open()  # here, not by a thread: a small file is this slice alone
+        for _ in range(_AHEAD - 1):
+            self._open_next(wanted, opened)
+        at = start // file.block_size * file.block_size  # where the next block begins
+        while opened:
+            reader, opening = opened[0]
+            opening.result()
+            for block in self._blocks(file, reader, buffer, deadline):
+                yield block[max(0, start - at) : stop - at]
+                at += len(block)
+            reader.close()
+            opened.popleft()
+            self._open_next(wanted, opened)
+
+    def _blocks(
+        self, file: NewFile, reader: SliceReader, buffer: memoryview, deadline: Deadline
+    ) -> Iterator[memoryview]:
+        """What ``reader`` reads; when it cannot go on and its fragments are elsewhere by now, from there."""
+        number, stop = reader.span
+        try:
+            for block in reader.blocks(buffer):
+                yield block
+                number += 1
+            return
+        except (Corrupt, Unavailable):
+            moved = self._moved(file, reader.piece, deadline)
+            if moved is None:
+                raise
+        again = self._reader(file, moved, (number, stop), deadline)
+        with contextlib.closing(again):
+            yield from again.blocks(buffer)
+
+    def _moved(self, file: NewFile, piece: Slice, deadline: Deadline) -> Slice | None:
+        """The slice as it is now, if any of its fragments was moved since the download began."""
+        if self._find is None:
+            return None
+        try:
+            fresh = self._find(file.id, deadline).slices[piece.ordinal]
+        except DistfsError as e:
+            log.info("file %s: whether slice %s was moved cannot be told: %s", file.id, piece.id, e)
+            return None
+        return fresh if fresh.nodes != piece.nodes else None
+
+    def _open_next(
+        self, wanted: Iterator[SliceReader], opened: deque[tuple[SliceReader, Future[None]]]
+    ) -> None:
+        reader = next(wanted, None)
+        if reader is not None:
+            opened.append((reader, self._executor.submit(in_context(reader.open))))
+
+    def _readers(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[SliceReader]:
+        """A reader a slice that the range touches, for just the blocks it touches."""
+        at = 0
+        for piece in file.slices:
+            first, last = max(start - at, 0), min(stop - at, piece.size)
+            if first < last:
+                span = first // file.block_size, -(-last // file.block_size)
+                yield self._reader(file, piece, span, deadline)
+            at += piece.size
+
+    def _reader(self, file: NewFile, piece: Slice, span: tuple[int, int], deadline: Deadline) -> SliceReader:
+        code, directory = code_for(file.policy), self._directory
+        order = self._order(piece, code, deadline)
+        shape = piece, file.block_size, code
+        return SliceReader(
+            *shape, directory.store, order, span, deadline, self._note_damage, directory.hedging
+        )
+
+    def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
+        """Fragment indexes: nodes that are up and well first; copies shuffled, so that they share the reading."""
+        alive = {node.id for node in self._directory.nodes(deadline) if node.alive}
+        standing = self._directory.standing(piece.nodes)
+        held = [index for index, node in enumerate(piece.nodes) if node]
+        if code.policy.k == 1:
+            random.shuffle(held)  # with k > 1 data cells come first: they need no decoding
+        return sorted(held, key=lambda i: (piece.nodes[i] not in alive, standing[piece.nodes[i]]))

@@ -1,0 +1,171 @@
+"""Every error distfs raises on purpose, classified by what the caller may do about it.
+
+Low-level exceptions (``OSError``, a driver's own) are translated into these once, at the socket,
+the file or the driver; everything above tells them apart by class, never by text. Each class
+carries the HTTP status it becomes at the edge and the ``kind`` it is called by on the wire between
+services and nodes. The message is one line a user can act on: what happened, then the remedy.
+"""
+
+from __future__ import annotations
+
+
+class DistfsError(Exception):
+    """Root of the hierarchy: on its own it means a bug of ours."""
+
+    status = 500
+    kind = "internal"
+    #: Seconds after which trying again may succeed; becomes ``Retry-After``.
+    retry_after: int | None = None
+
+
+class ConfigError(DistfsError):
+    """A setting is wrong: the operator must change it. Commands print it and exit 1."""
+
+    kind = "config"
+
+
+# --- the caller must change the request ------------------------------------------------------
+
+
+class Refused(DistfsError):
+    """The request is malformed or not allowed as it stands."""
+
+    status = 400
+    kind = "refused"
+
+
+class BodyCutShort(Refused):
+    """The client's body ended before it was complete; nothing was stored."""
+
+    kind = "body_cut_short"
+
+
+class TooLarge(Refused):
+    """More bytes than a limit allows."""
+
+    status = 413
+    kind = "too_large"
+
+
+class TooMuch(Refused):
+    """The answer would have more bytes than the client said it wants: a precondition of its own (412)."""
+
+    status = 412
+    kind = "too_much"
+
+
+class HeadersTooLarge(Refused):
+    """The request line and headers together are over the limit."""
+
+    status = 431
+    kind = "headers_too_large"
+
+
+class RequestTooSlow(Refused):
+    """The client took too long to send its request; unlike TooSlow, nothing of ours was late."""
+
+    status = 408
+    kind = "request_too_slow"
+
+
+class Unsupported(Refused):
+    """A part of HTTP that distfs does not speak."""
+
+    status = 501
+    kind = "unsupported"
+
+
+class NotFound(DistfsError):
+    """No file or fragment has that id."""
+
+    status = 404
+    kind = "not_found"
+
+
+# --- try elsewhere, or later ------------------------------------------------------------------
+
+
+class Unavailable(DistfsError):
+    """Something the request needs cannot be reached now; the same request may succeed later."""
+
+    status = 503
+    kind = "unavailable"
+    retry_after: int | None = 5
+
+
+class OutcomeUnknown(Unavailable):
+    """MetaDB was lost while it committed and did not come back in time to be asked: the change may have happened.
+
+    Whoever gets this must not remove the fragments it was about; the orphan sweep settles them later.
+    """
+
+    kind = "outcome_unknown"
+
+
+class NodeUnavailable(Unavailable):
+    """One storage node failed to answer; another fragment or another node may serve."""
+
+    kind = "node_unavailable"
+
+
+class TooSlow(Unavailable):
+    """A deadline or a stall limit passed. The message names the phase and both figures."""
+
+    status = 504
+    kind = "too_slow"
+
+
+class Busy(Unavailable):
+    """Everything of ours that the request needs is in use, as much as may be; nobody else is to blame."""
+
+    kind = "busy"
+
+
+class Cancelled(Unavailable):
+    """The request it was for has ended already, one way or another."""
+
+    kind = "cancelled"
+
+
+class Full(Unavailable):
+    """No room for the bytes on this node (or, raised by the service, in the cluster)."""
+
+    status = 507
+    kind = "full"
+    retry_after: int | None = None
+
+
+# --- the bytes are wrong ------------------------------------------------------------------------
+
+
+class Corrupt(DistfsError):
+    """Stored or received bytes fail their check. To a reader it is an erasure."""
+
+    status = 502
+    kind = "corrupt"
+
+
+class ProtocolError(DistfsError):
+    """The peer does not speak our wire format, version or cluster; never retried on that peer."""
+
+    status = 502
+    kind = "protocol"
+
+
+class ClientGone(DistfsError):
+    """The HTTP client hung up or stalled; there is nobody left to answer."""
+
+    status = 499
+    kind = "client_gone"
+
+
+def by_kind(kind: str) -> type[DistfsError]:
+    """The class a node's error frame names; ``DistfsError`` for a kind this version does not know."""
+    return _BY_KIND.get(kind, DistfsError)
+
+
+def _all(cls: type[DistfsError]) -> list[type[DistfsError]]:
+    return [cls, *(c for sub in cls.__subclasses__() for c in _all(sub))]
+
+
+_BY_KIND = {cls.kind: cls for cls in _all(DistfsError)}

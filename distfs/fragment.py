@@ -1,0 +1,218 @@
+"""The fragment format: what one storage node keeps of one slice, as bytes. Pure: no files, no sockets.
+
+    header · cells, contiguous · table (one entry a cell) · footer (fixed size, last)
+
+Integers are little-endian; every checksum is xxh3-64 unless said otherwise. The header is padded so that
+the cells of a fragment written with O_DIRECT start aligned. Header and footer hold enough to rebuild MetaDB
+from the nodes' disks alone; the footer comes last because a slice's size is known only at its end.
+
+End to end: the plain blocks' checksums are taken where the bytes enter, kept in every fragment's table, and
+``slice_digest`` over them is kept in MetaDB. A table is believed only if it matches that digest, and a block
+is sent only if it matches the table.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from uuid import UUID
+
+import xxhash
+
+from distfs.errors import Corrupt
+from distfs.model import Buffer, FragmentId, Policy
+
+VERSION = 1
+RAW = 0  # codec: the cell is stored as it is
+
+MAX_NAME = 1024  # bytes of UTF-8 kept of a file's name
+MAX_TYPE = 255
+MAX_BLOCK = 16 << 20
+MAX_CELLS = 1 << 18  # 1 GiB slices of 4 KiB blocks
+
+_HEADER_MAGIC = b"DFSFRAG\n"
+_FOOTER_MAGIC = b"DFSFOOT\n"
+# magic, version, header length, cluster, slice, file, ordinal, index, k, m, block size, name and type lengths
+_HEADER = struct.Struct("<8sHI16s16s16sIBBBIHH")
+_CHECKSUM = struct.Struct("<Q")
+_ENTRY = struct.Struct("<IBQQ")
+# magic, version, last?, cells, table offset, slice size, checksum of header, checksum of table
+_FOOTER = struct.Struct("<8sHBIQQQQ")
+
+ENTRY_SIZE = _ENTRY.size
+FOOTER_SIZE = _FOOTER.size + _CHECKSUM.size
+MAX_HEADER = 4096  # a header, padding included, never exceeds this
+MIN_HEADER = _HEADER.size + _CHECKSUM.size
+
+
+def checksum(data: Buffer) -> int:
+    """xxh3-64 of the bytes; what stands in tables and on the wire."""
+    return xxhash.xxh3_64_intdigest(data)
+
+
+@dataclass(frozen=True, slots=True)
+class CellEntry:
+    """One table entry: what is stored of one block."""
+
+    length: int  # bytes stored
+    codec: int
+    checksum: int  # of the stored bytes
+    plain: int  # of the whole plain block, the same in every fragment of the slice
+
+    def pack(self) -> bytes:
+        return _ENTRY.pack(self.length, self.codec, self.checksum, self.plain)
+
+    @classmethod
+    def unpack(cls, data: Buffer) -> CellEntry:
+        try:
+            return cls(*_ENTRY.unpack(data))
+        except struct.error as e:
+            raise Corrupt(f"a cell entry of {memoryview(data).nbytes} bytes, {ENTRY_SIZE} expected") from e
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentHeader:
+    """What a fragment says of itself, and of the file it is part of."""
+
+    cluster: UUID
+    slice: UUID
+    index: int
+    policy: Policy
+    block_size: int
+    file: UUID
+    ordinal: int
+    name: str  # of the file; cut to MAX_NAME bytes
+    content_type: str
+
+    @property
+    def id(self) -> FragmentId:
+        return FragmentId(self.slice, self.index)
+
+    def pack(self, align: int = 1) -> bytes:
+        """The header's bytes, zero-padded to a multiple of ``align``."""
+        name, kind = bounded(self.name, MAX_NAME), bounded(self.content_type, MAX_TYPE)
+        length = -(-(MIN_HEADER + len(name) + len(kind)) // align) * align
+        ids = (self.cluster.bytes, self.slice.bytes, self.file.bytes)
+        shape = (self.ordinal, self.index, self.policy.k, self.policy.m, self.block_size)
+        fixed = _HEADER.pack(_HEADER_MAGIC, VERSION, length, *ids, *shape, len(name), len(kind))
+        body = fixed + name + kind
+        return (body + _CHECKSUM.pack(checksum(body))).ljust(length, b"\0")
+
+    @classmethod
+    def unpack(cls, data: Buffer) -> tuple[FragmentHeader, int]:
+        """The header at the start of ``data`` and its padded length. Raises Corrupt."""
+        data = bytes(memoryview(data)[:MAX_HEADER])
+        if len(data) < MIN_HEADER or not data.startswith(_HEADER_MAGIC):
+            raise Corrupt("no fragment header")
+        _, version, length, *rest = _HEADER.unpack_from(data)
+        if version != VERSION:
+            raise Corrupt(f"fragment format version {version}; this distfs reads {VERSION}")
+        cluster, slice_, file, ordinal, index, k, m, block_size, name_length, type_length = rest
+        type_at = _HEADER.size + name_length
+        end = type_at + type_length
+        if end + _CHECKSUM.size > min(length, len(data)) or length > MAX_HEADER:
+            raise Corrupt("fragment header lengths are out of bounds")
+        if _CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
+            raise Corrupt("fragment header fails its checksum")
+        name = data[_HEADER.size : type_at].decode("utf-8", "replace")
+        kind = data[type_at:end].decode("utf-8", "replace")
+        ids = UUID(bytes=cluster), UUID(bytes=slice_)
+        return cls(*ids, index, Policy(k, m), block_size, UUID(bytes=file), ordinal, name, kind), length
+
+
+@dataclass(frozen=True)
+class FragmentTable:
+    """Everything about the cells of one fragment, and the slice's own size."""
+
+    entries: tuple[CellEntry, ...]
+    slice_size: int  # plain bytes
+    last: bool  # whether the slice is the file's last
+
+    def pack(self) -> bytes:
+        return b"".join(e.pack() for e in self.entries)
+
+    @classmethod
+    def unpack(cls, data: Buffer, slice_size: int, last: bool) -> FragmentTable:
+        try:
+            entries = tuple(CellEntry(*fields) for fields in _ENTRY.iter_unpack(data))
+        except struct.error as e:
+            raise Corrupt("a fragment table of a broken length") from e
+        return cls(entries, slice_size, last)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each cell starts, counted from the first; one more than there are cells: the end."""
+        return tuple(accumulate((e.length for e in self.entries), initial=0))
+
+    def digest(self, block_size: int) -> bytes:
+        return slice_digest((e.plain for e in self.entries), self.slice_size, block_size)
+
+
+def slice_digest(plains: Iterable[int], size: int, block_size: int) -> bytes:
+    """xxh3-128 over the plain blocks' checksums, the slice's size and the block size; 16 bytes."""
+    digest = xxhash.xxh3_128(struct.pack("<QI", size, block_size))
+    digest.update(b"".join(map(_CHECKSUM.pack, plains)))
+    return digest.digest()
+
+
+def pack_footer(table: FragmentTable, packed_table: bytes, table_offset: int, header: bytes) -> bytes:
+    """The fragment's last FOOTER_SIZE bytes. ``header`` is the padded header as it was written."""
+    sums = checksum(header), checksum(packed_table)
+    counts = len(table.entries), table_offset, table.slice_size
+    body = _FOOTER.pack(_FOOTER_MAGIC, VERSION, table.last, *counts, *sums)
+    return body + _CHECKSUM.pack(checksum(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    last: bool
+    cells: int
+    table_offset: int
+    slice_size: int
+    header_checksum: int
+    table_checksum: int
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Footer:
+        """Raises Corrupt when these are not the last bytes of a whole fragment."""
+        if len(data) != FOOTER_SIZE or not data.startswith(_FOOTER_MAGIC):
+            raise Corrupt("no fragment footer: cut short or overwritten")
+        if _CHECKSUM.unpack_from(data, _FOOTER.size)[0] != checksum(data[: _FOOTER.size]):
+            raise Corrupt("fragment footer fails its checksum")
+        _, version, last, *rest = _FOOTER.unpack_from(data)
+        if version != VERSION:
+            raise Corrupt(f"fragment format version {version}; this distfs reads {VERSION}")
+        return cls(bool(last), *rest)
+
+
+def read_layout(size: int, pread: Callable[[int, int], bytes]) -> tuple[FragmentHeader, FragmentTable, int]:
+    """Parse a whole fragment of ``size`` bytes through ``pread(length, offset) -> bytes``.
+
+    Returns the header, the table and where the cells start. Raises Corrupt unless header, table and
+    footer agree with each other and with ``size``; the cells themselves are not read.
+    """
+    if size < MIN_HEADER + FOOTER_SIZE:
+        raise Corrupt(f"a fragment of {size} bytes is cut short")
+    footer = Footer.unpack(pread(FOOTER_SIZE, size - FOOTER_SIZE))
+    table_size = footer.cells * ENTRY_SIZE
+    if footer.cells > MAX_CELLS or footer.table_offset + table_size + FOOTER_SIZE != size:
+        raise Corrupt("fragment footer does not fit the fragment's length")
+    head = pread(min(MAX_HEADER, footer.table_offset), 0)
+    header, length = FragmentHeader.unpack(head)
+    if checksum(head[:length]) != footer.header_checksum:
+        raise Corrupt("fragment header is not the one the footer was made for")
+    packed = pread(table_size, footer.table_offset)
+    if checksum(packed) != footer.table_checksum:
+        raise Corrupt("fragment table fails its checksum")
+    table = FragmentTable.unpack(packed, footer.slice_size, footer.last)
+    if length + table.offsets[-1] != footer.table_offset:
+        raise Corrupt("fragment table does not fit the cells")
+    return header, table, length
+
+
+def bounded(text: str, limit: int) -> bytes:
+    """UTF-8 cut to ``limit`` bytes at a character's edge."""
+    return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode("utf-8")

@@ -1,0 +1,186 @@
+"""The service as a WSGI app: URL map, request ids, the one place where an error becomes an answer, access log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import BaseConverter, Map, Rule
+from werkzeug.wrappers import Response
+
+from distfs.config import Config, load
+from distfs.errors import DistfsError
+from distfs.routes import admin, download, files, upload
+from distfs.routes.messages import Request, as_json, text
+from distfs.services import Services, build
+from distfs.telemetry import current_request_id, enter_request, leave_request
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+log = logging.getLogger("distfs.http")
+access_log = logging.getLogger("distfs.access")
+
+View = Callable[..., Response]
+
+
+class _AnyName(BaseConverter):
+    """A file's name: any characters, slashes and line breaks too."""
+
+    regex = "(?s:.+)"
+    part_isolating = False
+
+
+_ROUTES: list[tuple[str, str, View]] = [
+    ("POST", "/upload", upload.post_form),
+    ("PUT", "/upload", upload.put_raw),
+    ("PUT", "/upload/<any_name:name>", upload.put_raw),
+    ("GET", "/download", download.get_file),
+    ("GET", "/download/<uuid>", download.get_file),
+    ("GET", "/files", files.list_files),
+    ("GET", "/files/<uuid>", files.get_facts),
+    ("DELETE", "/files/<uuid>", files.delete_file),
+    ("GET", "/healthz", admin.get_alive),
+    ("GET", "/readyz", admin.get_ready),
+    ("GET", "/status", admin.get_status),
+    ("GET", "/", admin.get_usage),
+]
+
+
+def create_app(config: Config | None = None) -> HttpApp:
+    """The WSGI app, for any WSGI host: ``gunicorn 'distfs.http_app:create_app()'``.
+
+    ``config`` None: from ``config.yml`` and the environment. Connects to nothing before the first request.
+    """
+    return HttpApp(build(load() if config is None else config))
+
+
+class HttpApp:
+    """Routes requests to ``services``. Any number of threads may call it."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        # A name may hold anything, also `//` or a slash at its end: nothing is merged or redirected.
+        self._map = Map(
+            [Rule(path, methods=[method], endpoint=view) for method, path, view in _ROUTES],
+            strict_slashes=False,
+            merge_slashes=False,
+            converters={"any_name": _AnyName},
+        )
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        began = time.monotonic()
+        enter_request(str(environ.get("HTTP_X_REQUEST_ID", "")))
+        request = Request(environ)
+        response = self._answer(request)
+        response.headers["X-Request-Id"] = current_request_id()
+        return _Answer(response(environ, start_response), request, response.status_code, began)
+
+    def close(self) -> None:
+        """Let go of every thread and connection; the app answers no more."""
+        self.services.close()
+
+    def _answer(self, request: Request) -> Response:
+        try:
+            view, arguments = self._map.bind_to_environ(request.environ).match()
+            response: Response = view(self.services, request, **arguments)
+        except Exception as e:  # noqa: BLE001 - the request's outermost edge
+            response = _refusal(request, e)
+        return response
+
+
+def _refusal(request: Request, error: Exception) -> Response:
+    """An error as an answer: one line, or problem+json (RFC 9457) for who asks for it; never a traceback."""
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        status, detail = error.code or 500, _in_words(request, error)
+        headers = {k: v for k, v in error.get_headers() if k == "Content-Range"}
+        if isinstance(error, MethodNotAllowed):
+            headers["Allow"] = _allowed(error)
+    elif isinstance(error, DistfsError) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
+        status, detail = error.status, " ".join(str(error).split())
+        if error.retry_after is not None:
+            headers["Retry-After"] = str(error.retry_after)
+        level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
+        log.log(level, "%s: %s", error.kind, detail)
+    else:
+        status = 500
+        detail = f"distfs failed; the reason is in its log under request {current_request_id()}"
+        log.error("a request failed for no reason that should occur", exc_info=error)
+    if request.asks_for("application/problem+json") or request.wants_json:
+        problem = {"title": _phrase(status), "status": status, "detail": detail}
+        response = as_json(problem | {"request_id": current_request_id()}, status, "application/problem+json")
+    else:
+        response = text(detail + "\n", status)
+    response.headers.update(headers)
+    return response
+
+
+def _in_words(request: Request, error: HTTPException) -> str:
+    if isinstance(error, NotFound):
+        return "there is nothing at this path: GET / tells what there is"
+    if isinstance(error, MethodNotAllowed):
+        return f"{request.method[:20]} cannot be used here, only {_allowed(error)}"
+    return error.description or _phrase(error.code or 500)
+
+
+def _allowed(error: MethodNotAllowed) -> str:
+    return ", ".join(sorted(error.valid_methods or ()))
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Client Closed Request"  # 499, the only one that is not HTTP's own
+
+
+class _Answer:
+    """An answer on its way out: counts its bytes, and writes the access log's line when it is over."""
+
+    def __init__(self, body: Iterable[bytes], request: Request, status: int, began: float) -> None:
+        self._body, self._chunks = body, iter(body)
+        self._request, self._status, self._began = request, status, began
+        self._sent = 0
+        self._outcome = "cut"  # until the last byte was handed over
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            self._outcome = "done"
+            raise
+        except DistfsError as e:
+            log.warning("the answer is cut after %d bytes: %s: %s", self._sent, e.kind, e)
+            raise
+        self._sent += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        try:
+            if close := getattr(self._body, "close", None):
+                close()
+        finally:
+            self._log()
+            leave_request()
+
+    def _log(self) -> None:
+        facts: dict[str, Any] = {
+            "method": self._request.method,
+            "path": self._request.path,
+            "status": self._status,
+            "received": self._request.received,
+            "sent": self._sent,
+            "seconds": time.monotonic() - self._began,
+            "client": self._request.remote_addr or "-",
+        }
+        if self._sent and self._outcome == "cut":
+            facts["outcome"] = "cut"
+        access_log.info("request", extra=facts)

@@ -1,0 +1,221 @@
+"""Request body -> files: forms and raw bodies, chunked or not, under any WSGI server.
+
+Everything here is a Source in front of a Source; nothing is kept of a file but a delimiter's worth of
+bytes. What a client calls its file is data: it is cleaned for display, bounded and stored, and never
+becomes part of a path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge
+from distfs.multipart import FormLimits, MultipartReader, PartHead, boundary_of
+from distfs.source import Source
+
+__all__ = ["FormLimits", "IncomingFile", "Source", "files_in_form", "raw_file", "source_of"]
+
+#: The form field files come in.
+FILE_FIELD = "file"
+REMEDY = "curl -F file=@NAME URL/upload"
+
+#: The form field that says how to keep the files; it must come before them.
+POLICY_FIELD = "policy"
+
+MAX_NAME_BYTES = 1024  # in UTF-8
+MAX_CONTENT_TYPE = 255  # characters
+UNNAMED = "file"
+UNTYPED = "application/octet-stream"
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # noqa: S105 - RFC 9110's word
+_CONTENT_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:[ \t]*;[\t -~]*)?")
+
+
+class IncomingFile:
+    """One file on its way in; itself a Source of its bytes. ``size`` None: not known before its end."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        content_type: str,
+        *,
+        max_size: int,
+        fields: Mapping[str, str] | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.name = clean_name(name)
+        self.content_type = clean_content_type(content_type)
+        self.fields: Mapping[str, str] = fields or {}  # the form's fields before this file
+        self.size = size
+        self._source = source
+        self._max_size = max_size
+        self._received = 0
+        if size is not None and size > max_size:
+            raise self._too_large()
+
+    def readinto(self, view: memoryview) -> int:
+        """As Source says. Raises TooLarge once more than ``max_size`` bytes came."""
+        count = self._source.readinto(view)
+        self._received += count
+        if self._received > self._max_size:
+            raise self._too_large()
+        return count
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"the file is larger than {self._max_size} bytes (http.max_file_size)")
+
+
+def files_in_form(source: Source, content_type: str, limits: FormLimits) -> Iterator[IncomingFile]:
+    """The files of a form as they arrive, in order; when it is exhausted the body was read to its end.
+
+    Read each file to its end before asking for the next. A file input left empty in a browser (no name
+    and no bytes) is no file. Raises Refused, TooLarge, BodyCutShort with the remedy; Refused at once, before
+    anything is read, when the body is no form.
+    """
+    return _files(MultipartReader(source, boundary_of(content_type), limits), limits)
+
+
+def _files(reader: MultipartReader, limits: FormLimits) -> Iterator[IncomingFile]:
+    fields: dict[str, str] = {}
+    found = empty_inputs = 0
+    while head := reader.next_part():
+        if head.filename is None:
+            if head.name == FILE_FIELD:
+                raise Refused(f"the form field 'file' holds text and not a file: {REMEDY} (with the @)")
+            if head.name == POLICY_FIELD and found:
+                raise Refused(f"the form field {POLICY_FIELD!r} comes after a file: send it before the files")
+            fields[head.name] = reader.read_field()
+        elif head.filename == "" and reader.is_empty():
+            empty_inputs += 1
+        else:
+            found += 1
+            yield _file_of_part(reader, head, dict(fields), limits)
+    if not found:
+        raise _no_file(fields, empty_inputs)
+
+
+def _file_of_part(
+    reader: MultipartReader, head: PartHead, fields: Mapping[str, str], limits: FormLimits
+) -> IncomingFile:
+    if head.name != FILE_FIELD:
+        raise Refused(f"the file is in the form field {head.name[:60]!r}; it belongs in 'file': {REMEDY}")
+    # Browsers write a line break in a name as %0D%0A (HTML, multipart/form-data encoding); werkzeug has
+    # already undone their %22.
+    name = (head.filename or "").replace("%0D", "\r").replace("%0A", "\n")
+    return IncomingFile(reader, name, head.content_type, max_size=limits.max_file_size, fields=fields)
+
+
+def _no_file(fields: Mapping[str, str], empty_inputs: int) -> Refused:
+    if empty_inputs:
+        return Refused(f"no file was chosen in the form: {REMEDY}")
+    if fields:
+        names = ", ".join(repr(name[:60]) for name in list(fields)[:5])
+        return Refused(f"the form has no file, only the fields {names}: {REMEDY}")
+    return Refused(f"the form is empty: {REMEDY}")
+
+
+def raw_file(source: Source, name: str, content_type: str, size: int | None, max_size: int) -> IncomingFile:
+    """A body that is one file. Raises TooLarge, before anything is read where ``size`` tells."""
+    return IncomingFile(source, name, content_type, size=size, max_size=max_size)
+
+
+def clean_name(name: str) -> str:
+    """A file's name as it is kept: any text, with ``_`` for each control character; none: ``file``.
+
+    Raises Refused when it is longer than 1024 bytes of UTF-8.
+    """
+    name = _CONTROL.sub("_", name.encode("utf-8", "replace").decode()) or UNNAMED
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise Refused(f"the file's name is longer than {MAX_NAME_BYTES} bytes: send it under a shorter one")
+    return name
+
+
+def clean_content_type(text: str) -> str:
+    """A media type fit for a response header; what is not one becomes application/octet-stream."""
+    text = text.strip(" \t")
+    return text if len(text) <= MAX_CONTENT_TYPE and _CONTENT_TYPE.fullmatch(text) else UNTYPED
+
+
+# --- wsgi.input -----------------------------------------------------------------------------------
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def declared_size(environ: Mapping[str, Any]) -> int | None:
+    """The body's Content-Length in bytes; None: not declared (chunked, or no body). Raises Refused."""
+    text = environ.get("CONTENT_LENGTH") or ""
+    if not text or is_chunked(environ):
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise Refused("Content-Length is not a whole number")
+    return int(text)
+
+
+def announced_size(environ: Mapping[str, Any]) -> int | None:
+    """What a client says that a chunked body has, in ``X-Upload-Length`` or ``Upload-Length``; it may have less.
+
+    Raises Refused.
+    """
+    text = environ.get("HTTP_X_UPLOAD_LENGTH") or environ.get("HTTP_UPLOAD_LENGTH") or ""
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise Refused("X-Upload-Length is not a whole number")
+    return int(text)
+
+
+def is_chunked(environ: Mapping[str, Any]) -> bool:
+    """Whether the body came in chunks. waitress has put these together and declares the sum instead."""
+    return str(environ.get("HTTP_TRANSFER_ENCODING", "")).strip().lower() not in ("", "identity")
+
+
+def source_of(environ: Mapping[str, Any]) -> Source:
+    """The request's body as a Source: distfs's own server gives one, any other a file to read from."""
+    stream = environ["wsgi.input"]
+    if environ.get("distfs.writes_views"):
+        own: Source = stream
+        return own
+    size = declared_size(environ)
+    if size is None and not is_chunked(environ):
+        size = 0  # RFC 9112, 6.3; some servers would read on until the client hangs up
+    elif size is None and not environ.get("wsgi.input_terminated"):
+        raise Refused("this server does not take chunked bodies: send a Content-Length")
+    return _ReadSource(stream, size)
+
+
+class _ReadSource:
+    """A Source over ``wsgi.input.read``. ``size`` None: the server itself ends the stream with the body."""
+
+    def __init__(self, stream: _Readable, size: int | None) -> None:
+        self._stream = stream
+        self._left = size
+
+    def readinto(self, view: memoryview) -> int:
+        filled = 0
+        while wanted := len(view) - filled if self._left is None else min(len(view) - filled, self._left):
+            data = self._read(wanted)
+            if not data:
+                if self._left:
+                    raise BodyCutShort(f"the body ended {self._left} bytes before its Content-Length")
+                break
+            view[filled : filled + len(data)] = data
+            filled += len(data)
+            if self._left is not None:
+                self._left -= len(data)
+        return filled
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._stream.read(size)
+        except OSError as e:
+            raise ClientGone(f"the connection was lost while the body was read: {e}") from e
+        except DistfsError:
+            raise
+        except Exception as e:  # the host's edge: each server has its own classes for a bad body
+            raise Refused(f"the body is not framed as HTTP asks: {e}") from e

@@ -1,0 +1,343 @@
+"""``distfs up``: MetaDB, storage nodes and a service on this machine, each a process of its own.
+
+All data is in one folder: ``metadb/``, ``node1/``, ``node2/``, ... and three small files: ``up.lock`` is held by
+the one ``up`` that may use the folder; ``parts.lock`` is held by it and inherited by its children, so that an
+``up`` that follows a killed one waits until the last of its children is gone; ``ports.json`` remembers where
+the nodes listened, because MetaDB takes a node that comes back elsewhere for a second one for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+from distfs import embedded_postgres, parent_watch, supervisor
+from distfs.config import Config, MetaDBConfig, override
+from distfs.deadline import Deadline
+from distfs.errors import ConfigError
+from distfs.meta import MetaDB
+from distfs.meta_schema import NODE_ROLE
+from distfs.signals import set_soon
+from distfs.supervisor import Child, Stopped, say
+from distfs.terminal import Terminal
+
+_START_LIMIT_S = 90.0  # for one child to say that it is there; PostgreSQL may have to recover first
+_LEFTOVER_LIMIT_S = 40.0  # for the children of a killed `up` to be gone
+_SAY_WHY_EVERY_S = 10.0
+_LOOK_EVERY_S = 0.1
+_PROBE_TIMEOUT_S = 6.0
+
+_READY = """\
+distfs is ready at {url}  (data in {data}; Ctrl-C stops it)
+
+  curl -F file=@README.md {url}/upload      # prints a UUID
+  curl -OJ {url}/download/UUID              # gets the file back
+"""
+
+
+def run(config: Config, config_file: str | None = None) -> None:
+    """Start everything, say so, keep it running; return when SIGTERM or SIGINT has stopped it all.
+
+    ``config_file``: what the children read; flags given to this process are passed on by it. Raises
+    ConfigError or Unavailable, with everything stopped, when it cannot be started.
+    """
+    data = Path(config.local.data).absolute()
+    with (
+        _signals() as (stopping, hurry, reload),
+        contextlib.suppress(Stopped),
+        _data_folder(data, stopping) as lock,
+    ):
+        cluster = LocalCluster(config, config_file, data, lock, stopping)
+        try:
+            cluster.start()
+            cluster.watch(reload)
+        finally:
+            cluster.stop(hurry)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[tuple[threading.Event, threading.Event, threading.Event]]:
+    """-> (stopping, hurry, reload): the first signal sets one, the next the other; SIGHUP the third, but stops
+    when it says that the terminal is gone."""
+    stopping, hurry, reload = threading.Event(), threading.Event(), threading.Event()
+    terminal = Terminal()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and not terminal.hung_up:
+            set_soon(reload)
+            return
+        if stopping.is_set():
+            set_soon(hurry)
+        set_soon(stopping)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        yield stopping, hurry, reload
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _data_folder(data: Path, stopping: threading.Event) -> Iterator[int]:
+    """The folder for this ``up`` alone; -> the descriptor its children inherit. Raises ConfigError."""
+    with contextlib.ExitStack() as stack:
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            ours = stack.enter_context((data / "up.lock").open("w"))
+            parts = stack.enter_context((data / "parts.lock").open("w"))
+        except OSError as e:
+            raise ConfigError(
+                f"cannot write to the data folder {data}: {e.strerror}; choose another with --data"
+            ) from e
+        if not _locked(ours.fileno()):
+            raise ConfigError(
+                f"another `distfs up` uses {data}: stop it, or choose another folder with --data"
+            )
+        give_up = time.monotonic() + _LEFTOVER_LIMIT_S
+        waiting = False
+        while not _locked(parts.fileno()):
+            if not waiting:
+                say("distfs: waiting for what the last `distfs up` left running to stop")
+            waiting = True
+            if time.monotonic() > give_up:
+                raise ConfigError(f"processes of an earlier `distfs up` still use {data}: stop them first")
+            if stopping.wait(_LOOK_EVERY_S):
+                raise Stopped
+        yield parts.fileno()
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class LocalCluster:
+    """The children of one ``distfs up``, in the order they start."""
+
+    def __init__(
+        self, config: Config, config_file: str | None, data: Path, lock: int, stopping: threading.Event
+    ) -> None:
+        """``lock``: the descriptor every child inherits. ``stopping``: ends every wait."""
+        self._config, self._config_file = config, config_file
+        self._data, self._lock, self._stopping = data, lock, stopping
+        self._env = supervisor.environment()
+        self.url = ""
+        self._metadb: list[Child] = []
+        self._nodes: list[Child] = []
+        self._service: list[Child] = []
+
+    def start(self) -> None:
+        """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
+        _check_port(self._config.http.host, self._config.http.port)
+        names = self._node_names()
+        url = self._start_metadb()
+        self._env = supervisor.environment(DISTFS_METADB_URL=url, DISTFS_NODE_ADVERTISE="")
+        meta = MetaDB(override(self._config, "metadb", url=url).metadb, self._config.node.down_after)
+        try:
+            meta.migrate()
+            self._check_stopping()
+            ports = self._start_nodes(names, url)
+            self._start_service()
+            self._wait_ready(meta, ports)
+        finally:
+            meta.close()
+        print(_READY.format(url=self.url, data=self._data), flush=True)
+
+    def watch(self, reload: threading.Event) -> None:
+        """Start again what dies, until told to stop; when ``reload`` is set, SIGHUP to the service."""
+        while not self._stopping.wait(_LOOK_EVERY_S):
+            if reload.is_set():
+                reload.clear()
+                for service in self._service:
+                    service.signal(signal.SIGHUP)
+            for child in self._children():
+                child.keep_running()
+
+    def stop(self, hurry: threading.Event) -> None:
+        """The service first, so that nothing is asked of the others any more; MetaDB last."""
+        if self._stopping.is_set():
+            say("distfs: stopping")
+        supervisor.stop_all([self._service, self._nodes], hurry)
+        supervisor.stop_all([self._metadb], threading.Event())  # hurried, it would leave PostgreSQL behind
+
+    # --- starting -----------------------------------------------------------------------------------
+
+    def _start_metadb(self) -> str:
+        """-> the URL of MetaDB: the configured PostgreSQL, or an embedded one in the data folder."""
+        url = self._config.metadb.url
+        if not embedded_postgres.is_embedded(url):
+            return url
+        if url == MetaDBConfig().url:
+            url = f"{embedded_postgres.SCHEME}{self._data / 'metadb'}"
+        folder = url.removeprefix(embedded_postgres.SCHEME).partition("?")[0]
+        embedded_postgres.binary("postgres")  # a missing wheel is said at once
+        metadb = self._child("metadb", "distfs.local_metadb", folder, grace=30.0)
+        self._metadb.append(metadb)
+        metadb.start()
+        metadb.announcement(self._stopping, _START_LIMIT_S)
+        return url
+
+    def _start_nodes(self, names: Sequence[str], url: str) -> set[int]:
+        """-> the ports they listen on. They need no more of MetaDB than to report to it."""
+        embedded = embedded_postgres.is_embedded(url) and "?" not in url
+        login = ["--metadb", f"{url}?user={NODE_ROLE}"] if embedded else []
+        host, remembered = (
+            self._config.node.host,
+            _NodePorts(self._data / "ports.json", self._config.node.host),
+        )
+        ports = {name: remembered.of(name) for name in names}
+        remembered.save()
+        for name, port in ports.items():
+            flags = ["--host", host, "--port", str(port), "--data", str(self._data / name), *login]
+            grace = self._config.node.drain_timeout + 10
+            node = self._child(name, "distfs.storage_server", *flags, grace=grace)
+            self._nodes.append(node)
+            node.start()
+        return set(ports.values())
+
+    def _node_names(self) -> list[str]:
+        """As many as configured; never fewer than there is data of."""
+        wanted = self._config.local.nodes
+        policy, least = self._config.storage.policy, self._config.storage.min_redundancy
+        needed = policy.k + min(policy.m, least)
+        if wanted < needed:
+            raise ConfigError(
+                f"policy {policy} needs at least {needed} storage nodes, not {wanted}: "
+                "raise --nodes, or change storage.policies in config.yml"
+            )
+        have = [int(p.name[4:]) for p in self._data.glob("node*") if p.is_dir() and p.name[4:].isdecimal()]
+        if max(have, default=0) > wanted:
+            say(f"distfs: {self._data} holds data of {max(have)} storage nodes; starting all of them")
+        return [f"node{i}" for i in range(1, max([wanted, *have]) + 1)]
+
+    def _start_service(self) -> None:
+        http = self._config.http
+        service = self._child(
+            "service",
+            "distfs",
+            "serve",
+            "--host",
+            http.host,
+            "--port",
+            str(http.port),
+            grace=http.drain_timeout + 10,
+        )
+        self._service.append(service)
+        service.start()
+        self.url = service.announcement(self._stopping, _START_LIMIT_S)
+        service.argv[service.argv.index("--port") + 1] = str(urlsplit(self.url).port)  # for its next start
+
+    def _child(self, name: str, module: str, *flags: str, grace: float = 10.0) -> Child:
+        config = ["--config", self._config_file] if self._config_file else []
+        argv = supervisor.python(module, *flags, *config, parent_watch.FLAG)
+        return Child(name, argv, self._env, keep=[self._lock], grace=grace)
+
+    def _wait_ready(self, meta: MetaDB, ports: set[int]) -> None:
+        """Until /readyz says so and every node is there. Say now and then what is missing; a child that dies
+        ends the wait."""
+        told = time.monotonic()
+        while reason := _unready(self.url) or _absent(meta, ports):
+            self._check_stopping()
+            for child in self._children():
+                child.require_alive()
+            if time.monotonic() - told > _SAY_WHY_EVERY_S:
+                say(f"distfs: not ready yet: {reason}")
+                told = time.monotonic()
+            time.sleep(_LOOK_EVERY_S / 2)
+
+    def _check_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+    def _children(self) -> list[Child]:
+        return [*self._metadb, *self._nodes, *self._service]
+
+
+def _check_port(host: str, port: int) -> None:
+    """Before anything is started: can the service listen there? Raises ConfigError."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as e:
+        busy = e.errno == errno.EADDRINUSE
+        reason = "another program listens there" if busy else (e.strerror or str(e))
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}; choose another with --{'port' if busy else 'host'}"
+        ) from e
+
+
+def _unready(url: str) -> str:
+    """Why the service is not ready; empty when it is."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=_PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        body = response.read().decode("utf-8", "replace").strip()
+        return "" if response.status == 200 else body or f"/readyz says {response.status}"
+    except (OSError, http.client.HTTPException) as e:
+        return f"the service does not answer: {e}"
+    finally:
+        connection.close()
+
+
+def _absent(meta: MetaDB, ports: set[int]) -> str:
+    """Which nodes are not in MetaDB yet; empty when all are."""
+    here = {node.address.port for node in meta.nodes(Deadline(_PROBE_TIMEOUT_S)) if node.alive}
+    missing = sorted(ports - here)
+    return f"storage nodes on ports {', '.join(map(str, missing))} are not there yet" if missing else ""
+
+
+@dataclass
+class _NodePorts:
+    """Where each node listens, kept over restarts as long as the port is free."""
+
+    file: Path
+    host: str
+
+    def __post_init__(self) -> None:
+        self._ports: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError):
+            self._ports = {str(k): int(v) for k, v in json.loads(self.file.read_text()).items()}
+
+    def of(self, name: str) -> int:
+        """A port that is free now and that no other node has."""
+        port = self._ports.pop(name, 0)
+        others = set(self._ports.values())
+        while not port or port in others or not self._free(port):
+            with socket.create_server((self.host, 0)) as probe:
+                port = probe.getsockname()[1]
+        self._ports[name] = port
+        return port
+
+    def _free(self, port: int) -> bool:
+        try:
+            _check_port(self.host, port)
+        except ConfigError:
+            return False
+        return True
+
+    def save(self) -> None:
+        fresh = self.file.with_suffix(".new")
+        fresh.write_text(json.dumps(self._ports))
+        fresh.replace(self.file)

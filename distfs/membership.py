@@ -1,0 +1,109 @@
+"""A node's membership in the cluster: it registers itself in MetaDB and says that it lives."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+from distfs.config import NodeConfig
+from distfs.deadline import Deadline
+from distfs.disk_store import DiskStore, read_identity
+from distfs.errors import DistfsError, Refused, Unavailable
+from distfs.meta import MetaDB
+from distfs.model import Address, NodeReport
+
+log = logging.getLogger("distfs.node")
+
+_CALL_LIMIT_S = 5.0
+_LEAVE_LIMIT_S = 1.0
+
+
+def cluster_of(folder: Path, meta: MetaDB, stopping: threading.Event) -> UUID:
+    """The cluster a folder belongs to; an empty one joins MetaDB's, which is waited for.
+
+    Raises Unavailable only when ``stopping`` is set first.
+    """
+    known = read_identity(folder)
+    if known is not None:
+        return known.cluster
+    reported = ""
+    while True:
+        try:
+            return meta.cluster_id(Deadline(_CALL_LIMIT_S))
+        except Unavailable as e:
+            if str(e) != reported:
+                log.warning("waiting for MetaDB before joining a cluster: %s", e)
+                reported = str(e)
+            if stopping.wait(1.0):
+                raise
+
+
+class OtherCluster(Refused):
+    """Waiting does not help: the folder and MetaDB belong to different clusters."""
+
+
+class Membership:
+    """Heartbeats from a thread. ``refused`` is called, once, when the cluster will not have this node."""
+
+    def __init__(
+        self,
+        store: DiskStore,
+        meta: MetaDB,
+        address: Address,
+        config: NodeConfig,
+        refused: Callable[[DistfsError], None],
+    ) -> None:
+        self._store, self._meta, self._address, self._config = store, meta, address, config
+        self._refused = refused
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No heartbeats from now on. The cluster is told, so that nothing more is placed here."""
+        self._stopping.set()
+        self._thread.join(_CALL_LIMIT_S)
+        try:
+            self._meta.node_leave(self._store.node, self._address, Deadline(_LEAVE_LIMIT_S))
+        except DistfsError as e:
+            log.info("MetaDB was not told that this node stops, it will notice: %s", e)
+
+    def _run(self) -> None:
+        # Killed and started again at another port, a node is refused for as long as its last heartbeat looks
+        # alive. One that is refused for longer has a double that really is.
+        patience = time.monotonic() + self._config.down_after + 3 * self._config.heartbeat
+        registered = False
+        trouble = ""
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                number = self._beat()
+                if not registered or trouble:
+                    log.info("registered as node %d at %s", number, self._address)
+                registered, trouble = True, ""
+            except DistfsError as e:
+                final = registered or time.monotonic() > patience or isinstance(e, OtherCluster)
+                if isinstance(e, Refused) and final:
+                    self._refused(e)
+                    return
+                if str(e) != trouble:
+                    log.warning("no heartbeat: %s", e)
+                trouble = str(e)
+            self._stopping.wait(max(0.0, started + self._config.heartbeat - time.monotonic()))
+
+    def _beat(self) -> int:
+        deadline = Deadline(_CALL_LIMIT_S)
+        cluster = self._meta.cluster_id(deadline)
+        if cluster != self._store.cluster:
+            raise OtherCluster(
+                f"data folder {self._store.folder} belongs to cluster {self._store.cluster}, but this MetaDB "
+                f"is of {cluster}: name another folder with --data, or another MetaDB with --metadb"
+            )
+        info = self._store.info(deadline)
+        sizes = info.capacity, info.used, info.free
+        report = NodeReport(info.node, self._address, self._config.zone, *sizes, info.state)
+        return self._meta.heartbeat(report, deadline)

@@ -1,0 +1,327 @@
+"""MetaDB: the only source of truth, and the only code that talks to it.
+
+One public method is one transaction, and one round trip. Every statement may be run again without harm
+(``sql/queries.sql``); on that rests what happens when a connection is lost: a read is run once more on a new
+connection, a change is run again until MetaDB has said what became of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from pg8000.native import DatabaseError
+
+from distfs import embedded_postgres, meta_schema
+from distfs.config import MetaDBConfig
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.meta_link import Link, translate
+from distfs.meta_pool import Pool
+from distfs.meta_url import MetaURL
+from distfs.model import Address, File, NewFile, Node, NodeReport, Policy, Slice
+
+#: Bytes of UTF-8; the schema's checks hold the same.
+MAX_NAME_BYTES = 1024
+MAX_CONTENT_TYPE_BYTES = 255
+MAX_LISTED = 1000
+
+#: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
+_GRACE_S = 0.5
+_RETRY_FIRST_S, _RETRY_MOST_S = 0.02, 0.25
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+Rows = Sequence[Sequence[Any]]
+
+
+def storable_name(name: str) -> str:
+    """``name`` as MetaDB keeps it: what UTF-8 text cannot hold (NUL, lone surrogates) becomes U+FFFD.
+
+    Raises Refused when it is longer than MAX_NAME_BYTES. Call it before the bytes of a file are received.
+    """
+    return _storable("file name", name, MAX_NAME_BYTES)
+
+
+def storable_content_type(content_type: str) -> str:
+    """The same for a media type, of at most MAX_CONTENT_TYPE_BYTES."""
+    return _storable("content type", content_type, MAX_CONTENT_TYPE_BYTES)
+
+
+class MetaDB:
+    """Thread-safe; connects when it is first asked for something.
+
+    Every method but ``migrate`` ends within ``statement_timeout`` + 0.5 s or at its deadline, whichever is
+    sooner, and raises Unavailable (503) with the reason while MetaDB is away. It needs no restart after that.
+    """
+
+    def __init__(self, config: MetaDBConfig, down_after: float = 10.0) -> None:
+        """``down_after``: seconds of silence after which a node is down. Raises ConfigError for the URL."""
+        self._config = config
+        self.down_after = down_after
+        self._budget = config.statement_timeout + _GRACE_S
+        self._cluster_id: UUID | None = None
+        self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.parse(config.url)
+        self._pool = Pool(self._where, config.pool_size, config.connect_timeout, config.statement_timeout)
+
+    def migrate(self) -> list[int]:
+        """Bring the schema to this version's; -> the numbers of the migrations applied now.
+
+        Safe to run at any time and by several at once. Raises Unavailable, ConfigError.
+        """
+        link = self._pool.connect(Deadline(self._budget), statement_timeout=0)
+        try:
+            link.raw._usock.settimeout(None)
+            return meta_schema.apply_migrations(link.raw)
+        except DatabaseError as e:
+            raise translate(e) from e
+        finally:
+            link.close()
+
+    def close(self) -> None:
+        self._pool.close()
+
+    # --- the cluster and its nodes ------------------------------------------------------------------
+
+    def ping(self, deadline: Deadline) -> None:
+        """Raises Unavailable, saying what is missing, unless MetaDB takes writes and has our schema."""
+        [[version]] = self.read("schema_version", deadline)
+        if version < meta_schema.latest():
+            raise Unavailable(
+                f"MetaDB is at migration {version}, not {meta_schema.latest()}: run `distfs migrate`"
+            )
+
+    def cluster_id(self, deadline: Deadline) -> UUID:
+        """The cluster's UUID, made by the first migration; asked for once."""
+        known = self._cluster_id
+        if known is None:
+            [[known]] = self.read("cluster_id", deadline)
+            self._cluster_id = known
+        return known
+
+    def nodes(self, deadline: Deadline) -> list[Node]:
+        """Every node that ever registered, by id; whether it is alive is judged by the database's clock."""
+        return [
+            Node(
+                id=number,
+                uuid=uuid,
+                address=Address.parse(address),
+                zone=zone,
+                capacity=capacity,
+                free=free,
+                state=state,
+                alive=age < self.down_after and not stopped,
+                heartbeat_age=age,
+                used=used,
+            )
+            for number, uuid, address, zone, capacity, free, state, age, used, stopped in self.read(
+                "nodes", deadline
+            )
+        ]
+
+    def heartbeat(self, report: NodeReport, deadline: Deadline) -> int:
+        """Say that a node is alive; -> its id. The first one registers it. 'draining' outlives heartbeats.
+
+        Raises Refused while another process is alive with the same UUID elsewhere, or another node at the
+        same address; it ends by itself ``down_after`` seconds after that one's last heartbeat.
+        """
+        [[number]] = self.write(
+            "node_heartbeat",
+            deadline,
+            uuid=report.uuid,
+            address=str(report.address),
+            zone=report.zone,
+            capacity=report.capacity,
+            used=report.used,
+            free=report.free,
+            state=report.state,
+            down_after=self.down_after,
+        )
+        return int(number)
+
+    def node_leave(self, uuid: UUID, address: Address, deadline: Deadline) -> None:
+        """Say that a node stops: it is down at once, and may start again at another address.
+
+        Nothing happens unless it is registered at ``address``. Its next heartbeat brings it back.
+        """
+        self.write("node_leave", deadline, uuid=uuid, address=str(address))
+
+    # --- files --------------------------------------------------------------------------------------
+
+    def commit_files(self, files: Sequence[NewFile], deadline: Deadline) -> list[File]:
+        """Make files readable, all or none, in one statement; -> them in the same order.
+
+        May be called again with the same files, for example after OutcomeUnknown (the only error after which
+        their fragments must stay where they are). Raises Refused for a name or type that is too long.
+        """
+        stored = [_checked(file) for file in files]
+        if not stored:
+            return []
+        rows = self.write("commit_files", deadline, files=json.dumps([_as_json(file) for file in stored]))
+        created = {row[0]: row[1] for row in rows}
+        if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
+            ids = [file.id for file in stored]
+            try:
+                created = {row[0]: row[1] for row in self.read("committed", deadline, ids=ids)}
+            except Unavailable as e:
+                raise OutcomeUnknown(str(e)) from e
+        if len(created) < len(stored):
+            raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
+        return [_committed(file, created[file.id]) for file in stored]
+
+    def file(self, id: UUID, deadline: Deadline) -> File:
+        """A file with all its slices, in order. Raises NotFound."""
+        for row in self.read("file", deadline, id=id):
+            return _file(row[:9], row[9])
+        raise NotFound(f"no file {id}")
+
+    def list_files(self, after: UUID | None, limit: int, deadline: Deadline) -> list[File]:
+        """Up to ``limit`` (and MAX_LISTED) files with ids above ``after``, by id; without their slices."""
+        after = UUID(int=0) if after is None else after
+        rows = self.read("files_after", deadline, after=after, limit=max(0, min(limit, MAX_LISTED)))
+        return [_file(row, []) for row in rows]
+
+    def delete_file(self, id: UUID, deadline: Deadline) -> None:
+        """Move a file to the trash: it cannot be read from now on, its fragments stay. Raises NotFound."""
+        if not self.write("delete_file", deadline, id=id, again="is_trash"):
+            raise NotFound(f"no file {id}")
+
+    def undelete_file(self, id: UUID, deadline: Deadline) -> None:
+        """Take a file back out of the trash. Raises NotFound when it is not there, or its end has begun."""
+        if not self.write("undelete_file", deadline, id=id, again="is_file"):
+            raise NotFound(f"no file {id} in the trash")
+
+    # --- running statements: for the methods above, and for meta_upkeep ---------------------------------
+
+    def connect(self, deadline: Deadline) -> Link:
+        """A connection of the caller's own, who closes it. Raises Unavailable."""
+        return self._pool.connect(deadline.sooner(self._budget), self._config.statement_timeout)
+
+    def read(self, query: str, deadline: Deadline, **params: Any) -> Rows:
+        """Once; and once more when it was a kept connection that failed, as after a restart of MetaDB."""
+        budget = deadline.sooner(self._budget)
+        while True:
+            with self._pool.link(budget) as link:
+                try:
+                    return link.run(query, budget, params)
+                except Unavailable as e:
+                    if not (link.reused and link.broken and _has_time(budget)):
+                        raise (Unavailable(str(e)) if isinstance(e, OutcomeUnknown) else e) from e
+
+    def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
+        """Until MetaDB has answered or there is no time left.
+
+        ``again``: the query that, after a try was lost, tells from an empty answer whether that try had
+        already done it. Raises OutcomeUnknown when a try was lost and could not be settled.
+        """
+        budget = deadline.sooner(self._budget)
+        lost: OutcomeUnknown | None = None
+        error: Unavailable | None = None
+        pause = _RETRY_FIRST_S
+        while True:
+            try:
+                with self._pool.link(budget) as link:
+                    rows = link.run(query, budget, params)
+                    if not rows and lost and again:
+                        rows = link.run(again, budget, params)
+                    return rows
+            except OutcomeUnknown as e:
+                lost = error = e
+            except TooSlow as e:
+                raise error or e from e  # what failed before says more
+            except Unavailable as e:
+                error = lost or e
+            if not _has_time(budget, pause):
+                raise error
+            time.sleep(pause)
+            pause = min(2 * pause, _RETRY_MOST_S)
+
+    def _where(self) -> MetaURL:
+        return self._fixed or MetaURL.parse(embedded_postgres.resolve(self._config.url))
+
+
+def _has_time(deadline: Deadline, seconds: float = 0.0) -> bool:
+    try:
+        return deadline.remaining() > seconds
+    except TooSlow:
+        return False
+
+
+def _storable(what: str, text: str, most: int) -> str:
+    text = _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+    if (size := len(text.encode())) > most:
+        raise Refused(f"the {what} is {size} bytes of UTF-8; at most {most} are kept")
+    return text
+
+
+def _checked(file: NewFile) -> NewFile:
+    """``file`` as it will be stored. Raises DistfsError when it could not be read back: a bug of ours."""
+    whole = sum(piece.size for piece in file.slices) == file.size
+    ordered = [piece.ordinal for piece in file.slices] == list(range(len(file.slices)))
+    if not (whole and ordered and all(_placed(piece, file.policy) for piece in file.slices)):
+        raise DistfsError(f"file {file.id} is not complete: it must not be committed")
+    return NewFile(
+        id=file.id,
+        name=storable_name(file.name),
+        content_type=storable_content_type(file.content_type),
+        size=file.size,
+        sha256=file.sha256,
+        policy=file.policy,
+        block_size=file.block_size,
+        slices=file.slices,
+    )
+
+
+def _placed(piece: Slice, policy: Policy) -> bool:
+    """Fragments on at least k nodes, all different."""
+    holders = [node for node in piece.nodes if node != 0]
+    return len(piece.nodes) == policy.width and len(holders) >= policy.k and len(set(holders)) == len(holders)
+
+
+def _as_json(file: NewFile) -> dict[str, object]:
+    return {
+        "id": str(file.id),
+        "name": file.name,
+        "content_type": file.content_type,
+        "size": file.size,
+        "sha256": file.sha256.hex(),
+        "k": file.policy.k,
+        "m": file.policy.m,
+        "block_size": file.block_size,
+        "slices": [
+            {
+                "id": str(s.id),
+                "ordinal": s.ordinal,
+                "size": s.size,
+                "digest": s.digest.hex(),
+                "nodes": s.nodes,
+            }
+            for s in file.slices
+        ],
+    }
+
+
+def _committed(file: NewFile, created_at: Any) -> File:
+    return File(
+        file.id,
+        file.name,
+        file.content_type,
+        file.size,
+        file.sha256,
+        file.policy,
+        file.block_size,
+        file.slices,
+        created_at,
+    )
+
+
+def _file(row: Sequence[Any], slices: list[Any]) -> File:
+    file_id, name, content_type, size, sha256, k, m, block_size, created_at = row
+    pieces = tuple(
+        Slice(UUID(slice_id), ordinal, length, bytes.fromhex(digest), tuple(nodes))
+        for slice_id, ordinal, length, digest, nodes in slices
+    )
+    return File(file_id, name, content_type, size, sha256, Policy(k, m), block_size, pieces, created_at)

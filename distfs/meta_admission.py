@@ -1,0 +1,91 @@
+"""What admission asks of MetaDB: free bytes, and the room that is promised to uploads of all services.
+
+The rules of ``meta`` hold: one method is one transaction, every time is the database's clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from distfs.deadline import Deadline
+from distfs.meta import MetaDB
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionState:
+    """What a decision rests on, seen at one moment."""
+
+    grants: int  # how many reservations were ever granted: another number means that another came between
+    free: tuple[int, ...]  # bytes of each node that takes writes
+    known: int  # nodes, and how many of them are up
+    up: int
+    demands: Mapping[int, int]  # what is promised: bytes a node, by how many nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """``share`` bytes on each of ``width`` nodes."""
+
+    id: UUID
+    width: int
+    share: int
+
+
+class ReservationDB:
+    """Thread-safe. Every method raises Unavailable while MetaDB is away."""
+
+    def __init__(self, meta: MetaDB, service: UUID) -> None:
+        """``service``: whose reservations are made here."""
+        self._meta, self._service = meta, service
+
+    def state(self, deadline: Deadline) -> AdmissionState:
+        [[grants, free, known, up, demands]] = self._meta.read(
+            "admission_state", deadline, down_after=self._meta.down_after
+        )
+        given = json.loads(demands) if isinstance(demands, str) else demands
+        promised = {int(width): int(share) for width, share in given.items()}
+        return AdmissionState(grants, tuple(free), known, up, promised)
+
+    def reserve(self, wanted: Reservation, seen: int, seconds: float, deadline: Deadline) -> bool:
+        """Grant it for ``seconds``, unless another was granted, by whatever service, since ``seen``."""
+        rows = self._meta.write(
+            "reserve",
+            deadline,
+            again="is_reserved",
+            id=wanted.id,
+            service=self._service,
+            width=wanted.width,
+            share=wanted.share,
+            seen=seen,
+            ttl=seconds,
+        )
+        return bool(rows)
+
+    def settle(
+        self,
+        running: Sequence[Reservation],
+        committed: Sequence[Reservation],
+        gone: Sequence[Reservation],
+        seconds: float,
+        deadline: Deadline,
+    ) -> None:
+        """Renew those that run, for ``seconds`` and with the shares they have now; end the others.
+
+        Committed ones count, up to ``seconds``, until every node has reported its free bytes anew.
+        """
+        states = (("running", running), ("committed", committed), ("gone", gone))
+        given = [
+            {"id": str(one.id), "width": one.width, "share": one.share, "state": state}
+            for state, those in states
+            for one in those
+        ]
+        self._meta.write(
+            "settle_reservations",
+            deadline,
+            reservations=json.dumps(given),
+            service=self._service,
+            ttl=seconds,
+        )

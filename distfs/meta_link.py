@@ -1,0 +1,209 @@
+"""One connection to MetaDB, and the one place where the driver's errors become distfs's.
+
+pg8000 (native) speaks the protocol; the socket is made here, so that its timeout is the deadline's and its
+options are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedStatement
+
+from distfs import meta_schema
+from distfs.deadline import Deadline
+from distfs.errors import ConfigError, DistfsError, Full, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.meta_url import Host, MetaURL
+
+#: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
+_BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)
+
+#: A connection survives an ordinary error, but not a plan or statement the server no longer has, nor a server
+#: that became read-only: another connection finds another server.
+_SPOILED = ("0A000", "26000", "25006")
+
+#: How long before a request's end the server gives its statement up.
+_LISTEN_S = 0.2
+
+#: Dead peers behind a silent firewall are found by the kernel: probes after this many idle seconds.
+_KEEPALIVE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_COUNT = 30, 5, 3
+
+
+class Link:
+    """A connection with its prepared statements. Used by one thread at a time."""
+
+    def __init__(self, url: MetaURL, host: Host, connect_timeout: float, statement_timeout: float) -> None:
+        """``statement_timeout``: seconds after which the server gives a statement up; 0: never.
+
+        Raises Unavailable with the server's reason, ConfigError for an unreadable certificate.
+        """
+        self.host = host
+        self.reused = False  # set by the pool when it lends this link again
+        self._busy = False
+        self._most = self._limit = statement_timeout  # the server's: as agreed, and at present
+        self._statements: dict[str, PreparedStatement] = {}
+        context = url.ssl_context(host)
+        self._socket: socket.socket | None = None
+        try:
+            self._socket = _open_socket(host, connect_timeout)
+            self.raw = Connection(
+                url.user,
+                host=host.name,
+                database=url.database,
+                password=url.password,
+                sock=self._socket,
+                ssl_context=context,
+                application_name="distfs",
+                startup_params={
+                    "statement_timeout": str(round(statement_timeout * 1000)),
+                    "search_path": "public",
+                    "TimeZone": "UTC",
+                },
+            )
+        except (DatabaseError, *_BROKEN) as e:
+            self._socket_close()
+            raise Unavailable(f"{host}: {_reason(e)}") from e
+
+    @property
+    def writable(self) -> bool:
+        """False for a standby or a server that was set read-only. Reported by PostgreSQL 14 and later."""
+        status = self.raw.parameter_statuses
+        return "on" not in (status.get("in_hot_standby"), status.get("default_transaction_read_only"))
+
+    @property
+    def broken(self) -> bool:
+        """It was left in the middle of an exchange, or the server ended it: close it."""
+        return self._busy
+
+    def gone_stale(self) -> bool:
+        """Whether an idle link has heard anything: the server's goodbye, or the end of the connection."""
+        poll = select.poll()
+        poll.register(self.raw._usock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def run(self, name: str, deadline: Deadline, params: dict[str, Any]) -> Sequence[Sequence[Any]]:
+        """Run the named query as one transaction; -> its rows.
+
+        Raises Unavailable when it certainly did not happen, OutcomeUnknown when the connection was lost after
+        it was sent, Refused for a refusal of the schema's own, DistfsError for a bug of ours.
+        """
+        sent = False
+        self._busy = True
+        try:
+            left = deadline.remaining("waiting for MetaDB")
+            self.raw._usock.settimeout(left)
+            self._limit_to(left)
+            statement = self._statements.get(name)
+            if statement is None:
+                statement = self._statements[name] = self.raw.prepare(meta_schema.queries()[name])
+            sent = True
+            rows: Sequence[Sequence[Any]] = statement.run(**params)
+        except DatabaseError as e:
+            error = translate(e)
+            ended = _field(e, "V") in ("FATAL", "PANIC")
+            self._busy = ended or _field(e, "C") in _SPOILED
+            if ended and sent:
+                raise OutcomeUnknown(str(error)) from e
+            raise error from e
+        except _BROKEN as e:
+            lost = f"lost the connection to MetaDB at {self.host}: {_reason(e)}"
+            raise (OutcomeUnknown(lost) if sent else Unavailable(lost)) from e
+        self._busy = False
+        return rows
+
+    def _limit_to(self, left: float) -> None:
+        """Let the server give a statement up while we still listen: then it is known to be undone.
+
+        Costs a round trip, so it is done only for a request that has less time than any statement may take.
+        """
+        wanted = min(self._most, left - min(_LISTEN_S, left / 4))
+        enough = self._most if wanted >= self._most else wanted / 2
+        if self._most and not enough <= self._limit <= wanted:
+            self.raw.run(f"SET statement_timeout = {max(1, int(wanted * 1000))}")
+            self._limit = wanted
+
+    def close(self) -> None:
+        """Never raises. A broken link says no goodbye: its socket may be full."""
+        usock, stream = self.raw._usock, self.raw._sock
+        if self._busy and usock is not None:
+            with contextlib.suppress(OSError):
+                usock.shutdown(socket.SHUT_RDWR)
+        for close in (self.raw.close, getattr(stream, "close", None)):
+            with contextlib.suppress(*_BROKEN):
+                if close is not None:
+                    close()
+        self._socket_close()
+
+    def _socket_close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+
+def translate(error: DatabaseError) -> DistfsError:
+    """What the server said, by its SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+    code, message = _field(error, "C"), _field(error, "M")
+    if code == "DF001":
+        return Refused(message)
+    if code in ("42P01", "42703", "42883"):
+        return Unavailable(f"MetaDB lacks what this version needs ({message}): run `distfs migrate`")
+    if code == "42501":
+        return ConfigError(f"MetaDB: {message}: the role in metadb.url has too few rights")
+    if code == "57014":  # the statement's own limit: it was undone
+        return TooSlow(f"MetaDB: {message}")
+    if code == "53100":
+        return Full(f"MetaDB's disk is full: {message}")
+    if code[:2] in ("08", "25", "26", "40", "53", "55", "57", "58", "0A"):
+        return Unavailable(f"MetaDB: {message}")
+    return DistfsError(f"MetaDB: {message} (SQLSTATE {code})")
+
+
+def _field(error: DatabaseError, key: str) -> str:
+    fields = error.args[0] if error.args else None
+    return str(fields.get(key, "")) if isinstance(fields, dict) else str(error)
+
+
+def _reason(error: BaseException) -> str:
+    # pg8000 says goodbye to a server that has just refused it and hung up; what that raises hides the refusal.
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, DatabaseError):
+            return _field(at, "M")
+        at = at.__context__
+    cause = error.__cause__ or error
+    if isinstance(cause, TimeoutError):
+        return "no answer in time"
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    if str(cause) == "Server refuses SSL":
+        return "it speaks no TLS: turn that on there, or put ?sslmode=disable into metadb.url"
+    if str(cause) == "network error":
+        return "it closed the connection"
+    return str(cause)
+
+
+def _open_socket(host: Host, timeout: float) -> socket.socket:
+    if host.socket_path is not None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(host.socket_path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+    sock = socket.create_connection((host.name, host.port), timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", _KEEPALIVE_S),
+        ("TCP_KEEPINTVL", _KEEPALIVE_EVERY_S),
+        ("TCP_KEEPCNT", _KEEPALIVE_COUNT),
+    ):
+        if hasattr(socket, option):  # Linux and most BSDs
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return sock

@@ -1,0 +1,123 @@
+"""A few connections to MetaDB, shared by a service's threads.
+
+What to do is decided under the lock; connecting, checking and closing happen outside it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from distfs.deadline import Deadline
+from distfs.errors import TooSlow, Unavailable
+from distfs.meta_link import Link
+from distfs.meta_url import Host, MetaURL
+
+
+class Pool:
+    """At most ``size`` links, made when needed and kept; the most recently used is lent first."""
+
+    def __init__(
+        self, where: Callable[[], MetaURL], size: int, connect_timeout: float, statement_timeout: float
+    ) -> None:
+        """``where`` is asked at each connect: an embedded MetaDB may come back at another socket."""
+        self._where = where
+        self._size = size
+        self._connect_timeout = connect_timeout
+        self._statement_timeout = statement_timeout
+        self._changed = threading.Condition()
+        self._idle: list[Link] = []
+        self._count = 0  # idle, lent and being connected
+        self._closed = False
+        self._writable: Host | None = None  # where the last connect found a server that takes writes
+
+    @contextmanager
+    def link(self, deadline: Deadline) -> Iterator[Link]:
+        """Lend a link; it comes back by itself, or is closed when it was left broken.
+
+        Raises Unavailable: no server takes writes, or every link stayed busy until the deadline.
+        """
+        link = self._take(deadline)
+        try:
+            yield link
+        finally:
+            self._give_back(link)
+
+    def connect(self, deadline: Deadline, statement_timeout: float) -> Link:
+        """A link of the caller's own, to the first server that takes writes. Raises Unavailable."""
+        url = self._where()
+        hosts = sorted(url.hosts, key=lambda host: host != self._writable)
+        reasons: list[str] = []
+        # Each host gets its turn even if those before it never answer.
+        timeout = min(self._connect_timeout, deadline.remaining("connecting to MetaDB") / len(hosts))
+        for host in hosts:
+            try:
+                link = Link(url, host, timeout, statement_timeout)
+            except Unavailable as e:
+                reasons.append(str(e))
+                continue
+            if link.writable:
+                self._writable = host
+                return link
+            link.close()
+            reasons.append(f"{host} takes no writes")
+        raise Unavailable(f"MetaDB cannot be used: {'; '.join(reasons)}")
+
+    def close(self) -> None:
+        """Close what is idle now, and what is lent when it comes back."""
+        with self._changed:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._count -= len(idle)
+            self._changed.notify_all()
+        for link in idle:
+            link.close()
+
+    def _take(self, deadline: Deadline) -> Link:
+        link = self._idle_or_none(deadline)
+        if link is not None and link.gone_stale():
+            link.close()
+            link = None
+        if link is not None:
+            link.reused = True
+            return link
+        try:
+            return self.connect(deadline, self._statement_timeout)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _idle_or_none(self, deadline: Deadline) -> Link | None:
+        """An idle link, or None and with it the right to connect one."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise Unavailable("this service is stopping")
+                if self._idle:
+                    return self._idle.pop()
+                if self._count < self._size:
+                    self._count += 1
+                    return None
+                try:
+                    left = deadline.remaining()
+                except TooSlow as e:
+                    raise Unavailable(
+                        f"all {self._size} connections to MetaDB are busy; metadb.pool_size sets how many"
+                    ) from e
+                self._changed.wait(left)
+
+    def _give_back(self, link: Link) -> None:
+        with self._changed:
+            keep = not (link.broken or self._closed)
+            if keep:
+                self._idle.append(link)
+                self._changed.notify()
+        if not keep:
+            link.close()
+            self._forget()
+
+    def _forget(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify()

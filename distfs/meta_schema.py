@@ -1,0 +1,133 @@
+"""The files of ``sql/``: the named queries, and the migrations with the way they are applied.
+
+``sql/`` is a folder of its own in a checkout and ``distfs/sql`` where distfs is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from distfs.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+#: pg_advisory_lock key of a running migration: "distfs" as a number, the same for every version.
+_LOCK = int.from_bytes(b"distfs")
+_LOCK_WAIT_S = 60
+
+#: The PostgreSQL role for storage nodes, which may do nothing but report (sql/node_role.sql).
+NODE_ROLE = "distfs_node"
+
+_BOOKKEEPING = """
+CREATE TABLE IF NOT EXISTS migration (
+    number integer PRIMARY KEY,
+    name text NOT NULL,
+    sha256 bytea NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)"""
+
+
+@cache
+def sql_folder() -> Path:
+    """Where the SQL files are. Raises ConfigError when the installation lacks them."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "sql", package.parent / "sql"):
+        if (folder / "queries.sql").is_file():
+            return folder
+    raise ConfigError(f"the SQL files of distfs are missing beside {package}; install it again")
+
+
+@cache
+def queries() -> Mapping[str, str]:
+    """What ``sql/`` holds beside migrations, by name: each query follows a line ``-- name: <name>``."""
+    found: dict[str, str] = {}
+    for file in ("queries.sql", "upkeep.sql", "admission.sql"):
+        text = (sql_folder() / file).read_text("utf-8")
+        parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
+        found |= {name: sql.strip().rstrip(";") for name, sql in zip(parts[::2], parts[1::2], strict=True)}
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered step of the schema. Once released its file never changes: a later one corrects it."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> bytes:
+        return hashlib.sha256(self.sql.encode()).digest()
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All of ``sql/migrations``, in the order in which they are applied; numbers are 1, 2, 3 and so on."""
+    paths = sorted((sql_folder() / "migrations").glob("*.sql"))
+    found = tuple(Migration(int(p.name[:4]), p.stem[5:], p.read_text("utf-8")) for p in paths)
+    if [step.number for step in found] != list(range(1, len(found) + 1)):
+        raise ConfigError(f"sql/migrations is not numbered without a gap: {', '.join(p.name for p in paths)}")
+    return found
+
+
+def latest() -> int:
+    """The number of the last migration this distfs knows."""
+    return len(migrations())
+
+
+def apply_migrations(connection: Any) -> list[int]:
+    """Bring MetaDB to ``latest()``; -> the numbers applied now. Each migration is one transaction.
+
+    ``connection`` is a pg8000 native connection that is closed afterwards (which frees the lock). Of several
+    that migrate at once, one does and the others wait for it. Raises ConfigError when MetaDB is not a
+    beginning of this series: a changed migration, or one from a newer distfs.
+    """
+    connection.run("SELECT set_config('lock_timeout', :wait, false)", wait=f"{_LOCK_WAIT_S}s")
+    connection.run("SELECT pg_advisory_lock(:key)", key=_LOCK)
+    connection.run(_BOOKKEEPING)
+    applied = connection.run("SELECT number, name, sha256 FROM migration ORDER BY number")
+    _check_applied(applied)
+    now = []
+    for step in migrations()[len(applied) :]:
+        connection.run("BEGIN")
+        connection.run(step.sql)
+        connection.run(
+            "INSERT INTO migration (number, name, sha256) VALUES (:number, :name, :sha256)",
+            number=step.number,
+            name=step.name,
+            sha256=step.sha256,
+        )
+        connection.run("COMMIT")
+        _log.info("MetaDB: applied migration %04d %s", step.number, step.name)
+        now.append(step.number)
+    _grant_node_role(connection)
+    return now
+
+
+def _check_applied(applied: list[tuple[int, str, bytes]]) -> None:
+    known = migrations()
+    if len(applied) > len(known):
+        raise ConfigError(
+            f"MetaDB is at migration {applied[-1][0]} and this distfs knows {len(known)}: upgrade distfs"
+        )
+    for (number, name, digest), step in zip(applied, known, strict=False):
+        if number != step.number or digest != step.sha256:
+            raise ConfigError(
+                f"migration {number:04d} {name} was changed after it was applied to MetaDB: restore its "
+                "file, and put the change into a new migration"
+            )
+
+
+def _grant_node_role(connection: Any) -> None:
+    connection.notices.clear()
+    connection.run((sql_folder() / "node_role.sql").read_text("utf-8"))
+    for notice in connection.notices:
+        _log.warning("MetaDB: %s", notice[b"M"].decode("utf-8", "replace"))

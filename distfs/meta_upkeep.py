@@ -1,0 +1,295 @@
+"""What upkeep and the operator's commands ask of MetaDB; services ask ``meta``.
+
+The same rules hold: one method is one transaction, every statement may be run again without harm, every time
+is the database's clock. Nothing here trusts that its caller still leads: what changes a slice compares first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, NotFound
+from distfs.meta import MetaDB
+from distfs.meta_link import Link
+from distfs.model import FragmentId, Policy, Slice
+from distfs.upkeep_model import (
+    Backlog,
+    ClusterStatus,
+    FileHealth,
+    MoveTask,
+    RepairTask,
+    ScrubState,
+    TrashedFile,
+    WorkerState,
+)
+
+#: A leader that does not speak for so long (frozen, or its machine is gone) is one no more.
+LEADER_SILENCE_S = 120
+
+_MAX_REASON_BYTES = 1000
+_START = UUID(int=0)
+
+
+class Leadership:
+    """The right to run one worker, for as long as its connection to MetaDB lives. Used by one thread."""
+
+    def __init__(self, link: Link, key: int) -> None:
+        self._link: Link | None = link
+        self._key = key
+
+    def held(self, deadline: Deadline) -> bool:
+        """Ask before every step, at least every LEADER_SILENCE_S. Once False it stays False."""
+        if self._link is None:
+            return False
+        try:
+            [[held]] = self._link.run("still_leads", deadline, {"key": self._key})
+        except DistfsError:
+            held = False
+        if not held:
+            self.release()
+        return bool(held)
+
+    def release(self) -> None:
+        """Let another lead. May be called again."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+
+class UpkeepDB:
+    """Thread-safe, over a MetaDB. Raises what MetaDB raises: Unavailable (503) while it is away.
+
+    What looks at every slice of a dead node may take longer than a user's request should: give it a MetaDB of
+    its own with a longer ``statement_timeout``.
+    """
+
+    def __init__(self, meta: MetaDB) -> None:
+        self._meta = meta
+
+    # --- repair -------------------------------------------------------------------------------------
+
+    def work_to_repair(self, repair_delay: float, limit: int, deadline: Deadline) -> list[RepairTask]:
+        """Slices with a lost fragment: least redundancy left first, then the oldest file; the hopeless last.
+
+        Lost is what nobody keeps (0), what is noted as damage, and what is on a node that was forgotten, given
+        up, or silent for ``repair_delay`` seconds. Fragments on draining nodes are not lost.
+        """
+        rows = self._meta.read("work_to_repair", deadline, repair_delay=repair_delay, limit=limit)
+        return [
+            RepairTask(*_facts(row[:6]), _piece(row[6:11]), lost=tuple(row[11]), redundancy_left=row[12])
+            for row in rows
+        ]
+
+    def backlog(self, repair_delay: float, deadline: Deadline) -> Backlog:
+        """How much ``work_to_repair`` would hand out in all."""
+        [row] = self._meta.read("backlog", deadline, repair_delay=repair_delay)
+        return Backlog(*row)
+
+    def move_fragment(self, slice_id: UUID, index: int, old: int, new: int, deadline: Deadline) -> bool:
+        """Compare-and-set: node ``new`` keeps the fragment now, not ``old`` (0: nobody). Clears its damage.
+
+        ``old == new`` is right after a fragment was made anew where it was. Works on slices in the trash too.
+        False, and nothing changed: the position was not ``old`` any more, the slice is gone, ``new`` was
+        forgotten or keeps another fragment of the slice.
+        """
+        params: dict[str, Any] = {"slice": slice_id, "index": index, "old": old, "new": new}
+        return bool(self._meta.write("move_fragment", deadline, again="is_moved", **params))
+
+    def note_damage(self, slice_id: UUID, index: int, node: int, reason: str, deadline: Deadline) -> bool:
+        """A fragment is corrupt or missing on ``node``: repair is to make it anew.
+
+        False, and nothing noted: the slice is gone, or the fragment is kept elsewhere now.
+        """
+        reason = (
+            reason.replace("\0", "").encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
+        )
+        params: dict[str, Any] = {"slice": slice_id, "index": index, "node": node}
+        self._meta.write("note_damage", deadline, reason=reason, **params)
+        return bool(self._meta.read("is_damage", deadline, **params))
+
+    def damage_count(self, deadline: Deadline) -> int:
+        """Fragments noted as damaged and not repaired yet."""
+        [[count]] = self._meta.read("damage_count", deadline)
+        return int(count)
+
+    def give_up_silent_nodes(self, deadline: Deadline) -> list[int]:
+        """Let repair wait no longer for the nodes that are down now; -> their ids. A heartbeat takes it back."""
+        rows = self._meta.write("give_up_silent_nodes", deadline, down_after=self._meta.down_after)
+        return sorted(row[0] for row in rows)
+
+    # --- what is where ------------------------------------------------------------------------------
+
+    def wanted(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> dict[FragmentId, bool]:
+        """For each id whether a slice, or one in the trash, says that ``node`` keeps it. Answers for all of them."""
+        slices, indexes = [asked.slice for asked in ids], [asked.index for asked in ids]
+        rows = self._meta.read("wanted", deadline, node=node, slices=slices, indexes=indexes)
+        answer = {FragmentId(row[0], row[1]): bool(row[2]) for row in rows}
+        if len(answer) != len(set(ids)):
+            raise DistfsError(f"MetaDB answered for {len(answer)} of {len(set(ids))} fragments")
+        return answer
+
+    def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[FragmentId]:
+        """What MetaDB says a node keeps, trash included: up to ``limit``, of slices after ``after``, by slice id."""
+        params: dict[str, Any] = {"node": node, "after": after or _START, "limit": limit}
+        return [FragmentId(*row) for row in self._meta.read("fragments_on", deadline, **params)]
+
+    def slices_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[MoveTask]:
+        """The same with all that is needed to make each fragment anew elsewhere."""
+        params: dict[str, Any] = {"node": node, "after": after or _START, "limit": limit}
+        tasks = []
+        for row in self._meta.read("slices_on", deadline, **params):
+            piece = _piece(row[6:11])
+            tasks.append(MoveTask(*_facts(row[:6]), piece, index=piece.nodes.index(node), trashed=row[11]))
+        return tasks
+
+    def fragments_left(self, node: int, deadline: Deadline) -> int:
+        """How many fragments a node keeps, trash included. A draining node with none is drained."""
+        [[count]] = self._meta.read("fragments_left", deadline, node=node)
+        return int(count)
+
+    def unknown_nodes(self, deadline: Deadline) -> list[int]:
+        """Ids that slices name and no node has: it was forgotten while they were written."""
+        return [row[0] for row in self._meta.read("unknown_nodes", deadline)]
+
+    # --- trash --------------------------------------------------------------------------------------
+
+    def expired_trash(self, ttl: float, limit: int, deadline: Deadline) -> list[TrashedFile]:
+        """Files deleted more than ``ttl`` seconds ago, oldest first. From now on they cannot be undeleted."""
+        rows = self._meta.write("expired_trash", deadline, ttl=ttl, limit=limit)
+        return [TrashedFile(row[0], tuple(map(_piece_from_json, row[1]))) for row in rows]
+
+    def drop_trash(self, id: UUID, deadline: Deadline) -> bool:
+        """Forget a file of ``expired_trash``, after its fragments. False: it was forgotten already."""
+        return bool(self._meta.write("drop_trash", deadline, again="is_dropped", id=id))
+
+    # --- nodes --------------------------------------------------------------------------------------
+
+    def set_node_state(self, node: int, state: str, deadline: Deadline) -> None:
+        """``'draining'``: takes nothing new, and is emptied; ``'active'``: takes part again. Raises NotFound."""
+        if state not in ("active", "draining"):
+            raise DistfsError(f"an operator does not set a node to {state!r}")
+        if not self._meta.write("set_node_state", deadline, node=node, state=state):
+            raise NotFound(f"no node {node}")
+
+    def forget_node(self, node: int, deadline: Deadline) -> None:
+        """Take a node's row away; nobody keeps its fragments then. Does nothing for an unknown node.
+
+        Raises Refused, in words, while it is alive and not drained, or when a slice would be left with fewer
+        than k fragments that are healthy and on nodes that are up.
+        """
+        self._meta.write("forget_node", deadline, node=node, down_after=self._meta.down_after)
+
+    # --- scrub and the workers ----------------------------------------------------------------------
+
+    def scrub_state(self, node: int, deadline: Deadline) -> ScrubState:
+        """How far the scrub of a node is. Raises NotFound."""
+        for row in self._meta.read("scrub_states", deadline, node=node):
+            return ScrubState(*row)
+        raise NotFound(f"no node {node}")
+
+    def begin_scrub(self, node: int, deadline: Deadline) -> ScrubState:
+        """Start a round from the beginning, unless one is running; -> its state. Raises NotFound."""
+        self._meta.write("begin_scrub", deadline, node=node)
+        return self.scrub_state(node, deadline)
+
+    def save_scrub(self, node: int, cursor: str | None, checked: int, bad: int, deadline: Deadline) -> None:
+        """Note how far the running round is. ``cursor`` None: it is complete.
+
+        ``checked`` and ``bad``: fragments of the round so far.
+        """
+        if cursor is None:
+            self._meta.write("end_scrub", deadline, node=node, checked=checked, bad=bad)
+        else:
+            self._meta.write("save_scrub", deadline, node=node, cursor=cursor, checked=checked, bad=bad)
+
+    def save_worker(self, name: str, state: str, detail: Mapping[str, object], deadline: Deadline) -> None:
+        """Make a worker's last result, of this process, visible to all. ``detail``: what JSON can say.
+
+        Commands show every key as it is, and know two: ``bytes_per_second``, what the worker lately moved, from
+        which they estimate the time left, and ``stuck``, why it cannot go on, in words.
+        """
+        params: dict[str, Any] = {"name": name, "state": state, "detail": json.dumps(dict(detail))}
+        self._meta.write("save_worker", deadline, host=socket.gethostname(), pid=os.getpid(), **params)
+
+    def workers(self, deadline: Deadline) -> list[WorkerState]:
+        """The last result of every worker, by name."""
+        return [WorkerState(*row) for row in self._meta.read("workers", deadline)]
+
+    def wake_worker(self, name: str, deadline: Deadline) -> None:
+        """Ask a worker to try at once what it has postponed; it looks at ``woken_at`` now and then."""
+        self._meta.write("wake_worker", deadline, name=name)
+
+    def woken_at(self, name: str, deadline: Deadline) -> datetime | None:
+        """When an operator last woke a worker."""
+        for [at] in self._meta.read("woken_at", deadline, name=name):
+            woken: datetime | None = at
+            return woken
+        return None
+
+    def leadership(self, name: str, deadline: Deadline) -> Leadership | None:
+        """Lead the worker ``name``; None: another does. Release it when done. Raises Unavailable."""
+        key = int.from_bytes(hashlib.sha256(f"distfs upkeep {name}".encode()).digest()[:8], signed=True)
+        link = self._meta.connect(deadline)
+        with contextlib.ExitStack() as giving_up:
+            giving_up.callback(link.close)
+            params: dict[str, Any] = {"key": key, "limit": f"{LEADER_SILENCE_S}s"}
+            [[leads, _]] = link.run("try_lead", deadline, params)
+            if not leads:
+                return None
+            giving_up.pop_all()
+        return Leadership(link, key)
+
+    def clock(self, deadline: Deadline) -> float:
+        """The database's clock, in seconds since 1970."""
+        [[seconds]] = self._meta.read("clock", deadline)
+        return float(seconds)
+
+    # --- how the cluster is ---------------------------------------------------------------------------
+
+    def status(self, deadline: Deadline) -> ClusterStatus:
+        """Everything at a glance. Looks at every slice: for people, and for metrics now and then."""
+        [row] = self._meta.read("status", deadline, down_after=self._meta.down_after)
+        files, size, slices, trash_files, trash_bytes = row
+        return ClusterStatus(
+            files=files,
+            bytes=size,
+            slices=dict(sorted(map(tuple, slices))),
+            damaged=self.damage_count(deadline),
+            trash_files=trash_files,
+            trash_bytes=trash_bytes,
+            nodes=tuple(self._meta.nodes(deadline)),
+            workers=tuple(self.workers(deadline)),
+        )
+
+    def health(self, file: UUID, deadline: Deadline) -> FileHealth:
+        """How safe a file is now. One without bytes has nothing to lose: m, no nodes. Raises NotFound."""
+        for row in self._meta.read("health", deadline, id=file, down_after=self._meta.down_after):
+            m, created_at, left, nodes, missing, verified = row
+            return FileHealth(
+                m if left is None else left, missing, tuple(sorted(nodes)), verified or created_at
+            )
+        raise NotFound(f"no file {file}")
+
+
+def _facts(row: Sequence[Any]) -> tuple[UUID, str, str, Policy, int]:
+    file, name, content_type, k, m, block_size = row
+    return file, name, content_type, Policy(k, m), block_size
+
+
+def _piece(row: Sequence[Any]) -> Slice:
+    slice_id, ordinal, size, digest, nodes = row
+    return Slice(slice_id, ordinal, size, digest, tuple(nodes))
+
+
+def _piece_from_json(row: Sequence[Any]) -> Slice:
+    slice_id, ordinal, size, digest, nodes = row
+    return Slice(UUID(slice_id), ordinal, size, bytes.fromhex(digest), tuple(nodes))

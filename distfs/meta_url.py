@@ -1,0 +1,116 @@
+"""Where MetaDB is: ``postgresql://user:password@host1:5432,host2/database?sslmode=require`` as a value.
+
+The form is libpq's (https://www.postgresql.org/docs/current/libpq-connect.html, "Connection URIs") as far as
+it concerns distfs; a parameter that would have to be ignored is refused instead.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote
+
+from distfs.errors import ConfigError
+
+_SCHEMES = ("postgresql://", "postgres://")
+_PARAMETERS = ("host", "port", "user", "sslmode", "sslrootcert")
+_SSL_MODES = ("disable", "require", "verify-full")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_FORM = "postgresql://user:password@host:port/database"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One PostgreSQL server: a name and port, or the folder of its Unix socket."""
+
+    name: str
+    port: int
+
+    @property
+    def socket_path(self) -> str | None:
+        """The Unix socket's path; None: it is reached over TCP."""
+        return f"{self.name}/.s.PGSQL.{self.port}" if self.name.startswith("/") else None
+
+    def __str__(self) -> str:
+        return self.socket_path or f"{self.name}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetaURL:
+    """Whom to connect to, as whom. Printing it shows no password."""
+
+    hosts: tuple[Host, ...]  # the first that takes writes is used
+    user: str
+    database: str
+    password: str = field(default="", repr=False)
+    sslmode: str = ""  # empty: nothing on this machine, 'require' elsewhere
+    sslrootcert: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> MetaURL:
+        """Raises ConfigError: one line without the password."""
+        scheme = next((s for s in _SCHEMES if text.startswith(s)), None)
+        if scheme is None:
+            raise ConfigError(f"metadb.url must look like {_FORM} or embedded:./data/metadb")
+        place, _, query = text.removeprefix(scheme).partition("?")
+        authority, _, database = place.partition("/")
+        credentials, _, hosts = authority.rpartition("@")
+        user, _, password = credentials.partition(":")
+        options = _options(query)
+        user = options.get("user", unquote(user))
+        if not user:
+            raise ConfigError(f"metadb.url names no user: {_FORM}")
+        return cls(
+            hosts=_hosts(options.get("host") or unquote(hosts) or "localhost", options.get("port", "5432")),
+            user=user,
+            database=unquote(database) or user,
+            password=unquote(password),
+            sslmode=options.get("sslmode", ""),
+            sslrootcert=options.get("sslrootcert", ""),
+        )
+
+    def ssl_context(self, host: Host) -> ssl.SSLContext | bool:
+        """For pg8000: a context, or False for none. Never None, with which it falls back to plaintext."""
+        local = host.socket_path is not None
+        mode = self.sslmode or ("disable" if host.name in _LOOPBACK else "require")
+        if local or mode == "disable":
+            return False
+        try:
+            context = ssl.create_default_context(cafile=self.sslrootcert or None)
+        except OSError as e:
+            raise ConfigError(f"metadb.url: cannot read sslrootcert {self.sslrootcert}: {e.strerror}") from e
+        if mode == "require":  # encrypted, the server's name not proved: what libpq means by it
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def __str__(self) -> str:
+        return f"{self.user}@{','.join(map(str, self.hosts))}/{self.database}"
+
+
+def _options(query: str) -> dict[str, str]:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for key in options:
+        if key not in _PARAMETERS:
+            raise ConfigError(f"metadb.url: unknown parameter {key!r}; known: {', '.join(_PARAMETERS)}")
+    mode = options.get("sslmode")
+    if mode is not None and mode not in _SSL_MODES:
+        raise ConfigError(f"metadb.url: sslmode {mode!r} is not one of {', '.join(_SSL_MODES)}")
+    root = options.get("sslrootcert")
+    if root and not Path(root).is_file():
+        raise ConfigError(f"metadb.url: sslrootcert {root} is not a file")
+    return options
+
+
+def _hosts(text: str, default_port: str) -> tuple[Host, ...]:
+    hosts = []
+    for part in text.split(","):
+        name, port = part, ""
+        if not part.startswith("/") and (part.count(":") == 1 or "]:" in part):
+            name, _, port = part.rpartition(":")
+        port = port or default_port
+        if not name or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ConfigError(f"metadb.url: {part!r} is not host:port")
+        hosts.append(Host(name.strip("[]").rstrip("/"), int(port)))
+    return tuple(hosts)

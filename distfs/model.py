@@ -1,0 +1,141 @@
+"""The nouns of distfs as immutable values. No behaviour beyond what follows from the values alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from distfs.errors import ConfigError
+
+#: Anything whose bytes can be read in place (collections.abc.Buffer needs Python 3.12).
+Buffer = bytes | bytearray | memoryview
+
+#: Bounds of a policy; the product of every ``k`` and ``m`` within them is tested.
+MAX_K, MAX_M = 8, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """``k+m``: a slice becomes k+m fragments on as many nodes; any k of them rebuild it."""
+
+    k: int
+    m: int
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """``"1+1"`` -> Policy(1, 1). Raises ConfigError with the remedy."""
+        match = re.fullmatch(r"\s*(\d{1,2})\s*\+\s*(\d{1,2})\s*", text)
+        if not match:
+            raise ConfigError(f"policy {text!r} is not of the form k+m, for example 1+1 (two copies) or 4+2")
+        k, m = int(match[1]), int(match[2])
+        if not 1 <= k <= MAX_K or not 0 <= m <= MAX_M:
+            raise ConfigError(f"policy {text!r}: k must be 1 to {MAX_K} and m 0 to {MAX_M}")
+        if k > 1 and m == 0:
+            raise ConfigError(
+                f"policy {text!r} would lose files with any node: m must be at least 1 when k is more"
+            )
+        return cls(k, m)
+
+    @property
+    def width(self) -> int:
+        """Fragments a slice: k+m."""
+        return self.k + self.m
+
+    def __str__(self) -> str:
+        return f"{self.k}+{self.m}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """Where a storage node listens."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        host, colon, port = text.rpartition(":")
+        if not colon or not port.isdecimal():
+            raise ConfigError(f"address {text!r} is not of the form host:port")
+        return cls(host.strip("[]"), int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A storage node as MetaDB knows it. Sizes in bytes."""
+
+    id: int
+    uuid: UUID
+    address: Address
+    zone: str
+    capacity: int
+    free: int  # what the node may still take: its reserve is already subtracted
+    state: str  # 'active', 'draining', 'readonly'
+    alive: bool  # it did not stop, and its heartbeat is younger than ``node.down_after``, by the database's clock
+    heartbeat_age: float  # seconds, by the database's clock
+    used: int = 0  # of the disk, by whatever uses it
+
+    @property
+    def writable(self) -> bool:
+        return self.alive and self.state == "active"
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentId:
+    """One fragment of one slice; names its file on a node's disk."""
+
+    slice: UUID
+    index: int  # 0 <= index < k+m
+
+    def __str__(self) -> str:
+        return f"{self.slice}.{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A run of a file's bytes and where its fragments are. ``nodes[i]`` keeps fragment i; 0: nobody does."""
+
+    id: UUID
+    ordinal: int
+    size: int  # plain bytes
+    digest: bytes  # anchors the fragment tables: see fragment.slice_digest
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file whose fragments are safe on their nodes but which no one can read yet. ``slices``: in order."""
+
+    id: UUID
+    name: str
+    content_type: str
+    size: int
+    sha256: bytes
+    policy: Policy
+    block_size: int
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class File(NewFile):
+    """A committed file."""
+
+    created_at: datetime  # by the database's clock
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What a node says of itself in a heartbeat. Sizes in bytes, of the disk its data folder is on."""
+
+    uuid: UUID
+    address: Address
+    zone: str
+    capacity: int
+    used: int
+    free: int  # its reserve already subtracted; never negative
+    state: str  # 'active' or 'readonly' (its disk is, or fails); 'draining' is an operator's word, kept in MetaDB

@@ -1,0 +1,138 @@
+"""One HTTP/1 request's header, more strictly than waitress reads it, and where its body will be.
+
+What two servers in a row could read differently (RFC 9112, 6.1 and 11.2) is refused: a body framed twice,
+folded lines, codings other than one `chunked`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNotImplemented
+from waitress.utilities import Error as WaitressError
+
+from distfs.body_framing import ChunkFraming, Framing, LengthFraming
+from distfs.config import HttpConfig
+from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge, Unsupported
+from distfs.gate import Ticket
+from distfs.request_body import Spool, StreamedBody
+
+MAX_HEADER = 65536
+
+_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+_SEPARATOR = re.compile(r"[ \t]*,[ \t]*")
+
+
+class RequestParser(HTTPRequestParser):  # type: ignore[misc]
+    """Complete as soon as its header is in; ``framing`` then tells of a body, and its channel which way it comes.
+
+    ``error`` is one of distfs's own, ready to be answered; after one, the connection cannot be trusted.
+    """
+
+    command = ""  # until the request line was read
+    path = ""
+    framing: Framing | None = None  # of a body that no way was chosen for yet
+    streamed: Framing | None = None  # of a body that the worker reads from the socket
+    body: StreamedBody | None = None
+    announced = 0  # bytes a chunked body is to have at most; 0: not said
+    ticket: Ticket | None = None  # of a large body, from its header to its answer
+    body_rcv: Spool | None = None
+    version = "1.1"  # until it was read
+    error: DistfsError | None = None
+
+    def __init__(self, adj: Any) -> None:
+        super().__init__(adj)
+        self._http: HttpConfig = adj.http
+
+    def received(self, data: bytes) -> int:
+        """Take what belongs to this request; how many bytes that was. Sets ``completed`` and ``error``."""
+        taken: int = super().received(data)
+        if isinstance(self.error, WaitressError):
+            self.error = _translated(self.error)
+        return taken
+
+    def parse_header(self, header_plus: bytes) -> None:
+        _check_framing(header_plus)
+        try:
+            super().parse_header(header_plus)
+        except ValueError as e:  # a number of more digits than int() takes; an address urlsplit refuses
+            raise ParsingError("the request line or Content-Length is malformed") from e
+        self.body_rcv = None  # ours is chosen by the channel
+        if self.version not in ("1.0", "1.1"):
+            raise ParsingError("the protocol version is not HTTP/1.0 or HTTP/1.1")
+        host = self.headers.get("HOST")
+        if (host is None and self.version == "1.1") or (host and "," in host):
+            raise ParsingError("exactly one Host header is needed")
+        options = _SEPARATOR.split(self.headers.get("CONNECTION", "").lower().strip())
+        self.connection_close = "close" in options or (self.version == "1.0" and "keep-alive" not in options)
+        self._frame_body()
+
+    def _frame_body(self) -> None:
+        limit = self._http.max_file_size + self._http.max_form_overhead
+        if self.content_length > limit:
+            self.error = TooLarge(f"the body is larger than {limit} bytes: send a smaller file")
+        elif self.chunked:
+            self._frame_chunks(limit)
+        elif self.content_length:
+            self.framing = LengthFraming(self.content_length)
+
+    def _frame_chunks(self, limit: int) -> None:
+        """With what the client says the body has at most; what is no number is left to the app to refuse."""
+        text = self.headers.get("X_UPLOAD_LENGTH") or self.headers.get("UPLOAD_LENGTH") or ""
+        if _NUMBER.fullmatch(text):
+            self.announced = int(text)
+            if self.announced > limit:
+                self.error = TooLarge(
+                    f"the body is to have {text} bytes; {limit} are taken: send a smaller file"
+                )
+                return
+            limit = self.announced
+        self.framing = ChunkFraming(limit)
+
+    def spool(self, spool: Spool) -> None:
+        """The body is to be received into ``spool``; the request is complete when it is."""
+        self.framing = None
+        self.body_rcv = spool
+        self.completed = False
+
+    def stream(self) -> None:
+        """The body is left on the socket, for the worker: see ``open_body``."""
+        self.framing, self.streamed = None, self.framing
+
+    def get_body_stream(self) -> Any:
+        """`wsgi.input`: each of the three has readinto."""
+        if self.body is not None:
+            return self.body
+        return io.BytesIO() if self.body_rcv is None else self.body_rcv.getfile()
+
+    def close(self) -> None:
+        if self.ticket is not None:
+            self.ticket.leave()
+        if self.body_rcv is not None:
+            self.body_rcv.close()
+
+
+def _check_framing(header: bytes) -> None:
+    """Raises what waitress's parser raises, for headers that it would read too kindly."""
+    if b"\r\n " in header or b"\r\n\t" in header:
+        raise ParsingError("a header is folded over lines: send it in one")
+    codings = [coding.strip().lower() for coding in _CODING.findall(header)]
+    if not codings:
+        return
+    if codings != [b"chunked"]:
+        raise TransferEncodingNotImplemented("the only Transfer-Encoding taken is one `chunked`")
+    if re.search(rb"\r\ncontent-length:", header, re.IGNORECASE):
+        raise ParsingError("the body has both Content-Length and Transfer-Encoding: send one of them")
+    if re.match(rb"[^\r\n]*HTTP/1\.0\r\n", header):
+        raise ParsingError("HTTP/1.0 has no Transfer-Encoding: send HTTP/1.1 or a Content-Length")
+
+
+def _translated(error: WaitressError) -> DistfsError:
+    if error.code == HeadersTooLarge.status:
+        return HeadersTooLarge(f"the request's headers are larger than {MAX_HEADER} bytes: send fewer")
+    if error.code == Unsupported.status:
+        return Unsupported(error.body)
+    return Refused(f"malformed request: {error.body}")

@@ -1,0 +1,69 @@
+"""How much the cluster can still take: exact for fragments that must lie on different nodes. Pure.
+
+A demand (width, share) is a file to come: at every moment of its writing ``width`` different nodes receive, in
+the end ``share`` bytes on as many nodes each, and not always the same ones. The total of free bytes says little:
+with two copies, three nodes of 100, 1 and 1 free bytes hold 2, not 51.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+Demand = tuple[int, int]
+
+#: Of a fragment beside its cells: header, table, footer, and the file system's own rounding.
+FRAGMENT_OVERHEAD = 8192
+
+
+def fits(free: Sequence[int], demands: Iterable[Demand]) -> bool:
+    """Whether nodes with ``free`` bytes can take all demands, each on different nodes.
+
+    A node gets at most one byte at a time of what is written in ``at`` steps. So the widest demands, which take
+    ``at`` steps together, need width x share bytes of what the nodes can give in so many: that is also enough
+    (Gale and Ryser, 1957).
+    """
+    at = needed = 0
+    for width, share in sorted(demands, reverse=True):
+        at += share
+        needed += width * share
+        if needed > sum(min(node, at) for node in free):
+            return False
+    return True
+
+
+def width_for(free: Sequence[int], demands: Mapping[int, int], width: int, fewest: int, share: int) -> int:
+    """On how many nodes a file of ``share`` bytes a fragment can be kept: ``width``, or at least ``fewest``;
+    0: it does not fit. ``demands``: what is promised already, share by width.
+
+    Narrower than ``width`` only what the nodes with the most room can take is counted: the others are filled first.
+    """
+    richest = sorted(free, reverse=True)
+    for narrower in range(min(width, len(free)), fewest - 1, -1):
+        nodes = richest if narrower == width else richest[:narrower]
+        promised = [(min(each, len(nodes)), size) for each, size in demands.items()]
+        if fits(nodes, [*promised, (narrower, share)]):
+            return narrower
+    return 0
+
+
+def room(free: Sequence[int], demands: Mapping[int, int], width: int, fewest: int) -> int:
+    """The largest ``share`` for which width_for is not 0."""
+    low, high = 0, max(free, default=0) * len(free)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if width_for(free, demands, width, fewest, middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def share_of(size: int, k: int, slice_size: int) -> int:
+    """Bytes of a file of ``size`` on each node that keeps a fragment of all its slices."""
+    return -(-size // k) + -(-size // slice_size) * FRAGMENT_OVERHEAD
+
+
+def size_of(share: int, k: int, slice_size: int) -> int:
+    """The largest file of which each node gets ``share`` bytes; the opposite of ``share_of``, or a little less."""
+    slices = share * k // (slice_size + k * FRAGMENT_OVERHEAD) + 1
+    return max(0, share - slices * FRAGMENT_OVERHEAD) * k

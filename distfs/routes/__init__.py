@@ -1,0 +1,1 @@
+"""What each URL does: ``(services, request, …) -> Response``. No SQL, no sockets."""

@@ -1,0 +1,76 @@
+"""For people and load balancers: how to use the service, whether it is alive, whether it is ready."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from werkzeug.wrappers import Response
+
+from distfs.deadline import Deadline
+from distfs.errors import Unavailable
+from distfs.routes.messages import Request, as_json, text
+from distfs.services import Services
+
+#: Load balancers ask often and wait briefly.
+READY_WITHIN_S = 5.0
+
+_USAGE = """\
+distfs keeps files.
+
+put a file in:        curl -F file=@NAME {url}upload
+without a form:       curl -T NAME {url}upload/
+from a pipe:          cat NAME | curl -T - {url}upload/NAME
+get it back:          curl -OJ {url}download/UUID
+all about it:         curl {url}files/UUID
+all files:            curl {url}files
+delete it:            curl -X DELETE {url}files/UUID
+is the service well:  curl {url}readyz
+
+An upload answers with the file's UUID; with "Accept: application/json" it answers in JSON.
+"""
+
+
+def get_usage(services: Services, request: Request) -> Response:
+    return text(_USAGE.format(url=request.root_url))
+
+
+def get_alive(services: Services, request: Request) -> Response:
+    """This process answers; nothing else is looked at."""
+    return text("ok\n")
+
+
+def get_status(services: Services, request: Request) -> Response:
+    """What this process holds, in bytes, and how it finds the nodes; of the cluster tells `distfs status`."""
+    entry = {
+        "memory": asdict(services.pool.usage()),
+        "uploads": services.admission.usage(),
+        "nodes": services.directory.snapshot(),
+        "draining": bool(request.environ.get("distfs.draining")),
+    }
+    return as_json(entry)
+
+
+def get_ready(services: Services, request: Request) -> Response:
+    """200 when an upload would be taken now, else 503 and what is missing."""
+    policy = services.config.storage.policy
+    needed = policy.k + min(services.config.storage.min_redundancy, policy.m)
+    up: int | None = None
+    missing = []
+    if request.environ.get("distfs.draining"):
+        missing.append("draining: this service ends the requests that run, and stops")
+    try:
+        up = sum(node.writable for node in services.meta.nodes(Deadline(READY_WITHIN_S)))
+    except Unavailable as e:
+        missing.append(f"MetaDB: {e}")
+    else:
+        if up < needed:
+            missing.append(f"storage nodes: {up} up, an upload needs {needed} (policy {policy})")
+    status = 503 if missing else 200
+    if request.wants_json:
+        entry = {"ready": not missing, "missing": missing, "nodes_up": up, "nodes_needed": needed}
+        response = as_json(entry, status)
+    else:
+        response = text("".join(f"{line}\n" for line in missing or ["ready"]), status)
+    if missing:
+        response.headers["Retry-After"] = str(Unavailable.retry_after)
+    return response

@@ -1,0 +1,136 @@
+"""What requests and answers have in common: the body as a Source, and a file's facts as JSON and headers."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import cached_property
+from urllib.parse import quote
+from uuid import UUID
+
+from werkzeug.wrappers import Request as BaseRequest
+from werkzeug.wrappers import Response
+
+from distfs.callers import Caller
+from distfs.errors import Refused
+from distfs.ingest import source_of
+from distfs.model import File
+from distfs.source import Source
+
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+
+#: Types a browser shows and does not execute. All others are served as attachments.
+_SHOWN = re.compile(r"(?:text/plain|image/(?!svg)[^;]+|audio/[^;]+|video/[^;]+)(?:;.*)?", re.IGNORECASE)
+
+
+class Body:
+    """A request's body as a Source that counts its bytes."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.received = 0
+
+    def readinto(self, view: memoryview) -> int:
+        count = self._source.readinto(view)
+        self.received += count
+        return count
+
+
+class Request(BaseRequest):
+    """A request; its ``body`` is read as a Source, and by nothing else."""
+
+    @cached_property
+    def body(self) -> Body:
+        return Body(source_of(self.environ))
+
+    @property
+    def caller(self) -> Caller:
+        return Caller(self.environ.get("REMOTE_ADDR", ""), self.headers.get)
+
+    @property
+    def received(self) -> int:
+        """Bytes of the body that were read."""
+        body = self.__dict__.get("body")
+        return body.received if isinstance(body, Body) else 0
+
+    @property
+    def wants_json(self) -> bool:
+        return self.asks_for("application/json")
+
+    def asks_for(self, kind: str) -> bool:
+        """Whether Accept names this type itself and likes plain text no better."""
+        accept = self.accept_mimetypes
+        named = any(value.lower() == kind and quality > 0 for value, quality in accept)
+        return named and accept.quality(kind) >= accept.quality("text/plain")
+
+
+def text(body: str, status: int = 200) -> Response:
+    return Response(body, status, content_type="text/plain; charset=utf-8")
+
+
+def as_json(value: object, status: int = 200, kind: str = "application/json") -> Response:
+    return Response(json.dumps(value, indent=2) + "\n", status, content_type=kind)
+
+
+def parse_uuid(given: str) -> UUID:
+    """A file's id as users write it. Raises Refused."""
+    if not _UUID.fullmatch(given):
+        raise Refused(f"{given[:60]!r} is not a file's id: an upload answers with one like {UUID(int=0)}")
+    return UUID(given)
+
+
+# --- a file -----------------------------------------------------------------------------------------
+
+
+def download_url(request: Request, file: File) -> str:
+    """Where the file is, as a path on this host."""
+    return f"{request.root_path}/download/{file.id}"
+
+
+def facts(request: Request, file: File) -> dict[str, object]:
+    """What everyone may know of a file."""
+    return {
+        "uuid": str(file.id),
+        "name": file.name,
+        "size": file.size,
+        "sha256": file.sha256.hex(),
+        "content_type": file.content_type,
+        "policy": str(file.policy),
+        "created_at": file.created_at.isoformat(),
+        "download": download_url(request, file),
+    }
+
+
+def created(request: Request, files: Sequence[File]) -> Response:
+    """201: a line a file, or JSON: an object for one file, a list for several (RFC 9530 digest for one)."""
+    if request.wants_json:
+        entries = [facts(request, file) for file in files]
+        response = as_json(entries[0] if len(entries) == 1 else entries, 201)
+    else:
+        response = text("".join(f"{file.id}\n" for file in files), 201)
+    response.headers["Location"] = download_url(request, files[0])
+    if len(files) == 1:
+        response.headers["Repr-Digest"] = repr_digest(files[0])
+    return response
+
+
+def etag(file: File) -> str:
+    return file.sha256.hex()
+
+
+def repr_digest(file: File) -> str:
+    """RFC 9530: the digest of the whole file, whatever range is asked for."""
+    return f"sha-256=:{b64encode(file.sha256).decode()}:"
+
+
+def content_disposition(file: File) -> str:
+    """RFC 6266: how to show the file and what to call it. Never offers a path: separators become ``_``."""
+    kind = "inline" if _SHOWN.fullmatch(file.content_type) else "attachment"
+    name = re.sub(r"[/\\]", "_", file.name)
+    fallback = re.sub(r'[^ -~]|["%]', "_", name)
+    value = f'{kind}; filename="{fallback}"'
+    if fallback != name:
+        value += f"; filename*=UTF-8''{quote(name, safe='!#$&+-.^_`|~')}"  # RFC 8187's attr-char
+    return value

@@ -1,0 +1,74 @@
+"""What the routes need, built once a process from the configuration. Nothing connects before it is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import uuid4
+
+from distfs.admission import Admission
+from distfs.bandwidth import Bandwidth
+from distfs.blocks import BlockPool
+from distfs.config import Config
+from distfs.deadline import Deadline
+from distfs.download import Downloader
+from distfs.gate import Gate
+from distfs.meta import MetaDB
+from distfs.meta_admission import ReservationDB
+from distfs.meta_upkeep import UpkeepDB
+from distfs.node_directory import NodeDirectory
+from distfs.placement import Placement
+from distfs.upkeep.damage import DamageNotes
+from distfs.upload import Uploader
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of a running service. Thread-safe, all of them."""
+
+    config: Config
+    meta: MetaDB
+    pool: BlockPool
+    directory: NodeDirectory
+    uploader: Uploader
+    downloader: Downloader
+    admission: Admission
+    bandwidth: Bandwidth
+    damage: DamageNotes
+
+    def answer_deadline(self) -> Deadline:
+        """For a request that moves no file."""
+        return Deadline(self.config.node.base_timeout)
+
+    def transfer_deadline(self, size: int | None) -> Deadline:
+        """For a request that moves ``size`` bytes to or from a client; None: as many as are allowed.
+
+        Generous, since a client may be slow: one that stops is noticed sooner, by the server's stall limit,
+        and so is a node, by its own.
+        """
+        http, node = self.config.http, self.config.node
+        most = http.max_file_size + http.max_form_overhead if size is None else size
+        return Deadline(node.base_timeout + most / http.client_min_rate)
+
+    def close(self) -> None:
+        """Let go of every thread and connection."""
+        self.bandwidth.close()
+        self.damage.close()
+        self.uploader.close()
+        self.admission.close()
+        self.directory.close()
+        self.meta.close()
+
+
+def build(config: Config) -> Services:
+    """The services of one process. Raises ConfigError for what cannot work."""
+    meta = MetaDB(config.metadb, config.node.down_after)
+    directory = NodeDirectory(meta, config.node)
+    storage = config.storage
+    pool = BlockPool(storage.block_size, storage.memory_budget // storage.block_size)
+    uploader = Uploader(meta, directory, Placement(), pool, storage, config.http.threads)
+    gate = Gate(config.http.max_uploads, config.http.max_bytes_in_flight)
+    admission = Admission(ReservationDB(meta, uuid4()), gate, storage, config.http)
+    damage = DamageNotes(UpkeepDB(meta))
+    downloader = Downloader(directory, pool, uploader.executor, damage, meta.file)
+    bandwidth = Bandwidth(config.bandwidth)
+    return Services(config, meta, pool, directory, uploader, downloader, admission, bandwidth, damage)

@@ -1,0 +1,281 @@
+"""One slice on its way out: checked blocks, from whatever fragments answer.
+
+A cell that fails its check is read again from another fragment, and only that cell; a node that is gone or has
+the wrong table is replaced for the rest of the slice. Beside a node that is late another is asked, and the first
+good answer wins. The caller sees none of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from distfs.coding import Code
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
+from distfs.fragment import checksum
+from distfs.hedge import HedgeBudget
+from distfs.late_read import LateReader, Runner, SecondFailed, ask, race
+from distfs.model import FragmentId, Slice
+from distfs.node_directory import Stores
+
+log = logging.getLogger("distfs.download")
+
+#: How often one fragment may fail as a stream before it is given up for this read.
+_TRIES = 2
+
+#: Told of every fragment that proved bad or missing, with the node it is on and what was wrong.
+NoteDamage = Callable[[FragmentId, int, DistfsError], None]
+
+
+def not_noted(fragment: FragmentId, node: int, error: DistfsError) -> None:
+    """For readers of fragments that nobody but them knows yet."""
+
+
+class SliceReader:
+    """Blocks ``first`` to ``stop`` of a slice, in order. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        piece: Slice,
+        block_size: int,
+        code: Code,
+        stores: Stores,
+        order: Sequence[int],
+        span: tuple[int, int],
+        deadline: Deadline,
+        note_damage: NoteDamage = not_noted,
+        hedging: HedgeBudget | None = None,
+    ) -> None:
+        """``order``: fragment indexes, the preferred first; ``span``: first block and the one after the last;
+        ``hedging``: how much may be read twice when a node is late; None: it is waited for."""
+        self._slice, self._block_size, self._code = piece, block_size, code
+        self._stores, self._order, self._deadline = stores, order, deadline
+        self._first, self._stop = span
+        self._note_damage, self._hedging = note_damage, hedging
+        self.last = False  # whether the slice is its file's last; known from the first block on
+        self._plains: list[int] = []  # the plain blocks' checksums, from the same tables
+        self._open: dict[int, LateReader] = {}  # by fragment index, all before the same block
+        self._vouched: set[LateReader] = set()  # those whose tables are the slice's
+        self._scratch: dict[int, bytearray] = {}  # for cells that have no place in the block
+        self._failures: dict[int, int] = {}
+        self._errors: dict[int, DistfsError] = {}
+
+    @property
+    def piece(self) -> Slice:
+        """What it reads."""
+        return self._slice
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first block and the one after the last."""
+        return self._first, self._stop
+
+    def open(self) -> None:
+        """Ask k nodes for their fragments, so that bytes are on their way; answers and failures are left to
+        ``blocks``."""
+        while len(self._open) < self._code.policy.k:
+            index = self._candidate(set(self._open))
+            if index is None:
+                return
+            self._start(index, self._first)
+
+    def close(self) -> None:
+        """Release the connections, also in the middle."""
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
+
+    def blocks(self, buffer: memoryview) -> Iterator[memoryview]:
+        """The plain blocks, checked; each valid only until the next. Raises Corrupt, Unavailable."""
+        for number in range(self._first, self._stop):
+            yield self._block(number, buffer)
+
+    def _block(self, number: int, buffer: memoryview) -> memoryview:
+        out = buffer[: min(self._block_size, self._slice.size - number * self._block_size)]
+        cells: dict[int, memoryview] = {}
+        spent: set[int] = set()  # fragments whose cell of this block is no good
+        for index in list(self._open):
+            self._read(index, self._open[index], number, out, cells, spent)
+        while True:
+            while len(cells) < self._code.policy.k:
+                self._read_another(number, out, cells, spent)
+            plain = self._code.decode(cells, out)
+            expected = self._plains[number]
+            if checksum(plain) == expected:
+                return plain
+            spent.update(cells)
+            for index in cells:
+                self._note(index, Corrupt(f"block {number} fails its checksum"))
+            cells.clear()
+
+    def _read(
+        self,
+        index: int,
+        reader: LateReader,
+        number: int,
+        out: memoryview,
+        cells: dict[int, memoryview],
+        spent: set[int],
+    ) -> None:
+        """The next cell of one fragment into ``cells``; when it is late, perhaps of another.
+
+        A stream that breaks is closed and forgotten.
+        """
+        view = self._room(index, out)
+        runner = Runner(reader, lambda: self._advance(reader, number, view))
+        if self._hedging is not None:
+            self._hedging.count()
+        try:
+            if not runner.advance():
+                if self._outrun(index, runner, number, out, cells, spent):
+                    return
+                while not runner.advance():
+                    pass  # its stall limit ends it
+        except DistfsError as e:
+            reader.close()
+            self._open.pop(index, None)
+            self._note(index, e, stream=True)
+            spent.add(index)
+            return
+        # With copies the cell is the block, whose own check follows.
+        if self._code.policy.k > 1 and checksum(view) != reader.table.entries[number].checksum:
+            self._note(index, Corrupt(f"cell {number} fails its checksum"))
+            spent.add(index)
+        else:
+            cells[index] = view
+
+    def _advance(self, reader: LateReader, number: int, view: memoryview) -> bool:
+        """Receive what there is of a cell; whether that is all of it. False: the node is late."""
+        if not reader.start_or_late():
+            return False
+        if reader not in self._vouched:
+            if reader.table.digest(self._block_size) != self._slice.digest:
+                raise Corrupt("its table is not the slice's")
+            self._vouched.add(reader)
+            self._plains = [entry.plain for entry in reader.table.entries]
+            self.last = reader.table.last
+        length = reader.table.entries[number].length
+        if length != len(view):
+            raise Corrupt(f"cell {number} has {length} bytes, {len(view)} expected")
+        return reader.read_cell_or_late(view)
+
+    # --- a node that is late ----------------------------------------------------------------------------
+
+    def _outrun(
+        self,
+        index: int,
+        late: Runner,
+        number: int,
+        out: memoryview,
+        cells: dict[int, memoryview],
+        spent: set[int],
+    ) -> bool:
+        """Ask another fragment for the cell too; whether that was first, and good. Raises what ends ``late``.
+
+        False: ``late`` is to be read on; it is first, or all there is, or all that the budget allows.
+        """
+        other = self._candidate(spent | set(cells) | set(self._open) | {index})
+        if other is None or self._hedging is None or not self._hedging.spend():
+            return False
+        started = time.monotonic()
+        second = self._request(other, number, 1)
+        if second is None:
+            return False
+        room = memoryview(bytearray(self._code.cell_size(len(out))))  # its own: ``late`` may be half received
+        with contextlib.closing(second):
+            try:
+                ahead = Runner(second, lambda: self._advance_good(second, number, room))
+                if not race(late, ahead, self._deadline):
+                    return False
+            except SecondFailed as e:
+                self._note(other, e.error, stream=True)
+                return False
+        self._hedging.win()
+        cells[other] = room
+        spent.add(index)
+        self._replace_late(index, late.reader, time.monotonic() - started)
+        return True
+
+    def _advance_good(self, reader: LateReader, number: int, view: memoryview) -> bool:
+        """As ``_advance``; raises Corrupt for a cell that is whole and not good."""
+        if not self._advance(reader, number, view):
+            return False
+        if checksum(view) != reader.table.entries[number].checksum:
+            raise Corrupt(f"cell {number} fails its checksum")
+        return True
+
+    def _replace_late(self, index: int, reader: LateReader, waited: float) -> None:
+        """Who was late is asked last from now on."""
+        reader.abandon(waited)
+        self._open.pop(index, None)
+        self._failures[index] = self._failures.get(index, 0) + 1
+        node = self._slice.nodes[index]
+        self._errors[index] = TooSlow(f"node {node} was late")
+        log.info("fragment %s.%d on node %d is late; another was read", self._slice.id, index, node)
+
+    # --- which fragment -----------------------------------------------------------------------------------
+
+    def _room(self, index: int, out: memoryview) -> memoryview:
+        """Where to receive a cell of fragment ``index`` of the block that is to be ``out``."""
+        view = self._code.landing(index, out)
+        if view is None:
+            room = self._scratch.setdefault(index, bytearray(self._code.cell_size(self._block_size)))
+            view = memoryview(room)[: self._code.cell_size(len(out))]
+        return view
+
+    def _read_another(
+        self, number: int, out: memoryview, cells: dict[int, memoryview], spent: set[int]
+    ) -> None:
+        """One cell more of this block, from a fragment not asked for it yet."""
+        index = self._candidate(spent | set(cells))
+        if index is None:
+            raise self._exhausted(number)
+        if len(self._open) < self._code.policy.k:
+            if self._start(index, number):
+                self._read(index, self._open[index], number, out, cells, spent)
+            return
+        reader = self._request(index, number, 1)
+        if reader is not None:
+            with contextlib.closing(reader):
+                self._read(index, reader, number, out, cells, spent)
+
+    def _candidate(self, excluded: set[int]) -> int | None:
+        """The best fragment left: of those that failed least, the first in order."""
+        usable = [i for i in self._order if i not in excluded and self._failures.get(i, 0) < _TRIES]
+        return min(usable, key=lambda i: self._failures.get(i, 0), default=None)
+
+    def _start(self, index: int, number: int) -> bool:
+        """Begin a stream of a fragment from block ``number`` to the end of the span."""
+        reader = self._request(index, number, self._stop - number)
+        if reader is not None:
+            self._open[index] = reader
+        return reader is not None
+
+    def _request(self, index: int, first: int, count: int) -> LateReader | None:
+        """A fragment asked for, if its node can be reached: soon, as long as there are others to try."""
+        hasty = self._hedging is not None and not self._failures.get(index) and len(self._order) > 1
+        try:
+            store = self._stores(self._slice.nodes[index], self._deadline)
+            return ask(store, FragmentId(self._slice.id, index), first, count, self._deadline, hasty)
+        except DistfsError as e:
+            self._note(index, e, stream=True)
+            return None
+
+    def _note(self, index: int, error: DistfsError, stream: bool = False) -> None:
+        """Remember what failed. A whole fragment that is gone or wrong is not asked again."""
+        hopeless = stream and isinstance(error, Corrupt | NotFound)
+        self._failures[index] = self._failures.get(index, 0) + (_TRIES if hopeless else stream)
+        self._errors[index] = error
+        where = f"fragment {self._slice.id}.{index} on node {self._slice.nodes[index]}"
+        log.warning("%s: %s; reading another", where, error)
+        if isinstance(error, Corrupt | NotFound):
+            self._note_damage(FragmentId(self._slice.id, index), self._slice.nodes[index], error)
+
+    def _exhausted(self, number: int) -> DistfsError:
+        reasons = "; ".join(f"fragment {i}: {e}" for i, e in sorted(self._errors.items()))
+        text = f"slice {self._slice.id} block {number} cannot be read: {reasons or 'no fragment is left'}"
+        gone = all(isinstance(e, Corrupt | NotFound) for e in self._errors.values())
+        return Corrupt(text) if gone else Unavailable(text)

@@ -1,0 +1,119 @@
+"""Logging with a request id that follows the request, into other threads too.
+
+A line is ``time level request-id logger message key=value``, or one JSON object with the same facts.
+What is worth searching for is given as ``extra={...}`` and becomes ``key=value``; text from outside
+cannot break a line.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import re
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import ParamSpec, TextIO, TypeVar
+
+from distfs.config import LogConfig
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NO_REQUEST = "-"
+_request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default=NO_REQUEST)
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_OWN_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def current_request_id() -> str:
+    """The id of the request this thread works for; ``-`` for none."""
+    return _request_id.get()
+
+
+def enter_request(wanted: str = "") -> str:
+    """From here on this thread works for a request: the client's id if it is sane, else a new one."""
+    request_id = wanted if _SANE_ID.fullmatch(wanted) else secrets.token_hex(8)
+    _request_id.set(request_id)
+    return request_id
+
+
+def leave_request() -> None:
+    """This thread works for no request any more."""
+    _request_id.set(NO_REQUEST)
+
+
+def in_context(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` as one call in another thread should run it: with this thread's request id.
+
+    Each result may be called once at a time: ``executor.submit(in_context(send), block)``.
+    """
+    context = contextvars.copy_context()
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        return context.run(function, *args, **kwargs)
+
+    return run
+
+
+def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
+    """Log everything of this process to ``stream`` (stderr) at the level and in the format of ``config``."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    set_level(config)
+
+
+def set_level(config: LogConfig) -> None:
+    """From now on log what ``config.level`` and above is."""
+    logging.getLogger().setLevel(config.level.upper())
+
+
+class TextFormatter(logging.Formatter):
+    """``2025-01-31T12:00:00.123Z INFO 1f2e… distfs.access request method=GET status=200``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = _CONTROL.sub(lambda match: repr(match[0])[1:-1], record.getMessage())
+        line = f"{_time(record)} {record.levelname} {current_request_id()} {record.name} {message}"
+        line += "".join(f" {key}={_quoted(value)}" for key, value in _facts(record).items())
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, request_id, logger, message, the facts, and any traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname,
+            "request_id": current_request_id(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {key: value for key, value in _facts(record).items() if key not in entry}
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def _time(record: logging.LogRecord) -> str:
+    at = datetime.fromtimestamp(record.created, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _facts(record: logging.LogRecord) -> Mapping[str, object]:
+    return {key: value for key, value in vars(record).items() if key not in _OWN_KEYS}
+
+
+def _quoted(value: object) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)

@@ -1,0 +1,1 @@
+"""What keeps the cluster whole without anybody: repair, scrub, orphans, trash, rebalance, and their runner."""

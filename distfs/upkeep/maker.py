@@ -1,0 +1,195 @@
+"""Fragments made anew on other nodes: what repair, drain and rebalance have in common.
+
+The order never varies: write, read it back from the disk and check it, switch MetaDB's row by compare-and-set,
+and only then put the old one aside. A step that comes too late, from a service that no longer leads, loses the
+comparison and has done nothing; what it wrote stays for the orphan sweep, since deleting it could hit the very
+fragment that the winner wrote at the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+
+from distfs.coding import code_for
+from distfs.config import NodeConfig
+from distfs.deadline import Deadline
+from distfs.errors import (
+    Corrupt,
+    DistfsError,
+    Full,
+    NodeUnavailable,
+    NotFound,
+    ProtocolError,
+    TooSlow,
+    Unavailable,
+)
+from distfs.fragment import MAX_CELLS, checksum
+from distfs.meta import MetaDB
+from distfs.meta_upkeep import UpkeepDB
+from distfs.model import FragmentId, Node
+from distfs.node_directory import NodeDirectory
+from distfs.rebuild import rebuild
+from distfs.slice_read import NoteDamage, SliceReader
+from distfs.slice_upload import FileIdentity
+from distfs.upkeep.decisions import choose_target
+from distfs.upkeep_model import SliceTask
+
+log = logging.getLogger("distfs.upkeep")
+
+#: How many nodes are tried for one fragment before the slice waits its turn again.
+_MOST_TARGETS = 4
+
+#: Errors that say something of the node written to, and nothing of those read from.
+_TARGETS_FAULT = (NodeUnavailable, TooSlow, Full, ProtocolError)
+
+
+class FragmentMaker:
+    """Thread-safe. ``note_damage`` hears of what proved bad while it was read."""
+
+    def __init__(
+        self,
+        meta: MetaDB,
+        db: UpkeepDB,
+        directory: NodeDirectory,
+        config: NodeConfig,
+        note_damage: NoteDamage,
+    ) -> None:
+        self.db, self.directory = db, directory
+        self._meta, self._config, self._note_damage = meta, config, note_damage
+        self._random = Random()
+
+    def nodes(self, deadline: Deadline) -> dict[int, Node]:
+        """Every node by id."""
+        return {node.id: node for node in self.directory.nodes(deadline)}
+
+    def time_for(self, size: int, deadline: Deadline) -> Deadline:
+        """Enough for ``size`` bytes of one fragment, within ``deadline``."""
+        return deadline.sooner(self._config.base_timeout + size / self._config.min_rate)
+
+    def check(self, task: SliceTask, index: int, node: int, deadline: Deadline) -> None:
+        """Read a fragment on its node's disk. Raises NotFound, Corrupt (also when it is another slice's)."""
+        deadline = self.time_for(task.fragment_size, deadline)
+        store = self.directory.store(node, deadline)
+        id = FragmentId(task.piece.id, index)
+        if store.stat(id, deadline).digest(task.block_size) != task.piece.digest:
+            raise Corrupt(f"fragment {id}: its table is not the slice's")
+        if bad := store.verify(id, deadline):
+            raise Corrupt(f"fragment {id}: cells {', '.join(map(str, bad))} fail their checksums")
+
+    def confirm(self, task: SliceTask, index: int, node: int, deadline: Deadline) -> None:
+        """``check`` a fragment just written. What is wrong with it is the node's fault: raises NodeUnavailable."""
+        try:
+            self.check(task, index, node, deadline)
+        except (Corrupt, NotFound) as e:
+            raise NodeUnavailable(f"node {node} did not keep what it was given: {e}") from e
+
+    def rebuild(
+        self, task: SliceTask, index: int, lost: Sequence[int], target: int, deadline: Deadline
+    ) -> None:
+        """Fragment ``index`` on ``target``, from the others. Those ``lost`` are read last, cell by cell."""
+        deadline = deadline.sooner(2 * self._config.base_timeout + task.piece.size / self._config.min_rate)
+        alive = {n.id for n in self.directory.nodes(deadline) if n.alive}
+        held = [i for i, node in enumerate(task.piece.nodes) if node]
+        order = sorted(held, key=lambda i: (i in lost, task.piece.nodes[i] not in alive))
+        code = code_for(task.policy)
+        identity = self._identity(task)
+        span = 0, -(-task.piece.size // task.block_size)
+        stores = self.directory.store
+        reader = SliceReader(
+            task.piece, task.block_size, code, stores, order, span, deadline, self._note_damage
+        )
+        buffer = memoryview(bytearray(min(task.block_size, task.piece.size)))
+        with contextlib.closing(reader):
+            rebuild(identity, task.piece, index, reader, stores(target, deadline), buffer, deadline)
+
+    def copy(self, task: SliceTask, index: int, source: int, target: int, deadline: Deadline) -> None:
+        """The very cells of fragment ``index`` from one node to another. Raises NotFound, Corrupt of the source."""
+        deadline = deadline.sooner(2 * self._config.base_timeout + task.fragment_size / self._config.min_rate)
+        id = FragmentId(task.piece.id, index)
+        with contextlib.closing(
+            self.directory.store(source, deadline).get(id, 0, MAX_CELLS, deadline)
+        ) as reader:
+            if reader.table.digest(task.block_size) != task.piece.digest:
+                raise Corrupt(f"fragment {id} on node {source}: its table is not the slice's")
+            entries = reader.table.entries
+            buffer = memoryview(bytearray(max((e.length for e in entries), default=0)))
+            header = self._identity(task).header(task.piece.id, task.piece.ordinal, index)
+            store = self.directory.store(target, deadline)
+            writer = store.put(header, sum(e.length for e in entries), deadline)
+            try:
+                for entry in entries:
+                    cell = buffer[: entry.length]
+                    reader.read_cell(cell)
+                    if checksum(cell) != entry.checksum:
+                        raise Corrupt(f"fragment {id} on node {source} fails a checksum")
+                    writer.write_cell(entry, cell)
+                writer.finish(reader.table.slice_size, reader.table.last)
+                writer.commit()
+            except BaseException:
+                writer.abort()
+                raise
+
+    def place(
+        self,
+        task: SliceTask,
+        index: int,
+        write: Callable[[int], None],
+        choose: Callable[[set[int]], int | None],
+    ) -> int:
+        """Write a fragment to the first node that ``choose`` names and that takes it.
+
+        ``choose`` is told whom not to name again. Raises Unavailable when it has nobody to name any more, and
+        what reading raises.
+        """
+        refused: set[int] = set()
+        reason: DistfsError | None = None
+        for _ in range(_MOST_TARGETS):
+            target = choose(refused)
+            if target is None:
+                break
+            try:
+                write(target)
+                return target
+            except _TARGETS_FAULT as e:
+                log.warning("fragment %s.%d: node %d cannot take it: %s", task.piece.id, index, target, e)
+                refused.add(target)
+                reason = e
+        raise Unavailable(
+            f"no node can take fragment {task.piece.id}.{index} of {task.fragment_size} bytes"
+            + (f": {reason}" if reason else ": start another storage node")
+        )
+
+    def anywhere(
+        self, task: SliceTask, index: int, deadline: Deadline, own: bool
+    ) -> Callable[[set[int]], int | None]:
+        """For ``place``: by free bytes and zones. ``own``: the fragment's own node may be named, too."""
+        nodes = self.directory.nodes(deadline)
+        held = task.piece.nodes
+
+        def choose(refused: set[int]) -> int | None:
+            kept_out = refused if own else refused | {held[index]}
+            return choose_target(nodes, held, index, task.fragment_size, kept_out, self._random)
+
+        return choose
+
+    def put_aside(self, id: FragmentId, node: int, since: float, deadline: Deadline, *, delete: bool) -> None:
+        """Take the old fragment away after the switch; a node that does not answer is left to the orphan sweep.
+
+        ``since``: a time.monotonic() before the switch. What was written later is another's, and stays.
+        """
+        try:
+            store = self.directory.store(node, deadline)
+            if store.quarantine(id, time.monotonic() - since, deadline) and delete:
+                store.discard(id, 0.0, deadline)
+        except DistfsError as e:
+            log.info("fragment %s on node %d is left to the orphan sweep: %s", id, node, e)
+
+    def _identity(self, task: SliceTask) -> FileIdentity:
+        cluster = self._meta.cluster_id(Deadline(self._config.base_timeout))
+        return FileIdentity(
+            cluster, task.file, task.name, task.content_type, code_for(task.policy), task.block_size
+        )

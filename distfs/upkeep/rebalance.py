@@ -1,0 +1,235 @@
+"""Rebalance and drain: healthy fragments move to other nodes, by free bytes; copied, verified, switched, deleted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from uuid import UUID
+
+from distfs.config import UpkeepConfig
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, DistfsError, NotFound
+from distfs.meta_upkeep import UpkeepDB
+from distfs.model import FragmentId, Node
+from distfs.upkeep.decisions import Balance, Candidate, Move, plan_moves
+from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.rate import Backoff, Meter, TokenBucket
+from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
+from distfs.upkeep_model import MoveTask
+
+log = logging.getLogger("distfs.upkeep")
+
+_PAGE = 64
+_BACKOFF_MOST_S = 600.0
+#: A round of rebalancing is planned anew after so long: meanwhile files came and went.
+_ROUND_S = 600.0
+#: After a round, nodes must have told how full they are now.
+_HEARTBEATS = 3
+
+
+class Walk:
+    """Every fragment a node keeps, by slice, a page at a time."""
+
+    def __init__(self, db: UpkeepDB, node: int) -> None:
+        self._db, self.node = db, node
+        self._after: UUID | None = None
+        self._page: list[MoveTask] = []
+        self._ended = False
+
+    def next(self, deadline: Deadline) -> MoveTask | None:
+        """None at the end."""
+        if not self._page and not self._ended:
+            self._page = self._db.slices_on(self.node, self._after, _PAGE, deadline)
+            self._ended = len(self._page) < _PAGE
+            self._page.reverse()
+        if not self._page:
+            return None
+        task = self._page.pop()
+        self._after = task.piece.id
+        return task
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    task: MoveTask
+    source: int
+    target: int | None  # None: whoever has room
+
+
+class Rebalance:
+    """A step moves a few fragments at once: off draining nodes first, then off full ones."""
+
+    name = "rebalance"
+
+    def __init__(
+        self,
+        maker: FragmentMaker,
+        config: UpkeepConfig,
+        heartbeat: float,
+        executor: Executor,
+        parallel: int = PARALLEL,
+    ) -> None:
+        self._maker, self._config, self._executor, self._parallel = maker, config, executor, parallel
+        self._settle_s = _HEARTBEATS * heartbeat
+        self._bucket = TokenBucket(config.rebalance_rate)
+        self._meter = Meter()
+        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._drains: dict[int, Walk] = {}
+        self._balance: Balance | None = None
+        self._plan_at = time.monotonic()  # not before
+        self._round_ends = 0.0
+        self._walk: Walk | None = None
+        self._spent: set[int] = set()  # givers gone through in this round
+        self._tally = Tally("moved")
+        self._stuck = ""
+
+    def step(self, deadline: Deadline) -> Step:
+        wait = self._bucket.wait()
+        if wait > 0:
+            return Step(Pace.THROTTLED, self._detail(), wait)
+        nodes = self._maker.nodes(deadline)
+        jobs = self._draining(nodes, deadline) or self._balancing(nodes, deadline)
+        results = all_of(self._executor, lambda job: self._move_or_postpone(job, deadline), jobs)
+        for job, moved in zip(jobs, results, strict=True):
+            if moved is None and job.target is not None and self._balance is not None:
+                self._balance.unbook(job.source, job.target, job.task.fragment_size)
+            self._bucket.spend(moved or 0)
+            self._meter.add(moved or 0)
+        return paced(self._bucket.wait(), bool(jobs), self._detail())
+
+    def _detail(self) -> dict[str, object]:
+        detail = self._tally.as_detail()
+        if self._balance is not None:
+            detail["bytes_left"] = self._balance.left
+        if rate := round(self._meter.rate()):
+            detail["bytes_per_second"] = rate
+        if self._stuck:
+            detail["stuck"] = self._stuck
+        return detail
+
+    # --- what to move ---------------------------------------------------------------------------------
+
+    def _draining(self, nodes: dict[int, Node], deadline: Deadline) -> list[_Job]:
+        """The next few fragments of the nodes that are to become empty. A node that is down is repair's."""
+        draining = [n.id for n in nodes.values() if n.state == "draining" and n.alive]
+        self._drains = {n: self._drains.get(n) or Walk(self._maker.db, n) for n in draining}
+        if not draining:
+            self._stuck = ""
+        jobs: list[_Job] = []
+        for node, walk in list(self._drains.items()):
+            while len(jobs) < self._parallel and not self._backoff.wait(node):
+                task = walk.next(deadline)
+                if task is None:
+                    self._end_of_drain(node, deadline)
+                    break
+                if not self._backoff.wait(task.piece.id):
+                    jobs.append(_Job(task, node, None))
+        return jobs
+
+    def _end_of_drain(self, node: int, deadline: Deadline) -> None:
+        """Once through. What is left (it failed, or came meanwhile) is gone through again after a while."""
+        left = self._maker.db.fragments_left(node, deadline)
+        if left:
+            log.info("node %d is draining: %d fragments are left", node, left)
+        else:
+            self._stuck = ""
+        del self._drains[node]
+        if left:
+            self._backoff.failed(node)
+        else:
+            self._backoff.succeeded(node)
+
+    def _balancing(self, nodes: dict[int, Node], deadline: Deadline) -> list[_Job]:
+        now = time.monotonic()
+        if self._balance is None:
+            if now < self._plan_at:
+                return []
+            self._balance = Balance(list(nodes.values()), self._config.rebalance_threshold)
+            self._round_ends, self._walk = now + _ROUND_S, None
+            self._spent = set()
+        jobs: list[_Job] = []
+        while len(jobs) < self._parallel:
+            job = self._next_of_round(self._balance, deadline) if now < self._round_ends else None
+            if job is None:
+                if not jobs:  # the moves of the last step have ended, too
+                    self._balance = None
+                    self._plan_at = now + max(self._settle_s, self._config.interval)
+                break
+            jobs.append(job)
+        return jobs
+
+    def _next_of_round(self, balance: Balance, deadline: Deadline) -> _Job | None:
+        while not balance.done:
+            if self._walk is None:
+                giver = balance.giver(self._spent)
+                if giver is None:
+                    return None
+                self._walk = Walk(self._maker.db, giver)
+            source = self._walk.node
+            task = self._walk.next(deadline) if balance.surplus[source] > 0 else None
+            if task is None:
+                self._spent.add(source)
+                self._walk = None
+                continue
+            if not self._backoff.wait(task.piece.id):
+                target = balance.taker(_candidate(task), source)
+                if target is not None:
+                    return _Job(task, source, target)
+        return None
+
+    # --- moving -----------------------------------------------------------------------------------------
+
+    def _move_or_postpone(self, job: _Job, deadline: Deadline) -> int | None:
+        """Bytes moved; None: it failed, and is left alone for a while."""
+        try:
+            moved = self._move(job, deadline)
+        except DistfsError as e:
+            log.warning("fragment %s.%d is not moved: %s", job.task.piece.id, job.task.index, e)
+            self._stuck = str(e)
+            self._backoff.failed(job.task.piece.id)
+            return None
+        return job.task.fragment_size if moved else 0
+
+    def _move(self, job: _Job, deadline: Deadline) -> bool:
+        maker, task, piece = self._maker, job.task, job.task.piece
+        id = FragmentId(piece.id, task.index)
+        began = time.monotonic()
+
+        def write(target: int) -> None:
+            try:
+                maker.copy(task, task.index, job.source, target, deadline)
+            except (Corrupt, NotFound) as e:
+                maker.db.note_damage(id.slice, id.index, job.source, str(e), deadline)
+                maker.rebuild(task, task.index, (task.index,), target, deadline)
+            maker.confirm(task, task.index, target, deadline)
+
+        target = maker.place(task, task.index, write, self._choice(job, deadline))
+        if not maker.db.move_fragment(piece.id, task.index, job.source, target, deadline):
+            log.info("fragment %s was moved or deleted by somebody else", id)
+            return False
+        maker.put_aside(id, job.source, began, deadline, delete=True)
+        self._tally.add("moved")
+        return True
+
+    def _choice(self, job: _Job, deadline: Deadline) -> Callable[[set[int]], int | None]:
+        if job.target is None:
+            return self._maker.anywhere(job.task, job.task.index, deadline, own=False)
+        return lambda refused: None if job.target in refused else job.target
+
+
+def dry_run(db: UpkeepDB, nodes: list[Node], threshold: float, deadline: Deadline) -> Iterator[Move]:
+    """What a round of rebalancing would move now, and where; nothing is moved."""
+
+    def fragments_on(node: int) -> Iterator[Candidate]:
+        walk = Walk(db, node)
+        while (task := walk.next(deadline)) is not None:
+            yield _candidate(task)
+
+    return plan_moves(nodes, threshold, fragments_on)
+
+
+def _candidate(task: MoveTask) -> Candidate:
+    return Candidate(FragmentId(task.piece.id, task.index), task.piece.nodes, task.fragment_size)

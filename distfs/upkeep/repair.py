@@ -1,0 +1,152 @@
+"""Repair: fragments that are lost are made anew, those of the slices at the greatest risk first."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Executor
+from dataclasses import replace
+from datetime import datetime
+
+from distfs.config import UpkeepConfig
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, DistfsError, NotFound
+from distfs.model import FragmentId
+from distfs.upkeep.decisions import by_risk
+from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.rate import Backoff, Meter, TokenBucket
+from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
+from distfs.upkeep_model import RepairTask
+
+log = logging.getLogger("distfs.upkeep")
+
+_BATCH = 64
+_BATCH_AGE_S = 10.0  # then MetaDB is asked again who is at the greatest risk now
+_BACKOFF_MOST_S = 600.0
+
+
+class Repair:
+    """A step makes the fragments of a few slices anew, at once."""
+
+    name = "repair"
+
+    def __init__(
+        self, maker: FragmentMaker, config: UpkeepConfig, executor: Executor, parallel: int = PARALLEL
+    ) -> None:
+        self._maker, self._config, self._executor, self._parallel = maker, config, executor, parallel
+        self._bucket = TokenBucket(config.repair_rate)
+        self._meter = Meter()
+        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._batch: list[RepairTask] = []
+        self._batch_at = float("-inf")
+        self._tally = Tally("made", "proved_good")
+        self._stuck = ""
+        self._woken_at: datetime | None = None
+
+    def step(self, deadline: Deadline) -> Step:
+        wait = self._bucket.wait()
+        if wait > 0:
+            return Step(Pace.THROTTLED, self._detail(), wait)
+        tasks = self._next(deadline)
+        written = sum(all_of(self._executor, lambda task: self._repair_or_postpone(task, deadline), tasks))
+        self._bucket.spend(written)
+        self._meter.add(written)
+        if not tasks and not self._backoff.waiting:
+            self._stuck = ""
+        return paced(self._bucket.wait(), bool(tasks), self._detail())
+
+    def _detail(self) -> dict[str, object]:
+        detail = self._tally.as_detail() | {"postponed": self._backoff.waiting}
+        if rate := round(self._meter.rate()):
+            detail["bytes_per_second"] = rate
+        if self._stuck:
+            detail["stuck"] = self._stuck
+        return detail
+
+    def _next(self, deadline: Deadline) -> list[RepairTask]:
+        """The next few slices. Asks MetaDB anew when those it named are done or were named long ago."""
+        if not self._batch or time.monotonic() - self._batch_at > _BATCH_AGE_S:
+            self._hear_operator(deadline)
+            # Slices that are left alone for now must not hide those behind them.
+            limit = _BATCH + self._backoff.waiting
+            found = self._maker.db.work_to_repair(self._config.repair_delay, limit, deadline)
+            self._batch = by_risk(task for task in found if not self._backoff.wait(task.piece.id))
+            self._batch_at = time.monotonic()
+        chosen, self._batch = self._batch[: self._parallel], self._batch[self._parallel :]
+        return chosen
+
+    def _hear_operator(self, deadline: Deadline) -> None:
+        """`distfs repair --now`: what was postponed is tried again."""
+        woken_at = self._maker.db.woken_at(self.name, deadline)
+        if woken_at != self._woken_at:
+            self._woken_at = woken_at
+            self._backoff.clear()
+
+    def _repair_or_postpone(self, task: RepairTask, deadline: Deadline) -> int:
+        """Bytes written for one slice. What cannot be done now is left alone for a while; others come first."""
+        try:
+            written = self._repair(task, deadline)
+        except DistfsError as e:
+            log.warning("slice %s of file %s is not repaired: %s", task.piece.id, task.file, e)
+            self._stuck = str(e)
+            self._backoff.failed(task.piece.id)
+            return 0
+        self._backoff.succeeded(task.piece.id)
+        return written
+
+    def _repair(self, task: RepairTask, deadline: Deadline) -> int:
+        written = 0
+        for index in task.lost:
+            if self._proves_good(task, index, deadline):
+                node = task.piece.nodes[index]
+                self._maker.db.move_fragment(task.piece.id, index, node, node, deadline)
+                self._tally.add("proved_good")
+                continue
+            target = self._make(task, index, deadline)
+            if target is None:  # somebody else moved it, or the file is gone
+                return written
+            written += task.fragment_size
+            nodes = tuple(target if i == index else n for i, n in enumerate(task.piece.nodes))
+            task = replace(task, piece=replace(task.piece, nodes=nodes))
+        return written
+
+    def _proves_good(self, task: RepairTask, index: int, deadline: Deadline) -> bool:
+        """Whether a fragment that was reported lost is there and right after all: its node came back, or what
+        went wrong went wrong on the way. Perhaps it waits in quarantine."""
+        node = self._maker.nodes(deadline).get(task.piece.nodes[index])
+        if node is None or not node.alive:
+            return False
+        try:
+            try:
+                self._maker.check(task, index, node.id, deadline)
+            except NotFound:
+                limit = self._maker.time_for(task.fragment_size, deadline)
+                store = self._maker.directory.store(node.id, limit)
+                if not store.release(FragmentId(task.piece.id, index), limit):
+                    return False
+                self._maker.check(task, index, node.id, deadline)
+        except (Corrupt, NotFound):
+            return False
+        return True
+
+    def _make(self, task: RepairTask, index: int, deadline: Deadline) -> int | None:
+        """Make a fragment anew -> the node that keeps it now; None: it was not wanted any more."""
+        maker, piece = self._maker, task.piece
+        began = time.monotonic()
+
+        def write(target: int) -> None:
+            maker.rebuild(task, index, task.lost, target, deadline)
+            maker.confirm(task, index, target, deadline)
+
+        old = piece.nodes[index]
+        target = maker.place(task, index, write, maker.anywhere(task, index, deadline, own=True))
+        if not maker.db.move_fragment(piece.id, index, old, target, deadline):
+            log.info("fragment %s.%d on node %d is not needed any more", piece.id, index, target)
+            return None
+        log.info("fragment %s.%d made anew on node %d, was on node %d", piece.id, index, target, old)
+        self._tally.add("made")
+        if old not in (0, target):
+            known = maker.nodes(deadline).get(old)
+            if known is not None and known.alive:
+                maker.put_aside(FragmentId(piece.id, index), old, began, deadline, delete=False)
+        return target

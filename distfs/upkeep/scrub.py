@@ -1,0 +1,176 @@
+"""Scrub: every node reads its fragments again, at a capped rate, and is asked for those it should have.
+
+What fails is noted, and repair makes it anew. A fragment of which no cell can be used goes into quarantine at
+once; one with a bad cell among good ones stays until it was replaced, for the good ones may be needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Generator
+from concurrent.futures import Executor
+
+from distfs.config import NodeConfig, UpkeepConfig
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, DistfsError, NotFound
+from distfs.fragment_store import FragmentStore, Listed
+from distfs.meta_upkeep import UpkeepDB
+from distfs.model import FragmentId
+from distfs.node_directory import NodeDirectory
+from distfs.upkeep.decisions import scrub_due_in, scrub_pace
+from distfs.upkeep.listing import PAGE, Missing
+from distfs.upkeep.rate import Backoff, Meter, TokenBucket
+from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
+from distfs.upkeep_model import ScrubState
+
+log = logging.getLogger("distfs.upkeep")
+
+_PIECE_BYTES, _PIECE_FRAGMENTS = 4 << 20, 32  # read in one step, about, of one node
+_BACKOFF_MOST_S = 600.0
+_TRIES = 3  # how often one fragment may end a node's turn before it is left out of the round
+
+#: Bounded pieces of one node's round: yields the bytes read, is sent the deadline of the next piece.
+Round = Generator[int, Deadline, None]
+
+
+class Scrub:
+    """A step reads a few megabytes on each of a few nodes, at once."""
+
+    name = "scrub"
+
+    def __init__(
+        self,
+        db: UpkeepDB,
+        directory: NodeDirectory,
+        config: UpkeepConfig,
+        node_config: NodeConfig,
+        executor: Executor,
+    ) -> None:
+        self._db, self._directory, self._config, self._node_config = db, directory, config, node_config
+        self._executor = executor
+        self._rounds: dict[int, Round] = {}
+        self._due: dict[int, float] = {}  # by node: when to begin, on the monotonic clock
+        self._buckets: dict[int, TokenBucket] = {}
+        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._meter = Meter()
+        self._tally = Tally("checked", "bad")
+        self._stumbles: Counter[tuple[int, FragmentId]] = Counter()
+
+    def step(self, deadline: Deadline) -> Step:
+        ready, waits = self._ready(deadline)
+        read = sum(all_of(self._executor, lambda node: self._advance(node, deadline), ready))
+        self._meter.add(read)
+        detail = self._tally.as_detail() | {"nodes_at_work": len(self._rounds)}
+        if rate := round(self._meter.rate()):
+            detail["bytes_per_second"] = rate
+        if ready:
+            return paced(0.0, True, detail)
+        # Rounds that wait for their rate; those whose node is away are looked at again as an idle worker does.
+        return Step(Pace.THROTTLED, detail, min(waits)) if waits else Step(Pace.IDLE, detail)
+
+    def _ready(self, deadline: Deadline) -> tuple[list[int], list[float]]:
+        """Nodes to go on with now, and how long others that are at work must wait for their rate."""
+        ready, waits = [], []
+        now = time.monotonic()
+        for node in self._directory.nodes(deadline):
+            if not node.alive or self._backoff.wait(node.id):
+                continue
+            if node.id not in self._due:
+                state = self._db.scrub_state(node.id, deadline)
+                self._due[node.id] = now + scrub_due_in(state, self._config.scrub_period)
+            if self._due[node.id] > now:
+                continue
+            if node.id not in self._buckets:
+                pace = scrub_pace(node.used, self._config.scrub_period, self._config.scrub_rate)
+                self._buckets[node.id] = TokenBucket(pace)
+            bucket = self._buckets[node.id]
+            if (wait := bucket.wait()) > 0:
+                waits.append(wait)
+            else:
+                ready.append(node.id)
+        ready.sort(key=lambda n: n not in self._rounds)  # what was begun is ended first
+        return ready[:PARALLEL], waits
+
+    def _advance(self, node: int, deadline: Deadline) -> int:
+        """One piece of a node's round; the bytes read. What fails is tried again later, from the saved cursor."""
+        try:
+            if node not in self._rounds:
+                fresh = self._round(node, self._db.begin_scrub(node, deadline))
+                next(fresh)
+                self._rounds[node] = fresh
+            read = self._rounds[node].send(deadline)
+        except StopIteration:
+            del self._rounds[node]
+            del self._due[node]
+            del self._buckets[node]  # the next round may have more to read
+            return 0
+        except DistfsError as e:
+            log.warning("the scrub of node %d pauses: %s", node, e)
+            self._rounds.pop(node, None)
+            self._due.pop(node, None)
+            self._backoff.failed(node)
+            return 0
+        self._buckets[node].spend(read)
+        return read
+
+    def _round(self, node: int, state: ScrubState) -> Round:
+        """One round, or the rest of one."""
+        cursor: str | None = state.cursor
+        checked, bad = state.checked, state.bad
+        deadline = yield 0
+        while cursor is not None:
+            store = self._directory.store(node, deadline)
+            page = store.list(cursor, PAGE, deadline)
+            missing = Missing(self._db, store, node, cursor, page)
+            while not missing.done:
+                missing.step(deadline)
+                deadline = yield 0
+            bad += missing.noted
+            self._tally.add("bad", missing.noted)
+            read = count = 0
+            for listed in page.fragments:
+                failed = self._verify(store, node, listed, deadline)
+                checked, bad = checked + 1, bad + failed
+                self._tally.add("checked")
+                self._tally.add("bad", failed)
+                read, count = read + listed.size, count + 1
+                if read >= _PIECE_BYTES or count >= _PIECE_FRAGMENTS:
+                    self._db.save_scrub(node, str(listed.id), checked, bad, deadline)
+                    deadline = yield read
+                    read = count = 0
+            cursor = page.cursor
+            self._db.save_scrub(node, cursor, checked, bad, deadline)
+            self._backoff.succeeded(node)
+            deadline = yield read
+
+    def _verify(self, store: FragmentStore, node: int, listed: Listed, deadline: Deadline) -> bool:
+        """Whether a fragment proved bad. Raises when its node cannot say."""
+        config = self._node_config
+        deadline = deadline.sooner(config.base_timeout + listed.size / config.min_rate)
+        id, began = listed.id, time.monotonic()
+        useless = False
+        try:
+            cells = store.verify(id, deadline)
+            reason = f"cells {', '.join(map(str, cells))} fail their checksums" if cells else ""
+        except Corrupt as e:
+            reason, useless = str(e), True
+        except NotFound:
+            return False  # moved or deleted since it was listed; if not, the next listing misses it
+        except DistfsError as e:
+            self._stumbles[node, id] += 1
+            if self._stumbles[node, id] < _TRIES:
+                raise
+            log.warning("fragment %s on node %d cannot be verified: %s; going on with the next", id, node, e)
+            del self._stumbles[node, id]
+            return False
+        if not reason or not self._db.note_damage(id.slice, id.index, node, reason, deadline):
+            return False  # a bad one that nobody wants here is the orphan sweep's
+        log.warning("fragment %s on node %d: %s", id, node, reason)
+        if useless:
+            try:
+                store.quarantine(id, time.monotonic() - began, deadline)
+            except DistfsError as e:  # a disk gone read-only; what is behind this one is to be looked at, too
+                log.info("fragment %s on node %d stays where it is until it was replaced: %s", id, node, e)
+        return True

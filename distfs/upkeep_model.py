@@ -1,0 +1,114 @@
+"""What upkeep and the operator's commands are told by MetaDB, as immutable values. Sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from distfs.model import FragmentId, Node, Policy, Slice
+
+
+@dataclass(frozen=True, slots=True)
+class SliceTask:
+    """A slice with all that its fragments say of their file: enough to make any of them anew."""
+
+    file: UUID
+    name: str
+    content_type: str
+    policy: Policy
+    block_size: int
+    piece: Slice
+
+    @property
+    def fragment_size(self) -> int:
+        """Plain bytes of one fragment: the slice's k-th part."""
+        return -(-self.piece.size // self.policy.k)
+
+
+@dataclass(frozen=True, slots=True)
+class RepairTask(SliceTask):
+    """A slice with lost fragments."""
+
+    lost: tuple[int, ...]  # fragment indexes: nobody keeps it, it is damaged, or its node is gone
+    redundancy_left: int  # healthy fragments - k; below 0 the slice cannot be read
+
+
+@dataclass(frozen=True, slots=True)
+class MoveTask(SliceTask):
+    """A slice of which a node keeps fragment ``index``."""
+
+    index: int
+    trashed: bool  # its file is in the trash
+
+    @property
+    def fragment(self) -> FragmentId:
+        return FragmentId(self.piece.id, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class TrashedFile:
+    """A deleted file whose time is over. Nobody can undelete it any more."""
+
+    id: UUID
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What repair has before it."""
+
+    slices: int
+    fragments: int  # to be made anew
+    bytes: int  # of these fragments
+    hopeless: int  # slices among them with fewer than k fragments left: they cannot be made anew
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubState:
+    """How far the scrub of one node is. Ages in seconds by the database's clock; None: there was none."""
+
+    node: int
+    cursor: str  # where to go on listing; "" is the start
+    checked: int  # fragments of the running round, or of the last
+    bad: int
+    round_age: float | None  # since the running round began; None: none is running
+    last_round_age: float | None  # since the last complete round began
+    last_round_end_age: float | None  # and since it ended
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """The last result of one worker, whichever service ran it."""
+
+    name: str
+    host: str
+    pid: int
+    state: str
+    detail: Mapping[str, object]
+    age: float  # seconds since, by the database's clock
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """The cluster at one moment. A fragment on a node that is down counts as lost here."""
+
+    files: int
+    bytes: int
+    slices: Mapping[int, int]  # redundancy left -> how many slices; -1: those that cannot be read
+    damaged: int  # fragments
+    trash_files: int
+    trash_bytes: int
+    nodes: tuple[Node, ...]
+    workers: tuple[WorkerState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileHealth:
+    """How safe one file is at this moment."""
+
+    redundancy_left: int  # the least over its slices; below 0: it cannot be read as a whole
+    missing: int  # fragments that nobody keeps, are damaged, or are on nodes that are down
+    nodes: tuple[int, ...]  # ids of all that keep a fragment of it
+    last_verified: datetime  # every fragment was written, or read again and checked, at this time or later

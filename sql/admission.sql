@@ -1,0 +1,52 @@
+-- The statements of distfs/meta_admission.py, by name; the rules of queries.sql hold here too.
+
+-- name: admission_state
+-- What a decision needs, seen at one moment: how many were granted, free bytes of the nodes that take writes, and
+-- what is promised, as {width: share}. What was written counts twice until every node has reported since.
+WITH up AS (
+    SELECT * FROM node WHERE NOT stopped AND heartbeat_at > now() - make_interval(secs => :down_after)
+), promised AS (
+    SELECT width, sum(share)::bigint AS share FROM reservation
+    WHERE CASE WHEN ended_at IS NULL THEN expires_at > now() ELSE ended_at >= (SELECT min(heartbeat_at) FROM up) END
+    GROUP BY width
+)
+SELECT
+    coalesce((SELECT grants FROM admission), 0),
+    coalesce((SELECT array_agg(free) FROM up WHERE state = 'active'), '{}'),
+    (SELECT count(*) FROM node),
+    (SELECT count(*) FROM up),
+    coalesce((SELECT json_object_agg(width, share) FROM promised), '{}');
+
+-- name: reserve
+-- Nothing, when another was granted since ``seen``.
+WITH turn AS (
+    INSERT INTO admission (grants) VALUES (1)
+    ON CONFLICT (only_row) DO UPDATE SET grants = admission.grants + 1 WHERE admission.grants = :seen
+    RETURNING grants
+)
+INSERT INTO reservation (id, service, width, share, expires_at)
+SELECT :id, :service, :width, :share, now() + make_interval(secs => :ttl) FROM turn
+RETURNING id;
+
+-- name: is_reserved
+SELECT id FROM reservation WHERE id = :id;
+
+-- name: settle_reservations
+-- Those that run are renewed, and put back if they had expired; those that were committed count until the nodes
+-- have reported; others go, and with them what nobody renewed or needs any more.
+WITH given AS (
+    SELECT * FROM json_to_recordset(CAST(:reservations AS json)) AS g (
+        id uuid, width smallint, share bigint, state text
+    )
+), renewed AS (
+    INSERT INTO reservation (id, service, width, share, expires_at, ended_at)
+    SELECT id, :service, width, share, now() + make_interval(secs => :ttl),
+        CASE WHEN state = 'committed' THEN now() END
+    FROM given WHERE state <> 'gone'
+    ON CONFLICT (id) DO UPDATE SET
+        share = excluded.share, expires_at = excluded.expires_at, ended_at = excluded.ended_at
+), gone AS (
+    DELETE FROM reservation WHERE id IN (SELECT id FROM given WHERE state = 'gone')
+        OR (expires_at < now() AND id NOT IN (SELECT id FROM given))
+)
+SELECT count(*) FROM given;

@@ -1,0 +1,99 @@
+-- The statements of distfs/meta.py, by name; upkeep's are in upkeep.sql. Each is one transaction and may be run
+-- again without harm: when a connection is lost, running it once more on a new one settles what became of it.
+
+-- name: schema_version
+SELECT coalesce(max(number), 0) FROM migration;
+
+-- name: cluster_id
+SELECT id FROM cluster;
+
+-- name: nodes
+SELECT id, uuid, address, zone, capacity, free, state,
+    extract(epoch FROM now() - heartbeat_at)::double precision AS heartbeat_age, used, stopped
+FROM node ORDER BY id;
+
+-- name: node_heartbeat
+SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :down_after);
+
+-- name: node_leave
+SELECT node_leave(:uuid, :address);
+
+-- name: commit_files
+-- All files of one request with their slices, in one statement. A file that is there already (or was, and is in
+-- the trash) is left as it is and not returned.
+WITH given AS (
+    SELECT * FROM json_to_recordset(CAST(:files AS json)) AS g (
+        id uuid, name text, content_type text, size bigint, sha256 text,
+        k smallint, m smallint, block_size integer, slices json
+    )
+), new_file AS (
+    INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size)
+    SELECT id, name, content_type, size, decode(sha256, 'hex'), k, m, block_size FROM given
+    WHERE NOT EXISTS (SELECT FROM trash WHERE trash.id = given.id)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, created_at
+), new_slice AS (
+    INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)
+    SELECT s.id, new_file.id, s.ordinal, s.size, decode(s.digest, 'hex'), s.nodes
+    FROM new_file JOIN given USING (id), json_to_recordset(given.slices) AS s (
+        id uuid, ordinal integer, size bigint, digest text, nodes integer[]
+    )
+)
+SELECT id, created_at FROM new_file;
+
+-- name: committed
+SELECT id, created_at FROM file WHERE id = ANY(CAST(:ids AS uuid[]));
+
+-- name: file
+SELECT id, name, content_type, size, sha256, k, m, block_size, created_at,
+    (
+        SELECT coalesce(json_agg(
+            json_build_array(s.id, s.ordinal, s.size, encode(s.digest, 'hex'), s.nodes) ORDER BY s.ordinal
+        ), '[]')
+        FROM slice AS s WHERE s.file_id = file.id
+    ) AS slices
+FROM file WHERE id = :id;
+
+-- name: files_after
+SELECT id, name, content_type, size, sha256, k, m, block_size, created_at
+FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit;
+
+-- name: delete_file
+WITH gone AS (
+    DELETE FROM file WHERE id = :id RETURNING *
+), gone_slice AS (
+    DELETE FROM slice USING gone WHERE slice.file_id = gone.id RETURNING slice.*
+), trashed AS (
+    INSERT INTO trash (
+        id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at
+    )
+    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at FROM gone
+    RETURNING id
+), trashed_slice AS (
+    INSERT INTO trash_slice (id, file_id, ordinal, size, digest, nodes)
+    SELECT id, file_id, ordinal, size, digest, nodes FROM gone_slice
+)
+SELECT id FROM trashed;
+
+-- name: undelete_file
+WITH back AS (
+    DELETE FROM trash WHERE id = :id AND purge_at IS NULL RETURNING *
+), back_slice AS (
+    DELETE FROM trash_slice USING back WHERE trash_slice.file_id = back.id RETURNING trash_slice.*
+), restored AS (
+    INSERT INTO file (
+        id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at
+    )
+    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at FROM back
+    RETURNING id
+), restored_slice AS (
+    INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)
+    SELECT id, file_id, ordinal, size, digest, nodes FROM back_slice
+)
+SELECT id FROM restored;
+
+-- name: is_file
+SELECT id FROM file WHERE id = :id;
+
+-- name: is_trash
+SELECT id FROM trash WHERE id = :id;

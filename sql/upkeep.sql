@@ -1,0 +1,231 @@
+-- The statements of distfs/meta_upkeep.py, by name; the rules of queries.sql hold here too.
+
+-- name: work_to_repair
+-- Slices with a fragment that is lost, those with the fewest fragments above k first, then the oldest. Those with
+-- fewer than k come last: there is little to be done for them, and nothing that waits for it gets safer.
+SELECT f.id, f.name, f.content_type, f.k, f.m, f.block_size, s.id, s.ordinal, s.size, s.digest, s.nodes, s.lost,
+    cardinality(s.nodes) - cardinality(s.lost) - f.k AS redundancy_left
+FROM hurt_slices(:repair_delay, false) AS s JOIN file AS f ON f.id = s.file_id
+ORDER BY cardinality(s.nodes) - cardinality(s.lost) < f.k, redundancy_left, f.created_at, s.id LIMIT :limit;
+
+-- name: backlog
+-- Slices that repair would take up now, the fragments to make, and their bytes.
+SELECT count(*), coalesce(sum(cardinality(s.lost)), 0)::bigint,
+    coalesce(sum(cardinality(s.lost) * ((s.size + f.k - 1) / f.k)), 0)::bigint,
+    count(*) FILTER (WHERE cardinality(s.nodes) - cardinality(s.lost) < f.k)
+FROM hurt_slices(:repair_delay, false) AS s JOIN file AS f ON f.id = s.file_id;
+
+-- name: move_fragment
+-- Compare-and-set of one position, wherever the slice is now. The new node must be known, and keep no other
+-- fragment of the slice.
+WITH target AS (
+    SELECT id FROM node WHERE id = :new FOR KEY SHARE
+), moved AS (
+    UPDATE slice SET nodes[CAST(:index AS integer) + 1] = :new
+    WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :old AND EXISTS (SELECT FROM target)
+        AND (CAST(:old AS integer) = :new OR :new <> ALL (nodes))
+    RETURNING id
+), trash_moved AS (
+    UPDATE trash_slice SET nodes[CAST(:index AS integer) + 1] = :new
+    WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :old AND EXISTS (SELECT FROM target)
+        AND (CAST(:old AS integer) = :new OR :new <> ALL (nodes))
+    RETURNING id
+), healed AS (
+    DELETE FROM damage USING moved WHERE damage.slice_id = moved.id AND damage.index = :index
+)
+SELECT id FROM moved UNION ALL SELECT id FROM trash_moved;
+
+-- name: is_moved
+SELECT id FROM slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :new
+UNION ALL
+SELECT id FROM trash_slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :new;
+
+-- name: note_damage
+-- The slice is locked before it is noted, so that one deleted or moved meanwhile is left alone.
+WITH kept AS (
+    SELECT id FROM slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :node FOR NO KEY UPDATE
+)
+INSERT INTO damage (slice_id, index, node_id, reason)
+SELECT kept.id, :index, :node, :reason FROM kept
+ON CONFLICT (slice_id, index) DO UPDATE SET node_id = excluded.node_id, reason = excluded.reason
+    WHERE damage.node_id <> excluded.node_id
+RETURNING slice_id;
+
+-- name: is_damage
+SELECT slice_id FROM damage JOIN slice ON slice.id = damage.slice_id
+    AND slice.nodes[damage.index + 1] = damage.node_id
+WHERE slice_id = :slice AND index = :index AND node_id = :node;
+
+-- name: damage_count
+SELECT count(*) FROM damage JOIN slice ON slice.id = damage.slice_id
+    AND slice.nodes[damage.index + 1] = damage.node_id;
+
+-- name: wanted
+SELECT asked.slice_id, asked.index, coalesce(
+    CAST(:node AS integer) IN (s.nodes[asked.index + 1], t.nodes[asked.index + 1]), false
+)
+FROM unnest(CAST(:slices AS uuid[]), CAST(:indexes AS integer[])) AS asked (slice_id, index)
+LEFT JOIN slice AS s ON s.id = asked.slice_id
+LEFT JOIN trash_slice AS t ON t.id = asked.slice_id;
+
+-- name: fragments_on
+-- Slices of which the node keeps a fragment, in id order, also those in the trash.
+SELECT id, array_position(nodes, CAST(:node AS integer)) - 1 FROM (
+    (SELECT id, nodes FROM slice
+        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
+    UNION ALL
+    (SELECT id, nodes FROM trash_slice
+        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
+) AS kept ORDER BY id LIMIT :limit;
+
+-- name: slices_on
+WITH kept AS (
+    (SELECT s.*, false AS trashed FROM slice AS s
+        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
+    UNION ALL
+    (SELECT s.*, true AS trashed FROM trash_slice AS s
+        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
+)
+SELECT coalesce(f.id, t.id), coalesce(f.name, t.name), coalesce(f.content_type, t.content_type),
+    coalesce(f.k, t.k), coalesce(f.m, t.m), coalesce(f.block_size, t.block_size),
+    kept.id, kept.ordinal, kept.size, kept.digest, kept.nodes, kept.trashed
+FROM kept
+LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
+LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed
+ORDER BY kept.id LIMIT :limit;
+
+-- name: fragments_left
+SELECT (SELECT count(*) FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)])
+    + (SELECT count(*) FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]);
+
+-- name: expired_trash
+-- Marked before it is returned: what is marked cannot be undeleted while its fragments are being removed.
+WITH due AS (
+    SELECT id FROM trash WHERE deleted_at < now() - make_interval(secs => :ttl)
+    ORDER BY deleted_at, id LIMIT :limit FOR UPDATE
+), marked AS (
+    UPDATE trash SET purge_at = coalesce(trash.purge_at, now()) FROM due WHERE trash.id = due.id
+    RETURNING trash.id, trash.deleted_at
+)
+SELECT id, (
+    SELECT coalesce(json_agg(
+        json_build_array(s.id, s.ordinal, s.size, encode(s.digest, 'hex'), s.nodes) ORDER BY s.ordinal
+    ), '[]')
+    FROM trash_slice AS s WHERE s.file_id = marked.id
+) AS slices
+FROM marked ORDER BY deleted_at, id;
+
+-- name: drop_trash
+DELETE FROM trash WHERE id = :id AND purge_at IS NOT NULL RETURNING id;
+
+-- name: is_dropped
+SELECT CAST(:id AS uuid) WHERE NOT EXISTS (SELECT FROM trash WHERE id = :id);
+
+-- name: set_node_state
+UPDATE node SET state = :state WHERE id = :node RETURNING id;
+
+-- name: forget_node
+SELECT forget_node(:node, :down_after);
+
+-- name: give_up_silent_nodes
+UPDATE node SET given_up = true
+WHERE stopped OR heartbeat_at < now() - make_interval(secs => :down_after) RETURNING id;
+
+-- name: status
+WITH judged AS MATERIALIZED (
+    SELECT f.m, cardinality(s.nodes) - cardinality(s.lost) - f.k AS redundancy_left
+    FROM hurt_slices(:down_after, true) AS s JOIN file AS f ON f.id = s.file_id
+), counted AS (
+    SELECT f.m AS redundancy_left, count(*) AS slices
+        FROM slice AS s JOIN file AS f ON f.id = s.file_id GROUP BY f.m
+    UNION ALL
+    SELECT m, -count(*) FROM judged GROUP BY m
+    UNION ALL
+    SELECT greatest(redundancy_left, -1), count(*) FROM judged GROUP BY 1
+)
+SELECT
+    (SELECT count(*) FROM file),
+    (SELECT coalesce(sum(size), 0)::bigint FROM file),
+    (SELECT coalesce(json_agg(json_build_array(redundancy_left, slices)), '[]') FROM (
+        SELECT redundancy_left, sum(slices)::bigint AS slices FROM counted
+        GROUP BY redundancy_left HAVING sum(slices) > 0
+    ) AS by_redundancy),
+    (SELECT count(*) FROM trash),
+    (SELECT coalesce(sum(size), 0)::bigint FROM trash);
+
+-- name: workers
+SELECT name, host, pid, state, detail, extract(epoch FROM now() - stepped_at)::double precision
+FROM worker ORDER BY name;
+
+-- name: save_worker
+INSERT INTO worker (name, host, pid, state, detail)
+VALUES (:name, :host, :pid, :state, CAST(:detail AS jsonb))
+ON CONFLICT (name) DO UPDATE SET host = excluded.host, pid = excluded.pid, state = excluded.state,
+    detail = excluded.detail, stepped_at = now();
+
+-- name: wake_worker
+UPDATE worker SET woken_at = now() WHERE name = :name;
+
+-- name: woken_at
+SELECT woken_at FROM worker WHERE name = :name;
+
+-- name: unknown_nodes
+SELECT issued.id FROM generate_series(1, (SELECT last_value::integer FROM node_id_seq)) AS issued (id)
+WHERE NOT EXISTS (SELECT FROM node WHERE node.id = issued.id)
+    AND EXISTS (SELECT FROM slice WHERE slice.nodes @> ARRAY[issued.id]) ORDER BY issued.id;
+
+-- name: scrub_states
+SELECT node.id, coalesce(cursor, ''), coalesce(checked, 0), coalesce(bad, 0),
+    extract(epoch FROM now() - round_started_at)::double precision,
+    extract(epoch FROM now() - last_round_started_at)::double precision,
+    extract(epoch FROM now() - last_round_finished_at)::double precision
+FROM node LEFT JOIN node_scrub ON node_scrub.node_id = node.id
+WHERE CAST(:node AS integer) IS NULL OR node.id = :node ORDER BY node.id;
+
+-- name: begin_scrub
+INSERT INTO node_scrub (node_id, round_started_at) SELECT id, now() FROM node WHERE id = :node
+ON CONFLICT (node_id) DO UPDATE SET round_started_at = now(), cursor = '', checked = 0, bad = 0
+    WHERE node_scrub.round_started_at IS NULL;
+
+-- name: save_scrub
+UPDATE node_scrub SET cursor = :cursor, checked = :checked, bad = :bad
+WHERE node_id = :node AND round_started_at IS NOT NULL;
+
+-- name: end_scrub
+UPDATE node_scrub SET cursor = '', checked = :checked, bad = :bad, round_started_at = NULL,
+    last_round_started_at = round_started_at, last_round_finished_at = now()
+WHERE node_id = :node AND round_started_at IS NOT NULL;
+
+-- name: health
+-- A fragment was last verified when it was written or when the last complete scrub of its node began.
+WITH lost AS MATERIALIZED (
+    SELECT lost_nodes(:down_after, true) AS nodes
+), place AS (
+    SELECT s.id, at.node, at.node <> ALL ((SELECT nodes FROM lost)::integer[]) AND NOT EXISTS (
+        SELECT FROM damage WHERE slice_id = s.id AND index = at.place - 1 AND node_id = at.node
+    ) AS healthy
+    FROM slice AS s, unnest(s.nodes) WITH ORDINALITY AS at (node, place) WHERE s.file_id = :id
+)
+SELECT f.m, f.created_at,
+    (SELECT min(healthy) FROM (
+        SELECT count(*) FILTER (WHERE healthy) AS healthy FROM place GROUP BY id
+    ) AS each) - f.k,
+    (SELECT coalesce(json_agg(DISTINCT node), '[]') FROM place WHERE node > 0),
+    (SELECT count(*) FROM place WHERE NOT healthy),
+    (SELECT min(greatest(f.created_at, n.last_round_started_at))
+        FROM place LEFT JOIN node_scrub AS n ON n.node_id = place.node WHERE place.node > 0)
+FROM file AS f WHERE f.id = :id;
+
+-- name: clock
+SELECT extract(epoch FROM now())::double precision;
+
+-- name: try_lead
+-- A session that does not speak for so long is ended by the server, and its lock with it.
+SELECT pg_try_advisory_lock(:key), set_config('idle_session_timeout', :limit, false);
+
+-- name: still_leads
+SELECT EXISTS (
+    SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (classid::bigint << 32 | objid::bigint) = CAST(:key AS bigint) AND objsubid = 1
+);

@@ -1,0 +1,149 @@
+"""``python -m bench`` on a tiny file: what it prints and saves, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import processes, profile
+from bench.curl import Content
+from distfs.errors import Corrupt
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 120
+
+
+@contextmanager
+def bench(tmp_path: Path, *arguments: str, path: str | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The command, with its data and its results in ``tmp_path``."""
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", *arguments, *places],
+        cwd=ROOT,
+        env=os.environ | ({"PATH": path} if path is not None else {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()  # it cleans up; nothing to one that has ended
+            process.wait(PATIENCE_S)
+
+
+def left_behind(tmp_path: Path) -> list[str]:
+    """Files in the work folder, and processes whose command line names it."""
+    running = [" ".join(processes.command_line(pid)) for pid in processes.descendants(0)]
+    work = tmp_path / "work"
+    return [line for line in running if str(work) in line] + [str(file) for file in work.iterdir()]
+
+
+def saved(tmp_path: Path) -> dict[str, Any]:
+    (path,) = (tmp_path / "results").glob("*.json")
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def test_throughput_measures_distfs_and_the_floor_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "throughput", "--mb", "3", "--runs", "2") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "all 6 files came back from distfs byte for byte" in output
+    document = saved(tmp_path)
+    assert document["machine"]["cores"] >= 1
+    figures = document["results"]["throughput"]
+    assert [series["name"] for series in figures["upload"]] == ["floor", "distfs PUT", "distfs form"]
+    assert [series["name"] for series in figures["download"]] == ["floor", "distfs"]
+    for series in figures["upload"] + figures["download"]:
+        assert series["size"] == 3_000_000
+        assert len(series["seconds"]) == 2
+        assert all(seconds > 0 for seconds in series["seconds"])
+        assert all(peak > 1_000_000 for peak in series["peak_bytes"].values())
+    for series in figures["upload"][1:]:
+        assert {"service", "node 1", "node 2", "node 3", "PostgreSQL 1"} <= series["peak_bytes"].keys()
+        assert {"service", "node", "PostgreSQL", "curl"} <= series["cpu_s"].keys()
+        assert len(series["ratios"]) == 2
+    assert left_behind(tmp_path) == []
+
+
+def test_fairness_compares_both_modes_and_counts_what_the_accounting_costs(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "fairness", "--mb", "3", "--runs", "2") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "Jain's index of the rates" in output
+    figures = saved(tmp_path)["results"]["fairness"]
+    assert [shares["mode"] for shares in figures["shares"]] == ["fair", "batch"]
+    assert all(len(shares["rates"]) == 8 for shares in figures["shares"])
+    assert all(1 / 8 <= jain <= 1 for jain in figures["jain"])
+    assert [(o["way"], len(o["off_s"]), len(o["on_s"])) for o in figures["overhead"]] == [
+        ("upload", 2, 2),
+        ("download", 2, 2),
+    ]
+    assert left_behind(tmp_path) == []
+
+
+def test_admission_is_compared_with_a_service_that_lets_everything_in(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "admission", "--mb", "3", "--runs", "1") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "time ratio, pair by pair" in output
+    figures = saved(tmp_path)["results"]["admission"]["overhead"]
+    assert [(o["size"], len(o["off_s"]), len(o["on_s"])) for o in figures] == [
+        (3_000_000, 1, 1),
+        (1 << 20, 5, 5),
+        (4096, 5, 5),
+    ]
+    assert left_behind(tmp_path) == []
+
+
+def test_ctrl_c_stops_and_removes_everything(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "memory", "--memory-mb", "2000") as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not list((tmp_path / "work").glob("*/data/node1")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert complaints == "bench: interrupted; everything it started is stopped and removed\n"
+    assert left_behind(tmp_path) == []
+
+
+def test_a_scenario_that_takes_too_long_ends_with_one_line(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "floor", "--mb", "100", "--runs", "100000", "--limit", "2") as process:
+        _, complaints = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert complaints == "bench: floor: took longer than 2 s; raise --limit or measure less\n"
+    assert left_behind(tmp_path) == []
+    assert not (tmp_path / "results").exists()
+
+
+def test_small_without_wrk_says_how_to_get_it(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "small", path=str(tmp_path)) as process:
+        _, complaints = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1
+    assert complaints == "bench: small: wrk is not installed; on Debian or Ubuntu: apt-get install wrk\n"
+
+
+def test_a_wrong_byte_is_not_measured_as_a_right_one() -> None:
+    with pytest.raises(Corrupt, match="file x: 3 bytes"):
+        Content(3, "aa").expect(Content(3, "bb"), "file x")
+
+
+def test_a_profile_counts_a_recursive_function_once_a_sample() -> None:
+    found = profile.parse("main (a.py:1);walk (a.py:5);walk (a.py:5) 3\nmain (a.py:1) 1\n", lost=1, looks=10)
+    shares = {function.name: (function.own, function.total) for function in found.functions}
+    assert shares == {"walk (a.py:5)": (0.75, 0.75), "main (a.py:1)": (0.25, 1.0)}
+    assert found.gil_held == 0.5

@@ -1,0 +1,59 @@
+"""What must not be left behind: temp files, open files, threads, buffers."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from distfs.disk_store import DiskStore
+
+
+def eventually(holds: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """Wait until ``holds``; fails, saying ``what``, when it does not in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+
+def temp_files(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "tmp").iterdir())
+
+
+def open_files(folder: Path) -> list[str]:
+    """Files under a node's folder that this process has open, but for the folder's lock."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = str(Path(f"/proc/self/fd/{fd}").readlink())
+        except FileNotFoundError:
+            continue  # the listing's own
+        if target.startswith(f"{folder}/") and target != f"{folder}/lock":
+            found.append(target)
+    return found
+
+
+def writer_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "disk-writer"]
+
+
+def buffers_out(store: DiskStore) -> int:
+    """Write buffers that were taken and not given back."""
+    return store._buffers.in_use
+
+
+def litter(store: DiskStore) -> list[object]:
+    return [
+        *temp_files(store.folder),
+        *open_files(store.folder),
+        *writer_threads(),
+        *["a buffer"] * buffers_out(store),
+    ]
+
+
+def assert_no_litter(store: DiskStore) -> None:
+    """Nothing of an unfinished fragment is left; at once, or soon where another thread ends it."""
+    eventually(lambda: not litter(store), f"left behind: {litter(store)}")

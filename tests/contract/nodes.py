@@ -1,0 +1,72 @@
+"""A storage node in threads of the test's process, without a MetaDB: a DiskStore behind real sockets."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from distfs.config import Bytes, Fraction, NodeConfig
+from distfs.disk_store import DiskStore
+from distfs.node_client import NodeClient
+from distfs.storage_server import StorageServer
+from tests.contract.samples import CLUSTER
+
+#: No reserve, so that tests need no disk of a certain size.
+NODE = NodeConfig(reserve=Fraction(0), reserve_bytes=Bytes(0))
+
+
+_RESET = struct.pack("ii", 1, 0)  # linger: for no time
+
+
+class KillableServer(StorageServer):
+    """Can end the way a killed process does: every connection cut at once, nothing finished."""
+
+    def __init__(self, host: str, port: int, store: DiskStore, config: NodeConfig) -> None:
+        self.connections: list[socket.socket] = []
+        super().__init__(host, port, store, config)
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
+    def cut(self) -> None:
+        """Cut every connection there has been."""
+        for connection in self.connections:
+            try:
+                # Closing it then resets it, or a peer that waits for room to send on would not hear of it.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it ended by itself
+
+
+@contextmanager
+def serving(folder: Path, config: NodeConfig = NODE, cluster: UUID = CLUSTER) -> Iterator[KillableServer]:
+    """A node on a free port."""
+    store = DiskStore(folder, cluster, config)
+    server = KillableServer("127.0.0.1", 0, store, config)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        server.cut()
+        thread.join()
+        store.close()
+
+
+@contextmanager
+def client_of(server: StorageServer, config: NodeConfig = NODE) -> Iterator[NodeClient]:
+    client = NodeClient(server.store.node, server.address, server.store.cluster, config)
+    try:
+        yield client
+    finally:
+        client.close()

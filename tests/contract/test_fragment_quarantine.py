@@ -1,0 +1,70 @@
+"""Putting fragments aside, as every FragmentStore promises it."""
+
+from __future__ import annotations
+
+import pytest
+
+from distfs.errors import Corrupt, NotFound
+from distfs.fragment_store import FragmentStore
+from distfs.model import FragmentId
+from tests.contract.samples import header, listed, put, random_bytes, soon, whole
+from tests.contract.subjects import Subject, damage
+
+
+def aside(store: FragmentStore) -> list[FragmentId]:
+    return [f.id for f in store.list_quarantine("", 100, soon()).fragments]
+
+
+def test_a_fragment_put_aside_is_neither_read_nor_listed_and_comes_back(store: FragmentStore) -> None:
+    data = random_bytes(10_000)
+    fragment = put(store, header(), data)
+    assert store.quarantine(fragment, 0, soon())
+    assert (listed(store), aside(store)) == ([], [fragment])
+    for ask in (store.stat, store.verify, lambda f, d: store.get(f, 0, 1, d)):
+        with pytest.raises(NotFound):
+            ask(fragment, soon())
+    assert not store.delete(fragment, soon())
+    assert store.release(fragment, soon())
+    assert (listed(store), aside(store)) == ([fragment], [])
+    assert whole(store, fragment) == data
+
+
+def test_what_is_not_there_is_neither_put_aside_nor_brought_back(store: FragmentStore) -> None:
+    head = header()
+    assert not store.quarantine(head.id, 0, soon())
+    assert not store.release(head.id, soon())
+    assert not store.discard(head.id, 0, soon())
+
+
+def test_what_is_younger_than_was_decided_about_stays(store: FragmentStore) -> None:
+    fragment = put(store, header(), b"young")
+    assert not store.quarantine(fragment, 3600, soon())
+    assert whole(store, fragment) == b"young"
+    assert store.quarantine(fragment, 0, soon())
+    assert not store.discard(fragment, 3600, soon())
+    assert aside(store) == [fragment]
+    assert store.discard(fragment, 0, soon())
+    assert aside(store) == []
+
+
+def test_a_new_fragment_does_not_give_way_to_the_one_put_aside(store: FragmentStore) -> None:
+    head = header()
+    put(store, head, b"old")
+    assert store.quarantine(head.id, 0, soon())
+    put(store, head, b"new")
+    assert not store.release(head.id, soon())
+    assert whole(store, head.id) == b"new"
+    assert store.quarantine(head.id, 0, soon())
+    assert aside(store) == [head.id]
+    assert store.release(head.id, soon())
+    assert whole(store, head.id) == b"new"
+
+
+def test_a_damaged_fragment_stays_aside(subject: Subject) -> None:
+    store = subject.store
+    fragment = put(store, header(), random_bytes(9000))
+    damage(subject, fragment, -400)
+    assert store.quarantine(fragment, 0, soon())
+    with pytest.raises(Corrupt):
+        store.release(fragment, soon())
+    assert aside(store) == [fragment]

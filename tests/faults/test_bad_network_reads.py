@@ -1,0 +1,216 @@
+"""Downloads while the network of one node is bad in every way, at every phase: the same bytes, and in time.
+
+Where a node may be silent for ever (``PATIENT``), nothing but reading from another in time ends a download
+before the test's own deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from distfs.config import BytesPerSecond, Fraction, Seconds
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError
+from distfs.model import Policy
+from distfs.node_directory import Standing
+from tests.contract.litter import eventually
+from tests.contract.samples import random_bytes, soon
+from tests.faults.proxied import IMPATIENT, PATIENT, Proxied, known, proxied
+from tests.faults.proxy import Proxy
+from tests.integration.byte_ways import BLOCK, CODED, COPIES, SLICE
+
+DATA = random_bytes(3 * SLICE + 1234)
+#: Bytes from a node after which its network breaks: before an answer, in its header, in the table, in and
+#: between cells, and in the answer about the next slice.
+PHASES = [0, 7, 100, 300, 3000, BLOCK + 400, 3 * BLOCK, SLICE + 700]
+POLICIES = [COPIES, CODED]
+
+Break = Callable[[Proxy], object]
+BREAKS: dict[str, Break] = {
+    "blackhole": Proxy.blackhole,
+    "silent answers": lambda proxy: proxy.down.hold(),
+    "reset": Proxy.reset,
+    "half-close": lambda proxy: proxy.down.end(),
+}
+
+
+@pytest.fixture(params=POLICIES, ids=str)
+def policy(request: pytest.FixtureRequest) -> Policy:
+    assert isinstance(request.param, Policy)
+    return request.param
+
+
+@pytest.fixture
+def ways(metadb_url: str, tmp_path: Path) -> Iterator[Proxied]:
+    """Only a hedge ends the silence of a node."""
+    with proxied(metadb_url, tmp_path, hedge_budget=Fraction(0.99), **PATIENT) as ways:
+        yield ways
+        ways.heal()
+        ways.assert_clean()
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_one_bad_node_at_any_phase_changes_nothing(ways: Proxied, policy: Policy, broken: str) -> None:
+    file = ways.upload(DATA, policy)
+    struck = []
+
+    def strike(proxy: Proxy) -> None:
+        struck.append(proxy)
+        BREAKS[broken](proxy)
+
+    for node, proxy in ways.proxies.items():
+        for phase in PHASES:
+            ways.services.directory.close()  # as if the service had just begun: nothing is known of nodes
+            proxy.down.at(phase, partial(strike, proxy))
+            assert ways.download(file) == DATA, f"node {node}, {broken} after {phase} bytes"
+            proxy.heal()
+            proxy.reset()
+            eventually(lambda proxy=proxy: proxy.connections == 0, "begin anew")  # type: ignore[misc]
+    assert len(struck) >= len(PHASES), "others may have been read, but not always"
+
+
+def test_a_silent_node_is_outrun_and_then_asked_last(ways: Proxied) -> None:
+    file = ways.upload(DATA)
+    silent = file.slices[0].nodes[0]
+    ways.proxies[silent].blackhole()
+    hedging = ways.services.directory.hedging
+    for _ in range(100):
+        if ways.services.directory.standing(ways.nodes)[silent] is not Standing.GOOD:
+            break
+        assert ways.download(file) == DATA
+    assert hedging.won > 0
+    won = hedging.won
+    for _ in range(5):
+        assert ways.download(file) == DATA
+    assert hedging.won == won, "nobody has to outrun a node that is asked last"
+
+
+def test_a_node_that_is_quick_again_is_read_again(ways: Proxied) -> None:
+    file = ways.upload(DATA)
+    slow = file.slices[0].nodes[0]
+    directory = ways.services.directory
+    ways.proxies[slow].down.delay = 0.2
+    eventually(
+        lambda: ways.download(file) == DATA and directory.standing(ways.nodes)[slow] is not Standing.GOOD,
+        "it is known to be slow",
+        20,
+    )
+    ways.heal()
+    eventually(
+        lambda: known(ways) and directory.standing(ways.nodes)[slow] is Standing.GOOD,
+        "probes have shown that it is quick again",
+        30,
+    )
+
+
+def test_extra_reads_stay_within_their_budget(metadb_url: str, tmp_path: Path) -> None:
+    with proxied(metadb_url, tmp_path, hedge_budget=Fraction(0.05)) as ways:
+        file = ways.upload(DATA)
+        for proxy in ways.proxies.values():
+            proxy.down.delay = 0.06  # every node is late by a little: nothing is to be won
+        hedging = ways.services.directory.hedging
+        for _ in range(15):
+            assert ways.download(file) == DATA
+        assert hedging.hedged <= 0.05 * hedging.reads + 32
+
+
+def test_without_a_budget_a_late_node_is_waited_for(metadb_url: str, tmp_path: Path) -> None:
+    with proxied(metadb_url, tmp_path, hedge_budget=Fraction(0), **PATIENT) as ways:
+        file = ways.upload(DATA)
+        for proxy in ways.proxies.values():
+            proxy.down.delay = 0.12
+        assert ways.download(file) == DATA
+        assert ways.services.directory.hedging.hedged == 0
+
+
+@pytest.mark.parametrize("at", [0, 3, 9, 17, 30, 60, 100, 140, 200, 300, 1000, BLOCK + 500, 2 * SLICE])
+def test_a_bit_flipped_on_the_way_is_never_delivered(
+    metadb_url: str, tmp_path: Path, policy: Policy, at: int
+) -> None:
+    with proxied(metadb_url, tmp_path, **IMPATIENT) as ways:
+        file = ways.upload(DATA, policy)
+        for node, proxy in ways.proxies.items():
+            for flow in (proxy.down, proxy.up):
+                ways.services.directory.close()
+                flow.flip_at(at if flow is proxy.down else at % 300)
+                assert ways.download(file) == DATA, f"node {node}"
+                flow.heal()
+
+
+def test_a_throttled_node_that_keeps_up_with_the_least_rate_is_left_at_it(
+    metadb_url: str, tmp_path: Path
+) -> None:
+    with proxied(metadb_url, tmp_path, min_rate=BytesPerSecond(10_000)) as ways:
+        file = ways.upload(DATA)
+        for proxy in ways.proxies.values():
+            proxy.down.rate = 400_000
+        assert ways.download(file) == DATA
+
+
+def test_a_node_that_trickles_is_given_up_in_words_that_say_how_slow_it_was(
+    metadb_url: str, tmp_path: Path
+) -> None:
+    with proxied(metadb_url, tmp_path, count=2, **(IMPATIENT | {"stall_timeout": Seconds(5)})) as ways:
+        file = ways.upload(DATA)
+        for proxy in ways.proxies.values():
+            proxy.down.rate = 2000
+        _, error = ways.read_until_it_fails(file)
+        assert error is not None
+        assert "between bytes" in str(error)
+        assert "bytes left" in str(error)
+        assert "0.8 s" in str(error)
+
+
+@pytest.mark.parametrize("hold", ["up", "down"])
+def test_a_stall_names_the_node_the_phase_and_the_limit(metadb_url: str, tmp_path: Path, hold: str) -> None:
+    with proxied(metadb_url, tmp_path, count=2, **IMPATIENT) as ways:
+        file = ways.upload(DATA)
+        ways.let_go()
+        for proxy in ways.proxies.values():
+            getattr(proxy, hold).hold()
+        _, error = ways.read_until_it_fails(file)
+        assert isinstance(error, DistfsError)
+        for proxy in ways.proxies.values():
+            assert f"node {proxy.address}: first byte" in str(error)
+        assert "the limit is 0.4 s" in str(error)
+
+
+def test_a_download_whose_client_has_gone_lets_go_of_everything(ways: Proxied) -> None:
+    file = ways.upload(DATA)
+    assert ways.download(file) == DATA
+    ways.let_go()
+    before = ways.held()
+    for proxy in ways.proxies.values():  # one slice comes, the next never does
+        proxy.down.at(SLICE // 2, proxy.down.hold)
+    reading = cast("Generator[memoryview]", ways.services.downloader.read(file, 0, file.size, Deadline(3600)))
+    next(reading)
+    reading.close()  # what the host does when the client hangs up
+    assert ways.blocks_out() == 0
+    assert all(ways.client(node).link.pool.snapshot().lent == 0 for node in ways.nodes)
+    ways.heal()
+    ways.let_go()
+    eventually(lambda: ways.held() <= before, f"{ways.held()} descriptors and threads, {before} before")
+
+
+def test_a_service_that_refuses_connections_is_read_around(ways: Proxied) -> None:
+    file = ways.upload(DATA)
+    for proxy in ways.proxies.values():
+        ways.let_go()
+        proxy.refuses = True
+        proxy.reset()
+        assert ways.download(file) == DATA
+        proxy.refuses = False
+
+
+def test_no_thread_and_no_second_read_for_healthy_nodes(ways: Proxied) -> None:
+    file = ways.upload(DATA)
+    hedging = ways.services.directory.hedging
+    for _ in range(3):
+        assert ways.download(file, 0, SLICE) == DATA[:SLICE]
+    assert hedging.hedged == 0
+    assert soon().remaining() > 0

@@ -1,0 +1,141 @@
+"""kill -9 of one process at every step of an upload: nothing half done is readable, nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import sys
+from functools import partial
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from distfs.deadline import Deadline
+from distfs.embedded_postgres import EmbeddedPostgres
+from distfs.model import File
+from tests.cluster.harness import Answer, Cluster, MakeCluster, Process, wait_until
+from tests.faults.dying import STEPS
+
+SMALL_SLICES = {"storage": {"block_size": "64KiB", "slice_size": "256KiB", "window": "1MiB"}}
+DATA = random.Random(7).randbytes(1_000_003)  # four slices
+
+NODE_STEPS = [step for step in STEPS if step.startswith("node")]
+SERVICE_STEPS = [step for step in STEPS if step.startswith("service")]
+
+
+def replace_by_dying(process: Process, step: str) -> None:
+    process.stop()
+    process.argv = [sys.executable, "-m", "tests.faults.dying", step, *process.argv[2:]]
+
+
+def arm(cluster: Cluster) -> None:
+    (cluster.folder / "die").touch()
+
+
+def is_gone(server: EmbeddedPostgres) -> bool:
+    return not server.running()
+
+
+def is_empty(folder: Path) -> bool:
+    return not list(folder.iterdir())
+
+
+def files(cluster: Cluster) -> list[File]:
+    return cluster.meta.list_files(None, 100, Deadline(30))
+
+
+def put(cluster: Cluster, data: bytes) -> Answer | None:
+    """The answer; None when the service died under the request."""
+    try:
+        return cluster.request("PUT", "/upload/x", data)
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+@pytest.mark.parametrize("size", [len(DATA), 3000], ids=["slices", "one-block"])
+@pytest.mark.parametrize("step", NODE_STEPS)
+def test_a_node_killed_during_an_upload_loses_nothing(
+    make_cluster: MakeCluster, step: str, size: int
+) -> None:
+    if step == "node-mid-slice" and size < 10_000:
+        size = 60_000
+    cluster = make_cluster(config=SMALL_SLICES)
+    replace_by_dying(cluster.nodes[0], step)
+    cluster.start_node(0)
+    arm(cluster)
+    acknowledged: dict[str, bytes] = {}
+    for number in range(500):  # until the service knows of the node and has placed a fragment there
+        data = DATA[number : number + size]
+        acknowledged[cluster.upload(data)] = data
+        if not cluster.nodes[0].alive:
+            break
+    assert not cluster.nodes[0].alive, "the node never came to the step"
+    for uuid, data in acknowledged.items():
+        assert cluster.download(uuid) == data
+    assert len(files(cluster)) == len(acknowledged)
+    for file in files(cluster):
+        whole = cluster.meta.file(file.id, Deadline(30))
+        assert all(all(piece.nodes) for piece in whole.slices), (
+            "redundancy is full: the third node has the rest"
+        )
+
+
+@pytest.mark.parametrize("step", SERVICE_STEPS)
+def test_a_service_killed_during_an_upload_leaves_all_of_the_file_or_none(
+    make_cluster: MakeCluster, step: str
+) -> None:
+    cluster = make_cluster(config=SMALL_SLICES)
+    kept = cluster.upload(b"from before")
+    replace_by_dying(cluster.service, step)
+    cluster.start_service()
+    arm(cluster)
+    assert put(cluster, DATA) is None
+    assert cluster.service.wait() == -9
+    (cluster.folder / "die").unlink()
+    cluster.start_service()
+    others = [file for file in files(cluster) if file.id != UUID(kept)]
+    assert len(others) == (1 if step == "service-after-commit" else 0)
+    for file in others:
+        assert cluster.download(str(file.id)) == DATA
+    assert cluster.download(kept) == b"from before"
+    for node in range(3):
+        wait_until(partial(is_empty, cluster.node_folder(node) / "tmp"), "no temp file is left")
+
+
+def test_a_file_sent_again_after_the_service_was_killed_is_stored(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config=SMALL_SLICES)
+    replace_by_dying(cluster.service, "service-mid-slice")
+    cluster.start_service()
+    arm(cluster)
+    assert put(cluster, DATA) is None
+    (cluster.folder / "die").unlink()
+    cluster.service.wait()
+    cluster.start_service()
+    assert cluster.download(cluster.upload(DATA)) == DATA
+
+
+def test_metadb_killed_during_an_upload_leaves_no_partial_file(
+    own_postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster", own_postgres.url, config=SMALL_SLICES) as cluster:
+        kept = cluster.upload(DATA)
+
+        def dying_midway() -> object:
+            yield DATA[:500_000]
+            postmaster = int(
+                (own_postgres.folder / "postgres" / "postmaster.pid").read_text().splitlines()[0]
+            )
+            os.kill(postmaster, 9)
+            wait_until(partial(is_gone, own_postgres), "PostgreSQL is gone")
+            yield DATA[500_000:]
+
+        answer = cluster.request("PUT", "/upload/x", dying_midway())
+        assert answer.status == 503
+        assert "MetaDB" in answer.text
+        own_postgres.ensure_running()
+        cluster.wait_ready()
+        assert [str(file.id) for file in files(cluster)] == [kept]
+        assert cluster.download(kept) == DATA
+        assert cluster.download(cluster.upload(DATA)) == DATA

@@ -1,0 +1,262 @@
+"""kill -9 in the middle of repair, drain, sweep and trash: no loss, no double work, and it resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from distfs.deadline import Deadline
+from distfs.embedded_postgres import EmbeddedPostgres
+from distfs.meta_upkeep import UpkeepDB
+from tests.cluster import Cluster, MakeCluster, Process
+from tests.cluster.harness import wait_until
+from tests.cluster.healing import (
+    another_service,
+    health,
+    noise,
+    on_disk,
+    settings,
+    wait_no_surplus,
+    wait_whole,
+)
+from tests.postgres import run_sql
+
+#: So that a sweep of a test ends within it: nothing here is uploaded or moved for as long as this.
+#: A node that was dead a moment ago is asked again at once: the step is to come while the test waits.
+NO_BREAKER = {"breaker_failures": 1_000_000}
+AGES = {
+    "upload_ttl": "1s",
+    "sweep_margin": "0s",
+    "sweep_interval": "300ms",
+    "quarantine_ttl": "300ms",
+    "trash_ttl": "300ms",
+}
+MADE = re.compile(r"fragment (\S+) made anew on node \d+, was on node (\d+)")
+FILES, SIZE = 30, 100_000
+
+
+def db(cluster: Cluster) -> UpkeepDB:
+    return UpkeepDB(cluster.meta)
+
+
+def fill(cluster: Cluster, seed: int = 0, count: int = FILES) -> dict[str, bytes]:
+    """Files of one slice of four blocks; -> what each holds, by UUID."""
+    contents = [noise(SIZE, 1000 * seed + number) for number in range(count)]
+    return {cluster.upload(data): data for data in contents}
+
+
+def fill_node(cluster: Cluster, i: int, seed: int) -> dict[str, bytes]:
+    """More files, until node ``i`` keeps a few fragments: the service may not know it yet."""
+    files: dict[str, bytes] = {}
+    for part in range(100):
+        files |= fill(cluster, 100 * seed + part, count=6)
+        if len(cluster.fragments(i)) >= 6:
+            return files
+    raise AssertionError(f"node {i} is given nothing")
+
+
+def lose(cluster: Cluster, i: int) -> None:
+    """kill -9, and do not wait for the node."""
+    cluster.kill_node(i)
+    wait_until(lambda: not cluster.node(i).alive, f"node {i} is down")
+    db(cluster).give_up_silent_nodes(Deadline(30))
+
+
+def check(cluster: Cluster, files: dict[str, bytes], step: str) -> None:
+    """Every file is whole, and comes back byte for byte."""
+    wait_whole(cluster, files, m=1)
+    for uuid, data in files.items():
+        assert cluster.download(uuid) == data, step
+
+
+def wait_drained(cluster: Cluster, node: int) -> None:
+    wait_until(lambda: not db(cluster).fragments_left(node, Deadline(30)), f"node {node} is drained")
+
+
+def trashed(cluster: Cluster) -> int:
+    """Files in the trash."""
+    return db(cluster).status(Deadline(30)).trash_files
+
+
+def made(log: str) -> Counter[tuple[str, str]]:
+    """How often a service says that it made a fragment anew: (fragment, node that kept it before)."""
+    return Counter(MADE.findall(log))
+
+
+@contextmanager
+def dying(cluster: Cluster, process: Process, step: str) -> Iterator[None]:
+    """In the body the process may come to the step, and must; it is dead afterwards, and ready to be started."""
+    before = process.argv
+    process.stop()
+    process.argv = [sys.executable, "-m", "tests.faults.dying", step, *before[2:]]
+    if process is cluster.service:
+        cluster.start_service()
+    else:
+        cluster.start_node(cluster.nodes.index(process))
+    mark = cluster.folder / "die"
+    mark.touch()
+    try:
+        yield
+        wait_until(lambda: not process.alive, f"{process.name} has come to {step}")
+        assert process.wait() == -9
+    finally:
+        mark.unlink()
+        process.argv = [sys.executable, "-m", *before[2:]]
+
+
+def dies_and_resumes(cluster: Cluster, step: str, cause: Callable[[], None]) -> None:
+    """Cause the work at which the service, or node 1, dies at ``step``; start it again."""
+    of_service = step.startswith("upkeep")
+    with dying(cluster, cluster.service if of_service else cluster.nodes[1], step):
+        cause()
+    if of_service:
+        cluster.start_service()
+    else:
+        cluster.start_node(1)
+
+
+def test_repair_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, settings("1+1", upkeep=AGES, node=NO_BREAKER))
+    files = fill(cluster)
+    steps = ["upkeep-mid-slice", "upkeep-made", "upkeep-switched", "node-mid-slice", "node-after-rename"]
+    for step in steps:
+        log_before = made(cluster.service.log.read_text())
+        victim = max((0, 2, 3), key=lambda i: len(cluster.fragments(i)))
+        dies_and_resumes(cluster, step, partial(lose, cluster, victim))
+        check(cluster, files, step)
+        log = made(cluster.service.log.read_text()) - log_before
+        assert max(log.values()) == 1, f"{step}: no fragment is made twice"
+        cluster.start_node(victim)
+        wait_no_surplus(cluster)
+
+
+def test_drain_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, settings("1+1", upkeep=AGES, node=NO_BREAKER))
+    steps = ["upkeep-made", "upkeep-switched", "upkeep-put-aside", "keeper-put-aside"]
+    for seed, step in enumerate(steps):
+        files = fill_node(cluster, 1, seed)
+        drained = cluster.node(1).id
+
+        def drain(node: int = drained) -> None:
+            db(cluster).set_node_state(node, "draining", Deadline(30))
+
+        dies_and_resumes(cluster, step, drain)
+        wait_drained(cluster, drained)
+        wait_no_surplus(cluster)
+        assert drained not in {node for node, _ in on_disk(cluster)}
+        check(cluster, files, step)
+        db(cluster).set_node_state(drained, "active", Deadline(30))
+        wait_until(lambda: cluster.node(1).writable, "it takes part again")
+
+
+def test_a_sweep_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(3, settings("1+1", upkeep=AGES, node=NO_BREAKER))
+    files = fill(cluster, count=6)
+    steps = ["upkeep-put-aside", "upkeep-before-discard", "keeper-put-aside", "keeper-before-discard"]
+    for seed, step in enumerate(steps):
+        lost = fill_node(cluster, 1, seed)
+
+        def forget(uuids: tuple[str, ...] = tuple(lost)) -> None:
+            for uuid in uuids:
+                run_sql(cluster.metadb_url, "DELETE FROM slice WHERE file_id = :id", id=uuid)
+                run_sql(cluster.metadb_url, "DELETE FROM file WHERE id = :id", id=uuid)
+
+        dies_and_resumes(cluster, step, forget)
+        wait_no_surplus(cluster)
+        check(cluster, files, step)
+
+
+def test_trash_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(3, settings("1+1", upkeep=AGES, node=NO_BREAKER))
+    files = fill(cluster, count=6)
+    for seed, step in enumerate(("upkeep-deleted", "upkeep-before-drop", "keeper-deleted")):
+        deleted = fill_node(cluster, 1, seed) | fill(cluster, seed=50 + seed)
+
+        def delete(
+            uuids: tuple[str, ...] = tuple(deleted), of_node: bool = step.startswith("keeper")
+        ) -> None:
+            """One after another: for a moment the service may think that a node just started is down."""
+            for uuid in uuids:
+                if of_node and cluster.nodes[1].alive:
+                    time.sleep(0.1)
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    cluster.request("DELETE", f"/files/{uuid}")
+
+        dies_and_resumes(cluster, step, delete)
+        wait_until(lambda: trashed(cluster) == 0, f"{step}: the trash is empty")
+        wait_no_surplus(cluster)
+        check(cluster, files, step)
+
+
+def test_of_two_services_with_upkeep_none_does_what_the_other_did(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(5, settings("1+1", upkeep=AGES, node=NO_BREAKER))
+    files = fill(cluster, count=40)
+    gone = fill(cluster, seed=1, count=10)
+    with another_service(cluster) as (second, second_url):
+        db(cluster).set_node_state(cluster.node(1).id, "draining", Deadline(30))
+        lose(cluster, 0)
+        for uuid in gone:
+            assert cluster.request("DELETE", f"/files/{uuid}").status == 204
+        check(cluster, files, "two services")
+        wait_drained(cluster, cluster.node(1).id)
+        wait_no_surplus(cluster)
+        logs = cluster.service.log.read_text() + second.log.read_text()
+        assert max(made(logs).values()) == 1
+        assert "moved or deleted by somebody else" not in logs
+        assert "is not needed any more" not in logs
+        # the one that leads is killed: the other goes on
+        cluster.start_node(0)
+        cluster.kill_service()
+        cluster.url = second_url
+        lose(cluster, 2)
+        check(cluster, files, "the first service is gone")
+
+
+def test_a_disk_that_fills_up_during_repair_is_not_the_only_one(make_cluster: MakeCluster) -> None:
+    """The full one is in a zone of its own, so everything would rather go there."""
+    cluster = make_cluster(3, settings("1+1"))
+    files = fill(cluster)
+    name = "full-node"
+    argv = [sys.executable, "-m", "tests.faults.full_node", "--port", "0", "--data", name, "--zone", "other"]
+    full = Process(name, argv, cluster.folder, cluster.folder / f"{name}.log")
+    full.start()
+    try:
+        wait_until(lambda: any(n.zone == "other" for n in cluster.meta.nodes(Deadline(30))), "it is there")
+        (cluster.folder / "full").touch()
+        lose(cluster, 0)
+        check(cluster, files, "disk full")
+        assert "cannot take it" in cluster.service.log.read_text()
+        assert "the disk is full" in cluster.service.log.read_text()
+        assert not list((cluster.folder / name / "data").rglob("*.*"))
+    finally:
+        full.kill()
+
+
+def test_repair_goes_on_when_metadb_was_restarted(own_postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    config = settings("1+1", upkeep={"repair_rate": "1MiB/s"})
+    with Cluster(tmp_path / "cluster", own_postgres.url, 4, config) as cluster:
+        files = fill(cluster, count=40)
+        lose(cluster, 0)
+        wait_until(lambda: made(cluster.service.log.read_text()), "repair has begun")
+        assert any(health(cluster, uuid)["missing_fragments"] for uuid in files), "and has not ended"
+        own_postgres.stop()
+        own_postgres.start()
+        cluster.wait_ready()
+        check(cluster, files, "MetaDB was restarted")
+        assert max(made(cluster.service.log.read_text()).values()) == 1
+
+
+@pytest.fixture(autouse=True)
+def no_file_left_to_die_by(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert not list(tmp_path.glob("*/die"))

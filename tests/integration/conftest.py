@@ -1,0 +1,23 @@
+"""Fixtures of the integration tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distfs.embedded_postgres import EmbeddedPostgres
+from tests.postgres import database_url, run_sql
+from tests.service import TestService, running_service, small_config
+
+
+@pytest.fixture(scope="session")
+def service(postgres: EmbeddedPostgres) -> Iterator[TestService]:
+    """A service with three nodes that many tests share: each leaves its nodes as it found them."""
+    run_sql(postgres.url, "CREATE DATABASE shared_service TEMPLATE migrated")
+    with tempfile.TemporaryDirectory(prefix="distfs-test-") as folder:
+        config = small_config(database_url(postgres, "shared_service"))
+        with running_service(config, Path(folder)) as running:
+            yield running

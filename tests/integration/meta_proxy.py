@@ -1,0 +1,123 @@
+"""A TCP proxy before a PostgreSQL that cuts connections exactly where a test says."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from enum import Enum
+
+
+class Cut(Enum):
+    """What happens to the message that contains the needle."""
+
+    BEFORE = "the server never gets it"
+    AFTER = "the server acts on it, its answer is lost"
+
+
+class Proxy:
+    """Listens on 127.0.0.1 and passes on to a Unix socket; with ``tls`` it speaks TLS to the client."""
+
+    def __init__(self, upstream: str, tls: ssl.SSLContext | None = None) -> None:
+        self._upstream = upstream
+        self._tls = tls
+        self._needle: bytes | None = None
+        self._cut = Cut.BEFORE
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self.refuses = False  # new connections are closed at once
+        self.refuses_after_cut = False
+        self.connections = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._start(self._accept)
+
+    def cut(self, needle: str, where: Cut, refuse_afterwards: bool = False) -> None:
+        """Cut the next connection on which the client sends ``needle``."""
+        self._cut, self.refuses_after_cut = where, refuse_afterwards
+        self._needle = needle.encode()
+
+    @property
+    def has_cut(self) -> bool:
+        return self._needle is None
+
+    def close(self) -> None:
+        """Ends every connection and thread."""
+        self.refuses = True
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for sock in list(self._open):
+            self._end(sock)
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+    def _start(self, target: object, *args: object) -> None:
+        thread = threading.Thread(target=target, args=args)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            if self.refuses:
+                client.close()
+            else:
+                self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        server = socket.socket(socket.AF_UNIX)
+        self._open |= {client, server}
+        with contextlib.suppress(OSError):
+            if self._tls is not None and client.recv(8, socket.MSG_PEEK) == _SSL_REQUEST:
+                client.recv(8)
+                client.sendall(b"S")
+                self._open.discard(client)
+                client = self._tls.wrap_socket(client, server_side=True)
+                self._open.add(client)
+            server.connect(self._upstream)
+            swallow = threading.Event()
+            answers = threading.Thread(target=self._pass_back, args=(server, client, swallow))
+            answers.start()
+            self._pass_on(client, server, swallow)
+            answers.join()
+        for sock in (client, server):
+            self._end(sock)
+            sock.close()
+            self._open.discard(sock)
+
+    def _pass_on(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 20):
+                if self._needle is not None and self._needle in data:
+                    self._needle = None
+                    self.refuses = self.refuses_after_cut
+                    if self._cut is Cut.BEFORE:
+                        break
+                    swallow.set()
+                server.sendall(data)
+        self._end(server)
+
+    def _pass_back(self, server: socket.socket, client: socket.socket, swallow: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            answer = b""
+            while data := server.recv(1 << 20):
+                if not swallow.is_set():
+                    client.sendall(data)
+                elif (answer := answer + data).endswith(_READY_FOR_QUERY):
+                    break  # the statement is committed; nobody will hear of it
+        self._end(client)
+
+    @staticmethod
+    def _end(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+# https://www.postgresql.org/docs/current/protocol-message-formats.html
+_READY_FOR_QUERY = b"Z\0\0\0\x05I"
+_SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"

@@ -1,0 +1,81 @@
+"""A connection to a storage node, byte by byte."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from distfs import wire
+from distfs.errors import (
+    DistfsError,
+)
+from distfs.fragment import CellEntry, FragmentHeader
+from distfs.wire import Type
+from distfs.wire_socket import WireSocket
+from tests.contract.nodes import KillableServer, client_of
+from tests.contract.samples import entry_of, header, put, soon, whole
+
+
+class Raw:
+    """A connection to a node, byte by byte."""
+
+    def __init__(self, server: KillableServer) -> None:
+        self.server = server
+        self.sock = socket.create_connection((server.address.host, server.address.port), 10)
+        self.wire = WireSocket(self.sock, "node", 10)
+
+    def request(self, **fields: Any) -> dict[str, Any]:
+        store = self.server.store
+        return {"cluster": store.cluster.hex, "node": store.node.hex, "deadline": 30, "request": "t"} | fields
+
+    def ask(self, kind: Type, **fields: Any) -> tuple[dict[str, Any], bytes]:
+        self.sock.sendall(wire.encode(kind, self.request(**fields)))
+        answer, length = self.wire.receive_answer()
+        body = bytearray(length)
+        self.wire.receive_body(memoryview(body))
+        return answer, bytes(body)
+
+    def begin_put(self, head: FragmentHeader, hint: int = 0, **fields: Any) -> None:
+        header = self.request(**wire.encode_fragment(head), size_hint=hint) | fields
+        self.sock.sendall(wire.encode(Type.PUT, header))
+
+    def cell(self, data: bytes, entry: CellEntry | None = None) -> None:
+        self.sock.sendall(wire.encode(Type.CELL, (entry or entry_of(data)).pack(), len(data)) + data)
+
+    def end(self, slice_size: int, last: bool = True) -> None:
+        self.sock.sendall(wire.encode(Type.END, {"slice_size": slice_size, "last": last}))
+
+    def error(self) -> DistfsError:
+        """The node's refusal."""
+        with pytest.raises(DistfsError) as caught:
+            self.wire.receive_answer()
+        return caught.value
+
+    def is_closed(self) -> bool:
+        """By the node, after it may have said something."""
+        try:
+            while self.sock.recv(1 << 16):
+                pass
+        except ConnectionResetError:
+            pass
+        return True
+
+    def reset(self) -> None:
+        """Close so that the node gets a reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+
+def handlers(server: KillableServer) -> int:
+    return server._connections
+
+
+def assert_serves(server: KillableServer) -> None:
+    """It still does its work, for everybody else."""
+    with client_of(server) as client:
+        fragment = put(client, header(), b"fine")
+        assert whole(client, fragment) == b"fine"
+        client.delete(fragment, soon())

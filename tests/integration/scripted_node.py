@@ -1,0 +1,87 @@
+"""A node that does what a script says, and a client of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+from distfs import wire
+from distfs.config import BytesPerSecond, NodeConfig, Seconds
+from distfs.model import Address, FragmentId
+from distfs.node_client import NodeClient
+from distfs.wire import Type
+from tests.contract.nodes import NODE
+from tests.contract.samples import CLUSTER
+
+ID = FragmentId(uuid4(), 0)
+#: Slow is known soon.
+IMPATIENT = replace(
+    NODE,
+    base_timeout=Seconds(0.15),
+    stall_timeout=Seconds(0.3),
+    min_rate=BytesPerSecond(1 << 40),
+    connect_timeout=Seconds(0.2),
+)
+
+
+@contextlib.contextmanager
+def scripted(*scripts: Callable[[socket.socket], object], config: NodeConfig = NODE) -> Iterator[NodeClient]:
+    """A client of a node that does what the scripts say, one a connection, and then closes it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def serve() -> None:
+        for script in scripts:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                script(connection)
+        ended.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = NodeClient(uuid4(), Address("127.0.0.1", listener.getsockname()[1]), CLUSTER, config)
+    try:
+        yield client
+    finally:
+        client.close()
+        while not ended.is_set():  # scripts that nobody came for
+            with contextlib.suppress(OSError):
+                socket.create_connection(listener.getsockname(), 1).close()
+            ended.wait(0.02)
+        thread.join()
+        listener.close()
+
+
+def answering(*data: bytes) -> Callable[[socket.socket], None]:
+    """Reads a request, sends the bytes, waits for the client to close."""
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        for each in data:
+            connection.sendall(each)
+        while connection.recv(1 << 16):
+            pass
+
+    return script
+
+
+def trickling(data: bytes) -> Callable[[socket.socket], None]:
+    """Reads a request, then sends the bytes one by one, with pauses."""
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        pause = threading.Event()
+        for at in range(len(data)):
+            connection.sendall(data[at : at + 1])
+            pause.wait(0.01)
+
+    return script
+
+
+def ok(header: dict[str, Any] | bytes, body: bytes = b"", length: int | None = None) -> bytes:
+    return wire.encode(Type.OK, header, len(body) if length is None else length) + body

@@ -1,0 +1,262 @@
+"""Promises of room: given once, by whatever service; back at every end. Real PostgreSQL, several services at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+import distfs.admission
+from distfs.admission import Admission, Promise
+from distfs.config import Bytes, HttpConfig, MetaDBConfig, StorageConfig
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, Full, TooLarge, Unavailable
+from distfs.gate import Gate
+from distfs.meta import MetaDB
+from distfs.meta_admission import Reservation, ReservationDB
+from distfs.model import Address, NodeReport, Policy
+from tests.integration.raw_http import eventually
+from tests.postgres import run_sql
+
+MIB = 1 << 20
+STORAGE = StorageConfig(block_size=Bytes(MIB), slice_size=Bytes(4 * MIB))
+TWO_COPIES = Policy(1, 1)
+REPORTS = [NodeReport(uuid4(), Address("127.0.0.1", 9000 + i), "", 1 << 40, 0, 0, "active") for i in range(3)]
+
+
+class Services:
+    """Admissions of several services on one MetaDB, and nodes that say how much they have."""
+
+    def __init__(self, url: str, stack: ExitStack) -> None:
+        self.url, self._stack = url, stack
+        self.meta = MetaDB(MetaDBConfig(url=url), down_after=60)
+        stack.callback(self.meta.close)
+
+    def nodes_have(self, *free: int) -> None:
+        for report, each in zip(REPORTS, free, strict=False):
+            self.meta.heartbeat(replace(report, free=each), Deadline(10))
+
+    def service(self) -> Admission:
+        admission = Admission(ReservationDB(self.meta, uuid4()), Gate(), STORAGE, HttpConfig())
+        self._stack.callback(admission.close)
+        return admission
+
+    def promised(self) -> int:
+        """Bytes on all nodes that count now."""
+        state = ReservationDB(self.meta, uuid4()).state(Deadline(10))
+        return sum(width * share for width, share in state.demands.items())
+
+    def rows(self) -> int:
+        return int(run_sql(self.url, "SELECT count(*) FROM reservation")[0][0])
+
+
+@pytest.fixture
+def services(metadb_url: str) -> Iterator[Services]:
+    with ExitStack() as stack:
+        yield Services(metadb_url, stack)
+
+
+def admit(admission: Admission, size: int | None, policy: Policy = TWO_COPIES) -> Promise:
+    return admission.admit(size, policy, Deadline(20))
+
+
+def test_the_last_bytes_are_promised_once_whatever_the_service(services: Services) -> None:
+    services.nodes_have(100 * MIB, 100 * MIB)
+    first, second = services.service(), services.service()
+    with admit(first, 60 * MIB):
+        for service in (first, second):
+            with pytest.raises(Full, match="no room: 62914560 bytes as 1[+]1 are more than the") as refused:
+                admit(service, 60 * MIB)
+            assert refused.value.status == 507
+            assert refused.value.retry_after, "the first may fail, and then there is room"
+        with admit(second, 30 * MIB):
+            pass
+    eventually(lambda: not services.promised(), "what was not used is free again")
+    with admit(second, 60 * MIB):
+        pass
+
+
+def test_of_many_at_once_as_many_are_admitted_as_fit(services: Services) -> None:
+    services.nodes_have(35 * MIB, 35 * MIB, 35 * MIB)  # 52 MiB in two copies: five of 10
+    admissions = [services.service() for _ in range(3)]
+    start, leave = threading.Barrier(24), threading.Barrier(24)
+
+    def upload(number: int) -> bool:
+        start.wait(30)
+        try:
+            with admit(admissions[number % 3], 10 * MIB):
+                leave.wait(30)
+                return True
+        except Full:
+            leave.wait(30)
+            return False
+
+    with ThreadPoolExecutor(24) as uploads:
+        assert sum(uploads.map(upload, range(24))) == 5
+    eventually(lambda: not services.rows(), "every reservation is gone")
+
+
+def test_a_file_that_never_fits_is_refused_for_good(services: Services) -> None:
+    services.nodes_have(100 * MIB, 100 * MIB, MIB)
+    with pytest.raises(Full, match="delete files or add storage nodes") as refused:
+        admit(services.service(), 200 * MIB)
+    assert refused.value.retry_after is None
+
+
+def test_two_copies_need_room_on_two_nodes(services: Services) -> None:
+    services.nodes_have(1000 * MIB, 5 * MIB, 5 * MIB)
+    with pytest.raises(Full):
+        admit(services.service(), 20 * MIB)
+    with admit(services.service(), 20 * MIB, Policy(1, 0)):
+        pass
+
+
+def test_too_few_nodes_are_503_and_not_507(services: Services) -> None:
+    services.nodes_have(100 * MIB)
+    for size in (1, 10 * MIB):
+        with pytest.raises(
+            Unavailable, match=r"2 storage nodes .* are needed and 1 can \(1 known, 1 up\)"
+        ) as refused:
+            admit(services.service(), size)
+        assert refused.value.status == 503
+
+
+def test_what_was_committed_counts_until_the_nodes_have_reported(services: Services) -> None:
+    services.nodes_have(100 * MIB, 100 * MIB)
+    admission = services.service()
+    with admit(admission, 60 * MIB) as promise:
+        promise.keep()
+    eventually(lambda: not admission.usage()["reservations"], "the service has forgotten it")
+    eventually(lambda: _ended(services), "MetaDB was told")
+    with pytest.raises(Full):
+        admit(admission, 60 * MIB)
+    services.nodes_have(40 * MIB)
+    assert services.promised(), "one node has not reported yet"
+    services.nodes_have(40 * MIB, 40 * MIB)
+    assert not services.promised()
+
+
+def _ended(services: Services) -> bool:
+    return bool(run_sql(services.url, "SELECT FROM reservation WHERE ended_at IS NOT NULL"))
+
+
+def test_what_a_dead_service_was_promised_expires(services: Services) -> None:
+    services.nodes_have(100 * MIB, 100 * MIB)
+    dead = ReservationDB(services.meta, uuid4())
+    assert dead.reserve(Reservation(uuid4(), 2, 90 * MIB), dead.state(Deadline(10)).grants, 60, Deadline(10))
+    with pytest.raises(Full):
+        admit(services.service(), 60 * MIB)
+    run_sql(services.url, "UPDATE reservation SET expires_at = now() - interval '1 s'")
+    with admit(services.service(), 60 * MIB):
+        pass
+    eventually(lambda: not services.rows(), "and its row is removed by who lives")
+
+
+def test_a_promise_is_renewed_and_shrinks_one_renewal_late(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distfs.admission, "RENEW_S", 0.2)
+    monkeypatch.setattr(distfs.admission, "EXPIRES_S", 3600.0)
+    services.nodes_have(100 * MIB, 100 * MIB)
+    with admit(services.service(), 50 * MIB) as promise:
+        whole = services.promised()
+        run_sql(services.url, "UPDATE reservation SET expires_at = now() + interval '1 s'")
+        promise.received(40 * MIB)
+        eventually(lambda: abs(services.promised() - whole / 5) <= 2, "what is written is not promised")
+        run_sql(services.url, "DELETE FROM reservation")  # as a crash of MetaDB does
+        eventually(lambda: bool(services.promised()), "what was lost is put back")
+    eventually(lambda: not services.rows(), "it is gone at its end")
+
+
+def test_room_for_a_body_of_unknown_length_is_found_as_it_comes(services: Services) -> None:
+    services.nodes_have(30 * MIB, 30 * MIB)
+    with admit(services.service(), None) as promise:
+        for _ in range(28):
+            promise.received(MIB)
+        assert promise.covered >= 28 * MIB
+        with pytest.raises(Full):
+            promise.received(20 * MIB)
+    eventually(lambda: not services.rows(), "all of its reservations are gone")
+
+
+def test_who_announces_a_length_is_held_to_it(services: Services) -> None:
+    services.nodes_have(30 * MIB, 30 * MIB)
+    with services.service().admit(2 * MIB, TWO_COPIES, Deadline(20), declared=False) as promise:
+        promise.received(2 * MIB)
+        with pytest.raises(TooLarge, match="declared to have"):
+            promise.received(1)
+
+
+def test_a_policy_that_the_body_names_is_promised_instead(services: Services) -> None:
+    services.nodes_have(30 * MIB, 30 * MIB, 30 * MIB)
+    with admit(services.service(), 20 * MIB) as promise:
+        two = services.promised()
+        promise.use(Policy(1, 2))
+        assert services.promised() == two * 3 // 2, "three copies are promised, and only these"
+        promise.use(Policy(1, 1))
+        assert services.promised() == two
+    with admit(services.service(), 40 * MIB) as promise, pytest.raises(Full):
+        promise.use(Policy(1, 2))
+    eventually(lambda: not services.rows(), "nothing is left of either")
+
+
+def test_small_files_cost_no_row_and_leave_what_is_promised_alone(services: Services) -> None:
+    services.nodes_have(20 * MIB, 20 * MIB)
+    admission = services.service()
+    with admit(admission, 100_000), admit(admission, 0):
+        assert services.rows() == 0
+    with admit(admission, 19 * MIB):
+        with pytest.raises(Full):
+            admit(services.service(), 10)
+        with admit(services.service(), 0):
+            pass
+    small = [admit(admission, 900_000) for _ in range(15)]
+    with pytest.raises(Full):
+        admit(admission, 10 * MIB)
+    for promise in small:
+        promise.__exit__()
+    with admit(admission, 10 * MIB):
+        pass
+
+
+def test_without_metadb_nothing_is_admitted() -> None:
+    meta = MetaDB(MetaDBConfig(url="postgresql://nobody@127.0.0.1:1/none?sslmode=disable"))
+    admission = Admission(ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig())
+    for size in (10, 10 * MIB, None):
+        with pytest.raises(Unavailable, match="MetaDB"):
+            admit(admission, size)
+    admission.close()
+    meta.close()
+
+
+@pytest.mark.parametrize("fail", [False, True], ids=["done", "failed"])
+def test_no_thread_is_left_when_no_promise_is(services: Services, fail: bool) -> None:
+    services.nodes_have(100 * MIB, 100 * MIB)
+
+    def renewers() -> int:
+        return sum(thread.name == "admission" for thread in threading.enumerate())
+
+    before = renewers()
+    ends: list[Callable[[], None]] = []
+    for _ in range(3):
+        promise = admit(services.service(), 10 * MIB)
+        ends.append(lambda promise=promise: _leave(promise, fail))  # type: ignore[misc]
+    assert renewers() == before + 3
+    for end in ends:
+        end()
+    eventually(lambda: renewers() == before, "the threads have ended")
+
+
+def _leave(promise: Promise, fail: bool) -> None:
+    try:
+        with promise:
+            if fail:
+                raise Unavailable("a node failed")
+            promise.keep()
+    except DistfsError:
+        assert fail

@@ -1,0 +1,258 @@
+"""Files out over HTTP: headers, ranges, conditions, and bytes that cannot be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
+
+import pytest
+
+from tests.forms import some_bytes
+from tests.service import BLOCK, SLICE, TestService
+
+SIZE = 2 * SLICE + BLOCK + 100
+DATA = some_bytes(SIZE)
+
+
+def put(service: TestService, data: bytes, name: str = "x", content_type: str = "text/plain") -> str:
+    answer = service.ask("PUT", f"/upload/{quote(name, safe='')}", data, {"Content-Type": content_type})
+    assert answer.status == 201, answer.text
+    return answer.text.strip()
+
+
+@pytest.fixture(scope="module")
+def uuid(service: TestService) -> str:
+    return put(service, DATA)
+
+
+def test_a_download_says_everything_about_the_file(service: TestService, uuid: str) -> None:
+    for path in (f"/download/{uuid}", f"/download?uuid={uuid}", f"/download/{uuid.upper()}"):
+        answer = service.ask("GET", path)
+        assert (answer.status, answer.body) == (200, DATA)
+        headers = answer.headers
+        digest = hashlib.sha256(DATA)
+        assert headers["Content-Length"] == str(SIZE)
+        assert headers["Content-Type"] == "text/plain"
+        assert headers["Content-Disposition"] == 'inline; filename="x"'
+        assert headers["ETag"] == f'"{digest.hexdigest()}"'
+        assert headers["Repr-Digest"] == f"sha-256=:{b64encode(digest.digest()).decode()}:"
+        assert headers["Accept-Ranges"] == "bytes"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Last-Modified"].endswith(" GMT")
+
+
+def test_head_says_the_same_without_the_bytes(service: TestService, uuid: str) -> None:
+    connection = service.connect()
+    heads = []
+    for method in ("HEAD", "GET", "HEAD"):
+        connection.request(method, f"/download/{uuid}", headers={"X-Request-Id": "same"})
+        response = connection.getresponse()
+        assert len(response.read()) == (SIZE if method == "GET" else 0)
+        heads.append({k: v for k, v in response.getheaders() if k != "Date"})
+    connection.close()
+    assert heads[0] == heads[1] == heads[2]
+
+
+def test_an_unknown_file_is_404_and_a_malformed_id_400(service: TestService) -> None:
+    for method in ("GET", "HEAD"):
+        assert service.ask(method, f"/download/{uuid4()}").status == 404
+        for bad in ("x", "1234", "0" * 36, str(uuid4())[:-1], uuid4().hex, "%7B" + str(uuid4()) + "%7D"):
+            assert service.ask(method, f"/download/{bad}").status == 400
+            assert service.ask(method, f"/download?uuid={bad}").status == 400
+        assert service.ask(method, "/download").status == 400
+    assert "no file" in service.ask("GET", f"/download/{uuid4()}").text
+    assert "'x' is not a file's id" in service.ask("GET", "/download/x").text
+
+
+@pytest.mark.parametrize(
+    ("content_type", "kept", "kind"),
+    [
+        ("text/plain; charset=utf-8", "text/plain; charset=utf-8", "inline"),
+        ("image/png", "image/png", "inline"),
+        ("video/mp4", "video/mp4", "inline"),
+        ("text/html", "text/html", "attachment"),
+        ("Text/HTML; charset=utf-8", "Text/HTML; charset=utf-8", "attachment"),
+        ("image/svg+xml", "image/svg+xml", "attachment"),
+        ("IMAGE/SVG+XML", "IMAGE/SVG+XML", "attachment"),
+        ("application/xhtml+xml", "application/xhtml+xml", "attachment"),
+        ("application/javascript", "application/javascript", "attachment"),
+        ("text/plain\tx", "application/octet-stream", "attachment"),
+        ("", "application/octet-stream", "attachment"),
+    ],
+)
+def test_what_a_browser_would_execute_is_an_attachment(
+    service: TestService, content_type: str, kept: str, kind: str
+) -> None:
+    answer = service.ask("GET", f"/download/{put(service, b'x', 'n', content_type)}")
+    assert answer.headers["Content-Type"] == kept
+    assert answer.headers["Content-Disposition"].split(";")[0] == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("a b.txt", 'filename="a b.txt"'),
+        ("naïve €.txt", "filename=\"na_ve _.txt\"; filename*=UTF-8''na%C3%AFve%20%E2%82%AC.txt"),
+        ('say "hi"', "filename=\"say _hi_\"; filename*=UTF-8''say%20%22hi%22"),
+        ("100%25", "filename=\"100_25\"; filename*=UTF-8''100%2525"),
+        ("../../etc/passwd", 'filename=".._.._etc_passwd"'),
+        ("C:\\x", 'filename="C:_x"'),
+        ("a;b=c", 'filename="a;b=c"'),
+    ],
+)
+def test_the_name_is_offered_by_rfc_6266(service: TestService, name: str, parameters: str) -> None:
+    answer = service.ask("GET", f"/download/{put(service, b'x', name)}")
+    assert answer.headers["Content-Disposition"] == f"inline; {parameters}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=0-", 0, SIZE),
+        ("bytes=10-19", 10, 20),
+        (f"bytes={BLOCK - 1}-{BLOCK}", BLOCK - 1, BLOCK + 1),
+        (f"bytes={SLICE - 5}-{2 * SLICE + 5}", SLICE - 5, 2 * SLICE + 6),
+        (f"bytes={SLICE}-{SLICE + BLOCK - 1}", SLICE, SLICE + BLOCK),
+        (f"bytes={SIZE - 1}-", SIZE - 1, SIZE),
+        (f"bytes={SIZE - 1}-99999999", SIZE - 1, SIZE),
+        ("bytes=-1", SIZE - 1, SIZE),
+        (f"bytes=-{BLOCK + 200}", SIZE - BLOCK - 200, SIZE),
+        (f"bytes=-{SIZE * 2}", 0, SIZE),
+    ],
+)
+def test_a_range_is_those_bytes(service: TestService, uuid: str, asked: str, start: int, stop: int) -> None:
+    answer = service.ask("GET", f"/download/{uuid}", headers={"Range": asked})
+    assert answer.body == DATA[start:stop]
+    assert answer.headers["Content-Length"] == str(stop - start)
+    whole = (start, stop) == (0, SIZE)
+    assert answer.status == (200 if whole else 206)
+    assert answer.headers["Content-Range"] == (None if whole else f"bytes {start}-{stop - 1}/{SIZE}")
+
+
+@pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=99999999-"])
+def test_a_range_beyond_the_end_is_416_with_the_size(service: TestService, uuid: str, asked: str) -> None:
+    answer = service.ask("GET", f"/download/{uuid}", headers={"Range": asked})
+    assert answer.status == 416
+    assert answer.headers["Content-Range"] == f"bytes */{SIZE}"
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=5-2", "bytes=a-b", "bytes=", "lines=1-2", "0-5", "bytes=-0", "bytes=0-1,5-6"]
+)
+def test_what_is_no_single_range_gets_the_whole(service: TestService, uuid: str, asked: str) -> None:
+    answer = service.ask("GET", f"/download/{uuid}", headers={"Range": asked})
+    assert (answer.status, answer.body) == (200, DATA)
+
+
+def test_if_range_gives_the_range_only_of_the_same_file(service: TestService, uuid: str) -> None:
+    tag = service.ask("HEAD", f"/download/{uuid}").headers["ETag"]
+    for condition, status in ((tag, 206), ('"other"', 200), ("Mon, 01 Jan 2001 00:00:00 GMT", 200)):
+        headers = {"Range": "bytes=1-2", "If-Range": condition}
+        answer = service.ask("GET", f"/download/{uuid}", headers=headers)
+        assert (answer.status, len(answer.body)) == (status, 2 if status == 206 else SIZE)
+
+
+def test_a_client_that_has_the_file_is_told_so(service: TestService, uuid: str) -> None:
+    head = service.ask("HEAD", f"/download/{uuid}").headers
+    tag, modified = head["ETag"], head["Last-Modified"]
+    for headers, status in (
+        ({"If-None-Match": tag}, 304),
+        ({"If-None-Match": f'"x", W/{tag}'}, 304),
+        ({"If-None-Match": "*"}, 304),
+        ({"If-None-Match": '"x"'}, 200),
+        ({"If-Modified-Since": modified}, 304),
+        ({"If-Modified-Since": "Mon, 01 Jan 2001 00:00:00 GMT"}, 200),
+        ({"If-Modified-Since": modified, "If-None-Match": '"x"'}, 200),
+        ({"If-Match": tag}, 200),
+        ({"If-Match": '"x"'}, 412),
+    ):
+        answer = service.ask("GET", f"/download/{uuid}", headers=headers)
+        assert (answer.status, len(answer.body)) == (status, SIZE if status == 200 else 0), headers
+        assert answer.headers["ETag"] == tag
+
+
+def test_an_empty_file_downloads_as_nothing(service: TestService) -> None:
+    uuid = put(service, b"")
+    answer = service.ask("GET", f"/download/{uuid}")
+    assert (answer.status, answer.body, answer.headers["Content-Length"]) == (200, b"", "0")
+    assert service.ask("GET", f"/download/{uuid}", headers={"Range": "bytes=0-"}).status == 416
+
+
+@contextmanager
+def damaged(paths: list[Path], offset: int) -> Iterator[None]:
+    """One byte of each fragment is another one."""
+    before = [path.read_bytes() for path in paths]
+    for path, data in zip(paths, before):
+        path.write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
+    yield
+    for path, data in zip(paths, before):
+        path.write_bytes(data)
+
+
+def fragments_with(service: TestService, data: bytes) -> list[Path]:
+    """The fragments that hold these bytes."""
+    found = [path for path in service.fragments() if data in path.read_bytes()]
+    assert len(found) == 2
+    return found
+
+
+def at(path: Path, data: bytes) -> int:
+    match = re.search(re.escape(data), path.read_bytes())
+    assert match
+    return match.start()
+
+
+def test_a_damaged_copy_is_replaced_by_the_other(service: TestService) -> None:
+    data = some_bytes(2 * SLICE, 7)
+    uuid = put(service, data)
+    probe = data[SLICE + BLOCK : SLICE + BLOCK + 64]
+    for path in fragments_with(service, probe):
+        with damaged([path], at(path, probe)):
+            for _ in range(4):  # copies are read in any order
+                assert service.ask("GET", f"/download/{uuid}").body == data
+
+
+def test_a_file_whose_first_block_is_damaged_everywhere_is_a_clean_502(service: TestService) -> None:
+    data = some_bytes(SLICE, 8)
+    uuid = put(service, data)
+    paths = fragments_with(service, data[:64])
+    with damaged(paths, at(paths[0], data[:64])):
+        answer = service.ask("GET", f"/download/{uuid}")
+        assert answer.status in (502, 503), answer.text
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        assert answer.text.count("\n") == 1
+        assert service.ask("HEAD", f"/download/{uuid}").status == 200
+    assert service.ask("GET", f"/download/{uuid}").body == data
+
+
+@pytest.mark.parametrize("where", [2 * BLOCK, SLICE, SLICE + 3 * BLOCK])
+def test_the_connection_is_cut_before_the_first_wrong_byte(service: TestService, where: int) -> None:
+    data = some_bytes(2 * SLICE + BLOCK, where)
+    uuid = put(service, data)
+    probe = data[where + 100 : where + 164]
+    paths = fragments_with(service, probe)
+    with damaged(paths, at(paths[0], probe)):
+        answer = service.ask("GET", f"/download/{uuid}")
+        assert (answer.status, answer.whole) == (200, False)
+        assert len(answer.body) <= where
+        assert data.startswith(answer.body)
+        after = {"Range": f"bytes={where + BLOCK}-"}
+        assert service.ask("GET", f"/download/{uuid}", headers=after).body == data[where + BLOCK :]
+    assert service.ask("GET", f"/download/{uuid}").body == data
+
+
+def test_clients_that_hang_up_early_leave_room_for_the_next(service: TestService) -> None:
+    big = put(service, some_bytes(2_900_000, 10))
+    for _ in range(70):  # more than there are blocks and connections
+        connection = service.connect()
+        connection.request("GET", f"/download/{big}")
+        connection.getresponse().read(10)
+        connection.close()
+    assert service.ask("GET", f"/download/{big}").body == some_bytes(2_900_000, 10)

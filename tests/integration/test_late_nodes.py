@@ -1,0 +1,23 @@
+"""A node that joins is used at once: what /readyz says and what an upload does agree."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from distfs.deadline import Deadline
+from distfs.meta import MetaDB
+from tests.cluster import wait_until
+from tests.service import running_node, running_service, small_config
+
+
+def test_an_upload_uses_nodes_that_came_after_the_list_was_read(
+    tmp_path: Path, metadb_url: str, meta: MetaDB
+) -> None:
+    config = small_config(metadb_url)
+    with running_service(config, tmp_path, nodes=1) as service, ExitStack() as later:
+        assert service.ask("PUT", "/upload/x", b"too early").status == 503  # and the list is read
+        later.enter_context(running_node(tmp_path / "late", config))
+        wait_until(lambda: len(meta.nodes(Deadline(10))) == 2, "the second node is registered")
+        assert service.ask("GET", "/readyz").status == 200
+        assert service.ask("PUT", "/upload/x", b"now").status == 201

@@ -1,0 +1,295 @@
+"""MetaDB lost, frozen, killed and back: outcomes are asked for, not guessed, and nothing needs a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from distfs.config import MetaDBConfig, Seconds
+from distfs.deadline import Deadline
+from distfs.embedded_postgres import EmbeddedPostgres, processes_in
+from distfs.errors import NotFound, OutcomeUnknown, TooSlow, Unavailable
+from distfs.meta import MetaDB
+from distfs.meta_link import Link
+from distfs.meta_url import MetaURL
+from tests.integration.meta_examples import new_file, report, soon
+from tests.integration.meta_proxy import Cut, Proxy
+from tests.postgres import run_sql
+
+
+@pytest.fixture
+def proxy(metadb_url: str) -> Iterator[Proxy]:
+    """A proxy before this test's database."""
+    path = MetaURL.parse(metadb_url).hosts[0].socket_path
+    assert path is not None
+    proxy = Proxy(path)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def through(proxy: Proxy, metadb_url: str) -> Iterator[MetaDB]:
+    """A MetaDB that reaches this test's database through ``proxy``, and gives up soon."""
+    url = f"postgresql://distfs@127.0.0.1:{proxy.port}/{MetaURL.parse(metadb_url).database}"
+    meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(0.5)))
+    yield meta
+    meta.close()
+
+
+@pytest.fixture
+def impatient(own_postgres: EmbeddedPostgres) -> Iterator[MetaDB]:
+    """A MetaDB over a server of its own, that gives up soon."""
+    meta = MetaDB(
+        MetaDBConfig(url=own_postgres.url, connect_timeout=Seconds(0.2), statement_timeout=Seconds(0.2))
+    )
+    yield meta
+    meta.close()
+
+
+@contextlib.contextmanager
+def frozen(server: EmbeddedPostgres) -> Iterator[None]:
+    """Every process of a server stopped as by a hung disk or machine."""
+    pids = list(processes_in(server.data))
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("where", Cut)
+def test_a_commit_whose_connection_is_cut_is_settled_by_asking(
+    meta: MetaDB, through: MetaDB, proxy: Proxy, metadb_url: str, where: Cut
+) -> None:
+    files = [new_file((1, 2)), new_file()]
+    proxy.cut(str(files[1].id), where)
+    committed = through.commit_files(files, soon())
+    assert proxy.has_cut
+    assert proxy.connections == 2
+    assert committed == [meta.file(file.id, soon()) for file in files]
+    assert run_sql(metadb_url, "SELECT count(*) FROM slice") == [[3]]
+
+
+@pytest.mark.parametrize("where", Cut)
+def test_a_commit_that_cannot_be_settled_says_that_it_is_unknown(
+    meta: MetaDB, through: MetaDB, proxy: Proxy, where: Cut
+) -> None:
+    file = new_file()
+    proxy.cut(str(file.id), where, refuse_afterwards=True)
+    with pytest.raises(OutcomeUnknown) as caught:
+        through.commit_files([file], soon())
+    assert caught.value.status == 503
+    # Both had to be told the same, and only one of them happened.
+    assert [f.id for f in meta.list_files(None, 10, soon())] == ([file.id] if where is Cut.AFTER else [])
+    proxy.refuses = False
+    assert through.commit_files([file], soon()) == [meta.file(file.id, soon())]
+
+
+@pytest.mark.parametrize("where", Cut)
+def test_a_delete_whose_connection_is_cut_happens_once(
+    meta: MetaDB, through: MetaDB, proxy: Proxy, where: Cut
+) -> None:
+    file = new_file()
+    through.commit_files([file], soon())
+    for change in (through.delete_file, through.undelete_file):
+        proxy.cut(str(file.id), where)
+        change(file.id, soon())
+        assert proxy.has_cut
+    assert meta.file(file.id, soon()).slices == file.slices
+
+
+@pytest.mark.parametrize("where", Cut)
+def test_a_read_whose_kept_connection_is_cut_is_asked_again(
+    through: MetaDB, proxy: Proxy, where: Cut
+) -> None:
+    [file] = through.commit_files([new_file()], soon())
+    proxy.cut(str(file.id), where)
+    assert through.file(file.id, soon()) == file
+    assert proxy.has_cut
+
+
+def test_a_heartbeat_whose_connection_is_cut_registers_one_node(
+    meta: MetaDB, through: MetaDB, proxy: Proxy
+) -> None:
+    said = report()
+    proxy.cut(str(said.uuid), Cut.AFTER)
+    assert through.heartbeat(said, soon()) == 1
+    assert proxy.has_cut
+    assert [node.uuid for node in meta.nodes(soon())] == [said.uuid]
+
+
+def test_a_metadb_that_was_never_reached_is_unavailable_and_nothing_is_unknown(
+    through: MetaDB, proxy: Proxy
+) -> None:
+    proxy.refuses = True
+    calls: list[Callable[[], Any]] = [
+        lambda: through.commit_files([new_file()], soon()),
+        lambda: through.file(new_file().id, soon()),
+        lambda: through.heartbeat(report(), soon()),
+        lambda: through.ping(soon()),
+    ]
+    for call in calls:
+        with pytest.raises(Unavailable, match=f"127.0.0.1:{proxy.port}") as caught:
+            call()
+        assert caught.value.status == 503
+        assert not isinstance(caught.value, OutcomeUnknown)
+    proxy.refuses = False
+    through.ping(soon())
+
+
+def test_a_commit_that_waits_too_long_for_a_lock_is_undone(
+    impatient: MetaDB, own_postgres: EmbeddedPostgres
+) -> None:
+    file = new_file()
+    url = MetaURL.parse(own_postgres.url)
+    locker = Link(url, url.hosts[0], connect_timeout=5, statement_timeout=5)
+    locker.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
+    with pytest.raises(TooSlow, match="statement timeout"):
+        impatient.commit_files([file], soon())
+    locker.raw.run("ROLLBACK")
+    locker.close()
+    with pytest.raises(NotFound):
+        impatient.file(file.id, soon())
+
+
+def test_a_request_with_little_time_left_is_undone_in_time_and_costs_no_connection(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    """The server gives its statement up before the request ends, and is told of the usual limit afterwards."""
+    meta = MetaDB(MetaDBConfig(url=own_postgres.url, pool_size=1, statement_timeout=Seconds(60)))
+    url = MetaURL.parse(own_postgres.url)
+    meta.nodes(soon())
+    [[backend]] = _backends(own_postgres.url)
+    locker = Link(url, url.hosts[0], connect_timeout=5, statement_timeout=5)
+    locker.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
+    file = new_file()
+    with pytest.raises(TooSlow, match="statement timeout"):
+        meta.commit_files([file], Deadline(0.8))
+    locker.raw.run("ROLLBACK")
+    locker.close()
+    with pytest.raises(NotFound):
+        meta.file(file.id, Deadline(120))
+    assert _backends(own_postgres.url) == [[backend]], "the connection is as good as before"
+    with meta._pool.link(soon()) as link:
+        assert link.raw.run("SHOW statement_timeout") == [["1min"]]
+    meta.close()
+
+
+def _backends(url: str) -> list[list[object]]:
+    return run_sql(
+        url, "SELECT pid FROM pg_stat_activity WHERE application_name = 'distfs' AND pid <> pg_backend_pid()"
+    )
+
+
+def test_a_frozen_metadb_is_a_503_and_comes_back_by_itself(
+    impatient: MetaDB, own_postgres: EmbeddedPostgres
+) -> None:
+    [file] = impatient.commit_files([new_file()], soon())
+    with frozen(own_postgres):
+        for call in (impatient.nodes, impatient.ping):
+            with pytest.raises(Unavailable) as caught:
+                call(soon())
+            assert caught.value.status == 503
+        with pytest.raises(Unavailable) as caught:
+            impatient.commit_files([new_file()], soon())
+        assert caught.value.status == 503
+    assert impatient.file(file.id, soon()) == file
+
+
+def test_the_first_request_after_a_restart_does_not_fail(own_postgres: EmbeddedPostgres) -> None:
+    meta = MetaDB(MetaDBConfig(url=own_postgres.url))
+    file = new_file()
+    _busy_at_once(meta, 5)
+    own_postgres.stop()
+    with pytest.raises(Unavailable):
+        meta.ping(soon())
+    own_postgres.start()
+    _busy_at_once(meta, 5)
+    own_postgres.stop()
+    own_postgres.start()
+    meta.commit_files([file], soon())
+    assert meta.file(file.id, soon()).slices == file.slices
+    meta.close()
+
+
+def test_what_was_committed_survives_kill_9_of_every_process(own_postgres: EmbeddedPostgres) -> None:
+    meta = MetaDB(MetaDBConfig(url=own_postgres.url))
+    files = meta.commit_files([new_file(name=f"{n}") for n in range(50)], soon())
+    for pid in list(processes_in(own_postgres.data)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _wait_for_end(own_postgres)
+    assert own_postgres.ensure_running()
+    assert [meta.file(file.id, soon()) for file in files] == files
+    meta.close()
+
+
+def test_commits_go_on_while_metadb_is_killed_and_restarted(own_postgres: EmbeddedPostgres) -> None:
+    """Whatever was acknowledged is there, whole; what was refused for good is not; unknown may be either."""
+    meta = MetaDB(MetaDBConfig(url=own_postgres.url))
+    acknowledged, absent, done = [], [], threading.Event()
+
+    def upload() -> None:
+        while not done.is_set():
+            file = new_file((1, 2, 3))
+            try:
+                acknowledged.extend(meta.commit_files([file], soon()))
+            except OutcomeUnknown:
+                continue
+            except Unavailable:
+                absent.append(file)
+
+    threads = [threading.Thread(target=upload) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(2):
+        before = len(acknowledged)
+        while len(acknowledged) < before + 20 and all(thread.is_alive() for thread in threads):
+            done.wait(0.01)
+        assert own_postgres.pid is not None
+        os.kill(own_postgres.pid, signal.SIGKILL)
+        _wait_for_end(own_postgres)
+        assert own_postgres.ensure_running()
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert len(acknowledged) >= 40
+    assert [meta.file(file.id, soon()) for file in acknowledged] == acknowledged
+    for file in absent:
+        with pytest.raises(NotFound):
+            meta.file(file.id, soon())
+    meta.close()
+
+
+def _wait_for_end(server: EmbeddedPostgres) -> None:
+    while server.running():
+        time.sleep(0.01)
+
+
+def _busy_at_once(meta: MetaDB, count: int) -> None:
+    """Have ``count`` threads use MetaDB, so that it keeps as many connections."""
+    meet = threading.Barrier(count)
+    failed: list[Exception] = []
+
+    def use() -> None:
+        meet.wait()
+        try:
+            meta.nodes(soon())
+        except Unavailable as e:
+            failed.append(e)
+
+    threads = [threading.Thread(target=use) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []

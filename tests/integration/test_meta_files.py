@@ -1,0 +1,231 @@
+"""Files in MetaDB: committed whole or not at all, read back as they were, moved to the trash and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC
+from uuid import UUID, uuid4
+
+import pytest
+
+from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused
+from distfs.meta import MAX_CONTENT_TYPE_BYTES, MAX_NAME_BYTES, MetaDB, storable_name
+from distfs.model import NewFile, Policy
+from tests.integration.meta_examples import new_file, soon
+from tests.postgres import run_sql
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (1,), (5, 5, 3), (32 << 20,) * 320], ids=str)
+def test_a_committed_file_reads_back_as_it_was(meta: MetaDB, sizes: tuple[int, ...]) -> None:
+    file = new_file(sizes, policy=Policy(4, 2))
+    [committed] = meta.commit_files([file], soon())
+    assert meta.file(file.id, soon()) == committed
+    for field in dataclasses.fields(NewFile):
+        assert getattr(committed, field.name) == getattr(file, field.name)
+    assert committed.created_at.tzinfo == UTC
+
+
+def test_a_file_that_was_never_committed_is_not_found(meta: MetaDB) -> None:
+    meta.commit_files([new_file()], soon())
+    with pytest.raises(NotFound):
+        meta.file(uuid4(), soon())
+
+
+def test_files_of_one_request_come_back_in_its_order(meta: MetaDB) -> None:
+    files = [new_file(name=f"{n}") for n in range(20)]
+    committed = meta.commit_files(files, soon())
+    assert [file.id for file in committed] == [file.id for file in files]
+    assert [meta.file(file.id, soon()).name for file in files] == [file.name for file in files]
+
+
+def test_no_files_are_no_transaction(meta: MetaDB) -> None:
+    assert meta.commit_files([], soon()) == []
+
+
+def test_files_of_one_request_are_committed_all_or_none(meta: MetaDB) -> None:
+    taken = new_file()
+    meta.commit_files([taken], soon())
+    fine, clashing = new_file(), dataclasses.replace(new_file(), slices=taken.slices)
+    with pytest.raises(DistfsError):
+        meta.commit_files([fine, clashing], soon())
+    for file in (fine, clashing):
+        with pytest.raises(NotFound):
+            meta.file(file.id, soon())
+
+
+def test_committing_a_file_again_is_the_same_commit(meta: MetaDB, metadb_url: str) -> None:
+    first, second = new_file(), new_file((1, 2))
+    [once] = meta.commit_files([first], soon())
+    again = meta.commit_files([first, second], soon())
+    assert again[0] == once
+    assert meta.file(second.id, soon()) == again[1]
+    assert run_sql(metadb_url, "SELECT count(*) FROM slice") == [[3]]
+
+
+def _without_first_slice(file: NewFile) -> NewFile:
+    return dataclasses.replace(file, slices=file.slices[1:])
+
+
+def _reversed(file: NewFile) -> NewFile:
+    return dataclasses.replace(file, slices=file.slices[::-1])
+
+
+def _longer(file: NewFile) -> NewFile:
+    return dataclasses.replace(file, size=file.size + 1)
+
+
+def _with_nodes(*nodes: int) -> NewFile:
+    file = new_file()
+    return dataclasses.replace(file, slices=(dataclasses.replace(file.slices[0], nodes=nodes),))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        _without_first_slice(new_file((5, 5))),
+        _without_first_slice(new_file((0, 5))),
+        _reversed(new_file((5, 5))),
+        _longer(new_file()),
+        _with_nodes(1),
+        _with_nodes(1, 1),
+        _with_nodes(0, 0),
+        _with_nodes(1, 2, 3),
+    ],
+    ids=[
+        "lacks bytes",
+        "lacks a slice",
+        "unordered",
+        "longer",
+        "narrow",
+        "twice on a node",
+        "nowhere",
+        "wide",
+    ],
+)
+def test_a_file_that_could_not_be_read_back_is_never_committed(meta: MetaDB, file: NewFile) -> None:
+    with pytest.raises(DistfsError, match="not complete"):
+        meta.commit_files([new_file(), file], soon())
+    assert meta.list_files(None, 10, soon()) == []
+
+
+def test_a_degraded_write_is_committed_with_nobody_in_the_place_of_the_missing_fragment(meta: MetaDB) -> None:
+    file = _with_nodes(7, 0)
+    meta.commit_files([file], soon())
+    assert meta.file(file.id, soon()).slices[0].nodes == (7, 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "../../etc/passwd",
+        "naïve 文件 🎉.txt",
+        "a'b\"c\\d;--",
+        ":name $1 %s {}",
+        "\x01\x7f\n\r\t",
+        "null",
+    ],
+)
+def test_any_text_is_kept_as_a_file_name(meta: MetaDB, name: str) -> None:
+    file = new_file(name=name)
+    assert meta.commit_files([file], soon())[0].name == name
+    assert meta.file(file.id, soon()).name == name
+
+
+def test_what_text_cannot_hold_becomes_the_replacement_character(meta: MetaDB) -> None:
+    file = new_file(name="a\0b\udcffc\ud83dd")
+    assert meta.commit_files([file], soon())[0].name == "a�b�c�d"
+    assert meta.file(file.id, soon()).name == "a�b�c�d"
+
+
+def test_a_name_is_bounded_in_bytes_of_utf_8(meta: MetaDB) -> None:
+    longest = "é" * (MAX_NAME_BYTES // 2)
+    file = new_file(name=longest)
+    meta.commit_files([file], soon())
+    assert meta.file(file.id, soon()).name == longest
+    with pytest.raises(Refused, match=f"at most {MAX_NAME_BYTES}"):
+        storable_name(longest + "x")
+    with pytest.raises(Refused, match=f"at most {MAX_NAME_BYTES}"):
+        meta.commit_files([new_file(), new_file(name=longest + "x")], soon())
+
+
+def test_a_content_type_is_bounded(meta: MetaDB) -> None:
+    fits = dataclasses.replace(new_file(), content_type="x" * MAX_CONTENT_TYPE_BYTES)
+    assert meta.commit_files([fits], soon())[0].content_type == fits.content_type
+    with pytest.raises(Refused, match="content type"):
+        meta.commit_files([dataclasses.replace(new_file(), content_type=fits.content_type + "x")], soon())
+
+
+def test_walking_the_list_meets_every_file_once(meta: MetaDB) -> None:
+    files = meta.commit_files([new_file(name=f"{n}") for n in range(25)], soon())
+    seen: list[UUID] = []
+    after: UUID | None = None
+    while page := meta.list_files(after, 10, soon()):
+        assert len(page) <= 10
+        assert all(file.slices == () for file in page)
+        seen += [file.id for file in page]
+        after = seen[-1]
+    assert seen == sorted(file.id for file in files)
+
+
+def test_a_deleted_file_is_gone_for_readers_at_once(meta: MetaDB) -> None:
+    kept, file = meta.commit_files([new_file(), new_file((1, 2))], soon())
+    meta.delete_file(file.id, soon())
+    with pytest.raises(NotFound):
+        meta.file(file.id, soon())
+    assert [f.id for f in meta.list_files(None, 10, soon())] == [kept.id]
+    with pytest.raises(NotFound):
+        meta.delete_file(file.id, soon())
+    with pytest.raises(NotFound):
+        meta.delete_file(uuid4(), soon())
+
+
+def test_the_trash_still_knows_where_the_fragments_are(meta: MetaDB, metadb_url: str) -> None:
+    file = new_file((1, 2))
+    meta.commit_files([file], soon())
+    meta.delete_file(file.id, soon())
+    rows = run_sql(
+        metadb_url, "SELECT id, nodes FROM trash_slice WHERE file_id = :id ORDER BY ordinal", id=file.id
+    )
+    assert rows == [[piece.id, list(piece.nodes)] for piece in file.slices]
+    assert run_sql(metadb_url, "SELECT count(*) FROM slice") == [[0]]
+    [[age]] = run_sql(metadb_url, "SELECT extract(epoch FROM now() - deleted_at)::float8 FROM trash")
+    assert 0 <= age < 60
+
+
+def test_an_undeleted_file_is_what_it_was_in_every_column(meta: MetaDB, metadb_url: str) -> None:
+    [file] = meta.commit_files([new_file((1, 2, 3))], soon())
+    run_sql(metadb_url, "UPDATE file SET owner = 'anna', expires_at = now() + interval '1 day'")
+    before = run_sql(metadb_url, "SELECT * FROM file"), run_sql(metadb_url, "SELECT * FROM slice ORDER BY id")
+    meta.delete_file(file.id, soon())
+    meta.undelete_file(file.id, soon())
+    after = run_sql(metadb_url, "SELECT * FROM file"), run_sql(metadb_url, "SELECT * FROM slice ORDER BY id")
+    assert after == before
+    assert meta.file(file.id, soon()) == file
+    assert run_sql(metadb_url, "SELECT id FROM trash UNION ALL SELECT id FROM trash_slice") == []
+    with pytest.raises(NotFound, match="in the trash"):
+        meta.undelete_file(file.id, soon())
+
+
+def test_a_deleted_file_does_not_come_back_by_a_late_commit(meta: MetaDB) -> None:
+    file = new_file()
+    meta.commit_files([file], soon())
+    meta.delete_file(file.id, soon())
+    with pytest.raises(OutcomeUnknown, match="deleted while"):
+        meta.commit_files([file], soon())
+    with pytest.raises(NotFound):
+        meta.file(file.id, soon())
+
+
+def test_one_fragment_can_be_moved_by_compare_and_set(meta: MetaDB, metadb_url: str) -> None:
+    file = new_file(policy=Policy(1, 2))
+    meta.commit_files([file], soon())
+    move = (
+        "UPDATE slice SET nodes[CAST(:i AS int) + 1] = :new "
+        "WHERE id = :id AND nodes[CAST(:i AS int) + 1] = :old RETURNING nodes"
+    )
+    piece = file.slices[0]
+    assert run_sql(metadb_url, move, i=1, new=9, old=2, id=piece.id) == [[[1, 9, 3]]]
+    assert run_sql(metadb_url, move, i=1, new=8, old=2, id=piece.id) == []
+    assert meta.file(file.id, soon()).slices[0].nodes == (1, 9, 3)

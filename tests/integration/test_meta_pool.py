@@ -1,0 +1,251 @@
+"""Connections to MetaDB: shared, bounded, encrypted where asked, to the server that takes writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from distfs.config import MetaDBConfig, Seconds
+from distfs.deadline import Deadline
+from distfs.embedded_postgres import EmbeddedPostgres
+from distfs.errors import DistfsError, Refused, TooSlow, Unavailable
+from distfs.meta import MetaDB
+from distfs.meta_link import Link
+from distfs.meta_pool import Pool
+from distfs.meta_url import MetaURL
+from tests.integration.meta_examples import new_file, report, soon
+from tests.integration.meta_proxy import Proxy
+from tests.postgres import database_url, run_sql
+
+MakeProxy = Callable[..., Proxy]
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[MakeProxy]:
+    """-> a function: a server's URL, and perhaps a TLS context -> a proxy before it."""
+    proxies: list[Proxy] = []
+
+    def make(url: str, tls: ssl.SSLContext | None = None) -> Proxy:
+        path = MetaURL.parse(url).hosts[0].socket_path
+        assert path is not None
+        proxies.append(Proxy(path, tls))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def pool(metadb_url: str) -> Iterator[Pool]:
+    pool = Pool(lambda: MetaURL.parse(metadb_url), size=2, connect_timeout=1, statement_timeout=5)
+    yield pool
+    pool.close()
+
+
+def connections(url: str) -> int:
+    """How many connections distfs has to a database, not counting the one that asks."""
+    [[count]] = run_sql(
+        url,
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    return int(count)
+
+
+def test_many_threads_share_few_connections(metadb_url: str) -> None:
+    meta = MetaDB(MetaDBConfig(url=metadb_url, pool_size=2))
+    committed: list[object] = []
+
+    def upload() -> None:
+        for _ in range(10):
+            committed.extend(meta.commit_files([new_file()], soon()))
+
+    threads = [threading.Thread(target=upload) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(committed) == 80
+    assert 1 <= connections(metadb_url) <= 2
+    meta.close()
+
+
+def test_a_connection_is_used_again(pool: Pool) -> None:
+    with pool.link(soon()) as first:
+        pass
+    with pool.link(soon()) as again:
+        assert again is first
+
+
+def test_when_every_connection_is_busy_the_wait_ends_with_the_deadline(pool: Pool) -> None:
+    with pool.link(soon()), pool.link(soon()), pytest.raises(Unavailable, match="all 2 connections"):
+        with pool.link(Deadline(0.05)):
+            pass
+
+
+def test_a_connection_given_back_wakes_who_waits(pool: Pool) -> None:
+    first, second = pool.link(soon()), pool.link(soon())
+    first.__enter__()
+    lent = second.__enter__()
+    got: list[Link] = []
+
+    def wait() -> None:
+        with pool.link(soon()) as link:
+            got.append(link)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    second.__exit__(None, None, None)
+    waiting.join()
+    assert got == [lent]
+    first.__exit__(None, None, None)
+
+
+def test_a_connection_the_server_ended_is_replaced(pool: Pool, metadb_url: str) -> None:
+    with pool.link(soon()) as link:
+        [[before]] = link.run("cluster_id", soon(), {})
+    run_sql(
+        metadb_url,
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    with pool.link(soon()) as link:
+        assert not link.reused
+        assert link.run("cluster_id", soon(), {}) == [[before]]
+
+
+def test_a_refused_statement_costs_no_connection(metadb_url: str) -> None:
+    meta = MetaDB(MetaDBConfig(url=metadb_url, pool_size=1))
+    file = new_file()
+    meta.commit_files([file], soon())
+    for _ in range(5):
+        with pytest.raises(Refused):
+            meta.heartbeat(report(state="draining"), soon())
+        with pytest.raises(DistfsError):  # another file with the same slices
+            meta.commit_files([dataclasses.replace(file, id=uuid4())], soon())
+    assert connections(metadb_url) == 1
+    assert meta.file(file.id, soon()).size == file.size
+    meta.close()
+
+
+def test_a_passed_deadline_is_too_slow_and_costs_nothing(meta: MetaDB) -> None:
+    with pytest.raises(TooSlow):
+        meta.nodes(Deadline(0))
+    assert meta.nodes(soon()) == []
+
+
+def test_closing_ends_every_connection_and_refuses_more(metadb_url: str) -> None:
+    meta = MetaDB(MetaDBConfig(url=metadb_url))
+    meta.ping(soon())
+    meta.close()
+    with pytest.raises(Unavailable, match="stopping"):
+        meta.ping(soon())
+
+
+def test_a_wrong_password_is_said_without_it(own_postgres: EmbeddedPostgres) -> None:
+    run_sql(own_postgres.url, "CREATE ROLE anna LOGIN SUPERUSER PASSWORD 'right'")
+    rules = own_postgres.data / "pg_hba.conf"
+    rules.write_text("local all anna scram-sha-256\n" + rules.read_text())
+    own_postgres.stop()
+    own_postgres.start()
+    url = database_url(own_postgres, "postgres", user="anna:right")
+    meta = MetaDB(MetaDBConfig(url=url))
+    meta.ping(soon())
+    meta.close()
+    for wrong in (url.replace("right", "wrong"), url.replace(":right", "")):
+        meta = MetaDB(MetaDBConfig(url=wrong))
+        with pytest.raises(Unavailable, match="password authentication failed") as caught:
+            meta.ping(soon())
+        assert "wrong" not in str(caught.value)
+        meta.close()
+
+
+def test_of_several_hosts_the_one_that_takes_writes_is_used(
+    metadb_url: str, own_postgres: EmbeddedPostgres, make_proxy: MakeProxy
+) -> None:
+    """One host is dead, one only takes reads (as a standby does), one takes writes."""
+    database = MetaURL.parse(metadb_url).database
+    run_sql(own_postgres.url, f"CREATE DATABASE {database}")
+    run_sql(own_postgres.url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    dead, standby, primary = make_proxy(metadb_url), make_proxy(own_postgres.url), make_proxy(metadb_url)
+    dead.refuses = True
+    hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in (dead, standby, primary))
+    meta = MetaDB(MetaDBConfig(url=f"postgresql://distfs@{hosts}/{database}"))
+    meta.commit_files([new_file()], soon())
+    assert run_sql(metadb_url, "SELECT count(*) FROM file") == [[1]]
+    meta.close()
+    alone = MetaDB(MetaDBConfig(url=f"postgresql://distfs@127.0.0.1:{standby.port}/{database}"))
+    with pytest.raises(Unavailable, match="takes no writes"):
+        alone.nodes(soon())
+    alone.close()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    subprocess.run(
+        [
+            *[
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+            ],
+            *("-keyout", str(path), "-out", f"{path}.crt"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls_url(metadb_url: str, certificate: Path, make_proxy: MakeProxy) -> str:
+    """The URL of this test's database behind TLS, without sslmode."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    proxy = make_proxy(metadb_url, context)
+    return f"postgresql://distfs@127.0.0.1:{proxy.port}/{MetaURL.parse(metadb_url).database}"
+
+
+def test_tls_carries_everything_there_is_to_say(tls_url: str, certificate: Path) -> None:
+    for query in ("sslmode=require", f"sslmode=verify-full&sslrootcert={certificate}.crt"):
+        meta = MetaDB(MetaDBConfig(url=f"{tls_url}?{query}"))
+        file = new_file((1,) * 2000)
+        meta.commit_files([file], soon())
+        assert meta.file(file.id, soon()).slices == file.slices
+        meta.close()
+
+
+def test_a_certificate_nobody_vouches_for_is_refused_when_it_is_to_be_verified(tls_url: str) -> None:
+    meta = MetaDB(MetaDBConfig(url=f"{tls_url}?sslmode=verify-full"))
+    with pytest.raises(Unavailable, match="certificate verify failed"):
+        meta.ping(soon())
+    meta.close()
+
+
+def test_a_server_without_tls_is_never_spoken_to_in_plaintext_instead(
+    metadb_url: str, make_proxy: MakeProxy
+) -> None:
+    proxy = make_proxy(metadb_url)
+    url = f"postgresql://distfs@127.0.0.1:{proxy.port}/postgres?sslmode=require"
+    meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(1)))
+    with pytest.raises(Unavailable, match="speaks no TLS: .*sslmode=disable"):
+        meta.ping(soon())
+    meta.close()

@@ -1,0 +1,157 @@
+"""MetaDB's schema: migrations and schema.sql agree, migrating is safe at any time, rights are as promised."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from distfs import meta_schema
+from distfs.config import MetaDBConfig
+from distfs.deadline import Deadline
+from distfs.embedded_postgres import EmbeddedPostgres, binary
+from distfs.errors import ConfigError, Unavailable
+from distfs.meta import MetaDB
+from distfs.meta_upkeep import UpkeepDB
+from distfs.meta_url import MetaURL
+from tests.postgres import database_url, run_sql, scratch_folder
+
+
+def dump(url: str) -> list[str]:
+    """A database's schema with its grants, as pg_dump tells it."""
+    parsed = MetaURL.parse(url)
+    command = [str(binary("pg_dump")), "--schema-only", "-h", parsed.hosts[0].name, "-U", parsed.user]
+    told = subprocess.run([*command, parsed.database], capture_output=True, text=True, check=True).stdout
+    return [line for line in told.splitlines() if not line.startswith(("--", "\\"))]
+
+
+def test_the_migrations_make_what_schema_sql_says(make_database: Callable[[str], str]) -> None:
+    migrated, declared = make_database("template1"), make_database("template1")
+    meta = MetaDB(MetaDBConfig(url=migrated))
+    assert meta.migrate() == list(range(1, meta_schema.latest() + 1))
+    meta.close()
+    run_sql(declared, (meta_schema.sql_folder() / "schema.sql").read_text("utf-8"))
+    run_sql(declared, (meta_schema.sql_folder() / "node_role.sql").read_text("utf-8"))
+    assert dump(migrated) == dump(declared)
+
+
+def test_migrating_again_changes_nothing(meta: MetaDB, metadb_url: str) -> None:
+    before = dump(metadb_url)
+    cluster = meta.cluster_id(Deadline(5))
+    assert meta.migrate() == []
+    assert dump(metadb_url) == before
+    assert run_sql(metadb_url, "SELECT id FROM cluster") == [[cluster]]
+
+
+def test_data_of_the_first_schema_survives_every_later_migration(make_database: Callable[[str], str]) -> None:
+    url = make_database("template1")
+    run_sql(url, meta_schema._BOOKKEEPING)
+    first = meta_schema.migrations()[0]
+    run_sql(url, first.sql)
+    run_sql(
+        url, "INSERT INTO migration (number, name, sha256) VALUES (1, :n, :s)", n=first.name, s=first.sha256
+    )
+    cluster = run_sql(url, "SELECT id FROM cluster")
+    run_sql(url, _OLD_DATA)
+    meta = MetaDB(MetaDBConfig(url=url))
+    assert meta.migrate() == list(range(2, meta_schema.latest() + 1))
+    meta.ping(Deadline(5))
+    [node] = meta.nodes(Deadline(5))
+    assert (node.id, node.address.port, node.free, node.used, node.alive) == (1, 9001, 5, 4, True)
+    assert [[meta.cluster_id(Deadline(5))]] == cluster
+    live, deleted = UUID(int=1), UUID(int=2)
+    assert meta.file(live, Deadline(5)).slices[0].nodes == (1, 2)
+    meta.undelete_file(deleted, Deadline(5))
+    assert meta.file(deleted, Deadline(5)).name == "b"
+    assert len(UpkeepDB(meta).work_to_repair(60, 10, Deadline(5))) == 0
+    meta.close()
+
+
+_OLD_DATA = """
+INSERT INTO node (uuid, address, zone, capacity, used, free, state)
+    VALUES (gen_random_uuid(), 'localhost:9001', '', 10, 4, 5, 'active');
+INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size)
+    VALUES ('00000000-0000-0000-0000-000000000001', 'a', 'text/plain', 3, sha256('a'), 1, 1, 4096);
+INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)
+    VALUES (gen_random_uuid(), '00000000-0000-0000-0000-000000000001', 0, 3, 'digest', '{1,2}');
+INSERT INTO trash (id, name, content_type, size, sha256, k, m, block_size, created_at)
+    VALUES ('00000000-0000-0000-0000-000000000002', 'b', 'text/plain', 3, sha256('b'), 1, 1, 4096, now());
+INSERT INTO trash_slice (id, file_id, ordinal, size, digest, nodes)
+    VALUES (gen_random_uuid(), '00000000-0000-0000-0000-000000000002', 0, 3, 'digest', '{2,1}');
+"""
+
+
+def test_of_several_that_migrate_at_once_one_does_it(make_database: Callable[[str], str]) -> None:
+    url = make_database("template1")
+    metas = [MetaDB(MetaDBConfig(url=url)) for _ in range(4)]
+    applied: list[list[int]] = []
+    threads = [threading.Thread(target=lambda m=m: applied.append(m.migrate())) for m in metas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(applied) == [[], [], [], list(range(1, meta_schema.latest() + 1))]
+
+
+def test_a_migration_changed_after_it_was_applied_is_refused(meta: MetaDB, metadb_url: str) -> None:
+    run_sql(metadb_url, "UPDATE migration SET sha256 = 'other' WHERE number = 1")
+    with pytest.raises(ConfigError, match="0001 files_and_nodes was changed"):
+        meta.migrate()
+
+
+def test_a_metadb_of_a_newer_distfs_is_refused(meta: MetaDB, metadb_url: str) -> None:
+    run_sql(metadb_url, "INSERT INTO migration (number, name, sha256) VALUES (999, 'later', '')")
+    with pytest.raises(ConfigError, match="upgrade distfs"):
+        meta.migrate()
+
+
+def test_a_metadb_that_was_not_migrated_says_what_to_do(make_database: Callable[[str], str]) -> None:
+    meta = MetaDB(MetaDBConfig(url=make_database("template1")))
+    for call in (meta.ping, meta.cluster_id, meta.nodes):
+        with pytest.raises(Unavailable, match="run `distfs migrate`"):
+            call(Deadline(5))
+    meta.migrate()
+    meta.ping(Deadline(5))
+    meta.close()
+
+
+def test_a_metadb_that_is_behind_says_what_to_do(meta: MetaDB, metadb_url: str) -> None:
+    run_sql(metadb_url, "DELETE FROM migration")
+    with pytest.raises(Unavailable, match="at migration 0, .* run `distfs migrate`"):
+        meta.ping(Deadline(5))
+
+
+def test_without_the_right_to_create_roles_migrating_works_and_says_how_to_go_on(
+    copy_of_postgres: Callable[[Path], EmbeddedPostgres], caplog: pytest.LogCaptureFixture
+) -> None:
+    with scratch_folder() as folder:
+        server = copy_of_postgres(Path(folder) / "metadb")
+        server.start()
+        try:
+            run_sql(server.url, "CREATE ROLE tenant LOGIN; GRANT ALL ON SCHEMA public TO tenant")
+            meta = MetaDB(MetaDBConfig(url=database_url(server, "postgres", user="tenant")))
+            assert meta.migrate() == list(range(1, meta_schema.latest() + 1))
+            assert "have an administrator run CREATE ROLE distfs_node" in caplog.text
+            run_sql(server.url, "CREATE ROLE distfs_node LOGIN")
+            meta.migrate()
+            meta.close()
+            as_node = MetaDB(MetaDBConfig(url=database_url(server, "postgres", user="distfs_node")))
+            assert run_sql(server.url, "SELECT id FROM cluster") == [[as_node.cluster_id(Deadline(5))]]
+            as_node.close()
+        finally:
+            server.stop()
+
+
+def test_the_trash_has_a_place_for_every_column_of_a_file_and_a_slice(metadb_url: str) -> None:
+    def columns(table: str) -> set[str]:
+        rows = run_sql(
+            metadb_url, "SELECT column_name FROM information_schema.columns WHERE table_name = :t", t=table
+        )
+        return {name for [name] in rows}
+
+    assert columns("trash") == columns("file") | {"deleted_at", "purge_at"}
+    assert columns("trash_slice") == columns("slice")

@@ -1,0 +1,206 @@
+"""A node that is slow or wrong, as its client sees it: told soon, in the right class, without a dirty connection."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distfs import wire
+from distfs.config import Seconds
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, Full, ProtocolError, TooSlow
+from distfs.node_client import NodeClient
+from distfs.wire import Type
+from tests.contract.litter import assert_no_litter
+from tests.contract.nodes import NODE, KillableServer, client_of, serving
+from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon
+from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted, trickling
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[KillableServer]:
+    with serving(tmp_path / "node") as server:
+        yield server
+        assert_no_litter(server.store)
+
+
+# --- patience -------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_says_nothing_is_too_slow() -> None:
+    config = replace(NODE, stall_timeout=Seconds(0.1))
+    with scripted(answering(), config=config) as client:
+        with pytest.raises(TooSlow, match=r"first byte: receive made no progress for 0\.1 s"):
+            client.info(soon())
+
+
+def test_a_node_that_answers_a_byte_now_and_then_is_too_slow(server: KillableServer) -> None:
+    fragment = put(server.store, header(), random_bytes(20_000))
+    table = server.store.stat(fragment, soon())
+    answer = {"slice_size": 20_000, "last": True, "table": len(table.pack())}
+    get = ok(answer, table.pack(), len(table.pack()) + 20_000)
+    listing = ok({"cursor": None}, bytes(wire.LISTED.size * 100))
+    with scripted(trickling(listing), trickling(get + bytes(20_000)), config=IMPATIENT) as client:
+        with pytest.raises(TooSlow):
+            client.list("", 100, soon())
+        with pytest.raises(TooSlow):
+            client.get(fragment, 0, 5, soon())
+
+
+def test_cells_that_come_a_byte_now_and_then_are_too_slow(server: KillableServer) -> None:
+    fragment = put(server.store, header(), random_bytes(4096))
+    table = server.store.stat(fragment, soon())
+    answer = {"slice_size": 4096, "last": True, "table": len(table.pack())}
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(ok(answer, table.pack(), len(table.pack()) + 4096))
+        pause = threading.Event()
+        for _ in range(4096):
+            connection.sendall(b"x")
+            pause.wait(0.01)
+
+    with scripted(script, config=IMPATIENT) as client:
+        with contextlib.closing(client.get(fragment, 0, 1, soon())) as reader:
+            with pytest.raises(TooSlow):
+                reader.read_cell(memoryview(bytearray(4096)))
+
+
+def test_a_node_that_takes_a_little_now_and_then_is_too_slow() -> None:
+    def script(connection: socket.socket) -> None:
+        pause = threading.Event()
+        for _ in range(100):
+            connection.recv(2000)
+            pause.wait(0.01)
+
+    with scripted(script, config=IMPATIENT) as client:
+        writer = client.put(header(block_size=16 * MIB), 0, soon())
+        block = bytes(16 * MIB)
+        with pytest.raises(TooSlow):
+            writer.write_cell(entry_of(block), memoryview(block))
+        writer.abort()
+
+
+def test_a_node_that_never_acknowledges_is_too_slow() -> None:
+    with scripted(answering(), config=IMPATIENT) as client:
+        writer = client.put(header(), 0, soon())
+        writer.write_cell(entry_of(b"x"), memoryview(b"x"))
+        writer.finish(1, True)
+        with pytest.raises(TooSlow):
+            writer.commit()
+        assert client.link.pool.snapshot().idle == 0
+
+
+def test_a_user_who_pauses_is_not_the_nodes_fault(server: KillableServer) -> None:
+    """The node's time limit counts what it kept us waiting, not what we kept it waiting."""
+    pause = threading.Event()
+    blocks = cut(random_bytes(3 * 4096), 4096)
+    with client_of(server, IMPATIENT) as client:
+        head = header()
+        writer = client.put(head, 3 * 4096, soon())
+        for block in blocks:
+            writer.write_cell(entry_of(block), memoryview(block))
+            pause.wait(IMPATIENT.base_timeout)
+        writer.finish(3 * 4096, True)
+        writer.commit()
+        with contextlib.closing(client.get(head.id, 0, 3, soon())) as reader:
+            for block in blocks:
+                pause.wait(IMPATIENT.base_timeout)
+                cell = bytearray(4096)
+                reader.read_cell(memoryview(cell))
+                assert cell == block
+
+
+def test_a_transfer_ends_with_its_own_deadline_at_the_latest() -> None:
+    with scripted(answering(), answering()) as client:
+        with pytest.raises(TooSlow):
+            client.info(Deadline(0.1))
+        writer = client.put(header(), 0, Deadline(0.1))
+        writer.finish(0, True)
+        with pytest.raises(TooSlow):
+            writer.commit()
+
+
+# --- a node that is wrong -----------------------------------------------------------------------------------
+
+
+WRONG_ANSWERS = {
+    "no fields": ok({}),
+    "no numbers": ok({"table": "x", "slice_size": "y", "bad": 1}),
+    "no object": ok(b"[]"),
+    "no json": ok(b"\xff"),
+    "a table larger than the body": ok({"table": 42, "slice_size": 1, "last": True}, b"x" * 21),
+    "a table of a negative size": ok({"table": -21, "slice_size": 1, "last": True}, b"x" * 21),
+    "a huge table": ok({"table": wire.MAX_TABLE + 1, "slice_size": 1}, length=wire.MAX_FRAGMENT),
+    "a huge body": ok({"cursor": None, "bad": [], "deleted": True}, length=wire.MAX_FRAGMENT),
+    "another frame": wire.encode(Type.INFO, {}),
+    "another version": b"DFSW\x02" + bytes(15),
+    "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "an error without words": wire.encode(Type.ERROR, b"[]"),
+}
+
+
+@pytest.mark.parametrize("answer", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS)
+def test_a_wrong_answer_is_a_protocol_error_and_its_connection_is_dropped(answer: bytes) -> None:
+    asks: list[Callable[[NodeClient], object]] = [
+        lambda client: client.get(ID, 0, 1, soon()),
+        lambda client: client.stat(ID, soon()),
+        lambda client: client.list("", 5, soon()),
+        lambda client: client.info(soon()),
+        lambda client: client.verify(ID, soon()),
+        lambda client: client.delete(ID, soon()),
+    ]
+    for ask in asks:
+        with scripted(answering(answer)) as client:
+            with pytest.raises(ProtocolError):
+                ask(client)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "field"), [(b"x" * 10, "a listing of a broken length"), (b"x" * 34, "one byte too many")]
+)
+def test_a_listing_of_a_broken_length_is_a_protocol_error(bodies: bytes, field: str) -> None:
+    with scripted(answering(ok({"cursor": None}, bodies))) as client:
+        with pytest.raises(ProtocolError):
+            client.list("", 5, soon())
+
+
+def test_a_table_of_a_broken_length_is_corrupt() -> None:
+    with scripted(answering(ok({"table": 20, "slice_size": 1, "last": True}, b"x" * 20))) as client:
+        with pytest.raises(Corrupt):
+            client.stat(ID, soon())
+        assert client.link.pool.snapshot().idle == 0
+
+
+def test_an_answer_with_more_than_it_said_is_not_reused() -> None:
+    info = ok({"cursor": None})
+    with scripted(answering(info + b"and more"), answering(info)) as client:
+        client.list("", 5, soon())
+        client.list("", 5, soon())
+
+
+def test_more_cells_than_the_answer_has_cannot_be_read(server: KillableServer) -> None:
+    with client_of(server) as client:
+        fragment = put(client, header(), random_bytes(9000))
+        with contextlib.closing(client.get(fragment, 0, 1, soon())) as reader:
+            reader.read_cell(memoryview(bytearray(4096)))
+            with pytest.raises(ProtocolError, match="no more cells"):
+                reader.read_cell(memoryview(bytearray(4096)))
+
+
+def test_an_error_keeps_its_class_and_its_words() -> None:
+    error = wire.encode(Type.ERROR, {"kind": "full", "message": "the disk is full"})
+    future = wire.encode(Type.ERROR, {"kind": "of a later version", "message": "who knows"})
+    with scripted(answering(error), answering(future)) as client:
+        with pytest.raises(Full, match="the disk is full"):
+            client.info(soon())
+        client.close()
+        with pytest.raises(Exception, match="who knows") as caught:
+            client.info(soon())
+        assert type(caught.value).kind == "internal"  # type: ignore[attr-defined]

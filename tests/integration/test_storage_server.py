@@ -1,0 +1,319 @@
+"""A storage node over raw sockets: what it answers to those who speak its wire well, badly, slowly, or not."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from distfs import storage_server, wire
+from distfs.config import Bytes
+from distfs.errors import (
+    Corrupt,
+    NodeUnavailable,
+    NotFound,
+    ProtocolError,
+    Unavailable,
+)
+from distfs.fragment import CellEntry
+from distfs.model import FragmentId
+from distfs.wire import Type
+from tests.contract.litter import assert_no_litter, eventually
+from tests.contract.nodes import NODE, KillableServer, serving
+from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole
+from tests.integration.raw_wire import Raw, assert_serves, handlers
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[KillableServer]:
+    with serving(tmp_path / "node") as server:
+        yield server
+        assert_no_litter(server.store)
+
+
+@pytest.fixture
+def raw(server: KillableServer) -> Iterator[Raw]:
+    raw = Raw(server)
+    yield raw
+    raw.sock.close()
+
+
+# --- who may ask what ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"cluster": uuid4().hex}, "this node is of cluster"),
+        ({"cluster": None}, "this node is of cluster"),
+        ({"node": uuid4().hex}, "this is node"),
+        ({"node": 5}, "this is node"),
+        ({"deadline": None}, "no deadline"),
+        ({"deadline": "soon"}, "no deadline"),
+        ({"deadline": [1]}, "no deadline"),
+        ({"deadline": 0}, "deadline is"),
+        ({"deadline": -3}, "deadline is"),
+        ({"deadline": float("nan")}, "deadline is"),
+        ({"deadline": 10**400}, "no deadline"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Type.INFO, Type.PUT, Type.GET])
+def test_a_request_that_is_not_for_this_node_is_refused_in_words(
+    raw: Raw, kind: Type, fields: dict[str, Any], words: str
+) -> None:
+    raw.sock.sendall(wire.encode(kind, raw.request(**fields)) + b"x" * 100_000)
+    error = raw.error()
+    assert isinstance(error, ProtocolError)
+    assert words in str(error)
+    assert raw.is_closed()
+
+
+def test_another_version_is_told_both_versions(raw: Raw) -> None:
+    raw.sock.sendall(struct.pack(">4sBBHIQ", b"DFSW", 2, Type.INFO, 0, 2, 0) + b"{}" + b"y" * 300_000)
+    assert "version 2, this distfs 1" in str(raw.error())
+    assert raw.is_closed()
+    assert_serves(raw.server)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /download/x HTTP/1.1\r\nHost: node\r\n\r\n",
+        bytes(64),
+        b"\xff" * 5000,
+        struct.pack(">4sBBHIQ", b"DFSW", 1, 99, 0, 2, 0) + b"{}",
+        struct.pack(">4sBBHIQ", b"DFSW", 1, Type.INFO, 0, 2, 5) + b"{}12345",
+        struct.pack(">4sBBHIQ", b"DFSW", 1, Type.GET, 0, 2, 2**63) + b"{}",
+        struct.pack(">4sBBHIQ", b"DFSW", 1, Type.INFO, 0, 2**32 - 1, 0),
+        wire.encode(Type.INFO, b"[1]"),
+        wire.encode(Type.INFO, b"[" * 50_000),
+        wire.encode(Type.INFO, b"not json"),
+        wire.encode(Type.CELL, CellEntry(0, 0, 0, 0).pack()),
+        wire.encode(Type.OK, {}),
+    ],
+)
+def test_what_is_no_request_is_refused_and_the_connection_ends(raw: Raw, data: bytes) -> None:
+    raw.sock.sendall(data)
+    assert isinstance(raw.error(), ProtocolError)
+    assert raw.is_closed()
+    assert_serves(raw.server)
+
+
+@pytest.mark.parametrize("kind", [Type.CELL, Type.END, Type.OK, Type.ERROR])
+def test_what_only_an_answer_or_a_put_may_hold_is_no_request(raw: Raw, kind: Type) -> None:
+    raw.sock.sendall(wire.encode(kind, raw.request()))
+    assert "is not a request" in str(raw.error())
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Type.GET, {"slice": uuid4().hex, "index": 0}),
+        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": -1, "count": 1}),
+        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": 0, "count": 1.5}),
+        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": True, "count": 1}),
+        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": 0, "count": 1 << 63}),
+        (Type.GET, {"slice": "../../etc/passwd", "index": 0, "first": 0, "count": 1}),
+        (Type.STAT, {}),
+        (Type.DELETE, {"slice": uuid4().hex}),
+        (Type.DELETE, {"slice": uuid4().hex, "index": float("inf")}),
+        (Type.VERIFY, {"slice": uuid4().hex, "index": 99}),
+        (Type.LIST, {"cursor": ""}),
+        (Type.LIST, {"cursor": "", "limit": "many"}),
+        (Type.QUARANTINE, {"slice": uuid4().hex, "index": 0}),
+        (Type.DISCARD, {"slice": uuid4().hex, "index": 0, "min_age": float("nan")}),
+        (Type.PUT, {"size_hint": 0}),
+    ],
+)
+def test_a_request_with_missing_or_wrong_fields_is_refused(
+    raw: Raw, kind: Type, fields: dict[str, Any]
+) -> None:
+    raw.sock.sendall(wire.encode(kind, raw.request(**fields)))
+    assert isinstance(raw.error(), ProtocolError)
+    assert_serves(raw.server)
+
+
+def test_many_requests_are_served_on_one_connection(raw: Raw) -> None:
+    for number in range(40):
+        head = header()
+        data = random_bytes(number * 500)
+        raw.begin_put(head)
+        for block in cut(data, 4096):
+            raw.cell(block)
+        raw.end(len(data))
+        assert raw.wire.receive_answer()[1] == 0
+        fields = wire.encode_id(head.id)
+        answer, body = raw.ask(Type.GET, **fields, first=0, count=99)
+        assert body[answer["table"] :] == data
+        with pytest.raises(NotFound):
+            raw.ask(Type.GET, **wire.encode_id(header().id), first=0, count=1)
+        assert raw.ask(Type.VERIFY, **fields)[0] == {"bad": []}
+        assert raw.ask(Type.DELETE, **fields)[0] == {"deleted": True}
+    assert raw.ask(Type.LIST, cursor="", limit=10) == ({"cursor": None}, b"")
+    assert len(raw.server.connections) == 1
+
+
+def test_requests_may_be_sent_before_the_answers_are_read(raw: Raw) -> None:
+    raw.sock.sendall(wire.encode(Type.INFO, raw.request()) * 50)
+    for _ in range(50):
+        assert raw.wire.receive_answer()[0]["node"] == raw.server.store.node.hex
+
+
+def test_a_whole_put_in_one_segment_is_stored(raw: Raw) -> None:
+    head = header()
+    put_frame = wire.encode(Type.PUT, raw.request(**wire.encode_fragment(head), size_hint=5))
+    cell = wire.encode(Type.CELL, entry_of(b"hello").pack(), 5) + b"hello"
+    raw.sock.sendall(put_frame + cell + wire.encode(Type.END, {"slice_size": 5, "last": True}))
+    assert raw.wire.receive_answer()[1] == 0
+    assert whole(raw.server.store, head.id) == b"hello"
+
+
+def test_a_client_that_sends_a_byte_at_a_time_is_served(raw: Raw) -> None:
+    head = header()
+    data = b"slow but good"
+    stream = (
+        wire.encode(Type.PUT, raw.request(**wire.encode_fragment(head), size_hint=0))
+        + wire.encode(Type.CELL, entry_of(data).pack(), len(data))
+        + data
+        + wire.encode(Type.END, {"slice_size": len(data), "last": True})
+    )
+    for at in range(len(stream)):
+        raw.sock.sendall(stream[at : at + 1])
+    assert raw.wire.receive_answer()[1] == 0
+    assert whole(raw.server.store, head.id) == data
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def test_a_corrupt_fragment_is_told_and_the_connection_goes_on(raw: Raw) -> None:
+    store = raw.server.store
+    fragment = put(store, header(), random_bytes(9000))
+    path = store.path(fragment)
+    data = bytearray(path.read_bytes())
+    data[-30] ^= 1
+    path.write_bytes(data)
+    for kind, fields in ((Type.GET, {"first": 0, "count": 3}), (Type.STAT, {}), (Type.VERIFY, {})):
+        with pytest.raises(Corrupt):
+            raw.ask(kind, **wire.encode_id(fragment), **fields)
+    assert raw.ask(Type.INFO)[0]["state"] == "active"
+
+
+def test_a_fragment_cut_short_while_it_is_sent_ends_the_connection(raw: Raw) -> None:
+    store = raw.server.store
+    fragment = put(store, header(block_size=MIB), random_bytes(16 * MIB))
+    get = raw.request(**wire.encode_id(fragment), first=0, count=16)
+    raw.sock.sendall(wire.encode(Type.GET, get))
+    _, length = raw.wire.receive_answer()  # the rest waits for us in the sockets' buffers, mostly
+    with open(store.path(fragment), "r+b") as f:
+        f.truncate(10 * MIB)
+    body = bytearray(length)
+    with pytest.raises(NodeUnavailable):
+        raw.wire.receive_body(memoryview(body))
+    assert_serves(raw.server)
+
+
+def test_a_reader_that_goes_in_the_middle_leaves_nothing(raw: Raw, server: KillableServer) -> None:
+    fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
+    raw.sock.sendall(wire.encode(Type.GET, raw.request(**wire.encode_id(fragment), first=0, count=16)))
+    raw.sock.recv(1000)
+    raw.reset()
+    eventually(lambda: handlers(server) == 0, "its thread has ended")
+    assert_no_litter(server.store)
+
+
+def test_a_reader_that_takes_nothing_is_let_go_at_its_deadline(raw: Raw, server: KillableServer) -> None:
+    fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
+    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.1)
+    raw.sock.sendall(wire.encode(Type.GET, fields))
+    eventually(lambda: handlers(server) == 0, "its thread has ended")
+    assert_no_litter(server.store)
+
+
+def test_a_listing_is_paged_on_the_wire(raw: Raw) -> None:
+    ids = sorted((put(raw.server.store, header(), b"x") for _ in range(7)), key=str)
+    answer, body = raw.ask(Type.LIST, cursor="", limit=3)
+    assert _listed(body) == ids[:3]
+    assert answer["cursor"] == str(ids[2])
+    answer, body = raw.ask(Type.LIST, cursor=answer["cursor"], limit=10**9)
+    assert _listed(body) == ids[3:]
+    assert answer["cursor"] is None
+    assert len(_listed(raw.ask(Type.LIST, cursor="", limit=0)[1])) == 1
+
+
+def _listed(body: bytes) -> list[FragmentId]:
+    return [FragmentId(UUID(bytes=s), i) for s, i, _, _ in wire.LISTED.iter_unpack(body)]
+
+
+# --- connections ----------------------------------------------------------------------------------------------
+
+
+def test_an_idle_connection_is_closed_quietly(
+    server: KillableServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_server, "IDLE_LIMIT_S", 0.05)
+    raw = Raw(server)
+    assert raw.sock.recv(100) == b""
+    raw.sock.close()
+    eventually(lambda: handlers(server) == 0, "its thread has ended")
+
+
+def test_too_many_connections_are_refused_in_words_and_room_comes_back(
+    server: KillableServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_server, "MAX_CONNECTIONS", 3)
+    held = [Raw(server) for _ in range(3)]
+    for each in held:
+        each.ask(Type.INFO)
+    refused = Raw(server)
+    error = refused.error()
+    assert type(error) is Unavailable
+    assert "3 connections" in str(error)
+    assert refused.is_closed()
+    held[0].sock.close()
+    eventually(lambda: handlers(server) == 2, "a connection has ended")
+    again = Raw(server)
+    again.ask(Type.INFO)
+    for each in (*held, refused, again):
+        each.sock.close()
+
+
+def test_connections_that_cannot_have_a_thread_are_closed(
+    server: KillableServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith("(process_request_thread)"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        raw = Raw(server)
+        assert raw.is_closed()
+        raw.sock.close()
+    assert handlers(server) == 0
+    assert_serves(server)
+
+
+def test_a_busy_port_is_an_error_that_leaves_nothing(server: KillableServer, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="in use"):
+        storage_server.StorageServer(
+            server.address.host, server.address.port, server.store, replace(NODE, write_buffer=Bytes(4096))
+        )
+    assert_serves(server)
+
+
+def test_errors_are_named_so_that_any_version_understands_them(raw: Raw) -> None:
+    raw.sock.sendall(wire.encode(Type.STAT, raw.request(**wire.encode_id(header().id))))
+    frame = raw.wire.receive_frame()
+    assert frame.type is Type.ERROR
+    assert json.loads(frame.raw)["kind"] == "not_found"

@@ -1,0 +1,178 @@
+"""`python -m distfs.storage_server` as an operator meets it: a process, its signals and its one line of complaint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from distfs.deadline import Deadline
+from distfs.meta import MetaDB
+from distfs.model import Node
+from distfs.node_client import NodeClient
+from tests.contract.litter import eventually
+from tests.contract.nodes import NODE
+from tests.contract.samples import entry_of, header, put, random_bytes, soon, whole
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(folder: Path, url: str, *more: str) -> list[str]:
+    options = ["--data", str(folder), "--metadb", url, "--port", "0", *more]
+    return [sys.executable, "-m", "distfs.storage_server", *options]
+
+
+@contextlib.contextmanager
+def process(args: list[str], **environ: str) -> Iterator[subprocess.Popen[str]]:
+    started = subprocess.Popen(
+        args, cwd=ROOT, env=os.environ | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        with started:
+            yield started
+            started.kill()
+    finally:
+        started.kill()
+
+
+def complaint(args: list[str], **environ: str) -> str:
+    """The one line of a command that ends with 1."""
+    ended = subprocess.run(
+        args, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1, ended
+    assert ended.stdout == ""
+    lines = [line for line in ended.stderr.splitlines() if " INFO " not in line]
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("storage_server: ")
+    return lines[0]
+
+
+def registered(meta: MetaDB, count: int = 1) -> list[Node]:
+    eventually(
+        lambda: sum(n.alive for n in meta.nodes(Deadline(10))) == count, "the nodes have registered", 30
+    )
+    return meta.nodes(Deadline(10))
+
+
+@pytest.fixture
+def reserve_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTFS_NODE_RESERVE", "0")
+
+
+@pytest.mark.usefixtures("reserve_nothing")
+def test_a_node_registers_serves_and_ends_at_sigterm(metadb_url: str, meta: MetaDB, tmp_path: Path) -> None:
+    data, head = random_bytes(100_000), header()
+    addresses = []
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        with process(command(tmp_path / "n", metadb_url, "--zone", "attic")) as running:
+            eventually(lambda: [n for n in registered(meta) if n.address not in addresses], "it is here", 30)
+            [node] = meta.nodes(Deadline(10))  # at its second start it is the same node, elsewhere
+            addresses.append(node.address)
+            assert (node.zone, node.state) == ("attic", "active")
+            client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(10)), NODE)
+            if sign is signal.SIGTERM:
+                put(client, head, data)
+            assert whole(client, head.id) == data
+            client.close()
+            running.send_signal(sign)
+            assert running.wait(20) == 0
+            assert running.stderr is not None
+            assert "Traceback" not in running.stderr.read()
+
+
+def test_a_node_killed_in_the_middle_of_a_put_starts_clean(
+    metadb_url: str, meta: MetaDB, tmp_path: Path
+) -> None:
+    with process(command(tmp_path / "n", metadb_url), DISTFS_NODE_RESERVE="0") as running:
+        [node] = registered(meta)
+        client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(10)), NODE)
+        writer = client.put(header(), 8 << 20, soon())
+        block = random_bytes(4096)
+        writer.write_cell(entry_of(block), memoryview(block))
+        temp = tmp_path / "n" / "tmp"
+        eventually(lambda: list(temp.iterdir()), "the put has begun")
+        running.kill()
+        running.wait(20)
+        writer.abort()
+        client.close()
+    assert list(temp.iterdir()) != []
+    with process(command(tmp_path / "n", metadb_url), DISTFS_NODE_RESERVE="0"):
+        eventually(lambda: not list(temp.iterdir()), "what was left is removed", 30)
+
+
+def test_a_second_node_on_one_folder_is_refused(metadb_url: str, meta: MetaDB, tmp_path: Path) -> None:
+    with process(command(tmp_path / "n", metadb_url)):
+        registered(meta)
+        assert "in use by another storage node" in complaint(command(tmp_path / "n", metadb_url))
+
+
+def test_the_folder_of_another_cluster_is_refused(metadb_url: str, tmp_path: Path) -> None:
+    cluster = str(uuid4())
+    identity = {"node": str(uuid4()), "cluster": cluster, "format": 1}
+    (tmp_path / "node.json").write_text(json.dumps(identity))
+    line = complaint(command(tmp_path, metadb_url))
+    assert cluster in line
+    assert "--data" in line
+
+
+def test_a_busy_port_is_one_line(metadb_url: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        line = complaint(command(tmp_path / "n", metadb_url, "--port", port))
+    assert f"127.0.0.1:{port}" in line
+    assert "--port" in line
+
+
+def test_an_address_of_another_machine_is_one_line(metadb_url: str, tmp_path: Path) -> None:
+    assert "--host" in complaint(command(tmp_path / "n", metadb_url, "--host", "192.0.2.7"))
+
+
+def test_listening_everywhere_without_saying_where_is_refused(
+    metadb_url: str, meta: MetaDB, tmp_path: Path
+) -> None:
+    args = command(tmp_path / "n", metadb_url, "--host", "0.0.0.0")
+    assert "node.advertise" in complaint(args)
+    with process(args, DISTFS_NODE_ADVERTISE="somewhere:9001"):
+        [node] = registered(meta)
+        assert str(node.address) == "somewhere:9001"
+
+
+@pytest.mark.parametrize("where", ["a file", "below a file", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written_is_one_line(metadb_url: str, tmp_path: Path, where: str) -> None:
+    (tmp_path / "f").write_text("")
+    folder = {"a file": tmp_path / "f", "below a file": tmp_path / "f" / "n"}.get(where, Path(where))
+    line = complaint(command(folder, metadb_url))
+    assert str(folder) in line
+    assert "--data" in line
+
+
+def test_a_damaged_identity_is_one_line(metadb_url: str, tmp_path: Path) -> None:
+    (tmp_path / "node.json").write_text("{")
+    assert "node.json is damaged" in complaint(command(tmp_path, metadb_url))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--port", "many"], "--port"),
+        (["--port", "70000"], "node.port"),
+        (["--port"], "--port"),
+        (["--nonsense"], "--nonsense"),
+        (["surplus"], "surplus"),
+        (["--config", "/no/such/file.yml"], "/no/such/file.yml"),
+        (["--metadb", "mysql://x"], "metadb.url"),
+    ],
+)
+def test_bad_arguments_are_one_line(args: list[str], words: str) -> None:
+    line = complaint([sys.executable, "-m", "distfs.storage_server", *args])
+    assert words in line

@@ -1,0 +1,313 @@
+"""Rebalance and drain: fragments move without a moment in which one is not safe, and end where they should."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distfs.config import BytesPerSecond
+from distfs.deadline import Deadline
+from distfs.errors import Refused, Unavailable
+from distfs.model import File, FragmentId, Policy
+from distfs.upkeep.decisions import fullness
+from distfs.upkeep.rebalance import Rebalance, dry_run
+from distfs.upkeep.step import Pace
+from distfs.upkeep_model import SliceTask
+from tests.integration.meta_examples import soon
+from tests.integration.upkeep_cluster import FAST, UpkeepCluster, bytes_of, drive, flip
+
+CAPACITY = 6 << 20  # of each node's disk
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, metadb_url: str) -> Iterator[UpkeepCluster]:
+    with UpkeepCluster(tmp_path, metadb_url, nodes=4) as running:
+        yield running
+
+
+@pytest.fixture
+def small(tmp_path: Path, metadb_url: str) -> Iterator[UpkeepCluster]:
+    """Nodes with disks of their own."""
+    with UpkeepCluster(tmp_path, metadb_url, nodes=3, capacity=CAPACITY) as running:
+        yield running
+
+
+def drain(cluster: UpkeepCluster, number: int) -> None:
+    cluster.db.set_node_state(number, "draining", soon())
+    cluster._nodes()
+
+
+def spread(cluster: UpkeepCluster) -> float:
+    """By what the nodes themselves say at this moment."""
+    infos = [node.store.info(soon()) for node in cluster.nodes.values()]
+    full = [1 - info.free / info.capacity for info in infos]
+    return max(full) - min(full)
+
+
+def settled(cluster: UpkeepCluster) -> None:
+    """Until MetaDB has heard how full every node is."""
+
+    def heard() -> bool:
+        known = {n.uuid: n.free for n in cluster._nodes()}
+        return all(known[n.store.node] == n.store.info(soon()).free for n in cluster.nodes.values())
+
+    cluster.wait(heard, "MetaDB knows how full the nodes are")
+
+
+# --- drain ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [Policy(1, 1), Policy(2, 1), Policy(1, 0)], ids=str)
+def test_a_drained_node_ends_empty_and_may_be_forgotten(cluster: UpkeepCluster, policy: Policy) -> None:
+    data = bytes_of(8)
+    file, trashed = cluster.upload(data, policy), cluster.upload(bytes_of(3, 2), policy)
+    cluster.meta.delete_file(trashed.id, soon())
+    node = cluster.id(0)
+    with pytest.raises(Refused):
+        cluster.db.forget_node(node, soon())
+    drain(cluster, node)
+    drive(cluster.rebalance())
+    assert cluster.db.fragments_left(node, soon()) == 0
+    assert cluster.on_disk(node) == set()
+    assert not cluster.quarantined(node)
+    cluster.assert_whole(file)
+    cluster.meta.undelete_file(trashed.id, soon())
+    cluster.assert_whole(trashed)
+    cluster.db.forget_node(node, soon())
+    assert cluster.download(file) == data
+
+
+def test_undrain_stops_it(cluster: UpkeepCluster) -> None:
+    file = cluster.upload(bytes_of(12))
+    node = cluster.id(0)
+    drain(cluster, node)
+    worker = cluster.rebalance(parallel=1)
+    worker.step(soon())
+    cluster.db.set_node_state(node, "active", soon())
+    cluster._nodes()
+    drive(worker)
+    assert cluster.db.fragments_left(node, soon()) > 0
+    cluster.assert_whole(file)
+
+
+def test_a_bad_fragment_on_a_draining_node_is_made_from_the_others(cluster: UpkeepCluster) -> None:
+    data = bytes_of(2)
+    file = cluster.upload(data, Policy(2, 1))
+    id, node = cluster.fragments(file)[0]
+    flip(cluster.path(id, node), 20_000)
+    drain(cluster, node)
+    drive(cluster.rebalance())
+    assert cluster.db.fragments_left(node, soon()) == 0
+    cluster.assert_whole(file)
+
+
+def test_with_nowhere_to_go_a_drain_says_so_and_loses_nothing(tmp_path: Path, metadb_url: str) -> None:
+    with UpkeepCluster(tmp_path, metadb_url, nodes=2) as cluster:
+        file = cluster.upload(bytes_of(2))
+        drain(cluster, cluster.id(0))
+        step = drive(cluster.rebalance())
+        assert "start another storage node" in str(step.detail["stuck"])
+        cluster.assert_whole(file)
+        cluster.start_node(7)
+        drive(cluster.rebalance())
+        assert cluster.db.fragments_left(cluster.id(0), soon()) == 0
+        cluster.assert_whole(file)
+
+
+def test_the_old_fragment_goes_only_after_the_new_one_was_verified_and_switched_to(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cluster.upload(bytes_of(3))
+    node = cluster.id(0)
+    before = cluster.on_disk(node)
+    drain(cluster, node)
+    maker = cluster.maker()
+    order: list[tuple[str, int]] = []  # the call, and how many fragments were on the old node when it ended
+
+    def watch(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def called(*args: object, **kwargs: object) -> object:
+            answer = original(*args, **kwargs)
+            order.append((name, len(cluster.on_disk(node))))
+            return answer
+
+        monkeypatch.setattr(owner, name, called)
+
+    for name in ("copy", "confirm", "put_aside"):
+        watch(maker, name)
+    watch(cluster.db, "move_fragment")
+    drive(Rebalance(maker, cluster.config.upkeep, 0.01, cluster.executor, 1))
+    expected = []
+    for left in range(len(before), 0, -1):
+        expected += [("copy", left), ("confirm", left), ("move_fragment", left), ("put_aside", left - 1)]
+    assert order == expected
+    cluster.assert_whole(file)
+
+
+def test_a_copy_that_does_not_verify_is_not_switched_to(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cluster.upload(bytes_of(2))
+    node = cluster.fragments(file)[0][1]
+    drain(cluster, node)
+    maker = cluster.maker()
+    copy = maker.copy
+    spoiled: list[int] = []
+
+    def spoil(task: SliceTask, index: int, source: int, target: int, deadline: Deadline) -> None:
+        copy(task, index, source, target, deadline)
+        if not spoiled:
+            spoiled.append(target)
+            flip(cluster.path(FragmentId(task.piece.id, index), target), 10_000)
+
+    monkeypatch.setattr(maker, "copy", spoil)
+    drive(Rebalance(maker, cluster.config.upkeep, 0.01, cluster.executor, 1))
+    assert spoiled
+    assert cluster.db.fragments_left(node, soon()) == 0
+    cluster.assert_whole(file)
+
+
+def test_metadb_lost_at_the_switch_leaves_both_copies(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cluster.upload(bytes_of(2))
+    node = cluster.fragments(file)[0][1]
+    before = cluster.on_disk(node)
+    drain(cluster, node)
+
+    def away(*_: object) -> bool:
+        raise Unavailable("MetaDB is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.db, "move_fragment", away)
+        drive(cluster.rebalance())
+    assert cluster.on_disk(node) == before
+    cluster.assert_whole(file)
+    drive(cluster.rebalance())
+    assert cluster.on_disk(node) == set()
+    cluster.assert_whole(file)
+
+
+def test_a_file_deleted_in_the_middle_of_a_move_is_no_error(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cluster.upload(bytes_of(1))
+    node = cluster.fragments(file)[0][1]
+    drain(cluster, node)
+    maker = cluster.maker()
+    confirm = maker.confirm
+
+    def delete_then(task: SliceTask, index: int, target: int, deadline: Deadline) -> None:
+        confirm(task, index, target, deadline)
+        cluster.sql("DELETE FROM slice")
+        cluster.sql("DELETE FROM file")
+
+    monkeypatch.setattr(maker, "confirm", delete_then)
+    step = drive(Rebalance(maker, cluster.config.upkeep, 0.01, cluster.executor))
+    assert step.detail["moved"] == 0
+    assert "stuck" not in step.detail
+
+
+def test_two_drains_at_once_move_everything_once(cluster: UpkeepCluster) -> None:
+    file = cluster.upload(bytes_of(10))
+    node = cluster.id(0)
+    drain(cluster, node)
+    workers = [threading.Thread(target=drive, args=(cluster.rebalance(),)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert cluster.db.fragments_left(node, soon()) == 0
+    cluster.assert_whole(file)
+
+
+def test_a_download_goes_on_while_everything_moves_away_from_under_it(cluster: UpkeepCluster) -> None:
+    data = bytes_of(12)
+    file = cluster.upload(data, Policy(1, 0))
+    stream = cluster.downloader.read(cluster.file(file), 0, len(data), soon())
+    got = [bytes(next(stream))]
+    for number in {node for _, node in cluster.fragments(file)[6:]}:
+        drain(cluster, number)
+        drive(cluster.rebalance())
+        cluster.db.set_node_state(number, "active", soon())
+        cluster._nodes()
+    got += map(bytes, stream)
+    assert b"".join(got) == data
+    cluster.damage.close()
+    assert cluster.db.damage_count(soon()) == 0
+
+
+# --- rebalance -----------------------------------------------------------------------------------------
+
+
+def fill(cluster: UpkeepCluster) -> list[File]:
+    files = [cluster.upload(bytes_of(3, seed)) for seed in range(9)]
+    settled(cluster)
+    return files
+
+
+def test_a_new_node_takes_its_share(small: UpkeepCluster) -> None:
+    files = fill(small)
+    small.start_node(3)
+    settled(small)
+    assert spread(small) > 0.3
+    worker = small.rebalance()
+
+    def balanced() -> bool:
+        drive(worker)
+        return spread(small) < 0.1
+
+    small.wait(balanced, "the nodes are about equally full")
+    settled(small)
+    small.assert_whole(*files)
+    for number in map(small.id, small.nodes):
+        assert not small.quarantined(number), "what was moved away is deleted"
+        assert len(small.on_disk(number)) == small.db.fragments_left(number, soon())
+
+
+def test_a_dry_run_tells_the_plan_and_moves_nothing(small: UpkeepCluster) -> None:
+    files = fill(small)
+    small.start_node(3)
+    settled(small)
+    before = small.fragments(*files)
+    nodes = small._nodes()
+    moves = list(dry_run(small.db, nodes, 0.05, soon()))
+    assert small.fragments(*files) == before
+    new = small.id(3)
+    assert moves
+    assert {move.target for move in moves} == {new}
+    assert len({move.id for move in moves}) == len(moves)
+    where = dict(before)
+    assert all(where[move.id] == move.source for move in moves)
+    capacity = nodes[0].capacity
+    after = {n.id: fullness(n) for n in nodes}
+    for move in moves:
+        after[move.source] -= move.size / capacity
+        after[move.target] += move.size / capacity
+    assert max(after.values()) - min(after.values()) < 0.05 + (256 << 10) / capacity
+
+
+def test_equally_full_nodes_are_left_alone(small: UpkeepCluster) -> None:
+    files = fill(small)
+    before = small.fragments(*files)
+    assert spread(small) < 0.15
+    small.config = replace(small.config, upkeep=replace(FAST, rebalance_threshold=0.2))  # type: ignore[arg-type]
+    assert drive(small.rebalance()).detail["moved"] == 0
+    assert small.fragments(*files) == before
+
+
+def test_rebalance_keeps_to_its_rate(cluster: UpkeepCluster) -> None:
+    slow = replace(cluster.config.upkeep, rebalance_rate=BytesPerSecond(1000))
+    cluster.config = replace(cluster.config, upkeep=slow)
+    file = cluster.upload(bytes_of(4))
+    drain(cluster, cluster.fragments(file)[0][1])
+    worker = cluster.rebalance(parallel=1)
+    step = worker.step(soon())
+    assert step.pace is Pace.THROTTLED
+    assert 200 < step.pause < 300
+    assert worker.step(soon()).detail["moved"] == 1

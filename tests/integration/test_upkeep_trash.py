@@ -1,0 +1,98 @@
+"""Trash: what was deleted long ago loses its fragments, then its rows; what was deleted lately can come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distfs.errors import NotFound, Unavailable
+from distfs.model import File
+from tests.integration.meta_examples import soon
+from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of, drive
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, metadb_url: str) -> Iterator[UpkeepCluster]:
+    with UpkeepCluster(tmp_path, metadb_url, nodes=3) as running:
+        yield running
+
+
+def delete(cluster: UpkeepCluster, file: File, days_ago: float) -> None:
+    cluster.meta.delete_file(file.id, soon())
+    cluster.sql(
+        "UPDATE trash SET deleted_at = now() - make_interval(secs => :s) WHERE id = :id",
+        s=days_ago * 86400,
+        id=file.id,
+    )
+
+
+def everything_on_disk(cluster: UpkeepCluster) -> int:
+    return sum(len(cluster.on_disk(cluster.id(i))) for i in cluster.nodes)
+
+
+def test_fragments_and_rows_go_when_the_time_is_over(cluster: UpkeepCluster) -> None:
+    old, kept = cluster.upload(bytes_of(3)), cluster.upload(bytes_of(2, 2))
+    delete(cluster, old, 7.1)
+    step = drive(cluster.trash())
+    assert step.detail == {"files": 1, "fragments": 6}
+    assert cluster.sql("SELECT (SELECT count(*) FROM trash), (SELECT count(*) FROM trash_slice)") == [[0, 0]]
+    assert everything_on_disk(cluster) == 4
+    cluster.assert_whole(kept)
+    with pytest.raises(NotFound):
+        cluster.meta.undelete_file(old.id, soon())
+
+
+def test_until_then_a_file_can_be_undeleted(cluster: UpkeepCluster) -> None:
+    data = bytes_of(3)
+    file = cluster.upload(data)
+    delete(cluster, file, 6.9)
+    assert drive(cluster.trash()).detail["files"] == 0
+    cluster.meta.undelete_file(file.id, soon())
+    assert cluster.download(file) == data
+
+
+def test_a_file_whose_end_has_begun_cannot_come_back_half(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the fragments and the rows: the next step ends it, and nobody gets it back meanwhile."""
+    file = cluster.upload(bytes_of(3))
+    delete(cluster, file, 8)
+
+    def killed(*_: object) -> bool:
+        raise Unavailable("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.db, "drop_trash", killed)
+        with pytest.raises(Unavailable):
+            cluster.trash().step(soon())
+    with pytest.raises(NotFound):
+        cluster.meta.undelete_file(file.id, soon())
+    assert drive(cluster.trash()).detail["files"] == 1
+    assert everything_on_disk(cluster) == 0
+
+
+def test_nodes_that_are_down_hold_nothing_up_and_are_swept_later(cluster: UpkeepCluster) -> None:
+    file = cluster.upload(bytes_of(6))
+    down = cluster.stop_node(0)
+    delete(cluster, file, 8)
+    assert drive(cluster.trash()).detail["files"] == 1
+    assert everything_on_disk(cluster) == 0
+    cluster.start_node(0)
+    left = cluster.on_disk(down)
+    assert left
+    for id in left:
+        cluster.age(id, down, 30 * 86400)
+    drive(cluster.orphans())
+    assert set(cluster.quarantined(down)) == left
+
+
+def test_many_files_go_in_many_steps(cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distfs.upkeep.trash._FILES", 3)
+    for seed in range(7):
+        delete(cluster, cluster.upload(b"small" * seed), 8)
+    trash = cluster.trash()
+    assert trash.step(soon()).detail["files"] == 3
+    assert drive(trash).detail["files"] == 7
+    assert everything_on_disk(cluster) == 0

@@ -1,0 +1,272 @@
+"""The way in: every size, every policy; and when it fails, at any point, nothing is left."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from distfs.deadline import Deadline
+from distfs.errors import (
+    BodyCutShort,
+    ClientGone,
+    DistfsError,
+    OutcomeUnknown,
+    Refused,
+    TooLarge,
+    TooSlow,
+    Unavailable,
+)
+from distfs.fragment import MAX_NAME
+from distfs.meta import MetaDB
+from distfs.model import File, NewFile, Policy
+from tests.contract.litter import eventually, temp_files
+from tests.contract.samples import random_bytes, soon
+from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Source, Ways, byte_ways, header_of
+
+THREE, CODED = Policy(1, 2), Policy(2, 1)
+SIZES = [
+    0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, SLICE - 1, SLICE, SLICE + 1, SLICE + BLOCK,
+    2 * SLICE - 1, 2 * SLICE, 2 * SLICE + 1, 7 * SLICE + 3 * BLOCK + 5,
+]  # fmt: skip
+
+
+@pytest.fixture
+def ways(metadb_url: str, tmp_path: Path) -> Iterator[Ways]:
+    with byte_ways(metadb_url, tmp_path) as ways:
+        yield ways
+        ways.assert_clean()
+
+
+def files(ways: Ways) -> list[File]:
+    return ways.services.meta.list_files(None, 100, soon())
+
+
+def assert_nothing_stored(ways: Ways) -> None:
+    assert files(ways) == []
+    assert ways.fragments() == []
+    ways.assert_clean()
+
+
+# --- what arrives --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [Policy(1, 0), COPIES, THREE, CODED], ids=str)
+def test_files_of_every_size_arrive(ways: Ways, policy: Policy) -> None:
+    for size in SIZES:
+        for hint in (None, size):
+            data = random_bytes(size, size)
+            file = ways.upload(data, policy, hint=hint)
+            assert (file.size, file.sha256) == (size, hashlib.sha256(data).digest())
+            assert [s.size for s in file.slices] == [min(SLICE, size - at) for at in range(0, size, SLICE)]
+            assert [s.ordinal for s in file.slices] == list(range(len(file.slices)))
+            assert all(len(s.nodes) == policy.width == len(set(s.nodes)) for s in file.slices)
+            assert ways.services.meta.file(file.id, soon()) == file
+            assert ways.download(file) == data
+
+
+@pytest.mark.parametrize("hint", [0, 1, BLOCK, 100 * SLICE])
+def test_a_wrong_size_hint_does_no_harm(ways: Ways, hint: int) -> None:
+    data = random_bytes(3 * SLICE + 5)
+    assert ways.download(ways.upload(data, hint=hint)) == data
+
+
+def test_every_fragment_says_what_it_is_part_of(ways: Ways) -> None:
+    """So that MetaDB could be rebuilt from the disks alone."""
+    name = "Größe \N{ELEPHANT} " + "x" * 1000
+    file = ways.upload(random_bytes(2 * SLICE + 1), CODED, name=name)
+    for piece in file.slices:
+        for index, path in ways.paths(file, piece.ordinal).items():
+            head = header_of(path)
+            assert (head.file, head.slice, head.ordinal, head.index) == (
+                file.id,
+                piece.id,
+                piece.ordinal,
+                index,
+            )
+            assert (head.policy, head.block_size, head.content_type) == (CODED, BLOCK, "text/x")
+            assert head.name == name
+            store = ways.nodes[piece.nodes[index]].store
+            table = store.stat(head.id, soon())
+            assert table.last == (piece.ordinal == 2)
+            assert table.slice_size == piece.size
+            assert table.digest(BLOCK) == piece.digest
+            assert store.verify(head.id, soon()) == ()
+
+
+def test_files_of_one_request_are_committed_together(ways: Ways) -> None:
+    data = [random_bytes(size, size) for size in (0, 10, 3 * SLICE)]
+    with ways.services.uploader.begin(soon()) as session:
+        for number, each in enumerate(data):
+            session.add(Source(each), name=f"{number}", content_type="a/b", policy=COPIES)
+            assert files(ways) == [], "nothing can be read before the commit"
+        committed = session.commit()
+    assert [f.name for f in committed] == ["0", "1", "2"]
+    assert [ways.download(f) for f in committed] == data
+
+
+def test_many_uploads_share_a_small_budget_of_memory(metadb_url: str, tmp_path: Path) -> None:
+    with byte_ways(metadb_url, tmp_path, window=4 * BLOCK, memory_budget=4 * BLOCK) as ways:
+        data = [random_bytes(size, size) for size in (0, 100, BLOCK, SLICE, 2 * SLICE + 7, 5 * SLICE)] * 2
+        with ThreadPoolExecutor(8) as threads:
+            done = list(threads.map(ways.upload, data))
+        assert [ways.download(file) for file in done] == data
+        ways.assert_clean()
+
+
+# --- what fails in the middle leaves nothing -----------------------------------------------------------------
+
+
+OFFSETS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, SLICE, SLICE + 1, 3 * SLICE - 1, 4 * SLICE]
+
+
+@pytest.mark.parametrize("kind", [BodyCutShort, ClientGone, TooLarge])
+@pytest.mark.parametrize("policy", [COPIES, CODED], ids=str)
+def test_a_source_that_fails_anywhere_leaves_nothing(
+    ways: Ways, policy: Policy, kind: type[DistfsError]
+) -> None:
+    for offset in OFFSETS:
+        source = Source(random_bytes(4 * SLICE), {offset: _raises(kind("on purpose"))})
+        with pytest.raises(kind, match="on purpose"):
+            ways.upload(source, policy)
+    assert_nothing_stored(ways)
+
+
+def test_a_bug_in_a_source_leaves_nothing_either(ways: Ways) -> None:
+    with pytest.raises(ZeroDivisionError):
+        ways.upload(Source(random_bytes(4 * SLICE), {2 * SLICE: lambda: 1 // 0}))
+    assert_nothing_stored(ways)
+
+
+def test_a_second_file_that_fails_takes_the_first_with_it(ways: Ways) -> None:
+    with pytest.raises(BodyCutShort):
+        _upload_two(ways)
+    assert_nothing_stored(ways)
+
+
+def _upload_two(ways: Ways) -> None:
+    with ways.services.uploader.begin(soon()) as session:
+        session.add(Source(random_bytes(SLICE)), name="1", content_type="a/b", policy=COPIES)
+        failing = Source(random_bytes(SLICE), {BLOCK: _raises(BodyCutShort("cut"))})
+        session.add(failing, name="2", content_type="a/b", policy=COPIES)
+        session.commit()
+
+
+def test_a_session_left_without_a_commit_leaves_nothing(ways: Ways) -> None:
+    with ways.services.uploader.begin(soon()) as session:
+        session.add(Source(random_bytes(2 * SLICE)), name="x", content_type="a/b", policy=COPIES)
+        assert len(ways.fragments()) == 4
+    assert_nothing_stored(ways)
+
+
+def test_a_deadline_that_passes_in_the_middle_leaves_nothing(ways: Ways) -> None:
+    wait = threading.Event()
+    source = Source(random_bytes(9 * SLICE), {3 * SLICE: lambda: wait.wait(0.4)})
+    with pytest.raises((TooSlow, Unavailable)):
+        with ways.services.uploader.begin(Deadline(0.3)) as session:
+            session.add(source, name="x", content_type="a/b", policy=COPIES)
+    assert_nothing_stored(ways)
+
+
+def _raises(error: Exception) -> Callable[[], object]:
+    def act() -> object:
+        raise error
+
+    return act
+
+
+def test_a_refused_commit_leaves_nothing(ways: Ways) -> None:
+    with pytest.raises(Refused, match="name"):
+        ways.upload(random_bytes(2 * SLICE), name="x" * (MAX_NAME + 1))
+    assert_nothing_stored(ways)
+
+
+def test_a_commit_of_unknown_outcome_removes_nothing(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file may be there: its bytes must not go."""
+    commit = MetaDB.commit_files
+    committed: list[File] = []
+
+    def lost(self: MetaDB, new: list[NewFile], deadline: Deadline) -> list[File]:
+        committed.extend(commit(self, new, deadline))
+        raise OutcomeUnknown("MetaDB was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaDB, "commit_files", lost)
+        with pytest.raises(OutcomeUnknown):
+            ways.upload(random_bytes(2 * SLICE))
+    assert ways.download(committed[0]) == random_bytes(2 * SLICE)
+
+
+# --- nodes that fail --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [100, SLICE, 5 * SLICE + 3])
+def test_a_node_that_is_dead_from_the_start_costs_no_redundancy(ways: Ways, size: int) -> None:
+    dead = next(iter(ways.nodes))
+    ways.kill(dead)
+    for _ in range(4):
+        file = ways.upload(random_bytes(size))
+        for piece in file.slices:
+            assert dead not in piece.nodes
+            assert len(set(piece.nodes) - {0}) == 2
+        assert ways.download(file) == random_bytes(size)
+
+
+@pytest.mark.parametrize("policy", [COPIES, CODED], ids=str)
+@pytest.mark.parametrize("offset", [BLOCK, SLICE + 2 * BLOCK, 3 * SLICE])
+def test_a_node_killed_in_the_middle_of_a_slice_costs_no_redundancy(
+    metadb_url: str, tmp_path: Path, policy: Policy, offset: int
+) -> None:
+    with byte_ways(metadb_url, tmp_path, count=5) as ways:
+        data = random_bytes(5 * SLICE)
+        killed: list[int] = []
+
+        def kill_one() -> None:
+            busy = [n for n, s in ways.nodes.items() if temp_files(s.store.folder)]
+            killed.append(busy[0] if busy else next(iter(ways.nodes)))
+            ways.kill(killed[0])
+
+        file = ways.upload(Source(data, {offset: kill_one}), policy)
+        for piece in file.slices:
+            assert len(set(piece.nodes) - {0}) == policy.width
+        assert ways.download(file) == data
+        ways.assert_clean()
+
+
+def test_with_too_few_nodes_an_upload_is_refused_and_leaves_nothing(ways: Ways) -> None:
+    first, second, _ = ways.nodes
+    ways.kill(first)
+    ways.kill(second)
+    for size in (100, 3 * SLICE):
+        with pytest.raises(Unavailable):
+            ways.upload(random_bytes(size))
+        eventually(lambda: ways.fragments() == [], "what was written is removed")
+    assert files(ways) == []
+
+
+def test_all_nodes_killed_in_the_middle_end_the_upload_soon(ways: Ways) -> None:
+    read: list[int] = []
+
+    def kill_all() -> None:
+        for node in ways.nodes:
+            ways.kill(node)
+
+    source = Source(random_bytes(400 * SLICE), {5 * SLICE: kill_all, 350 * SLICE: lambda: read.append(1)})
+    with pytest.raises(Unavailable):
+        ways.upload(source)
+    assert read == [], "the rest of the file is not read"
+    assert files(ways) == []
+
+
+def test_a_full_node_is_left_out(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = next(iter(ways.nodes))
+    store = ways.nodes[full].store
+    monkeypatch.setattr(store, "_space", lambda: (1 << 40, 1 << 40, 0))
+    for size in (10, 3 * SLICE):
+        file = ways.upload(random_bytes(size))
+        assert all(full not in piece.nodes and 0 not in piece.nodes for piece in file.slices)
+        assert ways.download(file) == random_bytes(size)

@@ -1,0 +1,310 @@
+"""A cluster for tests of upkeep: real MetaDB, real storage nodes in threads, and workers that step when told."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from uuid import UUID
+
+from distfs.blocks import BlockPool
+from distfs.config import Bytes, BytesPerSecond, Config, Seconds, UpkeepConfig
+from distfs.deadline import Deadline
+from distfs.disk_store import DiskStore
+from distfs.download import Downloader
+from distfs.membership import Membership
+from distfs.meta import MetaDB
+from distfs.meta_upkeep import UpkeepDB
+from distfs.model import File, FragmentId, Node, Policy
+from distfs.node_directory import NodeDirectory
+from distfs.placement import Placement
+from distfs.storage_server import StorageServer
+from distfs.upkeep.damage import DamageNotes
+from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.orphans import Orphans
+from distfs.upkeep.rebalance import Rebalance
+from distfs.upkeep.repair import Repair
+from distfs.upkeep.scrub import Scrub
+from distfs.upkeep.step import Pace, Step, Worker
+from distfs.upkeep.trash import Trash
+from distfs.upload import Uploader
+from tests.integration.meta_examples import silence_node, soon
+from tests.service import SLICE, small_config
+
+HOUR = 3600.0
+COPIES = Policy(1, 1)
+
+#: Unlimited rates, no waiting, the default ages.
+FAST = UpkeepConfig(
+    interval=Seconds(0.05),
+    repair_rate=BytesPerSecond(0),
+    scrub_rate=BytesPerSecond(0),
+    rebalance_rate=BytesPerSecond(0),
+)
+
+
+class SmallDiskStore(DiskStore):
+    """A DiskStore on a disk of its own: ``capacity`` bytes, of which its fragments use some."""
+
+    def __init__(self, folder: Path, cluster: UUID, config: Config, capacity: int) -> None:
+        self.capacity = capacity
+        super().__init__(folder, cluster, config.node)
+
+    def _space(self) -> tuple[int, int, int]:
+        used = sum(p.stat().st_size for p in self.folder.rglob("*.*") if p.is_file())
+        return self.capacity, used, self.capacity - used
+
+
+class BytesSource:
+    """A Source over bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = memoryview(data)
+
+    def readinto(self, view: memoryview) -> int:
+        n = min(len(view), len(self._left))
+        view[:n] = self._left[:n]
+        self._left = self._left[n:]
+        return n
+
+
+class RunningNode:
+    """One storage node in threads of this process."""
+
+    def __init__(
+        self, folder: Path, config: Config, meta: MetaDB, capacity: int | None, port: int = 0
+    ) -> None:
+        cluster = meta.cluster_id(soon())
+        if capacity is None:
+            self.store = DiskStore(folder, cluster, config.node)
+        else:
+            self.store = SmallDiskStore(folder, cluster, config, capacity)
+        self.server = StorageServer("127.0.0.1", port, self.store, config.node)
+        poll = {"poll_interval": 0.02}
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs=poll)
+        self._thread.start()
+        self._membership = Membership(self.store, meta, self.server.address, config.node, lambda _: None)
+
+    def stop(self) -> None:
+        self._membership.stop()
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join()
+        self.store.close()
+
+
+class UpkeepCluster:
+    """Use it as a context manager. Nodes are counted from 0; ``id(i)`` is MetaDB's number of node i."""
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        nodes: int = 3,
+        upkeep: UpkeepConfig = FAST,
+        capacity: int | None = None,
+        zones: Sequence[str] = (),
+    ) -> None:
+        base = small_config(url)
+        node = replace(base.node, heartbeat=Seconds(0.2), reserve_bytes=Bytes(0))
+        self.url, self.folder, self.capacity = url, folder, capacity
+        self.config = replace(base, upkeep=upkeep, node=node)
+        self.nodes: dict[int, RunningNode] = {}
+        self._count, self._zones = nodes, zones
+        self._stack = ExitStack()
+
+    def __enter__(self) -> UpkeepCluster:
+        config = self.config
+        self.meta = MetaDB(config.metadb, config.node.down_after)
+        self._stack.callback(self.meta.close)
+        self.db = UpkeepDB(self.meta)
+        self.directory = NodeDirectory(self.meta, config.node)
+        self._stack.callback(self.directory.close)
+        pool = BlockPool(config.storage.block_size, 64)
+        self.uploader = Uploader(self.meta, self.directory, Placement(Random(1)), pool, config.storage, 4)
+        self._stack.callback(self.uploader.close)
+        self.damage = DamageNotes(self.db)
+        self._stack.callback(self.damage.close)
+        executor = self.uploader.executor
+        self.downloader = Downloader(self.directory, pool, executor, self.damage, self.meta.file)
+        self.executor = ThreadPoolExecutor(12)
+        self._stack.callback(self.executor.shutdown)
+        self._stack.callback(self._stop_nodes)
+        self.start_nodes(range(self._count))
+        return self
+
+    def _stop_nodes(self) -> None:
+        for node in self.nodes.values():
+            node.stop()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    # --- nodes ----------------------------------------------------------------------------------------
+
+    def start_nodes(self, numbers: Iterable[int], capacity: int | None = None) -> None:
+        """Start nodes, new or again, and wait until they take part."""
+        for i in numbers:
+            zone = self._zones[i] if i < len(self._zones) else ""
+            config = replace(self.config, node=replace(self.config.node, zone=zone))
+            folder = self.folder / f"node{i}"
+            self.nodes[i] = RunningNode(folder, config, self.meta, capacity or self.capacity)
+        started = {node.store.node for node in self.nodes.values()}
+        self.wait(lambda: started <= {n.uuid for n in self._nodes() if n.alive}, "the nodes are up")
+
+    def start_node(self, i: int, capacity: int | None = None) -> None:
+        self.start_nodes([i], capacity)
+
+    def stop_node(self, i: int, silent_for: float = 2 * HOUR) -> int:
+        """Stop a node, and let it be silent for so long already; -> its id."""
+        number = self.id(i)
+        self.nodes.pop(i).stop()
+        silence_node(self.url, number, silent_for)
+        self.wait(lambda: not self.alive(number), f"node {i} is down")
+        return number
+
+    def alive(self, number: int) -> bool:
+        return any(n.id == number and n.alive for n in self._nodes())
+
+    def id(self, i: int) -> int:
+        uuid = self.nodes[i].store.node
+        return next(n.id for n in self._nodes() if n.uuid == uuid)
+
+    def _nodes(self) -> list[Node]:
+        """As they are this moment; the workers then see the same."""
+        self.directory._read_at = float("-inf")
+        return self.directory.nodes(soon())
+
+    def node(self, number: int) -> int:
+        """The other way round."""
+        return next(i for i in self.nodes if self.id(i) == number)
+
+    def store(self, number: int) -> DiskStore:
+        """The disk of the node with that id."""
+        return self.nodes[self.node(number)].store
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        ends = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < ends, f"waited in vain until {what}"
+            time.sleep(0.02)
+
+    # --- files ----------------------------------------------------------------------------------------
+
+    def upload(self, data: bytes, policy: Policy = COPIES) -> File:
+        with self.uploader.begin(soon()) as session:
+            session.add(BytesSource(data), name="a.bin", content_type="text/plain", policy=policy)
+            [file] = session.commit()
+        return file
+
+    def download(self, file: File) -> bytes:
+        fresh = self.file(file)
+        return b"".join(map(bytes, self.downloader.read(fresh, 0, fresh.size, soon())))
+
+    def file(self, file: File) -> File:
+        """As MetaDB has it now."""
+        return self.meta.file(file.id, soon())
+
+    def fragments(self, *files: File) -> list[tuple[FragmentId, int]]:
+        """What MetaDB says: fragment and node."""
+        return [
+            (FragmentId(piece.id, index), node)
+            for file in files
+            for piece in self.file(file).slices
+            for index, node in enumerate(piece.nodes)
+        ]
+
+    def path(self, id: FragmentId, number: int) -> Path:
+        return self.store(number).path(id)
+
+    def age(self, id: FragmentId, number: int, seconds: float) -> None:
+        """Let a fragment on a node's disk have been written so long ago."""
+        _age(self.path(id, number), seconds)
+
+    def age_quarantine(self, id: FragmentId, number: int, seconds: float) -> None:
+        _age(self.quarantined(number)[id], seconds)
+
+    def on_disk(self, number: int) -> set[FragmentId]:
+        return {f.id for f in self.store(number).list("", 10_000, soon()).fragments}
+
+    def quarantined(self, number: int) -> dict[FragmentId, Path]:
+        store = self.store(number)
+        page = store.list_quarantine("", 10_000, soon())
+        return {f.id: store._aside.path(f.id) for f in page.fragments}
+
+    def assert_whole(self, *files: File) -> None:
+        """Every fragment is where MetaDB says, on nodes of its own, good, and nothing is noted against it."""
+        for file in files:
+            for piece in self.file(file).slices:
+                assert len(set(piece.nodes)) == len(piece.nodes)
+                for index, node in enumerate(piece.nodes):
+                    id = FragmentId(piece.id, index)
+                    assert self.store(node).verify(id, soon()) == ()
+                    assert self.store(node).stat(id, soon()).digest(file.block_size) == piece.digest
+        assert self.db.damage_count(soon()) == 0
+
+    # --- workers --------------------------------------------------------------------------------------
+
+    def maker(self) -> FragmentMaker:
+        return FragmentMaker(self.meta, self.db, self.directory, self.config.node, self.damage)
+
+    def repair(self, parallel: int = 4) -> Repair:
+        return Repair(self.maker(), self.config.upkeep, self.executor, parallel)
+
+    def scrub(self) -> Scrub:
+        return Scrub(self.db, self.directory, self.config.upkeep, self.config.node, self.executor)
+
+    def orphans(self) -> Orphans:
+        return Orphans(self.db, self.directory, self.config.upkeep)
+
+    def trash(self) -> Trash:
+        return Trash(self.db, self.directory, self.config.upkeep)
+
+    def rebalance(self, parallel: int = 4) -> Rebalance:
+        return Rebalance(self.maker(), self.config.upkeep, 0.01, self.executor, parallel)
+
+    def sql(self, text: str, **params: object) -> list[list[object]]:
+        from tests.postgres import run_sql
+
+        return run_sql(self.url, text, **params)
+
+
+def drive(worker: Worker, limit: int = 2000) -> Step:
+    """Step until it is idle; -> the last step."""
+    for _ in range(limit):
+        step = worker.step(Deadline(60))
+        if step.pace is Pace.IDLE:
+            return step
+        time.sleep(min(step.pause, 0.2))
+    raise AssertionError(f"still not idle after {limit} steps")
+
+
+def steps(worker: Worker) -> Iterator[Step]:
+    """One step at a time."""
+    while True:
+        yield worker.step(Deadline(60))
+
+
+def bytes_of(slices: int, seed: int = 1) -> bytes:
+    """A file of so many slices, the last one shorter."""
+    return Random(seed).randbytes(slices * SLICE - 12_345)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Damage one bit of a file on disk; from the end when negative."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    kept = path.stat()
+    path.write_bytes(data)
+    os.utime(path, (kept.st_atime, kept.st_mtime))
+
+
+def _age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))

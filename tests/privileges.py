@@ -1,0 +1,20 @@
+"""Tests that mount file systems or make network namespaces want root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def need_root(what: str, *commands: str) -> None:
+    """Skip the test without root or one of the commands; in CI, which has both, fail: there nothing is skipped."""
+    missing = ["root"] if os.geteuid() != 0 else []
+    missing += [command for command in commands if shutil.which(command) is None]
+    if not missing:
+        return
+    words = f"{what} wants {' and '.join(missing)}"
+    if os.environ.get("CI"):
+        pytest.fail(words)
+    pytest.skip(words)

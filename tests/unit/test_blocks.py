@@ -1,0 +1,166 @@
+"""Blocks: counted, shared, given back once."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from distfs.blocks import BlockPool, PoolUsage
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, TooSlow, Unavailable
+
+
+def test_no_more_blocks_are_out_than_the_limit() -> None:
+    pool = BlockPool(16, 2)
+    first, second = pool.take(Deadline(5)), pool.take(Deadline(5))
+    assert len(first.view) == len(second.view) == 16
+    with pytest.raises((Unavailable, TooSlow)):
+        pool.take(Deadline(0.02))
+    first.release()
+    third = pool.take(Deadline(5))
+    assert third.view.obj is first.view.obj, "buffers are reused"
+    third.release()
+    second.release()
+
+
+def test_a_deadline_that_has_passed_is_told() -> None:
+    pool = BlockPool(16, 1)
+    block = pool.take(Deadline(5))
+    with pytest.raises(TooSlow):
+        pool.take(Deadline(0))
+    block.release()
+
+
+def test_the_last_holder_gives_the_block_back() -> None:
+    pool = BlockPool(16, 1)
+    freed: list[int] = []
+    block = pool.take(Deadline(5), lambda: freed.append(1))
+    block.hold(2)
+    for _ in range(2):
+        block.release()
+        assert freed == []
+        with pytest.raises(DistfsError):
+            pool.take(Deadline(0.005))
+    block.release()
+    assert freed == [1]
+    pool.take(Deadline(5)).release()
+
+
+def test_a_block_is_cut_to_its_bytes_and_whole_again_for_the_next() -> None:
+    pool = BlockPool(16, 1)
+    block = pool.take(Deadline(5))
+    block.cut(3)
+    assert len(block.view) == 3
+    block.release()
+    again = pool.take(Deadline(5))
+    assert len(again.view) == 16
+    again.release()
+
+
+def test_who_waits_gets_the_block_that_comes_free() -> None:
+    pool = BlockPool(16, 1)
+    block = pool.take(Deadline(5))
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pool.take, Deadline(30))
+        block.release()
+        waiting.result().release()
+
+
+def test_who_gives_up_just_as_a_block_comes_free_does_not_lose_it() -> None:
+    """The wake-up of a waiter whose time is over was another's: it takes the block rather than forget it."""
+    pool = BlockPool(16, 1)
+    block = pool.take(Deadline(5))
+    took: list[bool] = []
+
+    def wait() -> None:
+        pool.take(Deadline(0.05)).release()
+        took.append(True)
+
+    waiter = threading.Thread(target=wait)
+    with pool._condition:
+        waiter.start()
+    while not pool._condition._waiters:  # type: ignore[attr-defined]
+        pass
+    with pool._condition:
+        waiter.join(0.2)  # its time passes; it wants the lock back
+        assert waiter.is_alive()
+        pool._free.append(block._buffer)
+        pool._condition.notify()
+    waiter.join()
+    assert took == [True]
+
+
+def test_many_threads_share_few_blocks() -> None:
+    pool = BlockPool(8, 3)
+    out, most = 0, 0
+    lock = threading.Lock()
+
+    def use(_: int) -> None:
+        nonlocal out, most
+        block = pool.take(Deadline(30))
+        with lock:
+            out += 1
+            most = max(most, out)
+        block.hold()
+        block.release()
+        with lock:
+            out -= 1
+        block.release()
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(use, range(400)))
+    assert 1 <= most <= 3
+    assert out == 0
+
+
+def test_a_lent_buffer_comes_back() -> None:
+    pool = BlockPool(16, 1)
+    with pool.lent(Deadline(5)) as view:
+        assert len(view) == 16
+    with pytest.raises(RuntimeError), pool.lent(Deadline(5)):
+        raise RuntimeError
+    pool.take(Deadline(5)).release()
+
+
+# --- spools borrow from the same bytes --------------------------------------------------------------
+
+
+def test_spools_get_half_of_the_pool_and_blocks_the_rest() -> None:
+    pool = BlockPool(16, 4)
+    assert pool.borrow(32)
+    assert not pool.borrow(1), "the other half is for blocks: a spool's upload needs some to end"
+    blocks = [pool.take(Deadline(5)) for _ in range(2)]
+    with pytest.raises((Unavailable, TooSlow)):
+        pool.take(Deadline(0.02))
+    assert pool.usage() == PoolUsage(limit=64, blocks=32, idle=0, spooled=32, most=64, waiting=0)
+    for block in blocks:
+        block.release()
+
+
+def test_a_spool_takes_the_memory_of_blocks_that_nobody_uses() -> None:
+    pool = BlockPool(16, 2)
+    blocks = [pool.take(Deadline(5)) for _ in range(2)]
+    assert not pool.borrow(1), "all of it is in use"
+    for block in blocks:
+        block.release()
+    assert pool.borrow(10)
+    usage = pool.usage()
+    assert (usage.blocks, usage.idle, usage.spooled) == (0, 16, 10), "one block made way, one is kept"
+    pool.repay(10)
+    assert pool.usage().spooled == 0
+
+
+def test_who_waits_for_a_block_gets_what_a_spool_gives_back() -> None:
+    pool = BlockPool(16, 2)
+    assert pool.borrow(16)
+    held = pool.take(Deadline(5))
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(pool.take, Deadline(20))
+        while not pool.usage().waiting:
+            assert not waiting.done()
+        pool.repay(16)
+        waiting.result().release()
+    held.release()
+    assert pool.usage().waiting == 0

@@ -1,0 +1,271 @@
+"""What only a DiskStore has: a folder of its own, with what others may have put or left there."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from distfs import disk_tree
+from distfs.disk_store import DiskStore, read_identity
+from distfs.disk_tree import FragmentTree
+from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
+from distfs.fragment import FragmentHeader
+from distfs.model import FragmentId
+from tests.contract.litter import assert_no_litter, open_files
+from tests.contract.nodes import NODE
+from tests.contract.samples import CLUSTER, MIB, header, listed, put, random_bytes, soon, whole
+from tests.small_disk import SMALL, readonly, small_disk
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[DiskStore]:
+    store = DiskStore(tmp_path / "node", CLUSTER, NODE)
+    yield store
+    assert_no_litter(store)
+    store.close()
+
+
+def test_a_folder_keeps_its_identity_and_its_fragments(tmp_path: Path) -> None:
+    first = DiskStore(tmp_path, CLUSTER, NODE)
+    fragment = put(first, header(), b"kept")
+    first.close()
+    again = DiskStore(tmp_path, CLUSTER, NODE)
+    assert again.node == first.node
+    assert whole(again, fragment) == b"kept"
+    again.close()
+
+
+def test_a_second_store_on_one_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    first = DiskStore(tmp_path, CLUSTER, NODE)
+    with pytest.raises(ConfigError, match="in use by another storage node"):
+        DiskStore(tmp_path, CLUSTER, NODE)
+    first.close()
+    DiskStore(tmp_path, CLUSTER, NODE).close()
+
+
+def test_the_folder_of_another_cluster_is_refused_and_let_go(tmp_path: Path) -> None:
+    DiskStore(tmp_path, CLUSTER, NODE).close()
+    with pytest.raises(ConfigError, match="belongs to cluster"):
+        DiskStore(tmp_path, uuid4(), NODE)
+    DiskStore(tmp_path, CLUSTER, NODE).close()
+
+
+def test_what_an_earlier_run_left_unfinished_is_removed(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, CLUSTER, NODE)
+    store.close()
+    (tmp_path / "tmp" / f"{uuid4()}.0.17").write_bytes(b"half")
+    DiskStore(tmp_path, CLUSTER, NODE).close()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_stray_folder_among_the_temp_files_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "tmp" / "stray").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="data folder"):
+        DiskStore(tmp_path, CLUSTER, NODE)
+    (tmp_path / "tmp" / "stray").rmdir()
+    DiskStore(tmp_path, CLUSTER, NODE).close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "[]",
+        "{}",
+        '{"node": 1, "cluster": 2, "format": 1}',
+        '{"node": "x", "cluster": "y", "format": 1}',
+        json.dumps({"node": str(UUID(int=1)), "cluster": str(UUID(int=2)), "format": 9}),
+    ],
+)
+def test_a_damaged_identity_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "node.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"node\.json"):
+        DiskStore(tmp_path, CLUSTER, NODE)
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    for folder in (tmp_path / "f", tmp_path / "f" / "below"):
+        assert read_identity(folder) is None
+        with pytest.raises(ConfigError, match="name a writable one with --data"):
+            DiskStore(folder, CLUSTER, NODE)
+
+
+def test_foreign_files_are_neither_listed_nor_touched(store: DiskStore) -> None:
+    fragment = put(store, header(), b"mine")
+    folder = store.path(fragment).parent
+    name = str(uuid4())
+    foreign = [
+        *(
+            folder / f"{name}{end}"
+            for end in ("", ".", ".16", ".999", ".-1", ".+1", ".01", ".1 ", ".1~", ".x")
+        ),
+        folder / f"{{{name}}}.1",
+        folder / f"{name.upper().replace('1', 'A')}.1",
+        folder.parent / "a file",
+        store.folder / "data" / "lost+found",
+        store.folder / "data" / "notes.txt",
+    ]
+    for path in foreign:
+        path.write_text("not ours")
+    assert listed(store) == [fragment]
+    assert all(path.read_text() == "not ours" for path in foreign)
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(store, header(), b"x")
+
+    def refuse(_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        with pytest.raises(NodeUnavailable, match="Permission denied"):
+            store.list("", 10, soon())
+
+
+def test_a_fragment_under_anothers_name_is_corrupt(store: DiskStore) -> None:
+    one, other = put(store, header(), b"one"), put(store, header(), b"other")
+    store.path(one).rename(store.path(other))
+    with pytest.raises(Corrupt, match="swapped"):
+        store.stat(other, soon())
+    assert open_files(store.folder) == []
+
+
+def test_a_fragment_cut_short_anywhere_is_corrupt(store: DiskStore) -> None:
+    fragment = put(store, header(), random_bytes(5000))
+    path = store.path(fragment)
+    data = path.read_bytes()
+    for length in [*range(0, len(data), 211), len(data) - 1]:
+        path.write_bytes(data[:length])
+        with pytest.raises(Corrupt):
+            store.stat(fragment, soon())
+    assert open_files(store.folder) == []
+
+
+def test_a_put_that_fails_at_its_header_leaves_nothing(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OverflowError("a bug")
+
+    monkeypatch.setattr(FragmentHeader, "pack", fail)
+    for hint in (100, 8 * MIB):
+        with pytest.raises(OverflowError):
+            store.put(header(), hint, soon())
+        assert_no_litter(store)
+
+
+def test_an_fsync_that_fails_is_no_success(store: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    for size in (10, 5 * MIB):
+        head = header(block_size=MIB)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(NodeUnavailable, match="Input/output error"):
+                put(store, head, random_bytes(size))
+        assert_no_litter(store)
+        assert listed(store) == []
+
+
+@pytest.mark.parametrize("size", [10, 5 * MIB])
+def test_a_fragment_is_durable_before_it_has_its_name_and_its_name_before_the_commit_returns(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    fsync, rename = os.fsync, Path.rename
+    events: list[str] = []
+
+    def noted_fsync(fd: int) -> None:
+        fsync(fd)
+        synced = str(Path(f"/proc/self/fd/{fd}").readlink())
+        events.append("file" if "/tmp/" in synced.removeprefix(str(store.folder)) else f"folder {synced}")
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    head = header(block_size=MIB)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    put(store, head, random_bytes(size))
+    folder = f"folder {store.path(head.id).parent}"
+    steps = [event for event in events if event in ("file", "rename", folder)]
+    assert steps == ["file", "rename", folder]
+
+
+def test_a_disk_that_fills_up_takes_nothing_half_and_still_deletes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", monkeypatch) as folder:
+        store = DiskStore(folder / "node", CLUSTER, NODE)
+        kept = put(store, header(block_size=MIB), random_bytes(5 * MIB))
+        for hint in (0, MIB, 3 * MIB):  # a hint that is right is refused at once
+            with pytest.raises(Full):
+                put(store, header(block_size=MIB), random_bytes(SMALL), hint=hint)
+            assert_no_litter(store)
+        assert listed(store) == [kept]
+        assert store.delete(kept, soon())
+        store.close()
+
+
+def test_a_read_only_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with small_disk(tmp_path / "disk", monkeypatch) as folder:
+        store = DiskStore(folder / "node", CLUSTER, NODE)
+        fragment = put(store, header(), b"still here")
+        with readonly(folder, monkeypatch):
+            with pytest.raises(DistfsError):
+                put(store, header(), b"x")
+            assert whole(store, fragment) == b"still here"
+            if os.statvfs(folder).f_flag & os.ST_RDONLY:
+                assert store.info(soon()).state == "readonly"
+        assert store.info(soon()).state == "active"
+        put(store, header(), b"x")
+        store.close()
+
+
+def test_a_folder_made_by_another_thread_is_durable_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A put may not be acknowledged in a folder whose own name another put has made but not yet synced."""
+    tree = FragmentTree(tmp_path / "data")
+    fragment = FragmentId(UUID(int=7), 0)
+    made, go_on = threading.Event(), threading.Event()
+    synced: dict[str, set[Path]] = {"first": set(), "second": set()}
+    fsync_folder = disk_tree.fsync_folder
+
+    def watched(folder: Path) -> None:
+        who = threading.current_thread().name
+        if who == "first" and not made.is_set():  # the folders are made; nothing is synced yet
+            made.set()
+            go_on.wait(10)
+        fsync_folder(folder)
+        synced[who].add(folder)
+
+    monkeypatch.setattr(disk_tree, "fsync_folder", watched)
+
+    def take_in(who: str) -> None:
+        source = tmp_path / who
+        source.write_text(who)
+        tree.take_in(source, fragment)
+
+    threads = [threading.Thread(target=take_in, args=[who], name=who) for who in ("first", "second")]
+    threads[0].start()
+    assert made.wait(10)
+    threads[1].start()
+    threads[1].join()
+    folder = tree.path(fragment).parent
+    seen = set(synced["second"])
+    go_on.set()
+    threads[0].join()
+    assert {folder, folder.parent, folder.parent.parent} <= seen

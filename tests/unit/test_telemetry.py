@@ -1,0 +1,82 @@
+"""Log lines: what is in them, that no text breaks them, and that the request id follows the request."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from distfs.config import LogConfig
+from distfs.telemetry import current_request_id, enter_request, in_context, leave_request, setup_logging
+
+log = logging.getLogger("distfs.test")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    leave_request()
+
+
+def logged(**config: str) -> io.StringIO:
+    stream = io.StringIO()
+    setup_logging(LogConfig(**config), stream)
+    return stream
+
+
+def test_a_text_line_has_time_level_request_logger_message_and_facts() -> None:
+    stream = logged()
+    enter_request("abc-1")
+    log.info("sent %d", 3, extra={"path": "/upload/a b", "seconds": 0.12345, "node": "n1"})
+    log.debug("not shown")
+    words = stream.getvalue().rstrip("\n").split(" ", 1)
+    assert words[0].endswith("Z")
+    assert words[1] == 'INFO abc-1 distfs.test sent 3 path="/upload/a b" seconds=0.123 node=n1'
+
+
+def test_text_from_outside_cannot_make_a_line_of_its_own() -> None:
+    stream = logged()
+    log.info("bad\r\nname \x1b[2J", extra={"name_given": 'a\n2000-01-01T00:00:00Z INFO - x "y"'})
+    assert len(stream.getvalue().splitlines()) == 1
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_json_line_is_one_object_with_the_traceback_in_it() -> None:
+    stream = logged(format="json", level="debug")
+    enter_request("r1")
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        log.exception("failed", extra={"size": 5, "level": "a fact may not hide the level"})
+    (line,) = stream.getvalue().splitlines()
+    entry = json.loads(line)
+    assert entry["request_id"] == "r1"
+    assert (entry["level"], entry["message"], entry["size"]) == ("ERROR", "failed", 5)
+    assert "ValueError: boom" in entry["traceback"]
+
+
+@pytest.mark.parametrize("wanted", ["", "a b", "x" * 65, "a\nb", "é"])
+def test_an_id_that_is_not_sane_is_replaced(wanted: str) -> None:
+    given = enter_request(wanted)
+    assert given != wanted
+    assert given == current_request_id()
+
+
+def test_a_sane_id_is_kept_until_the_request_is_left() -> None:
+    assert enter_request("A.b_c-9" * 9) == "A.b_c-9" * 9
+    leave_request()
+    assert current_request_id() == "-"
+
+
+def test_the_request_id_goes_with_work_handed_to_another_thread() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        enter_request("r2")
+        assert pool.submit(in_context(current_request_id)).result() == "r2"
+        assert pool.submit(current_request_id).result() == "-"
