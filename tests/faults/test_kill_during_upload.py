@@ -66,12 +66,14 @@ def test_a_node_killed_during_an_upload_loses_nothing(
     cluster.start_node(0)
     arm(cluster)
     acknowledged: dict[str, bytes] = {}
-    for number in range(500):  # until the service knows of the node and has placed a fragment there
+
+    def dies() -> bool:
+        number = len(acknowledged)
         data = DATA[number : number + size]
         acknowledged[cluster.upload(data)] = data
-        if not cluster.nodes[0].alive:
-            break
-    assert not cluster.nodes[0].alive, "the node never came to the step"
+        return not cluster.nodes[0].alive
+
+    wait_until(dies, "the service knows of the node, and it has come to the step")
     for uuid, data in acknowledged.items():
         assert cluster.download(uuid) == data
     assert len(files(cluster)) == len(acknowledged)

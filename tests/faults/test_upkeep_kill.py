@@ -129,9 +129,15 @@ def test_repair_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(4, settings("1+1", upkeep=AGES, node=NO_BREAKER))
     files = fill(cluster)
     steps = ["upkeep-mid-slice", "upkeep-made", "upkeep-switched", "node-mid-slice", "node-after-rename"]
-    for step in steps:
+    for seed, step in enumerate(steps, 1):
+        files |= fill_node(cluster, 1, seed)  # so that the service knows node 1 again
         log_before = made(cluster.service.log.read_text())
-        victim = max((0, 2, 3), key=lambda i: len(cluster.fragments(i)))
+        on_1 = {path.name.split(".")[0] for path in cluster.fragments(1)}
+
+        def for_node_1(i: int, others: frozenset[str] = frozenset(on_1)) -> int:
+            return sum(path.name.split(".")[0] not in others for path in cluster.fragments(i))
+
+        victim = max((0, 2, 3), key=for_node_1)
         dies_and_resumes(cluster, step, partial(lose, cluster, victim))
         check(cluster, files, step)
         log = made(cluster.service.log.read_text()) - log_before

@@ -289,7 +289,8 @@ def test_a_dry_run_tells_the_plan_and_moves_nothing(small: UpkeepCluster) -> Non
     for move in moves:
         after[move.source] -= move.size / capacity
         after[move.target] += move.size / capacity
-    assert max(after.values()) - min(after.values()) < 0.05 + (256 << 10) / capacity
+    rounding = 2 * max(move.size for move in moves) / capacity  # a whole fragment at either end
+    assert max(after.values()) - min(after.values()) < 0.05 + rounding
 
 
 def test_equally_full_nodes_are_left_alone(small: UpkeepCluster) -> None:
