@@ -161,6 +161,11 @@ class DiskStore:
 
     def delete(self, id: FragmentId, deadline: Deadline) -> bool:
         with translated(f"delete {id}"):
+            # First what is still being written: it finds no temp file to name, or has named it before ``remove``.
+            for temp in os.listdir(self._temp):
+                if temp.startswith(f"{id}."):
+                    with contextlib.suppress(FileNotFoundError):
+                        (self._temp / temp).unlink()
             return self._files.remove(id)
 
     def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
@@ -234,8 +239,11 @@ class DiskStore:
         return open_sink(path, size_hint, self._buffers if direct else None)
 
     def publish(self, temp: Path, id: FragmentId) -> None:
-        """Give a finished, fsynced temp file its name, durably."""
-        self._files.take_in(temp, id)
+        """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted."""
+        try:
+            self._files.take_in(temp, id)
+        except FileNotFoundError:
+            raise NodeUnavailable(f"store {id}: deleted while it was written") from None
 
     def _space(self) -> tuple[int, int, int]:
         """Capacity, used and free bytes of the disk; free is above the reserve and may be negative."""

@@ -16,7 +16,7 @@ from typing import Protocol
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, Full, NotFound
+from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
 from distfs.fragment import (
     MAX_CELLS,
     CellEntry,
@@ -105,7 +105,7 @@ class FragmentStore(Protocol):
         """Re-read every cell; the numbers of those that fail. Raises NotFound, Corrupt (no cell is good)."""
 
     def delete(self, id: FragmentId, deadline: Deadline) -> bool:
-        """Whether there was such a fragment; afterwards there is none."""
+        """Whether there was such a fragment; afterwards there is none, and a PUT of it that runs will fail."""
 
     def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
         """At most ``limit`` fragments after ``cursor`` ("" is the start)."""
@@ -159,12 +159,15 @@ class MemoryStore:
         self._lock = threading.Lock()
         self.fragments: dict[FragmentId, tuple[bytearray, float]] = {}
         self.aside: dict[FragmentId, tuple[bytearray, float]] = {}
+        self._writing: list[_MemoryWriter] = []
 
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> FragmentWriter:
         free = self.info(deadline).free
         if size_hint > free:
             raise Full(f"put {header.id}: {size_hint} bytes do not fit, {free} are free")
-        return _MemoryWriter(self, header)
+        with self._lock:
+            self._writing.append(writer := _MemoryWriter(self, header))
+        return writer
 
     def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> FragmentReader:
         return _reader(self._data(id), first)
@@ -177,6 +180,7 @@ class MemoryStore:
 
     def delete(self, id: FragmentId, deadline: Deadline) -> bool:
         with self._lock:
+            self._writing = [writer for writer in self._writing if writer.id != id]
             return self.fragments.pop(id, None) is not None
 
     def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
@@ -214,9 +218,17 @@ class MemoryStore:
                 raise NotFound(f"no fragment {id}")
             return self.fragments[id][0]
 
-    def _keep(self, id: FragmentId, data: bytearray) -> None:
+    def _keep(self, writer: _MemoryWriter, data: bytearray) -> None:
         with self._lock:
-            self.fragments[id] = (data, time.monotonic())
+            if writer not in self._writing:
+                raise NodeUnavailable(f"store {writer.id}: deleted while it was written")
+            self._writing.remove(writer)
+            self.fragments[writer.id] = (data, time.monotonic())
+
+    def _give_up(self, writer: _MemoryWriter) -> None:
+        with self._lock:
+            if writer in self._writing:
+                self._writing.remove(writer)
 
 
 _Kept = dict[FragmentId, tuple[bytearray, float]]
@@ -246,7 +258,7 @@ def _reader(data: bytearray, first: int) -> _MemoryReader:
 
 class _MemoryWriter:
     def __init__(self, store: MemoryStore, header: FragmentHeader) -> None:
-        self._store, self._header = store, header
+        self._store, self.id, self._block_size = store, header.id, header.block_size
         self._packed = header.pack()
         self._data = bytearray(self._packed)
         self._entries: list[CellEntry] = []
@@ -259,7 +271,7 @@ class _MemoryWriter:
         self._entries.append(entry)
 
     def finish(self, slice_size: int, last: bool) -> None:
-        check_counts(len(self._entries), slice_size, self._header.block_size)
+        check_counts(len(self._entries), slice_size, self._block_size)
         self._finished = True
         table = FragmentTable(tuple(self._entries), slice_size, last)
         at = len(self._data)
@@ -268,10 +280,11 @@ class _MemoryWriter:
 
     def commit(self) -> None:
         if not self._finished:
-            raise Corrupt(f"fragment {self._header.id} was not finished")
-        self._store._keep(self._header.id, self._data)
+            raise Corrupt(f"fragment {self.id} was not finished")
+        self._store._keep(self, self._data)
 
     def abort(self) -> None:
+        self._store._give_up(self)
         self._data = bytearray()
 
 

@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from distfs.errors import Corrupt, Full, NotFound
+from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
 from distfs.fragment import MAX_NAME, CellEntry, FragmentHeader, checksum
 from distfs.fragment_store import FragmentStore, FragmentWriter
 from distfs.model import FragmentId, Policy
+from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import (
     CLUSTER,
     MIB,
@@ -284,6 +285,26 @@ def test_a_deleted_fragment_is_gone(store: FragmentStore) -> None:
     assert listed(store) == []
     with pytest.raises(NotFound):
         store.get(fragment, 0, 1, soon())
+
+
+def test_a_fragment_deleted_while_it_is_written_never_appears(subject: Subject) -> None:
+    """Whoever gives an upload up deletes what a node may just be finishing."""
+    store, head, data = subject.store, header(policy=Policy(8, 4)), random_bytes(4096)
+    writer = store.put(replace(head, index=1), len(data), soon())
+    other = store.put(replace(head, index=10), len(data), soon())
+    for each in (writer, other):
+        each.write_cell(entry_of(data), memoryview(data))
+    if subject.disk is not None:
+        folder = subject.disk.folder
+        eventually(lambda: len(temp_files(folder)) == 2, "both have begun")
+    assert not store.delete(FragmentId(head.slice, 1), soon())
+    for each in (writer, other):
+        each.finish(len(data), True)
+    with pytest.raises(NodeUnavailable, match="deleted while it was written"):
+        writer.commit()
+    writer.abort()
+    other.commit()
+    assert listed(store) == [FragmentId(head.slice, 10)]
 
 
 def test_a_reader_goes_on_after_its_fragment_is_deleted(store: FragmentStore) -> None:
