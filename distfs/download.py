@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -149,10 +148,15 @@ class Downloader:
         )
 
     def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
-        """Fragment indexes: nodes that are up and well first; copies shuffled, so that they share the reading."""
+        """Fragment indexes: nodes that are up and well first.
+
+        Of copies a slice has one that all services prefer: slices share the nodes evenly, and what is read
+        again is in one node's page cache, not half of it in each.
+        """
         alive = {node.id for node in self._directory.nodes(deadline) if node.alive}
         standing = self._directory.standing(piece.nodes)
         held = [index for index, node in enumerate(piece.nodes) if node]
-        if code.policy.k == 1:
-            random.shuffle(held)  # with k > 1 data cells come first: they need no decoding
+        if code.policy.k == 1 and held:  # with k > 1 data cells come first: they need no decoding
+            preferred = piece.id.int % len(held)
+            held = held[preferred:] + held[:preferred]
         return sorted(held, key=lambda i: (piece.nodes[i] not in alive, standing[piece.nodes[i]]))

@@ -12,7 +12,7 @@ import pytest
 from distfs.deadline import Deadline
 from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
-from distfs.model import File, FragmentId, Policy
+from distfs.model import File, FragmentId, Policy, Slice
 from tests.contract.samples import header, put, random_bytes, soon
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Ways, byte_ways, flip, header_of
 from tests.postgres import database_url, run_sql
@@ -50,10 +50,15 @@ def file(ways: Ways, request: pytest.FixtureRequest) -> File:
     return ways.upload(DATA, request.param)
 
 
-def reads(ways: Ways, file: File, times: int = 6) -> None:
-    """Whichever copy is asked first, it is the right file."""
-    for _ in range(times):
+def reads(ways: Ways, file: File) -> None:
+    """It is the right file, also when something is known of its nodes already."""
+    for _ in range(2):
         assert ways.download(file) == DATA
+
+
+def first_read(piece: Slice, policy: Policy) -> int:
+    """The index of the fragment that is asked for before the others."""
+    return piece.id.int % len(piece.nodes) if policy.k == 1 else 0
 
 
 # --- ranges ---------------------------------------------------------------------------------------------------
@@ -140,7 +145,7 @@ def test_one_bad_fragment_of_every_slice_changes_nothing(
 ) -> None:
     for piece in own.slices:
         paths = shared.paths(own, piece.ordinal)
-        harm(paths[piece.ordinal % len(paths)])
+        harm(paths[(first_read(piece, own.policy) + piece.ordinal) % len(paths)])
     reads(shared, own)
 
 
@@ -162,9 +167,9 @@ def test_a_stale_fragment_changes_nothing(ways: Ways) -> None:
     """Whole and valid in itself, under the right name, but not what MetaDB's digest vouches for."""
     file = ways.upload(DATA)
     for piece in file.slices:
-        path = ways.paths(file, piece.ordinal)[0]
-        head = header_of(path)
-        put(ways.nodes[piece.nodes[0]].store, head, random_bytes(piece.size, 99))
+        index = first_read(piece, COPIES)
+        head = header_of(ways.paths(file, piece.ordinal)[index])
+        put(ways.nodes[piece.nodes[index]].store, head, random_bytes(piece.size, 99))
     reads(ways, file)
 
 
@@ -192,16 +197,21 @@ def test_every_fragment_damaged_in_another_cell_is_still_a_whole_file(shared: Wa
     reads(shared, own)
 
 
-def test_damage_is_noted_for_repair(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("preferred", [True, False])
+def test_one_copy_is_always_the_first_and_its_damage_is_noted_for_repair(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch, preferred: bool
+) -> None:
+    """The other is in no page cache, and what is wrong with it is for scrub to find."""
     file = ways.upload(DATA[:SLICE])
     noted: list[tuple[FragmentId, int]] = []
     note = lambda fragment, node, error: noted.append((fragment, node))  # noqa: E731
     monkeypatch.setattr(ways.services.downloader, "_note_damage", note)
     [piece] = file.slices
-    ways.paths(file)[0].unlink()
-    for _ in range(12):
+    index = first_read(piece, COPIES) if preferred else 1 - first_read(piece, COPIES)
+    ways.paths(file)[index].unlink()
+    for _ in range(6):
         assert ways.download(file) == DATA[:SLICE]
-    assert set(noted) == {(FragmentId(piece.id, 0), piece.nodes[0])}
+    assert noted == [(FragmentId(piece.id, index), piece.nodes[index])] * (6 if preferred else 0)
 
 
 # --- nodes that go ---------------------------------------------------------------------------------------------
