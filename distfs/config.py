@@ -90,7 +90,7 @@ class StorageConfig:
     slice_size: Bytes = Bytes(32 * MIB)
     block_size: Bytes = Bytes(MIB)
     parallel_slices: int = 2  # slices of one upload in flight
-    window: Bytes = Bytes(32 * MIB)  # blocks of one upload in flight, at most
+    window: Bytes = Bytes(24 * MIB)  # blocks of one upload in flight, at most
     memory_budget: Bytes = Bytes(512 * MIB)  # blocks in flight of all transfers together
 
     @property

@@ -341,7 +341,7 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
         ("storage", {"slice_size": 0}, "storage.slice_size must be a multiple of storage.block_size"),
         ("storage", {"slice_size": "2GiB"}, "storage.slice_size must be at most 1GiB"),
         ("storage", {"window": "3MiB"}, "storage.window must be at least four times storage.block_size"),
-        ("storage", {"memory_budget": "31MiB"}, "storage.memory_budget must be at least storage.window"),
+        ("storage", {"memory_budget": "23MiB"}, "storage.memory_budget must be at least storage.window"),
         ("storage", {"parallel_slices": 0}, "storage.parallel_slices"),
         ("metadb", {"pool_size": 0}, "metadb.pool_size"),
         ("metadb", {"connect_timeout": 0}, "metadb.connect_timeout"),
