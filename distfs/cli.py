@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import distfs
-from distfs import config as configuration
+from distfs import config_file as configuration
 from distfs import descriptors, local_cluster, parent_watch
 from distfs.commands.parser import add_commands, operate
 from distfs.config import Config

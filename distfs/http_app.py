@@ -12,7 +12,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
-from distfs.config import Config, load
+from distfs.config import Config
+from distfs.config_file import load
 from distfs.errors import DistfsError
 from distfs.routes import admin, download, files, upload
 from distfs.routes.messages import Request, as_json, text

@@ -24,7 +24,8 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from distfs import embedded_postgres, parent_watch, supervisor
-from distfs.config import Config, MetaDBConfig, override
+from distfs.config import Config, MetaDBConfig
+from distfs.config_file import override
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB

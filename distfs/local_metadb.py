@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 
-from distfs import config as configuration
+from distfs import config_file as configuration
 from distfs import parent_watch
 from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import ConfigError

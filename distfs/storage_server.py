@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import xxhash
 
-from distfs import config as configuration
+from distfs import config_file as configuration
 from distfs import descriptors, parent_watch, wire
 from distfs.config import Config, NodeConfig
 from distfs.deadline import Deadline

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from distfs import config as configuration
+from distfs import config_file as configuration
 from distfs.config import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, Refused

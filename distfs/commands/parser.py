@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from distfs import config as configuration
+from distfs import config_file as configuration
 from distfs.commands.drain import drain, forget, undrain
 from distfs.commands.fsck import fsck
 from distfs.commands.nodes import show_nodes

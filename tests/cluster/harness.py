@@ -28,7 +28,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from distfs import config as configuration
+from distfs import config_file as configuration
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.disk_store import read_identity

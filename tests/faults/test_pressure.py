@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from distfs.config import parse_bytes
+from distfs.config_file import parse_bytes
 from tests.cluster.harness import Cluster, MakeCluster, wait_until
 from tests.faults.slow_clients import CHUNKED_BODY, HEADERS, LARGE_BODY, SMALL_BODY, reader, slow_clients
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from distfs import config
+from distfs import config_file
 from distfs.bandwidth import Bandwidth, Direction, Share
 from distfs.callers import Caller, CallerMatch
 from distfs.config import MIB, BandwidthConfig
@@ -23,7 +23,7 @@ def caller(address: str = "192.0.2.1", **headers: str) -> Caller:
 
 
 def settings(**values: object) -> BandwidthConfig:
-    return config.parse({"bandwidth": values}).bandwidth
+    return config_file.parse({"bandwidth": values}).bandwidth
 
 
 def take_all(share: Share, amount: int, deadline: Deadline) -> None:

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs import config
-from distfs.config import Config
+from distfs import config_file
+from distfs.config import Config, Seconds
 from distfs.errors import ConfigError
 from distfs.model import Policy
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def refused(tree: object) -> str:
     """The one line ``tree`` is refused with."""
     with pytest.raises(ConfigError) as caught:
-        config.parse(tree)
+        config_file.parse(tree)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -29,7 +29,7 @@ def refused(tree: object) -> str:
 def load(tmp_path: Path, text: str, **environ: str) -> Config:
     file = tmp_path / "c.yml"
     file.write_text(text)
-    return config.load(str(file), environ)
+    return config_file.load(str(file), environ)
 
 
 def load_refused(tmp_path: Path, text: str, **environ: str) -> str:
@@ -43,7 +43,7 @@ def load_refused(tmp_path: Path, text: str, **environ: str) -> str:
 
 
 def test_the_shipped_file_equals_the_defaults() -> None:
-    assert config.load(str(ROOT / "config.yml"), {}) == Config()
+    assert config_file.load(str(ROOT / "config.yml"), {}) == Config()
 
 
 def test_the_shipped_file_shows_every_key() -> None:
@@ -65,23 +65,23 @@ def test_the_shipped_file_explains_every_section() -> None:
 
 def test_no_file_means_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert config.load(None, {}) == Config()
+    assert config_file.load(None, {}) == Config()
 
 
 def test_config_yml_of_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.yml").write_text("http: {port: 1234}")
     monkeypatch.chdir(tmp_path)
-    assert config.load(None, {}).http.port == 1234
+    assert config_file.load(None, {}).http.port == 1234
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere.yml: No such file"):
-        config.load(str(tmp_path / "nowhere.yml"), {})
+        config_file.load(str(tmp_path / "nowhere.yml"), {})
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read .*: Is a directory"):
-        config.load(str(tmp_path), {})
+        config_file.load(str(tmp_path), {})
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "http:\n", "http:\nstorage: {}\n"])
@@ -100,7 +100,7 @@ def test_broken_yaml_names_the_file_and_the_line(tmp_path: Path) -> None:
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yml").write_bytes(b"http: \xff")
     with pytest.raises(ConfigError, match="not UTF-8 text: .* at byte 6"):
-        config.load(str(tmp_path / "c.yml"), {})
+        config_file.load(str(tmp_path / "c.yml"), {})
 
 
 def test_a_control_character_is_refused(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_key_like_no_other_lists_the_known_ones() -> None:
     ],
 )
 def test_sizes_have_units(text: object, size: int) -> None:
-    assert config.parse_bytes(text) == size
+    assert config_file.parse_bytes(text) == size
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_what_is_no_size_is_refused_with_an_example(text: object) -> None:
 
 @given(st.integers(0, 2**50))
 def test_plain_bytes_are_kept_exactly(size: int) -> None:
-    assert config.parse_bytes(size) == config.parse_bytes(str(size)) == size
+    assert config_file.parse_bytes(size) == config_file.parse_bytes(str(size)) == size
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_plain_bytes_are_kept_exactly(size: int) -> None:
     [("500ms", 0.5), ("2s", 2), ("2", 2), (2.5, 2.5), ("10min", 600), ("1h", 3600), ("1d", 86400)],
 )
 def test_times_have_units(text: object, seconds: float) -> None:
-    assert config.parse({"http": {"idle_timeout": text}}).http.idle_timeout == seconds
+    assert config_file.parse({"http": {"idle_timeout": text}}).http.idle_timeout == seconds
 
 
 def test_what_is_no_time_is_refused_with_an_example() -> None:
@@ -187,7 +187,7 @@ def test_what_is_no_time_is_refused_with_an_example() -> None:
 
 @pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.25", 0.25), (0, 0)])
 def test_shares_are_percent_or_fractions(text: object, share: float) -> None:
-    assert config.parse({"node": {"reserve": text}}).node.reserve == share
+    assert config_file.parse({"node": {"reserve": text}}).node.reserve == share
 
 
 @pytest.mark.parametrize("text", ["100%", "1", "-1%", "lots"])
@@ -197,7 +197,7 @@ def test_a_share_is_below_all(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "rate"), [("1MiB/s", 1 << 20), ("1MiB", 1 << 20), (1000, 1000)])
 def test_rates_are_bytes_a_second(text: object, rate: int) -> None:
-    assert config.parse({"node": {"min_rate": text}}).node.min_rate == rate
+    assert config_file.parse({"node": {"min_rate": text}}).node.min_rate == rate
 
 
 @pytest.mark.parametrize("value", ["many", -1, "-1", 1.5, True, None, "", [3], "٣"])
@@ -220,7 +220,9 @@ def test_direct_io_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_policies_have_names_and_a_default() -> None:
-    policies = config.parse({"storage": {"policies": {"default": "1+1", "wide": "4 + 2"}}}).storage.policies
+    policies = config_file.parse(
+        {"storage": {"policies": {"default": "1+1", "wide": "4 + 2"}}}
+    ).storage.policies
     assert policies == {"default": Policy(1, 1), "wide": Policy(4, 2)}
 
 
@@ -237,7 +239,7 @@ def test_a_policy_out_of_bounds_is_refused(text: str) -> None:
 
 def test_callers_are_rows_with_defaults() -> None:
     rows = [{"match": "10.0.0.0/8", "weight": "2"}, {"match": "X-Team=gold", "cap_out": "1MiB/s"}]
-    bandwidth = config.parse({"bandwidth": {"callers": rows, "trusted_proxies": ["::1"]}}).bandwidth
+    bandwidth = config_file.parse({"bandwidth": {"callers": rows, "trusted_proxies": ["::1"]}}).bandwidth
     assert [str(rule.match) for rule in bandwidth.callers] == ["10.0.0.0/8", "X-Team=gold"]
     assert [float(rule.weight) for rule in bandwidth.callers] == [2, 1]
     assert [int(rule.cap_out) for rule in bandwidth.callers] == [0, 1 << 20]
@@ -271,7 +273,7 @@ def test_callers_can_come_from_the_environment(tmp_path: Path) -> None:
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     c = load(tmp_path, "http: {port: 80, host: here}", DISTFS_HTTP_PORT="81", DISTFS_NODE_DOWN_AFTER="1min")
     assert (c.http.port, c.http.host) == (81, "here")
-    assert c.node.down_after == config.Seconds(60)
+    assert c.node.down_after == Seconds(60)
 
 
 def test_the_environment_of_the_process_is_used_by_default(
@@ -279,7 +281,7 @@ def test_the_environment_of_the_process_is_used_by_default(
 ) -> None:
     (tmp_path / "c.yml").write_text("")
     monkeypatch.setenv("DISTFS_LOCAL_NODES", "7")
-    assert config.load(str(tmp_path / "c.yml")).local.nodes == 7
+    assert config_file.load(str(tmp_path / "c.yml")).local.nodes == 7
 
 
 def test_policies_can_come_from_the_environment(tmp_path: Path) -> None:
@@ -368,10 +370,10 @@ def test_relations_are_checked_and_name_their_keys(
 
 
 def test_flags_replace_what_they_name_only() -> None:
-    c = config.override(Config(), "http", host=None, port=9000)
+    c = config_file.override(Config(), "http", host=None, port=9000)
     assert (c.http.host, c.http.port) == ("127.0.0.1", 9000)
 
 
 def test_flags_are_checked_like_the_file() -> None:
     with pytest.raises(ConfigError, match=r"http.port must be 0 \(any free port\) to 65535"):
-        config.override(Config(), "http", port=-1)
+        config_file.override(Config(), "http", port=-1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distfs import config
+from distfs import config_file
 from distfs.meta_url import MetaURL
 from distfs.model import Address
 
@@ -21,7 +21,7 @@ OURS = {name: part for name, part in COMPOSE["services"].items() if part["image"
 @pytest.mark.parametrize("name", OURS)
 def test_every_part_runs_a_module_with_settings_that_are_accepted(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty.yml").touch()
-    settings = config.load(str(tmp_path / "empty.yml"), OURS[name]["environment"])
+    settings = config_file.load(str(tmp_path / "empty.yml"), OURS[name]["environment"])
     assert importlib.util.find_spec(OURS[name]["command"][0])
     assert settings.http.host == settings.node.host == "0.0.0.0"
     assert MetaURL.parse(settings.metadb.url).hosts[0].name in COMPOSE["services"]

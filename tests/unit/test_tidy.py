@@ -21,7 +21,8 @@ LAYERS = """
     __init__ errors
     callers deadline breaker hedge disk_health model parent_watch signals supervisor terminal descriptors
     config source blocks gate connection_pool upkeep_model
-    telemetry multipart placement room fairshare coding fragment
+    config_rules
+    config_file telemetry multipart placement room fairshare coding fragment
     wire bandwidth
     fragment_store disk_writer wire_socket unprivileged meta_url meta_schema
     disk_tree embedded_postgres meta_link node_link late_read
