@@ -13,7 +13,7 @@ from distfs.blocks import BlockPool
 from distfs.coding import Code, code_for
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, Unavailable
-from distfs.model import NewFile, Slice
+from distfs.model import NewFile, Node, Slice
 from distfs.node_directory import NodeDirectory
 from distfs.slice_read import NoteDamage, SliceReader, not_noted
 from distfs.telemetry import in_context
@@ -76,6 +76,7 @@ class Downloader:
         buffer: memoryview,
         deadline: Deadline,
     ) -> Iterator[memoryview]:
+        known = self._directory.nodes(deadline)
         wanted = self._readers(file, start, stop, deadline)
         if (first := next(wanted, None)) is not None:
             opened.append((first, _OPENED))
@@ -86,7 +87,7 @@ class Downloader:
         while opened:
             reader, opening = opened[0]
             opening.result()
-            for block in self._blocks(file, reader, buffer, deadline):
+            for block in self._blocks(file, reader, known, buffer, deadline):
                 yield block[max(0, start - at) : stop - at]
                 at += len(block)
             reader.close()
@@ -94,9 +95,17 @@ class Downloader:
             self._open_next(wanted, opened)
 
     def _blocks(
-        self, file: NewFile, reader: SliceReader, buffer: memoryview, deadline: Deadline
+        self,
+        file: NewFile,
+        reader: SliceReader,
+        known: list[Node],
+        buffer: memoryview,
+        deadline: Deadline,
     ) -> Iterator[memoryview]:
-        """What ``reader`` reads; when it cannot go on and its fragments are elsewhere by now, from there."""
+        """What ``reader`` reads; when it cannot go on and its fragments are elsewhere by now, from there.
+
+        ``known``: the nodes as they were when the download began.
+        """
         number, stop = reader.span
         try:
             for block in reader.blocks(buffer):
@@ -104,23 +113,26 @@ class Downloader:
                 number += 1
             return
         except (Corrupt, Unavailable):
-            moved = self._moved(file, reader.piece, deadline)
-            if moved is None:
+            piece = self._moved(file, reader.piece, known, deadline)
+            if piece is None:
                 raise
-        again = self._reader(file, moved, (number, stop), deadline)
+        again = self._reader(file, piece, (number, stop), deadline)
         with contextlib.closing(again):
             yield from again.blocks(buffer)
 
-    def _moved(self, file: NewFile, piece: Slice, deadline: Deadline) -> Slice | None:
-        """The slice as it is now, if any of its fragments was moved since the download began."""
+    def _moved(self, file: NewFile, piece: Slice, known: list[Node], deadline: Deadline) -> Slice | None:
+        """The slice as it is now, if a fragment of it, or a node that has one, is not where it was."""
         if self._find is None:
             return None
         try:
             fresh = self._find(file.id, deadline).slices[piece.ordinal]
+            nodes = self._directory.nodes(deadline, fresh=True)
         except DistfsError as e:
             log.info("file %s: whether slice %s was moved cannot be told: %s", file.id, piece.id, e)
             return None
-        return fresh if fresh.nodes != piece.nodes else None
+        before = {node.id: node.address for node in known}
+        away = {node.id for node in nodes if node.address != before.get(node.id)}
+        return fresh if fresh.nodes != piece.nodes or away.intersection(fresh.nodes) else None
 
     def _open_next(
         self, wanted: Iterator[SliceReader], opened: deque[tuple[SliceReader, Future[None]]]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 
@@ -13,8 +16,9 @@ from distfs.deadline import Deadline
 from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
 from distfs.model import File, FragmentId, Policy, Slice
+from tests.contract.nodes import KillableServer
 from tests.contract.samples import header, put, random_bytes, soon
-from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Ways, byte_ways, flip, header_of
+from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Ways, byte_ways, flip, header_of, register
 from tests.postgres import database_url, run_sql
 
 CODED = Policy(2, 1)
@@ -242,6 +246,25 @@ def test_a_node_that_listens_but_never_answers_is_left_for_another(metadb_url: s
         mute.cut()
         for _ in range(3):
             assert ways.download(file) == DATA
+
+
+def test_nodes_that_came_back_at_other_ports_are_found_before_a_read_is_given_up(
+    ways: Ways, file: File, tmp_path: Path
+) -> None:
+    """What the service knows of nodes may be a second old."""
+    meta, directory = ways.services.meta, ways.services.directory
+    with ExitStack() as stack:
+        for number, server in list(ways.nodes.items()):
+            ways.kill(number)
+            meta.node_leave(server.store.node, server.address, soon())
+            ways.nodes[number] = KillableServer("127.0.0.1", 0, server.store, server.config)
+            thread = threading.Thread(target=ways.nodes[number].serve_forever, args=(0.02,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(ways.kill, number)
+            assert register(ways.services, ways.nodes[number]) == number
+        directory._read_at = time.monotonic()
+        assert ways.download(file) == DATA
 
 
 def test_metadb_may_go_away_while_a_file_is_read(ways: Ways, file: File) -> None:
