@@ -15,7 +15,7 @@ from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
 from distfs.bandwidth import Bandwidth
 from distfs.callers import Caller
-from distfs.config import MIB, BandwidthConfig
+from distfs.config import MIB, BandwidthConfig, CallersConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 
@@ -129,7 +129,9 @@ def _overheads(distfs: Distfs, source: Path, size: int, runs: int) -> list[Overh
 
 def _take_ns() -> float:
     """Nanoseconds that a block costs where nothing is capped."""
-    share = Bandwidth(BandwidthConfig()).transfer(Caller("127.0.0.1", lambda name: None), "out")
+    share = Bandwidth(BandwidthConfig(), CallersConfig()).transfer(
+        Caller("127.0.0.1", lambda name: None), "out"
+    )
     deadline = Deadline(600)
     start = time.perf_counter()
     for _ in range(_TAKES):

@@ -17,7 +17,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from uuid import UUID, uuid4
 
-from distfs.config import HttpConfig, StorageConfig
+from distfs.callers import Caller
+from distfs.config import CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError, Full, TooLarge, Unavailable
 from distfs.gate import Gate
@@ -44,8 +45,16 @@ _DECIDE_LIMIT_S = 15.0
 class Admission:
     """What a service has promised. Thread-safe."""
 
-    def __init__(self, db: ReservationDB, gate: Gate, storage: StorageConfig, http: HttpConfig) -> None:
-        self.gate, self.http, self.storage = gate, http, storage
+    def __init__(
+        self,
+        db: ReservationDB,
+        gate: Gate,
+        storage: StorageConfig,
+        http: HttpConfig,
+        callers: CallersConfig,
+    ) -> None:
+        """``callers`` may be replaced at any time."""
+        self.gate, self.http, self.storage, self.callers = gate, http, storage, callers
         self._db = db
         self._deciding = threading.Lock()  # one decision of this service at a time: they would only collide
         self._ledger = _Ledger(db)
@@ -55,18 +64,31 @@ class Admission:
         self._read_at = float("-inf")
         self._rooms: dict[Policy, int] = {}  # shares, by ``_state``
 
+    def largest(self, caller: Caller) -> int:
+        """How many bytes a file of this caller may have."""
+        rule = self.callers.rule(caller)
+        most = self.http.max_file_size
+        return min(rule.max_file_size, most) if rule and rule.max_file_size else most
+
     def admit(
-        self, size: int | None, policy: Policy, deadline: Deadline, *, declared: bool = True
+        self,
+        size: int | None,
+        policy: Policy,
+        deadline: Deadline,
+        *,
+        declared: bool = True,
+        largest: int | None = None,
     ) -> Promise:
         """Room for a body of ``size`` bytes; None: nobody knows how many, and room is found as they come.
 
         ``declared`` False: ``size`` is only what the client says beside a chunked body, and holds it to that.
+        ``largest``: what its files may have; None: ``http.max_file_size``.
         Leave the promise on every way out; ``keep`` it when the file is committed. Raises TooLarge; Full when the
         cluster has no room for it under this policy; Unavailable when too few nodes take writes.
         """
-        most = self.http.max_file_size + self.http.max_form_overhead
+        most = (self.http.max_file_size if largest is None else largest) + self.http.max_form_overhead
         if size is not None and size > most:
-            raise TooLarge(f"{size} bytes are more than the {most} that are taken (http.max_file_size)")
+            raise TooLarge(f"{size} bytes are more than the {most} that are taken (max_file_size)")
         promise = Promise(self, policy, size, deadline, strict=not declared)
         if size is None:
             promise.cover(1)

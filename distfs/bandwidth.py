@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Literal
 
-from distfs.callers import Caller, Identity
-from distfs.config import BandwidthConfig
+from distfs.callers import Caller
+from distfs.config import BandwidthConfig, CallersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
 from distfs.fairshare import Group, Schedule, Transfer
@@ -26,14 +26,18 @@ Direction = Literal["in", "out"]
 class Bandwidth:
     """Shares what a service may receive and send. Thread-safe; ``configure`` applies to running transfers too."""
 
-    def __init__(self, config: BandwidthConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: BandwidthConfig, callers: CallersConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._ways: dict[Direction, _Way] = {"in": _Way(clock), "out": _Way(clock)}
-        self.configure(config)
+        self.configure(config, callers)
 
-    def configure(self, config: BandwidthConfig) -> None:
+    def configure(self, config: BandwidthConfig, callers: CallersConfig) -> None:
         """From now on these caps, this mode, these callers."""
-        self._ways["in"].change(_lane(config, config.cap_in, [rule.cap_in for rule in config.callers]))
-        self._ways["out"].change(_lane(config, config.cap_out, [rule.cap_out for rule in config.callers]))
+        caps = [rule.cap_in for rule in callers.rules]
+        self._ways["in"].change(_lane(config.mode, config.cap_in, callers, caps))
+        caps = [rule.cap_out for rule in callers.rules]
+        self._ways["out"].change(_lane(config.mode, config.cap_out, callers, caps))
 
     def transfer(self, caller: Caller, direction: Direction) -> Share:
         """For one upload ('in') or download ('out'), used by one thread at a time."""
@@ -110,25 +114,22 @@ class Share:
 class _Lane:
     """One direction as it is configured now: a schedule, and for each rule the transfers it is about."""
 
-    def __init__(self, config: BandwidthConfig, cap: float, caps: list[int]) -> None:
-        self.schedule = Schedule(cap, config.mode)
+    def __init__(self, mode: str, cap: float, callers: CallersConfig, caps: Sequence[int]) -> None:
+        self.schedule = Schedule(cap, mode)
         self.shares: dict[Transfer, Share] = {}  # those that wait
-        self._proxies = config.trusted_proxies
+        self._callers = callers
         self._everyone = Group(0)
-        self._rules = [(rule, Group(cap)) for rule, cap in zip(config.callers, caps)]
+        self._groups = {rule: Group(cap) for rule, cap in zip(callers.rules, caps)}
 
     def place(self, caller: Caller) -> tuple[Group, float]:
         """By the first rule about the caller: who it shares a cap with, and its weight."""
-        identity: Identity = caller.identify(self._proxies)
-        for rule, group in self._rules:
-            if identity.matches(rule.match):
-                return group, rule.weight
-        return self._everyone, 1.0
+        rule = self._callers.rule(caller)
+        return (self._groups[rule], rule.weight) if rule else (self._everyone, 1.0)
 
 
-def _lane(config: BandwidthConfig, cap: int, caps: list[int]) -> _Lane | None:
+def _lane(mode: str, cap: int, callers: CallersConfig, caps: Sequence[int]) -> _Lane | None:
     """None where nothing is capped."""
-    return _Lane(config, cap, caps) if cap or any(caps) else None
+    return _Lane(mode, cap, callers, caps) if cap or any(caps) else None
 
 
 class _Way:

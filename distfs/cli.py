@@ -93,7 +93,7 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     upkeep = Upkeep(config, app.services.directory, app.services.damage)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.drain())
-    reload = Reload(lambda: configuration.load(given.config), as_read, app.services.bandwidth)
+    reload = Reload(lambda: configuration.load(given.config), as_read, app.services)
     reload.on_signal(hung_up=server.drain)
     if given.exit_with_parent:
         parent_watch.exit_with_parent()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
 
-from distfs.callers import CallerMatch, Network
+from distfs.callers import Caller, CallerMatch, Network
 from distfs.model import Policy
 
 Bytes = NewType("Bytes", int)
@@ -46,15 +46,32 @@ class HttpConfig:
 
 @dataclass(frozen=True, slots=True)
 class CallerRule:
-    """A row of ``bandwidth.callers``: what holds for the transfers of some callers."""
+    """A row of ``callers.rules``: what holds for the transfers of some callers."""
 
     match: CallerMatch
     weight: Weight = Weight(1)  # of each of their transfers
     cap_in: BytesPerSecond = BytesPerSecond(0)  # of all of them together; 0: none of their own
     cap_out: BytesPerSecond = BytesPerSecond(0)
+    max_file_size: Bytes = Bytes(0)  # of each file they upload; 0: http.max_file_size
 
     def __str__(self) -> str:
-        return f"{self.match}: weight {self.weight:g}, in {self.cap_in}, out {self.cap_out}"
+        shares = f"weight {self.weight:g}, in {self.cap_in}, out {self.cap_out}"
+        return f"{self.match}: {shares}, files of {self.max_file_size or 'any size'}"
+
+
+@dataclass(frozen=True, slots=True)
+class CallersConfig:
+    """Who may do what. SIGHUP reads it anew."""
+
+    rules: tuple[CallerRule, ...] = ()  # the first that matches counts
+    trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For and other headers are believed
+
+    def rule(self, caller: Caller) -> CallerRule | None:
+        """The row about a caller."""
+        if not self.rules:
+            return None
+        identity = caller.identify(self.trusted_proxies)
+        return next((rule for rule in self.rules if identity.matches(rule.match)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +81,6 @@ class BandwidthConfig:
     cap_in: BytesPerSecond = BytesPerSecond(0)  # file bytes of all uploads together; 0: no cap
     cap_out: BytesPerSecond = BytesPerSecond(0)  # of all downloads
     mode: str = "fair"  # or 'batch': few at a time, in bigger portions, in order
-    callers: tuple[CallerRule, ...] = ()  # the first that matches counts
-    trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For and other headers are believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +185,7 @@ class Config:
 
     http: HttpConfig = field(default_factory=HttpConfig)
     bandwidth: BandwidthConfig = field(default_factory=BandwidthConfig)
+    callers: CallersConfig = field(default_factory=CallersConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     metadb: MetaDBConfig = field(default_factory=MetaDBConfig)
     node: NodeConfig = field(default_factory=NodeConfig)

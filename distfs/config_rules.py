@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from distfs.config import GIB, KIB, MIB, BandwidthConfig, Config, HttpConfig, StorageConfig
+from distfs.config import GIB, KIB, MIB, BandwidthConfig, CallersConfig, Config, HttpConfig, StorageConfig
 from distfs.errors import ConfigError
 
 _Rules = Iterable[tuple[bool, str]]
@@ -14,7 +14,13 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 def check_relations(c: Config) -> None:
     """Raises ConfigError for the first rule that is broken."""
-    sections = _http_rules(c.http), _bandwidth_rules(c.bandwidth), _storage_rules(c.storage), _other_rules(c)
+    sections = (
+        _http_rules(c.http),
+        _bandwidth_rules(c.bandwidth),
+        _caller_rules(c.callers),
+        _storage_rules(c.storage),
+        _other_rules(c),
+    )
     for holds, message in itertools.chain(*sections):
         if not holds:
             raise ConfigError(f"config: {message}")
@@ -35,9 +41,12 @@ def _http_rules(http: HttpConfig) -> _Rules:
 
 def _bandwidth_rules(bandwidth: BandwidthConfig) -> _Rules:
     yield bandwidth.mode in ("fair", "batch"), "bandwidth.mode must be 'fair' or 'batch'"
-    for rule in bandwidth.callers:
-        believed = not rule.match.header or bool(bandwidth.trusted_proxies)
-        yield believed, f"bandwidth.trusted_proxies must list who may say {rule.match} (bandwidth.callers)"
+
+
+def _caller_rules(callers: CallersConfig) -> _Rules:
+    for rule in callers.rules:
+        believed = not rule.match.header or bool(callers.trusted_proxies)
+        yield believed, f"callers.trusted_proxies must list who may say {rule.match} (callers.rules)"
 
 
 def _storage_rules(storage: StorageConfig) -> _Rules:

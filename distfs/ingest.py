@@ -66,7 +66,7 @@ class IncomingFile:
         return count
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the file is larger than {self._max_size} bytes (http.max_file_size)")
+        return TooLarge(f"the file is larger than {self._max_size} bytes (max_file_size)")
 
 
 def files_in_form(source: Source, content_type: str, limits: FormLimits) -> Iterator[IncomingFile]:

@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from types import FrameType
 
-from distfs.bandwidth import Bandwidth
 from distfs.config import Config
 from distfs.errors import ConfigError
+from distfs.services import Services
 from distfs.telemetry import set_level
 from distfs.terminal import Terminal
 
 log = logging.getLogger("distfs.reload")
 
 #: What applies at once; everything else of a changed file waits for a restart.
-LIVE = ("bandwidth", "log.level")
+LIVE = ("bandwidth", "callers", "log.level")
 
 
 class Reload:
-    """Applies the bandwidth section and the log level of a configuration that was changed."""
+    """Applies what of a configuration that was changed can change at once."""
 
-    def __init__(self, read: Callable[[], Config], config: Config, bandwidth: Bandwidth) -> None:
+    def __init__(self, read: Callable[[], Config], config: Config, services: Services) -> None:
         """``read``: the configuration as it is now, or ConfigError. ``config``: what it gave at the start."""
-        self._read, self._config, self._bandwidth = read, config, bandwidth
+        self._read, self._config, self._services = read, config, services
         self._lock = threading.Lock()
 
     def on_signal(self, hung_up: Callable[[], None]) -> None:
@@ -51,7 +51,7 @@ class Reload:
                 return
             changes = dict(_changes(self._config, config))
             set_level(config.log)
-            self._bandwidth.configure(config.bandwidth)
+            self._services.reconfigure(config)
             self._config = config
         live = [f"{key} {change}" for key, change in changes.items() if key.startswith(LIVE)]
         log.info("the configuration was read anew: %s", "; ".join(live) or "nothing to apply")

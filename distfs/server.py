@@ -245,7 +245,7 @@ def _adjustments(config: HttpConfig, listener: socket.socket) -> Adjustments:
         max_request_header_size=MAX_HEADER,
         max_request_body_size=sys.maxsize,
         log_socket_errors=False,
-        clear_untrusted_proxy_headers=False,  # whom to believe is bandwidth.trusted_proxies' to say
+        clear_untrusted_proxy_headers=False,  # whom to believe is callers.trusted_proxies' to say
         asyncore_use_poll=True,
         ident="distfs",
         server_name=config.host or "localhost",

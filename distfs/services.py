@@ -49,6 +49,11 @@ class Services:
         most = http.max_file_size + http.max_form_overhead if size is None else size
         return Deadline(node.base_timeout + most / http.client_min_rate)
 
+    def reconfigure(self, config: Config) -> None:
+        """Apply what of another configuration can change while requests run."""
+        self.bandwidth.configure(config.bandwidth, config.callers)
+        self.admission.callers = config.callers
+
     def close(self) -> None:
         """Let go of every thread and connection."""
         self.bandwidth.close()
@@ -67,8 +72,8 @@ def build(config: Config) -> Services:
     pool = BlockPool(storage.block_size, storage.memory_budget // storage.block_size)
     uploader = Uploader(meta, directory, Placement(), pool, storage, config.http.threads)
     gate = Gate(config.http.max_uploads, config.http.max_bytes_in_flight)
-    admission = Admission(ReservationDB(meta, uuid4()), gate, storage, config.http)
+    admission = Admission(ReservationDB(meta, uuid4()), gate, storage, config.http, config.callers)
     damage = DamageNotes(UpkeepDB(meta))
     downloader = Downloader(directory, pool, uploader.executor, damage, meta.file)
-    bandwidth = Bandwidth(config.bandwidth)
+    bandwidth = Bandwidth(config.bandwidth, config.callers)
     return Services(config, meta, pool, directory, uploader, downloader, admission, bandwidth, damage)

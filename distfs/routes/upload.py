@@ -28,8 +28,8 @@ POLICY_HEADER = "X-Distfs-Policy"
 
 def post_form(services: Services, request: Request) -> Response:
     """Store every file of a form, or none of them."""
-    http = services.config.http
-    limits = FormLimits(http.max_file_size, http.max_form_overhead)
+    largest = services.admission.largest(request.caller)
+    limits = FormLimits(largest, services.config.http.max_form_overhead)
     size = declared_size(request.environ)
     deadline = services.transfer_deadline(size)
     body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
@@ -37,7 +37,7 @@ def post_form(services: Services, request: Request) -> Response:
     _refuse_encoded(request)
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     with (
-        _admitted(services, request, policy, deadline) as promise,
+        _admitted(services, request, policy, largest, deadline) as promise,
         services.uploader.begin(deadline) as session,
     ):
         for file in incoming:
@@ -64,9 +64,10 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
     content_type = request.headers.get("Content-Type", "")
     deadline = services.transfer_deadline(size)
     body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
-    file = raw_file(body, name, content_type, size, services.config.http.max_file_size)
+    largest = services.admission.largest(request.caller)
+    file = raw_file(body, name, content_type, size, largest)
     with (
-        _admitted(services, request, policy, deadline) as promise,
+        _admitted(services, request, policy, largest, deadline) as promise,
         services.uploader.begin(deadline) as session,
     ):
         session.add(
@@ -82,17 +83,20 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
 
 
 @contextmanager
-def _admitted(services: Services, request: Request, policy: Policy, deadline: Deadline) -> Iterator[Promise]:
+def _admitted(
+    services: Services, request: Request, policy: Policy, largest: int, deadline: Deadline
+) -> Iterator[Promise]:
     """Room for the body, found before any of it is read; given back at the end, whatever that is."""
-    environ, http = request.environ, services.config.http
+    environ, http, admission = request.environ, services.config.http, services.admission
     size, declared = declared_size(environ), True
     if size is None and is_chunked(environ):
         size, declared = announced_size(environ), False
     large = size is None or size > http.stream_threshold
     with ExitStack() as stack:
         if large and not environ.get("distfs.admitted"):  # our own server has counted it already
-            stack.enter_context(services.admission.gate.enter(size or 0))
-        yield stack.enter_context(services.admission.admit(size, policy, deadline, declared=declared))
+            stack.enter_context(admission.gate.enter(size or 0))
+        admitted = admission.admit(size, policy, deadline, declared=declared, largest=largest)
+        yield stack.enter_context(admitted)
 
 
 def _refuse_encoded(request: Request) -> None:

@@ -72,7 +72,12 @@ def upload_unhindered(cluster: Cluster, size: int) -> str:
 
 def test_eight_clients_share_the_cap_fairly_and_by_weight(make_cluster: MakeCluster) -> None:
     rules = [{"match": "X-Team=gold", "weight": 3}]
-    cluster = make_cluster(config=settings(cap_out=CAP, callers=rules, trusted_proxies=["127.0.0.0/8"]))
+    cluster = make_cluster(
+        config={
+            **settings(cap_out=CAP),
+            "callers": {"rules": rules, "trusted_proxies": ["127.0.0.0/8"]},
+        }
+    )
     uuid = upload_unhindered(cluster, 4 * MB)
     race = Race(cluster, uuid, [GOLD, GOLD, *[{}] * 6])
     race.start()
@@ -169,6 +174,35 @@ def test_sighup_with_a_mistake_in_the_file_changes_nothing(crawling: Cluster) ->
     change(crawling, "bandwidth.cap_out 90 -> 0", cap_out=0)
     client.join()
     assert got.is_set()
+
+
+def test_a_caller_has_a_limit_of_its_own_for_a_file_and_sighup_changes_it(make_cluster: MakeCluster) -> None:
+    def callers(most: str) -> dict[str, object]:
+        rules = [{"match": "X-Team=small", "max_file_size": most}]
+        return {"rules": rules, "trusted_proxies": ["127.0.0.0/8"]}
+
+    cluster = make_cluster(config={"callers": callers("1MB")})
+    small, data = {"X-Team": "small"}, os.urandom(3 * MB)
+    in_form = {"Content-Type": "multipart/form-data; boundary=b"}
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + data + b"\r\n--b--\r\n"
+    )
+
+    def status(body: object, headers: dict[str, str], method: str = "PUT", path: str = "/upload/f") -> int:
+        answer = cluster.request(method, path, body, headers)
+        assert answer.status == 201 or "max_file_size" in answer.text
+        return answer.status
+
+    assert status(data, small) == 413
+    assert status(iter([data]), small) == 413  # chunked: at the limit
+    assert status(form, small | in_form, "POST", "/upload") == 413
+    assert status(data[: 10**6], small) == status(data, {}) == status(data, {"X-Team": "other"}) == 201
+    file = cluster.folder / "config.yml"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "callers": callers("3MB")}))
+    os.kill(cluster.service.pid, signal.SIGHUP)
+    wait_until(lambda: "callers.rules [" in cluster.service.log.read_text(), "it has the new limit")
+    assert status(data, small) == status(form, small | in_form, "POST", "/upload") == 201
+    assert status(data + b"x", small) == 413
 
 
 def test_sighup_says_what_waits_for_a_restart(cluster: Cluster) -> None:

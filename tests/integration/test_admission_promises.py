@@ -13,7 +13,7 @@ import pytest
 
 import distfs.admission
 from distfs.admission import Admission, Promise
-from distfs.config import Bytes, HttpConfig, MetaDBConfig, StorageConfig
+from distfs.config import Bytes, CallersConfig, HttpConfig, MetaDBConfig, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, TooLarge, Unavailable
 from distfs.gate import Gate
@@ -42,7 +42,9 @@ class Services:
             self.meta.heartbeat(replace(report, free=each), Deadline(10))
 
     def service(self) -> Admission:
-        admission = Admission(ReservationDB(self.meta, uuid4()), Gate(), STORAGE, HttpConfig())
+        admission = Admission(
+            ReservationDB(self.meta, uuid4()), Gate(), STORAGE, HttpConfig(), CallersConfig()
+        )
         self._stack.callback(admission.close)
         return admission
 
@@ -226,7 +228,7 @@ def test_small_files_cost_no_row_and_leave_what_is_promised_alone(services: Serv
 
 def test_without_metadb_nothing_is_admitted() -> None:
     meta = MetaDB(MetaDBConfig(url="postgresql://nobody@127.0.0.1:1/none?sslmode=disable"))
-    admission = Admission(ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig())
+    admission = Admission(ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig(), CallersConfig())
     for size in (10, 10 * MIB, None):
         with pytest.raises(Unavailable, match="MetaDB"):
             admit(admission, size)

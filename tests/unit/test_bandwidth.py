@@ -9,8 +9,8 @@ import pytest
 
 from distfs import config_file
 from distfs.bandwidth import Bandwidth, Direction, Share
-from distfs.callers import Caller, CallerMatch
-from distfs.config import MIB, BandwidthConfig
+from distfs.callers import Caller, CallerMatch, Network
+from distfs.config import MIB, BandwidthConfig, CallersConfig
 from distfs.deadline import Deadline
 from distfs.errors import TooSlow, Unavailable
 
@@ -22,8 +22,13 @@ def caller(address: str = "192.0.2.1", **headers: str) -> Caller:
     return Caller(address, lambda name: named.get(name.lower()))
 
 
-def settings(**values: object) -> BandwidthConfig:
-    return config_file.parse({"bandwidth": values}).bandwidth
+def settings(*rules: object, **values: object) -> tuple[BandwidthConfig, CallersConfig]:
+    config = config_file.parse({"bandwidth": values, "callers": {"rules": [*rules]}})
+    return config.bandwidth, config.callers
+
+
+def trusting(*proxies: str) -> tuple[Network, ...]:
+    return config_file.parse({"callers": {"trusted_proxies": [*proxies]}}).callers.trusted_proxies
 
 
 def take_all(share: Share, amount: int, deadline: Deadline) -> None:
@@ -33,7 +38,7 @@ def take_all(share: Share, amount: int, deadline: Deadline) -> None:
 
 @pytest.fixture
 def bandwidth() -> Iterator[Bandwidth]:
-    shared = Bandwidth(BandwidthConfig())
+    shared = Bandwidth(BandwidthConfig(), CallersConfig())
     yield shared
     shared.close()
 
@@ -61,7 +66,7 @@ def test_without_a_cap_everything_is_granted_at_once(bandwidth: Bandwidth) -> No
 
 
 def test_only_the_capped_direction_waits(bandwidth: Bandwidth) -> None:
-    bandwidth.configure(settings(cap_out="1"))
+    bandwidth.configure(*settings(cap_out="1"))
     assert bandwidth.transfer(caller(), "in").take(MIB, Deadline(PATIENCE_S)) == MIB
     share = bandwidth.transfer(caller(), "out")
     assert share.take(MIB, Deadline(PATIENCE_S)) < MIB
@@ -73,7 +78,7 @@ def test_only_the_capped_direction_waits(bandwidth: Bandwidth) -> None:
 def test_threads_share_by_weight_and_use_all_there_is(bandwidth: Bandwidth) -> None:
     """Bytes granted to the light one when the heavy ones have all of theirs; no clock is read."""
     rules = [{"match": "10.0.0.0/8", "weight": "4"}]
-    bandwidth.configure(settings(cap_in="40MiB/s", callers=rules))
+    bandwidth.configure(*settings(*rules, cap_in="40MiB/s"))
     deadline = Deadline(PATIENCE_S)
     light_got, heavy_are_done = [0], threading.Event()
     light = bandwidth.transfer(caller(), "in")
@@ -97,7 +102,7 @@ def test_threads_share_by_weight_and_use_all_there_is(bandwidth: Bandwidth) -> N
 
 
 def test_who_waits_goes_on_when_the_cap_is_lifted_or_changed(bandwidth: Bandwidth) -> None:
-    bandwidth.configure(settings(cap_out="1"))
+    bandwidth.configure(*settings(cap_out="1"))
     done = threading.Semaphore(0)
 
     def run() -> None:
@@ -108,10 +113,10 @@ def test_who_waits_goes_on_when_the_cap_is_lifted_or_changed(bandwidth: Bandwidt
     for thread in threads:
         thread.start()
     wait_for_waiting(bandwidth, "out", 8)
-    bandwidth.configure(settings(cap_out="2", mode="batch"))
+    bandwidth.configure(*settings(cap_out="2", mode="batch"))
     wait_for_waiting(bandwidth, "out", 8)
     assert not done.acquire(blocking=False)
-    bandwidth.configure(settings(cap_out="100MiB/s"))
+    bandwidth.configure(*settings(cap_out="100MiB/s"))
     for _ in threads:
         assert done.acquire(timeout=PATIENCE_S)
     for thread in threads:
@@ -126,7 +131,7 @@ def wait_for_waiting(bandwidth: Bandwidth, direction: Direction, count: int) -> 
 
 
 def test_nobody_waits_on_when_the_service_stops(bandwidth: Bandwidth) -> None:
-    bandwidth.configure(settings(cap_out="1"))
+    bandwidth.configure(*settings(cap_out="1"))
     outcomes: list[type[Exception]] = []
 
     def run() -> None:
@@ -146,7 +151,7 @@ def test_nobody_waits_on_when_the_service_stops(bandwidth: Bandwidth) -> None:
 
 
 def test_one_that_runs_out_of_time_leaves_the_others_their_turns(bandwidth: Bandwidth) -> None:
-    bandwidth.configure(settings(cap_out="1MiB/s"))
+    bandwidth.configure(*settings(cap_out="1MiB/s"))
     with pytest.raises(TooSlow):
         take_all(bandwidth.transfer(caller(), "out"), 100 * MIB, Deadline(0.1))
     take_all(bandwidth.transfer(caller(), "out"), MIB // 8, Deadline(PATIENCE_S))
@@ -158,7 +163,7 @@ def test_one_that_runs_out_of_time_leaves_the_others_their_turns(bandwidth: Band
 def test_a_paced_source_gives_every_byte_and_fills_its_views(
     bandwidth: Bandwidth, cap: str, size: int, known: bool
 ) -> None:
-    bandwidth.configure(settings(cap_in=cap))
+    bandwidth.configure(*settings(cap_in=cap))
     source = bandwidth.incoming(Bytes(size), caller(), Deadline(PATIENCE_S), size if known else None)
     view = memoryview(bytearray(MIB))
     counts = []
@@ -169,7 +174,7 @@ def test_a_paced_source_gives_every_byte_and_fills_its_views(
 
 
 def test_a_paced_download_gives_the_same_bytes_in_smaller_pieces(bandwidth: Bandwidth) -> None:
-    bandwidth.configure(settings(cap_out="10MiB/s"))
+    bandwidth.configure(*settings(cap_out="10MiB/s"))
     blocks = [bytes([n]) * 300_000 for n in range(3)]
     views = bandwidth.outgoing(map(memoryview, blocks), caller(), Deadline(PATIENCE_S))
     pieces = [bytes(view) for view in views]
@@ -198,7 +203,7 @@ def test_a_download_that_is_given_up_closes_what_it_reads_from(bandwidth: Bandwi
 
 
 def address_of(who: Caller, *proxies: str) -> str:
-    return str(who.identify(settings(trusted_proxies=list(proxies)).trusted_proxies).address)
+    return str(who.identify(trusting(*proxies)).address)
 
 
 def test_forwarded_for_is_believed_from_trusted_proxies_only() -> None:
@@ -227,7 +232,7 @@ def test_a_header_is_believed_from_trusted_proxies_only() -> None:
     match = CallerMatch.parse("X-Team=gold")
     who = caller("10.0.0.9", X_Team="gold")
     assert not who.identify(()).matches(match)
-    assert who.identify(settings(trusted_proxies=["10.0.0.9"]).trusted_proxies).matches(match)
+    assert who.identify(trusting("10.0.0.9")).matches(match)
 
 
 def test_a_unix_socket_has_no_address_and_matches_no_range() -> None:

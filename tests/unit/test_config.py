@@ -239,10 +239,11 @@ def test_a_policy_out_of_bounds_is_refused(text: str) -> None:
 
 def test_callers_are_rows_with_defaults() -> None:
     rows = [{"match": "10.0.0.0/8", "weight": "2"}, {"match": "X-Team=gold", "cap_out": "1MiB/s"}]
-    bandwidth = config_file.parse({"bandwidth": {"callers": rows, "trusted_proxies": ["::1"]}}).bandwidth
-    assert [str(rule.match) for rule in bandwidth.callers] == ["10.0.0.0/8", "X-Team=gold"]
-    assert [float(rule.weight) for rule in bandwidth.callers] == [2, 1]
-    assert [int(rule.cap_out) for rule in bandwidth.callers] == [0, 1 << 20]
+    callers = config_file.parse({"callers": {"rules": rows, "trusted_proxies": ["::1"]}}).callers
+    assert [str(rule.match) for rule in callers.rules] == ["10.0.0.0/8", "X-Team=gold"]
+    assert [float(rule.weight) for rule in callers.rules] == [2, 1]
+    assert [int(rule.cap_out) for rule in callers.rules] == [0, 1 << 20]
+    assert [int(rule.max_file_size) for rule in callers.rules] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -259,12 +260,12 @@ def test_callers_are_rows_with_defaults() -> None:
     ],
 )
 def test_a_bad_row_of_callers_is_named(rows: object, words: str) -> None:
-    assert refused({"bandwidth": {"callers": rows}}) == f"config: bandwidth.callers: {words}"
+    assert refused({"callers": {"rules": rows}}) == f"config: callers.rules: {words}"
 
 
 def test_callers_can_come_from_the_environment(tmp_path: Path) -> None:
-    c = load(tmp_path, "", DISTFS_BANDWIDTH_CALLERS="[{match: 10.0.0.0/8, weight: 3}]")
-    assert [float(rule.weight) for rule in c.bandwidth.callers] == [3]
+    c = load(tmp_path, "", DISTFS_CALLERS_RULES="[{match: 10.0.0.0/8, weight: 3}]")
+    assert [float(rule.weight) for rule in c.callers.rules] == [3]
 
 
 # --- the environment -----------------------------------------------------------------------------
@@ -332,9 +333,9 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
         ("http", {"client_min_rate": 0}, "http.client_min_rate"),
         ("bandwidth", {"mode": "unfair"}, "bandwidth.mode must be 'fair' or 'batch'"),
         (
-            "bandwidth",
-            {"callers": [{"match": "X-Team=a"}]},
-            "bandwidth.trusted_proxies must list who may say",
+            "callers",
+            {"rules": [{"match": "X-Team=a"}]},
+            "callers.trusted_proxies must list who may say",
         ),
         ("storage", {"block_size": "1KiB"}, "storage.block_size must be at least 4KiB"),
         ("storage", {"block_size": "32MiB"}, "storage.block_size must be at most 16MiB"),
