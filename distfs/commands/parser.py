@@ -44,7 +44,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         return parser
 
     _json(add("nodes", "list the storage nodes: state, room, when last seen", _nodes))
-    _json(add("status", "show what is kept, how safe it is, and what upkeep has before it", _status))
+    told = add("status", "show what is kept, how safe it is, what upkeep does and how services do", _status)
+    _json(told)
+    told.add_argument(
+        "--service",
+        metavar="URL",
+        action="append",
+        help="ask this one; repeatable (default: http.host, http.port)",
+    )
 
     drained = add("drain", "empty a storage node, so that it can be unplugged", _drain, _WAITING)
     undrained = add(
@@ -100,7 +107,7 @@ def _nodes(operator: Operator, given: Given) -> int:
 
 
 def _status(operator: Operator, given: Given) -> int:
-    return show_status(operator, as_json=given.json)
+    return show_status(operator, given.service or [], as_json=given.json)
 
 
 def _drain(operator: Operator, given: Given) -> int:

@@ -8,14 +8,15 @@ from dataclasses import asdict
 
 from distfs.commands.display import counted, duration, size, table
 from distfs.commands.operator import Operator
+from distfs.commands.services import ask_service, default_service, in_words
 from distfs.upkeep_model import Backlog, ClusterStatus, WorkerState
 
 #: Workers show a result that does not change every half minute; one that is silent for longer does not run.
 WORKER_SILENCE_S = 100.0
 
 
-def show_status(operator: Operator, *, as_json: bool) -> int:
-    """Everything at a glance. The exit code is 0."""
+def show_status(operator: Operator, services: Sequence[str], *, as_json: bool) -> int:
+    """Everything at a glance, ``services`` (URLs; none: the configured one) included. The exit code is 0."""
     status = operator.db.status(operator.deadline())
     backlog = operator.db.backlog(operator.config.upkeep.repair_delay, operator.deadline())
     draining = {
@@ -23,8 +24,9 @@ def show_status(operator: Operator, *, as_json: bool) -> int:
         for n in status.nodes
         if n.state == "draining"
     }
+    told = [ask_service(url) for url in services or [default_service(operator.config.http)]]
     if as_json:
-        print(json.dumps(_entry(status, backlog, draining), indent=2))
+        print(json.dumps(_entry(status, backlog, draining) | {"services": told}, indent=2))
         return 0
     lines = [
         ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
@@ -39,6 +41,8 @@ def show_status(operator: Operator, *, as_json: bool) -> int:
         lines.append((f"node {node}", f"draining: {counted(left, 'fragment')} left" if left else done))
     print("\n".join(f"{name:10} {text}" for name, text in lines))
     print(_workers(status.workers))
+    for each in told:
+        print("\n" + in_words(each))
     return 0
 
 

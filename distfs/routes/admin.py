@@ -44,6 +44,10 @@ def get_status(services: Services, request: Request) -> Response:
     entry = {
         "memory": asdict(services.pool.usage()),
         "uploads": services.admission.usage(),
+        "waiting_for_bandwidth": {
+            "in": services.bandwidth.waiting("in"),
+            "out": services.bandwidth.waiting("out"),
+        },
         "nodes": services.directory.snapshot(),
         "draining": bool(request.environ.get("distfs.draining")),
     }

@@ -141,6 +141,35 @@ def test_status_shows_the_workers(make_cluster: MakeCluster) -> None:
     assert "\nrepair " in distfs(cluster, "status").out
 
 
+def test_status_shows_each_service_and_its_connections(cluster: Cluster) -> None:
+    cluster.download(cluster.upload(os.urandom(3 * SLICE)))
+    gone = "http://127.0.0.1:1"
+    told = distfs(cluster, "status", "--service", cluster.url, "--service", gone)
+    assert told.code == 0
+    assert f"service {cluster.url}: 0 large uploads in flight, " in told.out
+    assert f"service {gone} tells nothing: " in told.out
+    services = {
+        each["url"]: each
+        for each in distfs(cluster, "status", "--json", "--service", cluster.url, "--service", gone).entry[
+            "services"
+        ]
+    }
+    nodes = services[cluster.url]["nodes"]["nodes"]
+    assert {node["address"] for node in nodes.values()} == {str(cluster.node(i).address) for i in range(3)}
+    assert sum(node["connections"]["made"] for node in nodes.values()) > 0
+    assert all(node["connections"]["lent"] == 0 for node in nodes.values())
+    assert all(node["address"] in told.out for node in nodes.values())
+    assert services[cluster.url]["waiting_for_bandwidth"] == {"in": 0, "out": 0}
+    assert "refused" in services[gone]["error"]
+
+
+def test_status_asks_what_is_no_service_and_says_so(cluster: Cluster) -> None:
+    told = distfs(cluster, "status", "--service", f"{cluster.url}/files")
+    assert told.code == 0
+    assert "tells nothing: it answers 40" in told.out
+    assert "it is no URL" in distfs(cluster, "status", "--service", "localhost:80").out
+
+
 # --- drain, undrain, forget -----------------------------------------------------------------------------
 
 

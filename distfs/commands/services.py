@@ -1,0 +1,79 @@
+"""What each service says of itself: its connections to every node, how quick those are, and what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from distfs.commands.display import counted, size, table
+from distfs.config import HttpConfig
+
+#: A service that says nothing for so long is not waited for.
+SERVICE_WITHIN_S = 2.0
+_MOST_BYTES = 1 << 22
+
+_COUNTS = ["lent", "idle", "waiting", "made", "reused", "stale", "broken"]
+_HEADS = ["NODE", "ADDRESS", *map(str.upper, _COUNTS), "LATENCY", "P95", "BREAKER"]
+
+
+def default_service(http: HttpConfig) -> str:
+    """The URL of the service that the configuration describes, as this machine reaches it."""
+    host = http.host
+    with contextlib.suppress(ValueError):
+        host = "localhost" if ip_address(host).is_unspecified else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
+
+
+def ask_service(url: str) -> dict[str, Any]:
+    """What ``GET /status`` answers, with ``url``; or ``url`` and ``error``, why nothing did. Never raises."""
+    place = urlsplit(url)
+    kind = {"http": HTTPConnection, "https": HTTPSConnection}.get(place.scheme)
+    if kind is None or not place.netloc:
+        return {"url": url, "error": "it is no URL such as http://127.0.0.1:8080"}
+    try:
+        with contextlib.closing(kind(place.netloc, timeout=SERVICE_WITHIN_S)) as connection:
+            connection.request("GET", f"{place.path.rstrip('/')}/status")
+            response = connection.getresponse()
+            told = json.loads(response.read(_MOST_BYTES)) if response.status == HTTPStatus.OK else None
+    except (OSError, HTTPException, ValueError) as e:
+        return {"url": url, "error": str(e) or type(e).__name__}
+    if isinstance(told, dict) and {"memory", "uploads", "nodes"} <= told.keys():
+        return {"url": url} | told
+    return {"url": url, "error": f"it answers {response.status}, as no distfs service does"}
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    """An answer of ``ask_service`` for people."""
+    head = f"service {told['url']}"
+    if "error" in told:
+        return f"{head} tells nothing: {told['error']} (--service URL asks another)"
+    memory, waiting = told["memory"], told.get("waiting_for_bandwidth", {})
+    hedging = told["nodes"]["hedging"]
+    said = [
+        f"{counted(told['uploads']['large_uploads'], 'large upload')} in flight",
+        f"{size(memory['blocks'] + memory['spooled'])} of {size(memory['limit'])} of its memory in use",
+        f"{hedging['hedged']} of {hedging['reads']} reads asked twice",
+    ]
+    if any(waiting.values()):
+        said.append(f"{waiting['in']} uploads and {waiting['out']} downloads wait for bandwidth")
+    if told.get("draining"):
+        said.append("it is stopping")
+    rows = [
+        (
+            name,
+            node["address"],
+            *(str(node["connections"][count]) for count in _COUNTS),
+            f"{node['latency_ms']} ms",
+            f"{node['latency_p95_ms']} ms",
+            node["breaker"],
+        )
+        for name, node in told["nodes"]["nodes"].items()
+    ]
+    lines = [f"{head}: {', '.join(said)}"]
+    return "\n".join([*lines, table(_HEADS, rows)] if rows else lines)
