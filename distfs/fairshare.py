@@ -26,7 +26,7 @@ from distfs.config import KIB, MIB
 #: window of T seconds as at most ``cap * (T + SLACK_S)`` bytes and one portion.
 SLACK_S = 0.05
 #: A portion is what the tightest cap allows in so many seconds, within bounds in bytes.
-FAIR_PORTION_S, FAIR_LEAST, FAIR_MOST = 0.02, 4 * KIB, 256 * KIB
+FAIR_PORTION_S, FAIR_LEAST, FAIR_MOST = 0.02, 4 * KIB, MIB
 BATCH_PORTION_S, BATCH_LEAST, BATCH_MOST = SLACK_S, 64 * KIB, MIB  # longer, and a waiting cap would lose time
 #: Who was away for a moment, to send what it was granted, may catch up by so many portions, or by SLACK_S.
 CATCH_UP_PORTIONS = 4
