@@ -47,6 +47,7 @@ def main() -> int:
         seconds=arguments.seconds,
         connections=arguments.connections,
         repair_mb=arguments.repair_mb,
+        idle_s=arguments.idle_s,
     )
     _heed_signals()
     results: dict[str, object] = {}
@@ -130,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=_positive, default=8, help="small: seconds of each measurement (%(default)s)")
     add("--connections", type=_positive, default=8, help="small: connections of wrk (%(default)s)")
     add("--repair-mb", type=_positive, default=2000, help="repair: MB on the lost node (%(default)s)")
+    add(
+        "--idle-s",
+        type=_positive,
+        default=30,
+        help="repair: seconds of upkeep with nothing to do (%(default)s)",
+    )
     add("--limit", metavar="S", type=_positive, default=900, help="seconds a scenario may take (%(default)s)")
     add(
         "--results",

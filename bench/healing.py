@@ -29,7 +29,6 @@ CODE_NODES, REPAIR_NODES = 6, 3
 GOALS = {"upload 4+2": 0.60, "download 4+2": 0.80, "download 4+2, two nodes down": 0.60}
 _BASE = {"upload 4+2": "upload 1+1"}
 IDLE_GOAL = 0.01  # of one core
-_IDLE_S = 30.0
 _IDLE_FILES = 100
 _POLL_S = 0.05
 Result = TypeVar("Result")
@@ -171,8 +170,8 @@ def run_repair(options: Options, cleanup: ExitStack) -> dict[str, object]:
         f"{repaired.rate / 1e6:.0f} MB/s; the disk's own sequential writes: "
         f"{spread([rate / 1e6 for rate in repaired.disk_rates], 0)} MB/s"
     )
-    idle = _idle(folder)
-    _print_idle(idle)
+    idle = _idle(folder, options.idle_s)
+    _print_idle(idle, options.idle_s)
     return {"repair": repaired, "idle": idle}
 
 
@@ -197,7 +196,7 @@ def _repair(folder: Path, size: int, cleanup: ExitStack) -> Repaired:
     return Repaired(lost, seconds, (before, disk.sequential_write(folder, min(size, 10**9))))
 
 
-def _idle(folder: Path) -> dict[str, Mapping[str, float]]:
+def _idle(folder: Path, seconds: float) -> dict[str, Mapping[str, float]]:
     """Share of one core by role, with upkeep that found nothing to do and with none."""
     shares: dict[str, Mapping[str, float]] = {}
     base = folder / "idle"
@@ -214,9 +213,9 @@ def _idle(folder: Path) -> dict[str, Mapping[str, float]]:
             if enabled == "true":
                 _wait(lambda: _all_idle(cluster), "upkeep has nothing to do")
             before = processes.cpu_seconds(everything(base, cluster))
-            time.sleep(_IDLE_S)
+            time.sleep(seconds)
             after = processes.cpu_seconds(everything(base, cluster))
-            shares[title] = {role: (used - before.get(role, 0.0)) / _IDLE_S for role, used in after.items()}
+            shares[title] = {role: (used - before.get(role, 0.0)) / seconds for role, used in after.items()}
     return shares
 
 
@@ -225,8 +224,8 @@ def _all_idle(cluster: Cluster) -> bool:
     return len(workers) == 5 and all(worker.state == "idle" for worker in workers)
 
 
-def _print_idle(shares: Mapping[str, Mapping[str, float]]) -> None:
-    print(f"\nCPU of one core over {_IDLE_S:.0f} s with nothing to do")
+def _print_idle(shares: Mapping[str, Mapping[str, float]], seconds: float) -> None:
+    print(f"\nCPU of one core over {seconds:.0f} s with nothing to do")
     roles = list(shares["with upkeep"])
     rows = [["", *roles, "all"]]
     for title, by_role in shares.items():

@@ -25,6 +25,7 @@ class Options:
     seconds: int
     connections: int
     repair_mb: int
+    idle_s: int
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -29,7 +29,13 @@ class _LetIn(Promise):
 
 
 def _admit(
-    self: Admission, size: int | None, policy: Policy, deadline: Deadline, *, declared: bool = True
+    self: Admission,
+    size: int | None,
+    policy: Policy,
+    deadline: Deadline,
+    *,
+    declared: bool = True,
+    largest: int = 0,
 ) -> Promise:
     return _LetIn(self, policy, size, deadline, strict=not declared)
 

@@ -107,6 +107,28 @@ def test_admission_is_compared_with_a_service_that_lets_everything_in(tmp_path: 
     assert left_behind(tmp_path) == []
 
 
+def test_codes_are_compared_with_copies_also_with_two_nodes_down(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "codes", "--mb", "3", "--runs", "1") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "every file came back byte for byte, with two nodes down, too" in output
+    ways = {way["name"]: way for way in saved(tmp_path)["results"]["codes"]}
+    assert set(ways) > {"upload 1+1", "upload 4+2", "download 4+2, two nodes down"}
+    assert all(rate > 0 for way in ways.values() for rate in way["rates"])
+    assert left_behind(tmp_path) == []
+
+
+def test_repair_is_measured_beside_the_disk(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "repair", "--repair-mb", "70", "--idle-s", "2") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "the disk's own sequential writes" in output
+    figures = saved(tmp_path)["results"]["repair"]
+    assert figures["repair"]["bytes"] > 0
+    assert figures["repair"]["seconds"] > 0
+    assert left_behind(tmp_path) == []
+
+
 def test_ctrl_c_stops_and_removes_everything(tmp_path: Path) -> None:
     with bench(tmp_path, "--only", "memory", "--memory-mb", "2000") as process:
         deadline = time.monotonic() + PATIENCE_S
