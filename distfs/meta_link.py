@@ -17,6 +17,7 @@ from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedSta
 
 from distfs import meta_schema
 from distfs.deadline import Deadline
+from distfs.dial import dial
 from distfs.errors import ConfigError, DistfsError, Full, OutcomeUnknown, Refused, TooSlow, Unavailable
 from distfs.meta_url import Host, MetaURL
 
@@ -196,7 +197,7 @@ def _open_socket(host: Host, timeout: float) -> socket.socket:
             sock.close()
             raise
         return sock
-    sock = socket.create_connection((host.name, host.port), timeout)
+    sock = dial(host.name, host.port, timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (

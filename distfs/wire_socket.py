@@ -16,6 +16,7 @@ from typing import Any
 
 from distfs import wire
 from distfs.deadline import Deadline
+from distfs.dial import dial
 from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, by_kind
 from distfs.model import Buffer
 
@@ -52,7 +53,7 @@ class WireSocket:
     def connect(cls, host: str, port: int, peer: str, timeout: float, stall: float) -> WireSocket:
         """Raises NodeUnavailable, or TooSlow in the connect phase."""
         try:
-            sock = socket.create_connection((host, port), timeout)
+            sock = dial(host, port, timeout)
         except TimeoutError as e:
             raise TooSlow(f"{peer}: connect: no connection within {timeout:.2f} s") from e
         except OSError as e:

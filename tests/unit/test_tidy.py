@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: a circle.
 LAYERS = """
     __init__ errors
-    callers deadline breaker hedge disk_health model parent_watch signals supervisor terminal descriptors
+    callers deadline dial breaker hedge disk_health model parent_watch signals supervisor terminal descriptors
     config source blocks gate connection_pool upkeep_model
     config_rules
     config_file telemetry multipart placement room fairshare coding fragment

@@ -1,0 +1,54 @@
+"""A TCP connection within one bound: the look-up of a name and every address it has included.
+
+``socket.create_connection`` bounds each address by itself, and the look-up not at all.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+#: What getaddrinfo gives for each address: family, type, protocol, canonical name, address.
+_Found = list[tuple[Any, Any, int, str, Any]]
+
+
+def dial(host: str, port: int, timeout: float) -> socket.socket:
+    """Connect within ``timeout`` seconds. Raises TimeoutError, or what the last address answered as OSError."""
+    ends = time.monotonic() + timeout
+    error = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in _look_up(host, port, timeout):
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"no connection to {host} within {timeout:.2f} s")
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(left)
+            sock.connect(address)
+            return sock
+        except OSError as e:
+            sock.close()
+            error = e
+    raise error
+
+
+def _look_up(host: str, port: int, timeout: float) -> _Found:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass  # a name: the system's resolver knows no time limit of ours, so a thread asks it
+    answer: Future[_Found] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as e:
+            answer.set_exception(e)
+
+    threading.Thread(target=ask, name="look-up", daemon=True).start()
+    try:
+        return answer.result(timeout)
+    except TimeoutError as e:
+        raise TimeoutError(f"the name {host} is not resolved within {timeout:.2f} s") from e

@@ -1,0 +1,84 @@
+"""Connecting is bounded, names and all."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from distfs.dial import dial
+from distfs.errors import TooSlow
+from distfs.wire_socket import WireSocket
+
+REAL = socket.getaddrinfo
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def port_of(listener: socket.socket) -> int:
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def resolver(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
+    """``a-name`` has these addresses."""
+
+    def ask(host: str, port: int, **options: Any) -> object:
+        if host != "a-name" or options.get("flags"):
+            return REAL(host, port, **options)
+        return [entry for address in addresses for entry in REAL(*address, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_address_and_a_name_connect(listener: socket.socket, host: str) -> None:
+    with dial(host, port_of(listener), 10) as sock:
+        assert sock.getpeername() == listener.getsockname()
+
+
+def test_the_next_address_of_a_name_is_tried(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver(monkeypatch, ("127.0.0.1", 1), ("127.0.0.1", port_of(listener)))
+    with dial("a-name", 0, 10) as sock:
+        assert sock.getpeername() == listener.getsockname()
+
+
+def test_what_the_last_address_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver(monkeypatch, ("127.0.0.1", 1))
+    with pytest.raises(ConnectionRefusedError):
+        dial("a-name", 0, 10)
+
+
+def test_a_name_nobody_knows_is_an_error() -> None:
+    with pytest.raises(socket.gaierror):
+        dial("there-is-none.invalid", 80, 10)
+
+
+def test_a_resolver_that_does_not_answer_costs_no_more_than_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released = threading.Event()
+
+    def ask(host: str, port: int, **options: Any) -> object:
+        if not options.get("flags"):
+            released.wait(60)
+        return REAL(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    try:
+        with pytest.raises(TimeoutError, match="the name a-name is not resolved within 0.05 s"):
+            dial("a-name", 80, 0.05)
+        with pytest.raises(TooSlow, match="node a-name: connect: no connection within 0.05 s"):
+            WireSocket.connect("a-name", 80, "node a-name", 0.05, 1)
+        assert not released.is_set()
+    finally:
+        released.set()
