@@ -1,4 +1,4 @@
-"""What a signal handler may do to an event.
+"""What a signal handler may do to an event, and how to wait for it.
 
 A handler runs in the main thread, between any two of its steps. Had it just taken the event's own lock, to
 wait, ``event.set()`` in the handler would wait for that lock for ever: a process that ignores SIGTERM.
@@ -9,7 +9,20 @@ from __future__ import annotations
 import _thread
 import threading
 
+_LOOK_EVERY_S = 0.5
+
 
 def set_soon(event: threading.Event) -> None:
     """Set ``event`` from a thread of its own, at once. Takes no lock of Python's: safe in a signal handler."""
     _thread.start_new_thread(event.set, ())
+
+
+def wait_for(event: threading.Event) -> None:
+    """Wait, in the main thread, for an event that a signal handler sets.
+
+    The interpreter runs handlers in the main thread alone. A signal that the system gives to another thread, or
+    that comes just before the main thread falls asleep, does not wake it: asleep without a limit, it would ignore
+    SIGTERM for ever.
+    """
+    while not event.wait(_LOOK_EVERY_S):
+        pass

@@ -39,7 +39,7 @@ from distfs.fragment import CellEntry
 from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
 from distfs.model import Address
-from distfs.signals import set_soon
+from distfs.signals import set_soon, wait_for
 from distfs.telemetry import setup_logging
 from distfs.wire import Frame, Type
 from distfs.wire_socket import WireSocket
@@ -435,7 +435,7 @@ def serve(config: Config, with_parent: bool = False) -> None:
     log.info("node %s of cluster %s serves %s on %s", store.node, store.cluster, folder, server.address)
     watch = DiskWatch(store, config.node.probe_interval)
     membership = Membership(store, meta, address, config.node, refused)
-    stopping.wait()
+    wait_for(stopping)
     watch.stop()
     leaving = threading.Thread(target=membership.stop, name="leave", daemon=True)
     leaving.start()  # first: nothing more is placed here; MetaDB may be away
