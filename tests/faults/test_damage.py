@@ -16,7 +16,7 @@ from distfs.fragment import ENTRY_SIZE, FOOTER_SIZE, Footer
 from distfs.model import Policy
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import wait_until
-from tests.cluster.healing import is_sound, is_whole, noise, settings, wait_whole
+from tests.cluster.healing import is_sound, noise, settings, wait_whole
 from tests.postgres import run_sql
 
 SIZE = 600_000  # three slices of at most 256 KiB
@@ -186,7 +186,7 @@ def test_damage_on_a_read_only_folder_does_not_hold_up_the_scrub_of_the_rest(
     cluster.kill_service()
     cluster.start_service()
     wait_until(lambda: all_sound(cluster, uuids), "healed as soon as the folder can be written")
-    assert all(is_whole(cluster, uuid, m=1) for uuid in uuids)
+    wait_whole(cluster, uuids, m=1)
 
 
 def damaged(cluster: Cluster) -> set[str]:
