@@ -12,15 +12,15 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from uuid import UUID, uuid4
 
-from distfs.callers import Caller
-from distfs.config import CallersConfig, HttpConfig, StorageConfig
+from distfs.config import CallerRule, CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, DistfsError, Full, TooLarge, Unavailable
+from distfs.errors import Busy, DistfsError, Full, TooLarge, TooMany, Unavailable
 from distfs.gate import Gate
 from distfs.meta_admission import AdmissionState, Reservation, ReservationDB
 from distfs.model import Policy
@@ -58,15 +58,38 @@ class Admission:
         self._db = db
         self._deciding = threading.Lock()  # one decision of this service at a time: they would only collide
         self._ledger = _Ledger(db)
-        self._small_lock = threading.Lock()
+        self._counting = threading.Lock()
         self._small = 0  # shares of the small files in flight
+        self._uploads_of = Counter[str]()  # by whom rules match
         self._state: AdmissionState | None = None
         self._read_at = float("-inf")
         self._rooms: dict[Policy, int] = {}  # shares, by ``_state``
 
-    def largest(self, caller: Caller) -> int:
-        """How many bytes a file of this caller may have."""
-        rule = self.callers.rule(caller)
+    @contextmanager
+    def counted(self, rule: CallerRule | None) -> Iterator[None]:
+        """One more upload of those a rule is about, for as long as it lasts. Raises TooMany."""
+        if rule is None:
+            yield
+            return
+        of = str(rule.match)
+        with self._counting:
+            running = self._uploads_of[of]
+            if rule.max_uploads and running >= rule.max_uploads:
+                raise TooMany(
+                    f"{of} may have {rule.max_uploads} uploads at once (callers.rules), and has: "
+                    "try again when one has ended"
+                )
+            self._uploads_of[of] += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._uploads_of[of] -= 1
+                if not self._uploads_of[of]:
+                    del self._uploads_of[of]
+
+    def largest(self, rule: CallerRule | None) -> int:
+        """How many bytes a file may have of those a rule is about."""
         most = self.http.max_file_size
         return min(rule.max_file_size, most) if rule and rule.max_file_size else most
 
@@ -165,14 +188,14 @@ class Admission:
             return lambda: None
         for fresh in (False, True):
             state, _ = self._known(deadline, fresh=fresh)
-            with self._small_lock:
+            with self._counting:
                 if self._small + share + self.storage.block_size <= self._room(state, policy):
                     self._small += share
                     return lambda: self._forget_small(share)
         raise self._refusal(state, size, policy)
 
     def _forget_small(self, share: int) -> None:
-        with self._small_lock:
+        with self._counting:
             self._small -= share
 
     def _room(self, state: AdmissionState, policy: Policy) -> int:
@@ -197,7 +220,7 @@ class Admission:
         return state, True
 
     def _learn(self, state: AdmissionState, read_at: float) -> None:
-        with self._small_lock:
+        with self._counting:
             self._state, self._read_at, self._rooms = state, read_at, {}
 
     def _demands(self, state: AdmissionState, policy: Policy) -> dict[int, int]:

@@ -53,10 +53,11 @@ class CallerRule:
     cap_in: BytesPerSecond = BytesPerSecond(0)  # of all of them together; 0: none of their own
     cap_out: BytesPerSecond = BytesPerSecond(0)
     max_file_size: Bytes = Bytes(0)  # of each file they upload; 0: http.max_file_size
+    max_uploads: int = 0  # of all of them together, at once, to one service; 0: no limit of their own
 
     def __str__(self) -> str:
         shares = f"weight {self.weight:g}, in {self.cap_in}, out {self.cap_out}"
-        return f"{self.match}: {shares}, files of {self.max_file_size or 'any size'}"
+        return f"{self.match}: {shares}, max_file_size {self.max_file_size}, max_uploads {self.max_uploads}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,14 @@ class TooLarge(Refused):
     kind = "too_large"
 
 
+class TooMany(Refused):
+    """More at once than this caller may; its own requests have to end first."""
+
+    status = 429
+    kind = "too_many"
+    retry_after: int | None = 5
+
+
 class TooMuch(Refused):
     """The answer would have more bytes than the client said it wants: a precondition of its own (412)."""
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from werkzeug.wrappers import Response
 
 from distfs.admission import Promise
+from distfs.config import CallerRule
 from distfs.deadline import Deadline
 from distfs.errors import Refused
 from distfs.ingest import (
@@ -28,8 +29,8 @@ POLICY_HEADER = "X-Distfs-Policy"
 
 def post_form(services: Services, request: Request) -> Response:
     """Store every file of a form, or none of them."""
-    largest = services.admission.largest(request.caller)
-    limits = FormLimits(largest, services.config.http.max_form_overhead)
+    rule = services.admission.callers.rule(request.caller)
+    limits = FormLimits(services.admission.largest(rule), services.config.http.max_form_overhead)
     size = declared_size(request.environ)
     deadline = services.transfer_deadline(size)
     body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
@@ -37,7 +38,7 @@ def post_form(services: Services, request: Request) -> Response:
     _refuse_encoded(request)
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     with (
-        _admitted(services, request, policy, largest, deadline) as promise,
+        _admitted(services, request, policy, rule, deadline) as promise,
         services.uploader.begin(deadline) as session,
     ):
         for file in incoming:
@@ -64,10 +65,10 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
     content_type = request.headers.get("Content-Type", "")
     deadline = services.transfer_deadline(size)
     body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
-    largest = services.admission.largest(request.caller)
-    file = raw_file(body, name, content_type, size, largest)
+    rule = services.admission.callers.rule(request.caller)
+    file = raw_file(body, name, content_type, size, services.admission.largest(rule))
     with (
-        _admitted(services, request, policy, largest, deadline) as promise,
+        _admitted(services, request, policy, rule, deadline) as promise,
         services.uploader.begin(deadline) as session,
     ):
         session.add(
@@ -84,7 +85,7 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
 
 @contextmanager
 def _admitted(
-    services: Services, request: Request, policy: Policy, largest: int, deadline: Deadline
+    services: Services, request: Request, policy: Policy, rule: CallerRule | None, deadline: Deadline
 ) -> Iterator[Promise]:
     """Room for the body, found before any of it is read; given back at the end, whatever that is."""
     environ, http, admission = request.environ, services.config.http, services.admission
@@ -93,10 +94,11 @@ def _admitted(
         size, declared = announced_size(environ), False
     large = size is None or size > http.stream_threshold
     with ExitStack() as stack:
+        stack.enter_context(admission.counted(rule))
         if large and not environ.get("distfs.admitted"):  # our own server has counted it already
             stack.enter_context(admission.gate.enter(size or 0))
-        admitted = admission.admit(size, policy, deadline, declared=declared, largest=largest)
-        yield stack.enter_context(admitted)
+        largest = admission.largest(rule)
+        yield stack.enter_context(admission.admit(size, policy, deadline, declared=declared, largest=largest))
 
 
 def _refuse_encoded(request: Request) -> None:

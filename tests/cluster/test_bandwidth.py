@@ -205,6 +205,42 @@ def test_a_caller_has_a_limit_of_its_own_for_a_file_and_sighup_changes_it(make_c
     assert status(data + b"x", small) == 413
 
 
+def test_a_caller_has_so_many_uploads_at_once_and_others_go_on(make_cluster: MakeCluster) -> None:
+    callers = {
+        "rules": [{"match": "X-Team=few", "max_uploads": 1}],
+        "trusted_proxies": ["127.0.0.0/8"],
+    }
+    cluster = make_cluster(config={"callers": callers})
+    few, data = {"X-Team": "few"}, os.urandom(3 * MB)
+    with contextlib.closing(cluster.connect()) as held:
+        held.putrequest("PUT", "/upload/held")
+        held.putheader("X-Team", "few")
+        held.putheader("Content-Length", str(len(data)))
+        held.endheaders(data[:MB])
+
+        def refused() -> bool:
+            answer = cluster.request("PUT", "/upload/second", b"small", few)
+            if answer.status == 429:
+                assert int(answer.headers["retry-after"]) > 0
+                assert "X-Team=few may have 1 uploads at once" in answer.text
+            return answer.status == 429
+
+        wait_until(refused, "the first one is counted")
+        assert cluster.request("PUT", "/upload/second", iter([data]), few).status == 429
+        assert cluster.request("PUT", "/upload/other", data).status == 201
+        held.send(data[MB:])
+        assert held.getresponse().status == 201
+    wait_until(lambda: not refused(), "it has ended")
+    assert cluster.request("PUT", "/upload/third", data, few).status == 201
+    with contextlib.closing(cluster.connect()) as gone:
+        gone.putrequest("PUT", "/upload/gone")
+        gone.putheader("X-Team", "few")
+        gone.putheader("Content-Length", str(len(data)))
+        gone.endheaders(data[:MB])
+        wait_until(refused, "it is counted")
+    wait_until(lambda: not refused(), "a client that hung up counts no more")
+
+
 def test_sighup_says_what_waits_for_a_restart(cluster: Cluster) -> None:
     (cluster.folder / "config.yml").write_text(
         json.dumps({**json.loads((cluster.folder / "config.yml").read_text()), "http": {"threads": 40}})
