@@ -130,9 +130,10 @@ class SliceReader:
             self._hedging.count()
         try:
             if not runner.advance():
-                if self._outrun(index, runner, number, out, cells, spent):
+                first = self._outrun(index, runner, number, out, cells, spent)
+                if first not in (None, index):
                     return
-                while not runner.advance():
+                while first is None and not runner.advance():
                     pass  # its stall limit ends it
         except DistfsError as e:
             reader.close()
@@ -172,32 +173,32 @@ class SliceReader:
         out: memoryview,
         cells: dict[int, memoryview],
         spent: set[int],
-    ) -> bool:
-        """Ask another fragment for the cell too; whether that was first, and good. Raises what ends ``late``.
+    ) -> int | None:
+        """Ask another fragment for the cell too; -> which of the two was first: that cell is here, whole.
 
-        False: ``late`` is to be read on; it is first, or all there is, or all that the budget allows.
+        None: ``late`` is to be read on, it is all there is, or all that the budget allows. Raises what ends it.
         """
         other = self._candidate(spent | set(cells) | set(self._open) | {index})
         if other is None or self._hedging is None or not self._hedging.spend():
-            return False
+            return None
         started = time.monotonic()
         second = self._request(other, number, 1)
         if second is None:
-            return False
+            return None
         room = memoryview(bytearray(self._code.cell_size(len(out))))  # its own: ``late`` may be half received
         with contextlib.closing(second):
             try:
                 ahead = Runner(second, lambda: self._advance_good(second, number, room))
                 if not race(late, ahead, self._deadline):
-                    return False
+                    return index
             except SecondFailed as e:
                 self._note(other, e.error, stream=True)
-                return False
+                return None
         self._hedging.win()
         cells[other] = room
         spent.add(index)
         self._replace_late(index, late.reader, time.monotonic() - started)
-        return True
+        return other
 
     def _advance_good(self, reader: LateReader, number: int, view: memoryview) -> bool:
         """As ``_advance``; raises Corrupt for a cell that is whole and not good."""

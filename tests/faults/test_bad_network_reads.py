@@ -96,6 +96,25 @@ def test_a_silent_node_is_outrun_and_then_asked_last(ways: Proxied) -> None:
     assert hedging.won == won, "nobody has to outrun a node that is asked last"
 
 
+def test_a_late_node_that_is_first_all_the_same_is_read_on_and_blamed_for_nothing(
+    ways: Proxied, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cell is whole when the race ends: what comes next is the next cell."""
+    file = ways.upload(DATA[:SLICE], policy)
+    noted: list[object] = []
+    note = lambda fragment, node, error: noted.append((fragment, node, str(error)))  # noqa: E731
+    monkeypatch.setattr(ways.services.downloader, "_note_damage", note)
+    assert ways.download(file) == DATA[:SLICE]  # how quick they are is known, and connections are there
+    [piece] = file.slices
+    wanted = {read_first(file)} if policy.k == 1 else set(piece.nodes[: policy.k])
+    for node, proxy in ways.proxies.items():
+        proxy.down.delay = 0.2 if node in wanted else 2
+    assert ways.download(file) == DATA[:SLICE]
+    hedging = ways.services.directory.hedging
+    assert (hedging.hedged > 0, hedging.won) == (True, 0)
+    assert noted == []
+
+
 def test_a_node_that_is_quick_again_is_read_again(ways: Proxied) -> None:
     file = ways.upload(DATA)
     slow = read_first(file)
