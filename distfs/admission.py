@@ -88,6 +88,11 @@ class Admission:
                 if not self._uploads_of[of]:
                     del self._uploads_of[of]
 
+    def running(self) -> dict[str, int]:
+        """Uploads in flight of those that rules are about, by whom each matches."""
+        with self._counting:
+            return dict(self._uploads_of)
+
     def largest(self, rule: CallerRule | None) -> int:
         """How many bytes a file may have of those a rule is about."""
         most = self.http.max_file_size

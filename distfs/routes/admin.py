@@ -44,6 +44,7 @@ def get_status(services: Services, request: Request) -> Response:
     entry = {
         "memory": asdict(services.pool.usage()),
         "uploads": services.admission.usage(),
+        "uploads_by_rule": services.admission.running(),
         "waiting_for_bandwidth": {
             "in": services.bandwidth.waiting("in"),
             "out": services.bandwidth.waiting("out"),
