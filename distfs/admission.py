@@ -142,7 +142,7 @@ class Admission:
             for _ in range(TRIES):
                 state, fresh = self._known(deadline, fresh=fresh)
                 width = width_for(
-                    state.free, self._demands(state, policy), policy.width, self.fewest(policy), share
+                    state.disks, self._demands(state, policy), policy.width, self.fewest(policy), share
                 )
                 if not width:
                     if fresh:
@@ -207,7 +207,7 @@ class Admission:
         """Under ``_small_lock``: the share a file may have, worked out once for each state."""
         known = self._rooms.get(policy)
         if known is None or state is not self._state:
-            known = room(state.free, state.demands, policy.width, self.fewest(policy))
+            known = room(state.disks, state.demands, policy.width, self.fewest(policy))
             if state is self._state:
                 self._rooms[policy] = known
         return known
@@ -235,10 +235,10 @@ class Admission:
 
     def _refusal(self, state: AdmissionState, size: int, policy: Policy) -> Unavailable:
         fewest, slice_size = self.fewest(policy), self.storage.slice_size
-        if len(state.free) < fewest:
-            return Unavailable(shortage(fewest, len(state.free), state.known, state.up))
-        free = size_of(room(state.free, state.demands, policy.width, fewest), policy.k, slice_size)
-        later = size_of(room(state.free, {}, policy.width, fewest), policy.k, slice_size)
+        if (able := sum(disk.nodes for disk in state.disks)) < fewest:
+            return Unavailable(shortage(fewest, able, state.known, state.up))
+        free = size_of(room(state.disks, state.demands, policy.width, fewest), policy.k, slice_size)
+        later = size_of(room(state.disks, {}, policy.width, fewest), policy.k, slice_size)
         error = Full(
             f"no room: {size} bytes as {policy} are more than the {free} the cluster can take now "
             f"({later - free} are promised to uploads that run); delete files or add storage nodes"

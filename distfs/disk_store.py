@@ -15,9 +15,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-from uuid import UUID, uuid4
+from uuid import UUID, getnode, uuid4
 
 import xxhash
 
@@ -78,6 +79,15 @@ def read_identity(folder: Path) -> Identity | None:
     if version != _FORMAT:
         raise ConfigError(f"{path}: folder format {version}, this distfs reads {_FORMAT}")
     return Identity(node, cluster)
+
+
+@cache
+def _machine() -> str:
+    """Names the running system, and no other: of Linux what all its containers share."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return f"{getnode():012x}"
 
 
 class DiskStore:
@@ -200,6 +210,11 @@ class DiskStore:
             readonly = os.statvfs(self.folder).f_flag & os.ST_RDONLY
         state = "readonly" if readonly or self.health.trouble else "active"
         return StoreInfo(self.node, self.cluster, capacity, used, max(free, 0), state, time.time())
+
+    def disk(self) -> str:
+        """Names the file system of the folder: the same for every process of this machine, until it restarts."""
+        with translated("disk"):
+            return f"{_machine()}:{os.stat(self.folder).st_dev}"
 
     def probe(self) -> None:
         """A small durable write, to see whether the disk takes it; ``health`` knows. Never raises."""

@@ -105,5 +105,7 @@ class Membership:
             )
         info = self._store.info(deadline)
         sizes = info.capacity, info.used, info.free
-        report = NodeReport(info.node, self._address, self._config.zone, *sizes, info.state)
+        report = NodeReport(
+            info.node, self._address, self._config.zone, *sizes, info.state, self._store.disk()
+        )
         return self._meta.heartbeat(report, deadline)

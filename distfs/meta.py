@@ -116,8 +116,9 @@ class MetaDB:
                 alive=age < self.down_after and not stopped,
                 heartbeat_age=age,
                 used=used,
+                disk=disk,
             )
-            for number, uuid, address, zone, capacity, free, state, age, used, stopped in self.read(
+            for number, uuid, address, zone, capacity, free, state, age, used, stopped, disk in self.read(
                 "nodes", deadline
             )
         ]
@@ -139,6 +140,7 @@ class MetaDB:
             free=report.free,
             state=report.state,
             down_after=self.down_after,
+            disk=report.disk,
         )
         return int(number)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
+from distfs.room import Disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class AdmissionState:
     """What a decision rests on, seen at one moment."""
 
     grants: int  # how many reservations were ever granted: another number means that another came between
-    free: tuple[int, ...]  # bytes of each node that takes writes
+    disks: tuple[Disk, ...]  # of the nodes that take writes
     known: int  # nodes, and how many of them are up
     up: int
     demands: Mapping[int, int]  # what is promised: bytes a node, by how many nodes
@@ -42,12 +44,11 @@ class ReservationDB:
         self._meta, self._service = meta, service
 
     def state(self, deadline: Deadline) -> AdmissionState:
-        [[grants, free, known, up, demands]] = self._meta.read(
+        [[grants, disks, known, up, demands]] = self._meta.read(
             "admission_state", deadline, down_after=self._meta.down_after
         )
-        given = json.loads(demands) if isinstance(demands, str) else demands
-        promised = {int(width): int(share) for width, share in given.items()}
-        return AdmissionState(grants, tuple(free), known, up, promised)
+        promised = {int(width): int(share) for width, share in _decoded(demands).items()}
+        return AdmissionState(grants, tuple(Disk(*disk) for disk in _decoded(disks)), known, up, promised)
 
     def reserve(self, wanted: Reservation, seen: int, seconds: float, deadline: Deadline) -> bool:
         """Grant it for ``seconds``, unless another was granted, by whatever service, since ``seen``."""
@@ -89,3 +90,8 @@ class ReservationDB:
             service=self._service,
             ttl=seconds,
         )
+
+
+def _decoded(given: Any) -> Any:
+    """JSON, whether the driver has parsed it or not."""
+    return json.loads(given) if isinstance(given, str) else given

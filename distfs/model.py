@@ -79,6 +79,12 @@ class Node:
     alive: bool  # it did not stop, and its heartbeat is younger than ``node.down_after``, by the database's clock
     heartbeat_age: float  # seconds, by the database's clock
     used: int = 0  # of the disk, by whatever uses it
+    disk: str = ""  # as NodeReport has it
+
+    @property
+    def disk_key(self) -> str:
+        """The same for nodes whose bytes are those of one disk."""
+        return self.disk or str(self.id)
 
     @property
     def writable(self) -> bool:
@@ -139,3 +145,4 @@ class NodeReport:
     used: int
     free: int  # its reserve already subtracted; never negative
     state: str  # 'active' or 'readonly' (its disk is, or fails); 'draining' is an operator's word, kept in MetaDB
+    disk: str = ""  # nodes that name the same one share its bytes; "": nobody else is on it

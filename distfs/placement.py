@@ -8,6 +8,7 @@ and what it was due never drift apart by more than a few fragments, which weight
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TypeVar
@@ -94,17 +95,18 @@ class Placement:
         Count the bytes as in flight until ``landed``. Raises Unavailable, or Full, saying what is missing.
         """
         with self._lock:
-            weights = {
-                n.id: float(n.free - self._in_flight.get(n.id, 0))
-                for n in nodes
-                if n.writable and n.free - self._in_flight.get(n.id, 0) >= max(1, fragment_size)
-            }
+            in_flight = Counter[str]()  # by disk
+            for n in nodes:
+                in_flight[n.disk_key] += self._in_flight.get(n.id, 0)
+            left = {n.id: n.free - in_flight[n.disk_key] for n in nodes if n.writable}
+            candidates = [n for n in nodes if left.get(n.id, 0) >= max(1, fragment_size)]
+            sharing = Counter(n.disk_key for n in candidates)
+            weights = {n.id: left[n.id] / sharing[n.disk_key] for n in candidates}
             width = min(width, len(weights))
             if width < fewest:
                 able = sum(n.writable for n in nodes)
                 missing = Full if able >= fewest else Unavailable  # the nodes are there, their room is not
                 raise missing(shortage(fewest, len(weights), len(nodes), sum(n.alive for n in nodes)))
-            candidates = [n for n in nodes if n.id in weights]
             zones: dict[str, dict[int, float]] = {}
             for n in candidates:
                 zones.setdefault(n.zone, {})[n.id] = weights[n.id]

@@ -1,18 +1,22 @@
 -- The statements of distfs/meta_admission.py, by name; the rules of queries.sql hold here too.
 
 -- name: admission_state
--- What a decision needs, seen at one moment: how many were granted, free bytes of the nodes that take writes, and
--- what is promised, as {width: share}. What was written counts twice until every node has reported since.
+-- What a decision needs, seen at one moment: how many were granted; the disks of the nodes that take writes, as
+-- [free bytes, nodes]; what is promised, as {width: share}. What was written counts twice until every node has
+-- reported since.
 WITH up AS (
     SELECT * FROM node WHERE NOT stopped AND heartbeat_at > now() - make_interval(secs => :down_after)
 ), promised AS (
     SELECT width, sum(share)::bigint AS share FROM reservation
     WHERE CASE WHEN ended_at IS NULL THEN expires_at > now() ELSE ended_at >= (SELECT min(heartbeat_at) FROM up) END
     GROUP BY width
+), disks AS (
+    SELECT min(free) AS free, count(*) AS nodes FROM up
+    WHERE state = 'active' GROUP BY coalesce(nullif(disk, ''), id::text)
 )
 SELECT
     coalesce((SELECT grants FROM admission), 0),
-    coalesce((SELECT array_agg(free) FROM up WHERE state = 'active'), '{}'),
+    coalesce((SELECT json_agg(json_build_array(free, nodes)) FROM disks), '[]'),
     (SELECT count(*) FROM node),
     (SELECT count(*) FROM up),
     coalesce((SELECT json_object_agg(width, share) FROM promised), '{}');

@@ -9,11 +9,11 @@ SELECT id FROM cluster;
 
 -- name: nodes
 SELECT id, uuid, address, zone, capacity, free, state,
-    extract(epoch FROM now() - heartbeat_at)::double precision AS heartbeat_age, used, stopped
+    extract(epoch FROM now() - heartbeat_at)::double precision AS heartbeat_age, used, stopped, disk
 FROM node ORDER BY id;
 
 -- name: node_heartbeat
-SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :down_after);
+SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :down_after, :disk);
 
 -- name: node_leave
 SELECT node_leave(:uuid, :address);

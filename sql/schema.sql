@@ -29,11 +29,13 @@ CREATE TABLE node (
     registered_at timestamptz NOT NULL DEFAULT now(),
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
     stopped boolean NOT NULL DEFAULT false,
-    given_up boolean NOT NULL DEFAULT false
+    given_up boolean NOT NULL DEFAULT false,
+    disk text NOT NULL DEFAULT '' CHECK (octet_length(disk) <= 100)
 ) WITH (fillfactor = 50); -- every node rewrites its row every two seconds: in place, on the same page
 COMMENT ON COLUMN node.state IS 'active or readonly: the node''s own report; draining: an operator''s word, which heartbeats keep.';
 COMMENT ON COLUMN node.stopped IS 'It said that it stops: down at once. Its next heartbeat clears it.';
 COMMENT ON COLUMN node.given_up IS 'An operator''s word: repair waits for it no longer. Its next heartbeat clears it.';
+COMMENT ON COLUMN node.disk IS 'Nodes that name the same disk share its bytes. Empty: nobody else is on it, as far as the node can tell.';
 
 CREATE TABLE file (
     id uuid PRIMARY KEY,
@@ -140,7 +142,7 @@ COMMENT ON TABLE admission IS 'Counts reservations. Who grants one names the cou
 -- distfs_node needs no right on any table (see node_role.sql). Refusals carry SQLSTATE DF001 and a message for the operator.
 CREATE FUNCTION node_heartbeat(
     p_uuid uuid, p_address text, p_zone text, p_capacity bigint, p_used bigint, p_free bigint, p_state text,
-    p_down_after double precision
+    p_down_after double precision, p_disk text DEFAULT ''
 ) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -169,13 +171,13 @@ BEGIN
             p_address, rival.uuid USING ERRCODE = 'DF001';
     END IF;
     IF mine.id IS NULL THEN
-        INSERT INTO public.node (uuid, address, zone, capacity, used, free, state)
-            VALUES (p_uuid, p_address, p_zone, p_capacity, p_used, p_free, p_state) RETURNING * INTO mine;
+        INSERT INTO public.node (uuid, address, zone, capacity, used, free, state, disk)
+            VALUES (p_uuid, p_address, p_zone, p_capacity, p_used, p_free, p_state, p_disk) RETURNING * INTO mine;
     ELSE
         UPDATE public.node SET
             address = p_address, zone = p_zone, capacity = p_capacity, used = p_used, free = p_free,
             state = CASE WHEN state = 'draining' THEN state ELSE p_state END, heartbeat_at = now(),
-            stopped = false, given_up = false
+            stopped = false, given_up = false, disk = p_disk
             WHERE id = mine.id;
     END IF;
     RETURN mine.id;

@@ -26,3 +26,4 @@ def give_nodes_space(monkeypatch: pytest.MonkeyPatch, under: Path, space: Callab
         return space(), used, space() - used
 
     monkeypatch.setattr(DiskStore, "_space", measured)
+    monkeypatch.setattr(DiskStore, "disk", lambda store: str(store.node))

@@ -75,7 +75,7 @@ def _nodes(status: ClusterStatus) -> str:
     for node in status.nodes:
         state = ("up" if node.state == "active" else node.state) if node.alive else "down"
         counts[state] = counts.get(state, 0) + 1
-    room = sum(node.free for node in status.nodes if node.writable)
+    room = sum({node.disk_key: node.free for node in status.nodes if node.writable}.values())
     return (
         ", ".join(f"{n} {state}" for state, n in sorted(counts.items(), reverse=True))
         + f"; {size(room)} free"

@@ -96,7 +96,8 @@ class Balance:
         if not parts or max(full.values()) - min(full.values()) <= threshold:
             self._queue: list[tuple[float, int]] = []
             return
-        weight = {n.id: float(n.capacity) for n in parts}
+        sharing = Counter(n.disk_key for n in parts)
+        weight = {n.id: n.capacity / sharing[n.disk_key] for n in parts}
         mean = sum(full[n] * weight[n] for n in full) / sum(weight.values())
         half = threshold * (1 - _MARGIN) / 2
         too_much = sum(max(0.0, full[n] - mean - half) * weight[n] for n in full)

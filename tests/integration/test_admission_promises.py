@@ -37,9 +37,10 @@ class Services:
         self.meta = MetaDB(MetaDBConfig(url=url), down_after=60)
         stack.callback(self.meta.close)
 
-    def nodes_have(self, *free: int) -> None:
+    def nodes_have(self, *free: int, disk: str = "") -> None:
+        """``disk``: all of them are on this one."""
         for report, each in zip(REPORTS, free, strict=False):
-            self.meta.heartbeat(replace(report, free=each), Deadline(10))
+            self.meta.heartbeat(replace(report, free=each, disk=disk), Deadline(10))
 
     def service(self) -> Admission:
         admission = Admission(
@@ -80,6 +81,18 @@ def test_the_last_bytes_are_promised_once_whatever_the_service(services: Service
             pass
     eventually(lambda: not services.promised(), "what was not used is free again")
     with admit(second, 60 * MIB):
+        pass
+
+
+def test_the_bytes_of_one_disk_are_promised_once_whatever_nodes_it_has(services: Services) -> None:
+    services.nodes_have(100 * MIB, 100 * MIB, 100 * MIB, disk="one")
+    admission = services.service()
+    with admit(admission, 40 * MIB), pytest.raises(Full, match="no room"):
+        admit(admission, 20 * MIB)
+    with pytest.raises(Full, match="no room"):
+        admit(admission, 60 * MIB)
+    services.nodes_have(100 * MIB, 100 * MIB, 100 * MIB)
+    with admit(services.service(), 60 * MIB):
         pass
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -49,6 +50,18 @@ def test_a_heartbeat_updates_what_the_node_says_and_keeps_its_id(meta: MetaDB) -
     assert meta.heartbeat(report(uuid, used=40, state="readonly"), soon()) == number
     node = only_node(meta)
     assert (node.free, node.state, node.writable) == (960, "readonly", False)
+
+
+def test_a_node_says_which_disk_it_is_on_and_one_of_an_older_version_need_not(
+    meta: MetaDB, metadb_url: str
+) -> None:
+    told = replace(report(), disk="host:2049")
+    meta.heartbeat(told, soon())
+    assert only_node(meta).disk == "host:2049"
+    old = "SELECT node_heartbeat(:uuid, '127.0.0.1:9001', 'z1', 10, 5, 5, 'active', 10)"
+    run_sql(metadb_url, old, uuid=told.uuid)
+    assert only_node(meta).disk == ""
+    assert only_node(meta).free == 5
 
 
 def test_heartbeats_use_up_no_ids(meta: MetaDB) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
+from distfs.meta_admission import ReservationDB
 from distfs.model import Node
 from distfs.node_client import NodeClient
 from tests.contract.litter import eventually
@@ -108,6 +110,15 @@ def test_a_node_killed_in_the_middle_of_a_put_starts_clean(
     assert list(temp.iterdir()) != []
     with process(command(tmp_path / "n", metadb_url), DISTFS_NODE_RESERVE="0"):
         eventually(lambda: not list(temp.iterdir()), "what was left is removed", 30)
+
+
+def test_two_nodes_on_one_disk_are_known_to_share_it(metadb_url: str, meta: MetaDB, tmp_path: Path) -> None:
+    with process(command(tmp_path / "a", metadb_url)), process(command(tmp_path / "b", metadb_url)):
+        first, second = registered(meta, 2)
+        assert first.disk == second.disk != ""
+        [disk] = ReservationDB(meta, uuid4()).state(Deadline(10)).disks
+        assert disk.nodes == 2
+        assert disk.free <= shutil.disk_usage(tmp_path).total
 
 
 def test_a_second_node_on_one_folder_is_refused(metadb_url: str, meta: MetaDB, tmp_path: Path) -> None:

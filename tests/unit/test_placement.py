@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs.errors import Unavailable
+from distfs.errors import Full, Unavailable
 from distfs.model import Address, Node
 from distfs.placement import Placement, shares
 
@@ -20,9 +20,9 @@ GIB = 1 << 30
 MIB = 1 << 20
 
 
-def node(number: int, free: int = 100 * GIB, zone: str = "") -> Node:
+def node(number: int, free: int = 100 * GIB, zone: str = "", disk: str = "") -> Node:
     address = Address("127.0.0.1", 9000 + number)
-    return Node(number, UUID(int=number), address, zone, 1 << 50, free, "active", True, 0.5)
+    return Node(number, UUID(int=number), address, zone, 1 << 50, free, "active", True, 0.5, disk=disk)
 
 
 def place_many(placement: Placement, nodes: list[Node], count: int, width: int = 2) -> Counter[int]:
@@ -51,6 +51,22 @@ def test_an_emptier_node_gets_more_in_proportion(seed: int) -> None:
     got = place_many(Placement(Random(seed)), nodes, 500, 1)
     for number in (1, 2, 3, 4):
         assert abs(got[number] - 50 * number) <= 10, got
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_nodes_on_one_disk_get_together_what_another_disk_gets(seed: int) -> None:
+    nodes = [node(1, disk="a"), node(2, disk="a"), node(3), node(4)]
+    got = place_many(Placement(Random(seed)), nodes, 300, 1)
+    assert abs(got[1] + got[2] - 100) <= 10, got
+    assert abs(got[3] - 100) <= 10, got
+
+
+def test_bytes_in_flight_to_a_disk_count_for_all_its_nodes() -> None:
+    nodes = [node(n, 100 * MIB, disk="a") for n in (1, 2, 3)]
+    placement = Placement()
+    placement.place(nodes, 2, 40 * MIB, 2)
+    with pytest.raises(Full):
+        placement.place(nodes, 2, 40 * MIB, 2)
 
 
 @pytest.mark.parametrize("seed", range(5))

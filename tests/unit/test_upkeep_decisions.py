@@ -49,6 +49,7 @@ def node(
         state=str(facts["state"]),
         alive=bool(facts["alive"]),
         heartbeat_age=1.0,
+        disk=str(facts.get("disk", "")),
     )
 
 
@@ -223,6 +224,14 @@ def test_one_new_node_among_many_full_ones_is_filled() -> None:
         assert move.target == 40
         cluster.move(move)
     assert cluster.spread() <= 0.05
+
+
+def test_nodes_on_one_disk_take_together_what_its_bytes_ask_for() -> None:
+    full, empty = node(1, free=20 * GIB), [node(n, free=60 * GIB, disk="one") for n in (2, 3)]
+    balance = Balance([full, *empty], 0.02)
+    assert balance.surplus[1] == pytest.approx(20 * GIB, rel=0.1), "two disks meet in the middle"
+    assert sum(balance.room.values()) == pytest.approx(20 * GIB, rel=0.1)
+    assert Balance(empty, 0.02).done
 
 
 def test_what_is_balanced_enough_is_left_alone() -> None:
