@@ -214,7 +214,7 @@ class DiskStore:
     def disk(self) -> str:
         """Names the file system of the folder: the same for every process of this machine, until it restarts."""
         with translated("disk"):
-            return f"{_machine()}:{os.stat(self.folder).st_dev}"
+            return f"{_machine()}:{self.folder.stat().st_dev}"
 
     def probe(self) -> None:
         """A small durable write, to see whether the disk takes it; ``health`` knows. Never raises."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from werkzeug.exceptions import RequestedRangeNotSatisfiable
-from werkzeug.http import http_date, is_resource_modified, parse_etags, parse_range_header
+from werkzeug.http import http_date, is_resource_modified, parse_etags
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused, TooMuch
 from distfs.model import File
 from distfs.routes.messages import Request, content_disposition, etag, parse_uuid, repr_digest
+from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
 from distfs.services import Services
 
 SIZE_HEADER = "Want-Max-Size"
@@ -34,32 +34,41 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> R
     }
     if (status := _precondition(request, file)) is not None:
         return Response(status=status, headers=headers)
-    start, stop = _wanted(request, file)
-    _check_size(request, stop - start)
+    asked = _asked(request, file)
+    spans = asked or [Span(0, file.size)]
+    parts = ByteRanges(spans, file.size, file.content_type) if len(spans) > 1 else None
+    length = parts.length if parts else spans[0].stop - spans[0].start
+    _check_size(request, length)
     headers |= {
-        "Content-Length": str(stop - start),
+        "Content-Length": str(length),
         "Content-Disposition": content_disposition(file),
         "X-Content-Type-Options": "nosniff",
     }
-    if (start, stop) != (0, file.size):
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
-    status = 206 if "Content-Range" in headers else 200
+    if len(asked) == 1:
+        headers["Content-Range"] = content_range(spans[0], file.size)
     body: Iterator[bytes | memoryview] | tuple[()] = ()
     if request.method == "GET":
-        body = _blocks(services, request, file, start, stop)
+        body = _blocks(services, request, file, spans, parts)
     response = Response(
-        status=status, headers=headers, content_type=file.content_type, direct_passthrough=True
+        status=206 if asked else 200,
+        headers=headers,
+        content_type=parts.content_type if parts else file.content_type,
+        direct_passthrough=True,
     )
     response.response = body  # type: ignore[assignment]  # views, to a server that writes them
     return response
 
 
 def _blocks(
-    services: Services, request: Request, file: File, start: int, stop: int
+    services: Services, request: Request, file: File, spans: list[Span], parts: ByteRanges | None
 ) -> Iterator[bytes | memoryview]:
     """The bytes, the first of them already here. Raises what Downloader.read raises."""
-    deadline = services.transfer_deadline(stop - start)
-    blocks = services.downloader.read(file, start, stop, deadline)
+
+    def read(span: Span) -> Iterator[memoryview]:
+        return services.downloader.read(file, *span, deadline)
+
+    deadline = services.transfer_deadline(sum(stop - start for start, stop in spans))
+    blocks = parts.body(read) if parts else read(spans[0])
     blocks = services.bandwidth.outgoing(blocks, request.caller, deadline)
     first = next(blocks, None)
     return _Blocks(first, blocks, bool(request.environ.get("distfs.writes_views")))
@@ -105,22 +114,13 @@ def _precondition(request: Request, file: File) -> int | None:
     return 412 if parse_etags(environ.get("HTTP_IF_MATCH")) else 304
 
 
-def _wanted(request: Request, file: File) -> tuple[int, int]:
-    """The range to send. Several ranges, and what is no range at all, mean the whole (RFC 9110, 14.2)."""
-    whole = (0, file.size)
+def _asked(request: Request, file: File) -> list[Span]:
+    """The ranges to send; empty: the whole file."""
     header = request.headers.get("Range")
     if not header or request.method != "GET":
-        return whole
+        return []
     if "If-Range" in request.headers and is_resource_modified(
         request.environ, etag=etag(file), last_modified=file.created_at, ignore_if_range=False
     ):
-        return whole
-    parsed = parse_range_header(header)
-    if parsed is None or parsed.units != "bytes" or len(parsed.ranges) != 1:
-        return whole
-    start, stop = parsed.ranges[0]
-    if start < 0:  # a suffix
-        start = max(0, start + file.size)
-    if start >= file.size:
-        raise RequestedRangeNotSatisfiable(file.size)
-    return start, file.size if stop is None else min(stop, file.size)
+        return []
+    return wanted(header, file.size)

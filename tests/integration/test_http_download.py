@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import email
+import email.message
+import email.policy
 import hashlib
 import re
 from base64 import b64encode
@@ -14,7 +17,7 @@ from uuid import uuid4
 import pytest
 
 from tests.forms import some_bytes
-from tests.service import BLOCK, SLICE, TestService
+from tests.service import BLOCK, SLICE, Answer, TestService
 
 SIZE = 2 * SLICE + BLOCK + 100
 DATA = some_bytes(SIZE)
@@ -131,9 +134,8 @@ def test_a_range_is_those_bytes(service: TestService, uuid: str, asked: str, sta
     answer = service.ask("GET", f"/download/{uuid}", headers={"Range": asked})
     assert answer.body == DATA[start:stop]
     assert answer.headers["Content-Length"] == str(stop - start)
-    whole = (start, stop) == (0, SIZE)
-    assert answer.status == (200 if whole else 206)
-    assert answer.headers["Content-Range"] == (None if whole else f"bytes {start}-{stop - 1}/{SIZE}")
+    assert answer.status == 206, "also of all the bytes: players ask so whether they may seek"
+    assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
 
 
 @pytest.mark.parametrize("asked", [f"bytes={SIZE}-", "bytes=99999999-"])
@@ -143,10 +145,61 @@ def test_a_range_beyond_the_end_is_416_with_the_size(service: TestService, uuid:
     assert answer.headers["Content-Range"] == f"bytes */{SIZE}"
 
 
+def parts_of(answer: Answer) -> list[tuple[str | None, str, bytes]]:
+    """Content-Range, type and bytes of each part of a multipart/byteranges answer."""
+    head = f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode()
+    message = email.message_from_bytes(head + answer.body, policy=email.policy.HTTP)
+    parts = [part for part in message.iter_parts() if isinstance(part, email.message.EmailMessage)]
+    return [(part["Content-Range"], part.get_content_type(), part.get_payload(decode=True)) for part in parts]
+
+
+def test_several_ranges_are_one_answer_of_several_parts(service: TestService, uuid: str) -> None:
+    spans = [(0, 1), (SLICE - 2, SLICE + 3), (2 * SLICE, SIZE - 7), (SIZE - 5, SIZE)]
+    first, second, third, _ = (f"{start}-{stop - 1}" for start, stop in spans)
+    asked = {"Range": f"bytes={first}, {second},{third},-5"}
+    answer = service.ask("GET", f"/download/{uuid}", headers=asked)
+    assert answer.status == 206
+    assert "Content-Range" not in answer.headers
+    assert answer.headers["Content-Length"] == str(len(answer.body))
+    expected = [(f"bytes {a}-{b - 1}/{SIZE}", "text/plain", DATA[a:b]) for a, b in spans]
+    assert parts_of(answer) == expected
+
+
+def test_of_several_ranges_those_beyond_the_end_are_left_out(service: TestService, uuid: str) -> None:
+    answer = service.ask("GET", f"/download/{uuid}", headers={"Range": f"bytes=1-2,{SIZE}-"})
+    assert (answer.status, answer.body) == (206, DATA[1:3])
+    assert answer.headers["Content-Range"] == f"bytes 1-2/{SIZE}"
+    answer = service.ask("GET", f"/download/{uuid}", headers={"Range": f"bytes={SIZE}-,-0"})
+    assert answer.status == 200, "-0 is no range, so the header is none"
+    answer = service.ask("GET", f"/download/{uuid}", headers={"Range": f"bytes={SIZE}-{SIZE},{SIZE + 1}-"})
+    assert answer.status == 416
+
+
+def test_a_size_limit_counts_all_that_would_be_sent(service: TestService, uuid: str) -> None:
+    asked = {"Range": "bytes=0-9,20-29"}
+    length = int(service.ask("GET", f"/download/{uuid}", headers=asked).headers["Content-Length"])
+    for most, status in ((length, 206), (length - 1, 412)):
+        assert service.ask("GET", f"/download/{uuid}?max_size={most}", headers=asked).status == status
+
+
 @pytest.mark.parametrize(
-    "asked", ["bytes=5-2", "bytes=a-b", "bytes=", "lines=1-2", "0-5", "bytes=-0", "bytes=0-1,5-6"]
+    "asked",
+    [
+        "bytes=5-2",
+        "bytes=a-b",
+        "bytes=",
+        "lines=1-2",
+        "0-5",
+        "bytes=-0",
+        "bytes=5-6,0-1",
+        "bytes=0-9,5-6",
+        f"bytes=0-0,-{SIZE}",
+        "bytes=" + ",".join(f"{i}-{i}" for i in range(0, 130, 2)),
+    ],
 )
-def test_what_is_no_single_range_gets_the_whole(service: TestService, uuid: str, asked: str) -> None:
+def test_what_is_no_list_of_ranges_in_order_gets_the_whole(
+    service: TestService, uuid: str, asked: str
+) -> None:
     answer = service.ask("GET", f"/download/{uuid}", headers={"Range": asked})
     assert (answer.status, answer.body) == (200, DATA)
 

@@ -1,0 +1,81 @@
+"""Which bytes of a file a request wants (RFC 9110, 14), and how several ranges are one answer."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
+from werkzeug.http import parse_range_header
+
+#: A request for more ranges than this gets the whole file: each costs a part's header, and a read of its own.
+MAX_RANGES = 64
+
+
+class Span(NamedTuple):
+    """Bytes ``start`` to ``stop`` of a file, the latter not included."""
+
+    start: int
+    stop: int
+
+
+#: How the bytes of a span are read.
+Read = Callable[[Span], Iterator[memoryview]]
+
+
+def wanted(header: str, size: int) -> list[Span]:
+    """The ranges a ``Range`` header asks for, in its order, of a file of ``size`` bytes.
+
+    Empty: send the whole, as for what is no list of byte ranges, overlaps, runs backwards, or comes to more than
+    the file. Raises RequestedRangeNotSatisfiable (416) when the file has none of these bytes.
+    """
+    parsed = parse_range_header(header)
+    if parsed is None or parsed.units != "bytes" or len(parsed.ranges) > MAX_RANGES:
+        return []
+    spans = [span for start, stop in parsed.ranges if (span := _within(start, stop, size))]
+    if not spans:
+        raise RequestedRangeNotSatisfiable(size)
+    overlapping = len(spans) > 1 and sum(stop - start for start, stop in spans) > size
+    return [] if overlapping else spans
+
+
+def _within(start: int, stop: int | None, size: int) -> Span | None:
+    """What there is of a range; ``start`` below 0: so many bytes of the end."""
+    start = max(0, start + size) if start < 0 else start
+    return Span(start, size if stop is None else min(stop, size)) if start < size else None
+
+
+def content_range(span: Span, size: int) -> str:
+    return f"bytes {span.start}-{span.stop - 1}/{size}"
+
+
+class ByteRanges:
+    """Several spans of a file as one ``multipart/byteranges`` body."""
+
+    def __init__(self, spans: list[Span], size: int, content_type: str) -> None:
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/byteranges; boundary={boundary}"
+        self._parts = [
+            (
+                span,
+                f"\r\n--{boundary}\r\nContent-Type: {content_type}\r\n"
+                f"Content-Range: {content_range(span, size)}\r\n\r\n".encode("latin-1"),
+            )
+            for span in spans
+        ]
+        self._end = f"\r\n--{boundary}--\r\n".encode()
+        self.length = sum(len(head) + span.stop - span.start for span, head in self._parts) + len(self._end)
+
+    def body(self, read: Read) -> Iterator[memoryview]:
+        """The bytes. A part's header is given only when its first bytes have been read."""
+        for span, head in self._parts:
+            with contextlib.ExitStack() as ends:
+                blocks = read(span)
+                ends.callback(getattr(blocks, "close", lambda: None))
+                first = next(blocks)
+                yield memoryview(head)
+                yield first
+                yield from blocks
+        yield memoryview(self._end)
