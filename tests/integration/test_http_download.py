@@ -150,7 +150,13 @@ def parts_of(answer: Answer) -> list[tuple[str | None, str, bytes]]:
     head = f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode()
     message = email.message_from_bytes(head + answer.body, policy=email.policy.HTTP)
     parts = [part for part in message.iter_parts() if isinstance(part, email.message.EmailMessage)]
-    return [(part["Content-Range"], part.get_content_type(), part.get_payload(decode=True)) for part in parts]
+    return [(part["Content-Range"], part.get_content_type(), _payload(part)) for part in parts]
+
+
+def _payload(part: email.message.EmailMessage) -> bytes:
+    payload = part.get_payload(decode=True)
+    assert isinstance(payload, bytes)
+    return payload
 
 
 def test_several_ranges_are_one_answer_of_several_parts(service: TestService, uuid: str) -> None:
