@@ -73,12 +73,7 @@ class Admission:
             return
         of = str(rule.match)
         with self._counting:
-            running = self._uploads_of[of]
-            if rule.max_uploads and running >= rule.max_uploads:
-                raise TooMany(
-                    f"{of} may have {rule.max_uploads} uploads at once (callers.rules), and has: "
-                    "try again when one has ended"
-                )
+            self._check_count(rule)
             self._uploads_of[of] += 1
         try:
             yield
@@ -87,6 +82,24 @@ class Admission:
                 self._uploads_of[of] -= 1
                 if not self._uploads_of[of]:
                     del self._uploads_of[of]
+
+    def check(self, rule: CallerRule | None, size: int) -> None:
+        """What is to be said against a body of ``size`` bytes without asking anybody. Raises TooLarge, TooMany."""
+        most = self.largest(rule) + self.http.max_form_overhead
+        if size > most:
+            raise TooLarge(f"{size} bytes are more than the {most} that are taken (max_file_size)")
+        if rule is not None:
+            with self._counting:
+                self._check_count(rule)
+
+    def _check_count(self, rule: CallerRule) -> None:
+        """Under ``_counting``."""
+        of = str(rule.match)
+        if rule.max_uploads and self._uploads_of[of] >= rule.max_uploads:
+            raise TooMany(
+                f"{of} may have {rule.max_uploads} uploads at once (callers.rules), and has: "
+                "try again when one has ended"
+            )
 
     def running(self) -> dict[str, int]:
         """Uploads in flight of those that rules are about, by whom each matches."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 import socket
 import struct
 import time
@@ -21,6 +20,7 @@ from waitress.channel import HTTPChannel
 from distfs.body_framing import Framing
 from distfs.client_socket import Bytes, ClientSocket
 from distfs.config import KIB, MIB, HttpConfig
+from distfs.dispatcher import Lane
 from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Unavailable
 from distfs.request_body import CUT_SHORT, StreamedBody
 from distfs.request_parser import MAX_HEADER, RequestParser
@@ -33,12 +33,6 @@ DIRECT = 64 * KIB
 #: closing with unread bytes would reset the connection, and take the answer from it.
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 * MIB
-
-#: Health checks go on until the end: they tell a load balancer to send no more.
-ANSWERED_WHILE_DRAINING = ("/healthz", "/readyz")
-
-#: Answers that may be larger than a socket holds: a slow reader keeps the worker that writes them.
-LONG_ANSWERS = ("/download", "/files")
 
 NOTHING = memoryview(b"")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -66,23 +60,26 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.unsent = b""  # of answers; below DIRECT
         self.ahead = NOTHING  # received, not yet looked at
         self.with_worker = False
-        self.long = False  # its worker, or the one it waits for, is not of the reserve: the dispatcher's word
         self.ending: Ending | None = None
         self.thrown_away = -1  # bytes; from 0 on, it lingers
         self.since = time.monotonic()  # the last byte, or change of what is waited for
         self.began = self.since  # the request's first byte
+        self.answered = self.since  # the last answer was given, though some of it may be unsent
         self._client: ClientSocket | None = None
         super().__init__(server, sock, addr, adj, map)
 
     @property
-    def may_take_long(self) -> bool:
-        """Whether its client decides how long the request that is ready keeps a worker."""
+    def lane(self) -> Lane:
+        """Which workers may serve the request that is ready."""
         [request] = self.requests
-        return not request.error and (request.streamed is not None or request.path.startswith(LONG_ANSWERS))
+        if request.error or self.server.answers_at_once(request.path):
+            return Lane.AT_ONCE
+        long = request.streamed is not None or self.server.takes_long(request.command, request.path)
+        return Lane.LONG if long else Lane.SHORT
 
     def refuse_busy(self) -> None:
         """The request that is ready has waited for a worker for too long."""
-        self.requests[0].error = Busy("every worker sends or receives something large: try again soon")
+        self.requests[0].error = Busy("every worker is busy with other requests: try again soon")
 
     @property
     def busy(self) -> bool:
@@ -139,6 +136,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self._flush()
         if len(self.unsent) < before:
             self.since = time.monotonic()
+        if not self.unsent and self.ending is None and self._parse():
+            self._to_worker()  # it had sent more than one request
         self.settle()
 
     def handle_expt(self) -> None:
@@ -178,7 +177,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             if quiet > LINGER_SECONDS:
                 self.handle_close()
         elif self.unsent:
-            if quiet > self.http.client_stall_timeout:
+            stall = self.http.client_stall_timeout
+            if quiet > stall or now - self.answered > stall + DIRECT / self.http.client_min_rate:
                 self.ending = Ending.CUT
                 self.settle()
         elif self.request is None:
@@ -237,7 +237,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def _refuse_while_draining(self, request: RequestParser) -> None:
         """Its header is complete only now: others may serve it. Who asks how we are is told."""
-        if not request.error and request.path not in ANSWERED_WHILE_DRAINING:
+        if not request.error and not self.server.answers_while_draining(request.path):
             request.error = Unavailable("this service is stopping: ask another one, or try again soon")
 
     def _choose_way(self, request: RequestParser, framing: Framing) -> None:
@@ -252,6 +252,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             if (large or asks) and self.server.task_dispatcher.may_stream(claimed=self.with_worker):
                 request.stream()
                 return
+            size = framing.data_left or request.announced
+            self.server.check_body(self.addr[0] if self.addr else "", request.header, size)
             request.spool(self.server.spooler.spool(framing))
         except DistfsError as e:
             request.error = e
@@ -280,8 +282,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         ending: Ending | None = Ending.CUT
         try:
             wanted = self._serve(self.requests[0])
-            if wanted is None and self.ending is None:
-                ready = self._parse()
+            if wanted is None and self.ending is None and not self.unsent:
+                ready = self._parse()  # else when the client has read its answers: it may never do
             ending = wanted
         finally:
             self.ending = self.ending or ending
@@ -290,7 +292,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self.server.add_task(self)  # at the end of the queue: others wait too
             else:
                 self.server.task_dispatcher.release()
-                self.since = time.monotonic()
+                self.since = self.answered = time.monotonic()
                 self.with_worker = False
                 self.server.pull_trigger(self.settle)
 
@@ -337,10 +339,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if failed.wrote_header:
             logger.error("the answer was cut short", exc_info=error)
             return Ending.CUT
-        if isinstance(error, DistfsError):
-            level = logging.INFO if error.status < 500 else logging.ERROR
-            logger.log(level, "%s", error)
-        else:
+        if not isinstance(error, DistfsError):
             logger.error("the app failed", exc_info=error)
             error = DistfsError(f"internal error: tell the operator the request's id, {request_id}")
         refusal = Refusal(self, failed.request, error)

@@ -69,7 +69,10 @@ def _with_environment(tree: Any, environ: Mapping[str, str]) -> Any:
     sections = typing.get_type_hints(Config)
     for name, text in environ.items():
         section, _, key = name.removeprefix("DISTFS_").lower().partition("_")
-        if not name.startswith("DISTFS_") or section not in sections:
+        if not name.startswith("DISTFS_"):
+            continue
+        if section not in sections:
+            _refuse_misspelt_section(name, section, key, sections)
             continue  # DISTFS_URL and the like belong to clients and tests
         types = typing.get_type_hints(sections[section])
         if key not in types:
@@ -113,6 +116,15 @@ def _hint(key: object, known: Iterable[str], prefix: str, spell: Callable[[str],
     return (
         f"; did you mean {spell(prefix + near[0])}?" if near else f"; known: {', '.join(map(spell, known))}"
     )
+
+
+def _refuse_misspelt_section(name: str, section: str, key: str, sections: Mapping[str, Any]) -> None:
+    """Only where the key is one of ours: others may set variables that begin as ours do."""
+    near = difflib.get_close_matches(section, sections, n=1, cutoff=0.5)
+    if near and key in typing.get_type_hints(sections[near[0]]):
+        raise ConfigError(
+            f"environment: unknown {name}; did you mean DISTFS_{near[0].upper()}_{key.upper()}?"
+        )
 
 
 def _section(cls: Any, tree: object, path: str) -> Any:

@@ -59,6 +59,11 @@ def _storage_rules(storage: StorageConfig) -> _Rules:
     yield storage.slice_size <= GIB, "storage.slice_size must be at most 1GiB"
     yield storage.window >= 4 * block, "storage.window must be at least four times storage.block_size"
     yield storage.memory_budget >= storage.window, "storage.memory_budget must be at least storage.window"
+    most = max(1, *(policy.m for policy in storage.policies.values()))
+    yield (
+        storage.min_redundancy <= most,
+        f"storage.min_redundancy must be at most {most}: no policy has more to lose",
+    )
     yield storage.parallel_slices >= 1, "storage.parallel_slices must be at least 1"
 
 

@@ -1,13 +1,15 @@
 """The worker threads of the HTTP host, and who may have one.
 
 A large upload or a download keeps its worker for as long as its client takes. Those never get the last few, the
-reserve: whatever such clients do, a health check or a small upload finds a worker.
+reserve: whatever such clients do, a small request finds a worker. One more is kept from these, too, since they may
+wait for bandwidth, MetaDB or nodes: what is answered at once, a health check or a refusal, always finds one.
 """
 
 from __future__ import annotations
 
+import enum
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from waitress.task import ThreadedTaskDispatcher
@@ -15,8 +17,16 @@ from waitress.task import ThreadedTaskDispatcher
 if TYPE_CHECKING:
     from distfs.channel import Channel
 
-#: How long a download may wait for a worker before it is told to come again.
+#: How long a request may wait for a worker before it is told to come again.
 WAIT_LIMIT_S = 20.0
+
+
+class Lane(enum.Enum):
+    """Which workers a request may have."""
+
+    AT_ONCE = enum.auto()  # any
+    SHORT = enum.auto()  # all but one
+    LONG = enum.auto()  # all but the reserve
 
 
 class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
@@ -26,8 +36,10 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
         super().__init__()
         self._free = threads
         self._reserve = reserve
-        self._long_free = max(1, threads - reserve)  # workers for requests that may take long
-        self._waiting: deque[tuple[float, Channel]] = deque()  # such requests, with the time they give up
+        self._most = {Lane.LONG: max(1, threads - reserve), Lane.SHORT: max(1, threads - 1)}
+        self._running = Counter[Lane]()
+        self._lane_of: dict[Channel, Lane] = {}  # of those that run
+        self._waiting: dict[Lane, deque[tuple[float, Channel]]] = {lane: deque() for lane in self._most}
         self.set_thread_count(threads)
 
     def claim(self) -> None:
@@ -44,40 +56,50 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
             return self._free + claimed > self._reserve
 
     def add_task(self, task: Channel) -> None:
-        """Run it as soon as a worker is free; a long one, when that is not of the reserve."""
+        """Run it as soon as a worker of its lane is free; those of a lane in the order they came."""
         with self.lock:
-            task.long = task.may_take_long
-            if task.long and not self._long_free:
-                self._waiting.append((time.monotonic() + WAIT_LIMIT_S, task))
-                return
-            self._long_free -= task.long
-            self._run(task)
+            lane = task.lane
+            if lane is Lane.AT_ONCE:
+                self._run(task, lane)
+            else:
+                self._waiting[lane].append((time.monotonic() + WAIT_LIMIT_S, task))
+                self._start_waiting()
 
     def end_task(self, task: Channel) -> None:
-        """Its request is served: another long one may begin."""
+        """Its request is served: others may begin."""
         with self.lock:
-            if task.long and self._waiting:
-                self._run(self._waiting.popleft()[1])
-            else:
-                self._long_free += task.long
-            task.long = False
+            self._running[self._lane_of.pop(task, Lane.AT_ONCE)] -= 1
+            self._start_waiting()
 
     def end_waits(self, now: float) -> None:
         """Answer those that waited for too long; any worker does that."""
         with self.lock:
-            while self._waiting and self._waiting[0][0] <= now:
-                task = self._waiting.popleft()[1]
-                task.long = False
-                task.refuse_busy()
-                self._run(task)
+            for waiting in self._waiting.values():
+                while waiting and waiting[0][0] <= now:
+                    task = waiting.popleft()[1]
+                    task.refuse_busy()
+                    self._run(task, Lane.AT_ONCE)
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
         with self.lock:
-            self.queue.extend(task for _, task in self._waiting)
-            self._waiting.clear()
+            for waiting in self._waiting.values():
+                self.queue.extend(task for _, task in waiting)
+                waiting.clear()
         return bool(super().shutdown(cancel_pending, timeout))
 
-    def _run(self, task: Channel) -> None:
+    def _start_waiting(self) -> None:
+        """Run those that may run now, who has waited longest first."""
+        while able := [lane for lane, waiting in self._waiting.items() if waiting and self._has_worker(lane)]:
+            lane = min(able, key=lambda lane: self._waiting[lane][0][0])
+            self._run(self._waiting[lane].popleft()[1], lane)
+
+    def _has_worker(self, lane: Lane) -> bool:
+        both = self._running[Lane.LONG] + self._running[Lane.SHORT]
+        return self._running[lane] < self._most[lane] and both < self._most[Lane.SHORT]
+
+    def _run(self, task: Channel, lane: Lane) -> None:
         """Without waitress's warning for each task that has to wait."""
+        self._lane_of[task] = lane
+        self._running[lane] += 1
         self.queue.append(task)
         self.queue_cv.notify()

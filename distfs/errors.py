@@ -62,6 +62,13 @@ class TooMuch(Refused):
     kind = "too_much"
 
 
+class LengthRequired(Refused):
+    """A body that may be missing altogether, or cut at its first byte: nothing says how long it is."""
+
+    status = 411
+    kind = "length_required"
+
+
 class HeadersTooLarge(Refused):
     """The request line and headers together are over the limit."""
 

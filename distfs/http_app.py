@@ -12,11 +12,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
+from distfs.callers import Caller
 from distfs.config import Config
 from distfs.config_file import load
 from distfs.errors import DistfsError
+from distfs.problem import explained, phrase
 from distfs.routes import admin, download, files, upload
-from distfs.routes.messages import Request, as_json, text
+from distfs.routes.messages import Request
 from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request
 
@@ -81,6 +83,29 @@ class HttpApp:
         response.headers["X-Request-Id"] = current_request_id()
         return _Answer(response(environ, start_response), request, response.status_code, began)
 
+    @staticmethod
+    def takes_long(method: str, path: str) -> bool:
+        """Whether the answer may be larger than a socket holds: a slow reader keeps the worker that writes it."""
+        return method == "GET" and (path.startswith("/download") or path.rstrip("/") == "/files")
+
+    @staticmethod
+    def answers_at_once(path: str) -> bool:
+        """Whether nothing is waited for: such requests find a worker though all others are busy."""
+        return path == "/healthz"
+
+    def check_body(self, address: str, header: Callable[[str], str | None], size: int) -> None:
+        """What a caller's own limits say against a body of ``size`` bytes (0: not said), before any of it is read.
+
+        Raises TooLarge, TooMany.
+        """
+        admission = self.services.admission
+        admission.check(admission.callers.rule(Caller(address, header)), size)
+
+    @staticmethod
+    def answers_while_draining(path: str) -> bool:
+        """Health checks go on until the end: they tell a load balancer to send no more."""
+        return path in ("/healthz", "/readyz")
+
     def close(self) -> None:
         """Let go of every thread and connection; the app answers no more."""
         self.services.close()
@@ -112,11 +137,8 @@ def _refusal(request: Request, error: Exception) -> Response:
         status = 500
         detail = f"distfs failed; the reason is in its log under request {current_request_id()}"
         log.error("a request failed for no reason that should occur", exc_info=error)
-    if request.asks_for("application/problem+json") or request.wants_json:
-        problem = {"title": _phrase(status), "status": status, "detail": detail}
-        response = as_json(problem | {"request_id": current_request_id()}, status, "application/problem+json")
-    else:
-        response = text(detail + "\n", status)
+    kind, body = explained(request.headers.get("Accept", ""), status, detail, current_request_id())
+    response = Response(body, status, content_type=kind)
     response.headers.update(headers)
     return response
 
@@ -126,18 +148,11 @@ def _in_words(request: Request, error: HTTPException) -> str:
         return "there is nothing at this path: GET / tells what there is"
     if isinstance(error, MethodNotAllowed):
         return f"{request.method[:20]} cannot be used here, only {_allowed(error)}"
-    return error.description or _phrase(error.code or 500)
+    return error.description or phrase(error.code or 500)
 
 
 def _allowed(error: MethodNotAllowed) -> str:
     return ", ".join(sorted(error.valid_methods or ()))
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Client Closed Request"  # 499, the only one that is not HTTP's own
 
 
 class _Answer:

@@ -11,11 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge
+from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge, Unsupported
 from distfs.multipart import FormLimits, MultipartReader, PartHead, boundary_of
 from distfs.source import Source
-
-__all__ = ["FormLimits", "IncomingFile", "Source", "files_in_form", "raw_file", "source_of"]
 
 #: The form field files come in.
 FILE_FIELD = "file"
@@ -46,7 +44,10 @@ class IncomingFile:
         max_size: int,
         fields: Mapping[str, str] | None = None,
         size: int | None = None,
+        announced: int | None = None,
     ) -> None:
+        """``announced``: the most it will have, where ``size`` is not known. Raises TooLarge, before anything is read
+        where one of the two tells."""
         self.name = clean_name(name)
         self.content_type = clean_content_type(content_type)
         self.fields: Mapping[str, str] = fields or {}  # the form's fields before this file
@@ -54,7 +55,7 @@ class IncomingFile:
         self._source = source
         self._max_size = max_size
         self._received = 0
-        if size is not None and size > max_size:
+        if max(size or 0, announced or 0) > max_size:
             raise self._too_large()
 
     def readinto(self, view: memoryview) -> int:
@@ -118,11 +119,6 @@ def _no_file(fields: Mapping[str, str], empty_inputs: int) -> Refused:
     return Refused(f"the form is empty: {REMEDY}")
 
 
-def raw_file(source: Source, name: str, content_type: str, size: int | None, max_size: int) -> IncomingFile:
-    """A body that is one file. Raises TooLarge, before anything is read where ``size`` tells."""
-    return IncomingFile(source, name, content_type, size=size, max_size=max_size)
-
-
 def clean_name(name: str) -> str:
     """A file's name as it is kept: any text, with ``_`` for each control character; none: ``file``.
 
@@ -178,6 +174,8 @@ def is_chunked(environ: Mapping[str, Any]) -> bool:
 def source_of(environ: Mapping[str, Any]) -> Source:
     """The request's body as a Source: distfs's own server gives one, any other a file to read from."""
     stream = environ["wsgi.input"]
+    if is_chunked(environ) and environ["HTTP_TRANSFER_ENCODING"].strip().lower() != "chunked":
+        raise Unsupported("the only Transfer-Encoding taken is one `chunked`")  # some servers pass on any
     if environ.get("distfs.writes_views"):
         own: Source = stream
         return own
@@ -214,6 +212,8 @@ class _ReadSource:
         try:
             return self._stream.read(size)
         except OSError as e:
+            if e.errno is None and not isinstance(e, TimeoutError):  # the host's own word, not the system's
+                raise BodyCutShort(f"the connection closed before the body's end: {e}") from e
             raise ClientGone(f"the connection was lost while the body was read: {e}") from e
         except DistfsError:
             raise

@@ -186,6 +186,8 @@ class LocalCluster:
         if not embedded_postgres.is_embedded(url):
             return url
         if url == MetaDBConfig().url:
+            if "?" in str(self._data):  # it would end the folder in the URL
+                raise ConfigError(f"data folder {self._data}: choose one without a question mark with --data")
             url = f"{embedded_postgres.SCHEME}{self._data / 'metadb'}"
         folder = url.removeprefix(embedded_postgres.SCHEME).partition("?")[0]
         embedded_postgres.binary("postgres")  # a missing wheel is said at once

@@ -61,6 +61,8 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
         except ValueError as e:  # a number of more digits than int() takes; an address urlsplit refuses
             raise ParsingError("the request line or Content-Length is malformed") from e
         self.body_rcv = None  # ours is chosen by the channel
+        if self.path.startswith("/"):
+            self.path = "/" + self.path.lstrip("/")  # as the app will see it
         if self.version not in ("1.0", "1.1"):
             raise ParsingError("the protocol version is not HTTP/1.0 or HTTP/1.1")
         host = self.headers.get("HOST")
@@ -73,7 +75,9 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     def _frame_body(self) -> None:
         limit = self._http.max_file_size + self._http.max_form_overhead
         if self.content_length > limit:
-            self.error = TooLarge(f"the body is larger than {limit} bytes: send a smaller file")
+            self.error = TooLarge(
+                f"the body is larger than {limit} bytes: send a smaller file, or the files of a form one by one"
+            )
         elif self.chunked:
             self._frame_chunks(limit)
         elif self.content_length:
@@ -91,6 +95,11 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
                 return
             limit = self.announced
         self.framing = ChunkFraming(limit)
+
+    def header(self, name: str) -> str | None:
+        """What the client says under a header's usual name."""
+        value: str | None = self.headers.get(name.upper().replace("-", "_"))
+        return value
 
     def spool(self, spool: Spool) -> None:
         """The body is to be received into ``spool``; the request is complete when it is."""

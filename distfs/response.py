@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Any
 
 from waitress.task import WSGITask, hop_by_hop
@@ -17,9 +16,11 @@ from waitress.utilities import build_http_date
 
 from distfs.client_socket import Bytes
 from distfs.errors import DistfsError
+from distfs.problem import explained, phrase
 from distfs.telemetry import NO_REQUEST, current_request_id, enter_request
 
 logger = logging.getLogger("distfs.server")
+access_log = logging.getLogger("distfs.access")
 
 _LINE_BREAK = re.compile(r"[\r\n\0]")
 
@@ -173,7 +174,7 @@ class Response(WSGITask):  # type: ignore[misc]
 
 
 class Refusal(Response):
-    """The answer to a request that the app never saw or failed on: one line of text."""
+    """The answer to a request that the app never saw or failed on: one line of text, or JSON as the app has it."""
 
     complete = True
 
@@ -183,14 +184,28 @@ class Refusal(Response):
 
     def execute(self) -> None:
         error = self._error
-        body = f"{error}\n".encode()
-        self.status = f"{error.status} {_phrase(error.status)}"
+        accept, reason = self.request.headers.get("ACCEPT", ""), " ".join(str(error).split())
+        kind, answer = explained(accept, error.status, reason, self.request_id)
+        body = answer.encode()
+        self.status = f"{error.status} {phrase(error.status)}"
         self.content_length = len(body)
-        self.response_headers = [("Content-Type", "text/plain; charset=utf-8"), *self.response_headers]
-        _ = self.request_id
+        self.response_headers = [("Content-Type", kind), *self.response_headers]
         if error.retry_after is not None:
             self.response_headers.append(("Retry-After", str(error.retry_after)))
+        self._log(reason)
         self.write(body)
+
+    def _log(self, reason: str) -> None:
+        """The app's access log has no line for it."""
+        facts = {
+            "method": self.request.command or "-",
+            "path": self.request.path or "-",
+            "status": self._error.status,
+            "client": self.channel.addr[0] if self.channel.addr else "-",
+            "reason": reason,
+        }
+        level = logging.INFO if self._error.status < 500 else logging.WARNING
+        access_log.log(level, "refused", extra=facts)
 
 
 def _has_one(app_iter: object) -> bool:
@@ -202,10 +217,3 @@ def _check_text(text: str) -> None:
         raise AssertionError(f"a response's status and headers are text, not {text!r}")
     if _LINE_BREAK.search(text):
         raise ValueError(f"a line break in a response's status or header: {text!r}")
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Error"

@@ -3,7 +3,8 @@
 The loop (`run`) accepts, reads headers and small bodies; `channel` has the connections, `response` the
 answers, `request_body` the bodies. Any WSGI app runs on it; ours also uses what `environ` then promises:
 ``wsgi.input.readinto(view)`` as Source says, and ``distfs.writes_views``: the answer's iterable may give
-memoryviews that are valid only until the next one is asked for.
+memoryviews that are valid only until the next one is asked for. And ours says of itself which answers
+may take long, which never wait, which are given to the end, and what it has against a body: see ``HttpApp``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ CLOSE_GRACE = 5.0
 CUT_GRACE = 2.0
 #: After running out of descriptors, the loop leaves new connections in the backlog for so long.
 ACCEPT_PAUSE = 0.5
+
+
+#: An app's word against a body before any of it came: from whom, its headers by name, bytes (0: not said).
+CheckBody = Callable[[str, Callable[[str], str | None], int], None]
 
 
 class Server:
@@ -104,6 +109,12 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         self._drain_until = 0.0
         self._drain_timeout = config.drain_timeout
         self.spooler, self.gate = spooler, gate
+        self.takes_long: Callable[[str, str], bool] = getattr(app, "takes_long", lambda method, path: False)
+        self.answers_at_once: Callable[[str], bool] = getattr(app, "answers_at_once", lambda path: False)
+        self.answers_while_draining: Callable[[str], bool] = getattr(
+            app, "answers_while_draining", lambda path: False
+        )
+        self.check_body: CheckBody = getattr(app, "check_body", lambda address, header, size: None)
         self.scratch = memoryview(bytearray(RECEIVE))  # the loop's, for what it receives
         self._accept_after = 0.0
         self._ending = False

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from werkzeug.http import http_date, is_resource_modified, parse_etags
+from werkzeug.http import http_date
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused, TooMuch
 from distfs.model import File
+from distfs.routes.conditions import precondition, same_as_before
 from distfs.routes.messages import Request, content_disposition, etag, parse_uuid, repr_digest
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
 from distfs.services import Services
@@ -32,7 +33,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> R
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
     }
-    if (status := _precondition(request, file)) is not None:
+    if (status := precondition(request.headers, etag(file), file.created_at)) is not None:
         return Response(status=status, headers=headers)
     asked = _asked(request, file)
     spans = asked or [Span(0, file.size)]
@@ -106,21 +107,12 @@ def _check_size(request: Request, size: int) -> None:
         raise TooMuch(f"{size} bytes would be sent, and at most {text[:20]} are wanted")
 
 
-def _precondition(request: Request, file: File) -> int | None:
-    """304 or 412 where If-None-Match, If-Modified-Since or If-Match decide the answer (RFC 9110, 13)."""
-    environ = request.environ
-    if is_resource_modified(environ, etag=etag(file), last_modified=file.created_at):
-        return None
-    return 412 if parse_etags(environ.get("HTTP_IF_MATCH")) else 304
-
-
 def _asked(request: Request, file: File) -> list[Span]:
     """The ranges to send; empty: the whole file."""
     header = request.headers.get("Range")
     if not header or request.method != "GET":
         return []
-    if "If-Range" in request.headers and is_resource_modified(
-        request.environ, etag=etag(file), last_modified=file.created_at, ignore_if_range=False
-    ):
+    condition = request.headers.get("If-Range")
+    if condition is not None and not same_as_before(condition.strip(), etag(file), file.created_at):
         return []
     return wanted(header, file.size)

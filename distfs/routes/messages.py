@@ -17,6 +17,7 @@ from distfs.callers import Caller
 from distfs.errors import Refused
 from distfs.ingest import source_of
 from distfs.model import File
+from distfs.problem import JSON, asks_for
 from distfs.source import Source
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
@@ -57,21 +58,15 @@ class Request(BaseRequest):
 
     @property
     def wants_json(self) -> bool:
-        return self.asks_for("application/json")
-
-    def asks_for(self, kind: str) -> bool:
-        """Whether Accept names this type itself and likes plain text no better."""
-        accept = self.accept_mimetypes
-        named = any(value.lower() == kind and quality > 0 for value, quality in accept)
-        return named and accept.quality(kind) >= accept.quality("text/plain")
+        return asks_for(self.accept_mimetypes, JSON)
 
 
 def text(body: str, status: int = 200) -> Response:
     return Response(body, status, content_type="text/plain; charset=utf-8")
 
 
-def as_json(value: object, status: int = 200, kind: str = "application/json") -> Response:
-    return Response(json.dumps(value, indent=2) + "\n", status, content_type=kind)
+def as_json(value: object, status: int = 200) -> Response:
+    return Response(json.dumps(value, indent=2) + "\n", status, content_type=JSON)
 
 
 def parse_uuid(given: str) -> UUID:

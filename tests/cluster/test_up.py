@@ -326,6 +326,14 @@ def test_a_folder_that_cannot_be_written_is_refused(up: StartUp, data: Path) -> 
     )
 
 
+def test_a_folder_whose_name_would_end_in_the_url_is_refused(up: StartUp, data: Path) -> None:
+    odd = data.with_name("a?b")
+    assert refused(up("--data", str(odd))) == (
+        f"distfs: data folder {odd}: choose one without a question mark with --data"
+    )
+    assert not data.with_name("a").exists()
+
+
 def test_a_part_that_cannot_start_ends_it_with_its_reason(up: StartUp, data: Path) -> None:
     data.mkdir()
     (data / "node2").write_text("a file in the folder's place")

@@ -133,7 +133,9 @@ def test_five_hundred_slow_clients_stop_neither_uploads_nor_health_checks(make_c
             for _ in range(5):
                 assert cluster.upload(small)
             uuid = cluster.upload(large)
-            assert cluster.request("GET", f"/files/{'0' * 36}").status in (400, 503)
+            assert cluster.request("GET", f"/files/{'0' * 36}").status == 400
+            assert json.loads(cluster.request("GET", f"/files/{uuid}").body)["size"] == len(large)
+            assert cluster.request("DELETE", f"/files/{cluster.upload(small)}").status == 204
             assert slow.ended == 0, "they are still there"
         assert_calm(cluster, before)
         assert cluster.download(uuid) == large

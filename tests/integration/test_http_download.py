@@ -231,6 +231,7 @@ def test_a_client_that_has_the_file_is_told_so(service: TestService, uuid: str) 
         ({"If-Modified-Since": modified, "If-None-Match": '"x"'}, 200),
         ({"If-Match": tag}, 200),
         ({"If-Match": '"x"'}, 412),
+        ({"If-Unmodified-Since": "Mon, 01 Jan 2001 00:00:00 GMT"}, 412),
     ):
         answer = service.ask("GET", f"/download/{uuid}", headers=headers)
         assert (answer.status, len(answer.body)) == (status, SIZE if status == 200 else 0), headers

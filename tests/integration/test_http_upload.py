@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import socket
 from base64 import b64encode
 from urllib.parse import quote
 
 import pytest
+from waitress.adjustments import Adjustments
 
+from distfs.config import HttpConfig
+from distfs.request_parser import RequestParser
 from tests.forms import BOUNDARY, FORM, FORM_TYPE, Part, file_part, form, some_bytes
 from tests.service import BLOCK, MAX_FILE, SLICE, Answer, TestService
 
@@ -256,3 +260,83 @@ def test_a_file_may_hold_what_looks_like_a_boundary(service: TestService) -> Non
     data = (f"\r\n--{BOUNDARY[:-1]}" + f"\r\n--{BOUNDARY}x" + f"--{BOUNDARY}--\r\n").encode() * 3000
     answer = service.ask("POST", "/upload", form(file_part("x", data)), FORM)
     assert download(service, answer.text.strip()) == data
+
+
+@pytest.mark.parametrize("header", ["Repr-Digest", "Content-Digest"])
+def test_a_file_that_is_not_what_its_client_says_is_not_kept(service: TestService, header: str) -> None:
+    data, other = some_bytes(2 * BLOCK), some_bytes(2 * BLOCK, 7)
+    stated = {header: f"md5=:AAAA:, sha-256=:{b64encode(sha256(data)).decode()}:"}
+    assert service.ask("PUT", "/upload/x", data, stated).status == 201
+    assert service.ask("PUT", "/upload/x", iter([data]), stated).status == 201
+    before = stored(service)
+    refused(service, 400, sha256(other).hex(), service.ask("PUT", "/upload/x", other, stated))
+    assert stored(service) == before
+    for odd in ("sha-256=:AAAA:", "sha-256=:?:"):
+        refused(
+            service, 400, f"{header} has no sha-256", service.ask("PUT", "/upload/x", data, {header: odd})
+        )
+    assert service.ask("PUT", "/upload/x", data, {header: "md5=:AAAA:"}).status == 201, "not ours to judge"
+
+
+def test_a_body_whose_length_nobody_says_is_not_taken_for_an_empty_file(service: TestService) -> None:
+    with socket.create_connection((service.host, service.port), timeout=30) as sock:
+        sock.sendall(b"PUT /upload/x HTTP/1.0\r\n\r\nhello")
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.makefile("rb").readline().split()[1] == b"411"
+
+
+def test_a_chunked_file_announced_to_be_too_large_is_not_invited(service: TestService) -> None:
+    size = MAX_FILE + 1
+    with socket.create_connection((service.host, service.port), timeout=30) as sock:
+        lines = "PUT /upload/x HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", f"X-Upload-Length: {size}"
+        sock.sendall("\r\n".join((*lines, "Expect: 100-continue", "", "")).encode())
+        assert sock.makefile("rb").readline().split()[1] == b"413"
+
+
+def test_what_the_server_itself_refuses_is_told_and_logged_as_the_app_does(
+    service: TestService, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "distfs.access")
+    with socket.create_connection((service.host, service.port), timeout=30) as sock:
+        lines = (
+            "PUT /upload/x HTTP/1.1",
+            "Host: x",
+            f"Content-Length: {10 * MAX_FILE + (1 << 30)}",
+            "Accept: application/json",
+        )
+        sock.sendall("\r\n".join((*lines, "X-Request-Id: mine", "", "")).encode())
+        with sock.makefile("rb") as stream:
+            assert stream.readline().split()[1] == b"413"
+            headers = http.client.parse_headers(stream)
+            problem = json.loads(stream.read(int(headers["Content-Length"])))
+    assert headers["Content-Type"] == "application/problem+json"
+    assert (problem["status"], problem["request_id"]) == (413, headers["X-Request-Id"]) == (413, "mine")
+    [line] = [record for record in caplog.records if record.message == "refused"]
+    assert (vars(line)["status"], vars(line)["reason"]) == (413, problem["detail"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "long"),
+    [
+        ("GET", "/download/x", True),
+        ("GET", "/download", True),
+        ("GET", "/files", True),
+        ("HEAD", "/download/x", False),
+        ("GET", "/files/x", False),
+        ("DELETE", "/files/x", False),
+        ("GET", "/healthz", False),
+    ],
+)
+def test_only_large_answers_are_kept_from_the_reserve_however_they_are_spelt(
+    service: TestService, method: str, path: str, long: bool
+) -> None:
+    for spelling in (path, "/" + path, "/%2F" + path[1:]):
+        request = RequestParser(_adjustments())
+        request.received(f"{method} {spelling} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert service.app.takes_long(request.command, request.path) == long
+
+
+def _adjustments() -> Adjustments:
+    adjustments = Adjustments()
+    adjustments.http = HttpConfig()
+    return adjustments

@@ -312,10 +312,27 @@ def test_bad_yaml_in_a_variable_names_it(tmp_path: Path) -> None:
     )
 
 
-def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
-    assert (
-        load(tmp_path, "", DISTFS_URL="http://x", HTTP_PORT="1", DISTFS="1", DISTFSHTTP_PORT="1") == Config()
+def test_a_misspelt_section_of_the_environment_is_named(tmp_path: Path) -> None:
+    assert load_refused(tmp_path, "", DISTFS_HTP_PORT="80") == (
+        "environment: unknown DISTFS_HTP_PORT; did you mean DISTFS_HTTP_PORT?"
     )
+
+
+def test_more_redundancy_than_any_policy_has_is_refused(tmp_path: Path) -> None:
+    three = "storage: {min_redundancy: 3, policies: {default: 1+1, archive: 4+%d}}"
+    assert load(tmp_path, three % 3).storage.min_redundancy == 3
+    assert "storage.min_redundancy must be at most 2" in load_refused(tmp_path, three % 2)
+    assert load(tmp_path, "storage: {policies: {default: 1+0}}").storage.min_redundancy == 1
+
+
+def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
+    theirs = {"DISTFS_URL": "http://x", "HTTP_PORT": "1", "DISTFS": "1", "DISTFSHTTP_PORT": "1"}
+    of_kubernetes = {
+        "DISTFS_PORT": "tcp://10.0.0.1:80",
+        "DISTFS_PORT_80_TCP_PORT": "80",
+        "DISTFS_SERVICE_HOST": "x",
+    }
+    assert load(tmp_path, "", **theirs, **of_kubernetes) == Config()
 
 
 # --- relations -----------------------------------------------------------------------------------

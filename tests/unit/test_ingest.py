@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from typing import Any
 
 import pytest
 
 from distfs.errors import BodyCutShort, ClientGone, Refused, TooLarge
-from distfs.ingest import FormLimits, clean_content_type, clean_name, files_in_form, raw_file, source_of
+from distfs.ingest import IncomingFile, clean_content_type, clean_name, files_in_form, source_of
+from distfs.multipart import FormLimits
 from distfs.source import Source
 from tests.unit.test_ingest_multipart import B, Bytes, form
 
@@ -154,14 +156,14 @@ def test_max_file_size_holds_for_each_file_of_a_form() -> None:
 def test_a_raw_file_too_large_by_its_declared_size_is_refused_before_a_byte_is_read() -> None:
     source = Bytes(b"x" * 1001)
     with pytest.raises(TooLarge):
-        raw_file(source, "a", "text/plain", 1001, 1000)
+        IncomingFile(source, "a", "text/plain", size=1001, max_size=1000)
     assert source.at == 0
-    assert whole(raw_file(source, "a", "text/plain", 1000, 2000)) == b"x" * 1001
+    assert whole(IncomingFile(source, "a", "text/plain", size=1000, max_size=2000)) == b"x" * 1001
 
 
 def test_a_raw_file_of_unknown_size_is_stopped_at_the_limit() -> None:
     with pytest.raises(TooLarge):
-        whole(raw_file(Bytes(b"x" * 1001), "a", "", None, 1000))
+        whole(IncomingFile(Bytes(b"x" * 1001), "a", "", max_size=1000))
 
 
 # --- wsgi.input -----------------------------------------------------------------------------------
@@ -226,8 +228,9 @@ def test_a_bad_content_length_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("error", "becomes"),
     [
-        (ConnectionResetError("gone"), ClientGone),
+        (ConnectionResetError(errno.ECONNRESET, "gone"), ClientGone),
         (TimeoutError(), ClientGone),
+        (OSError("no more data after all of it that came"), BodyCutShort),
         (ValueError("bad chunk"), Refused),
     ],
 )

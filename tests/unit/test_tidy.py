@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: a circle.
 LAYERS = """
     __init__ errors
-    callers deadline dial breaker hedge disk_health model parent_watch signals supervisor terminal descriptors
+    callers problem deadline dial breaker hedge disk_health model parent_watch signals supervisor terminal descriptors
     config source blocks gate connection_pool upkeep_model
     config_rules
     config_file telemetry multipart placement room fairshare coding fragment
@@ -40,8 +40,8 @@ LAYERS = """
     body_framing client_socket
     request_body response
     request_parser
-    channel
     dispatcher
+    channel
     server
     client local_metadb reload
     local_cluster

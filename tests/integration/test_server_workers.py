@@ -1,0 +1,130 @@
+"""Whatever some clients do to keep workers busy, a health check finds one, and so do those who want little."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distfs.callers import CallerMatch, parse_network
+from distfs.config import BandwidthConfig, Bytes, BytesPerSecond, CallerRule, CallersConfig, Config, Seconds
+from tests.forms import some_bytes
+from tests.integration.raw_http import eventually
+from tests.service import TestService, running_service, small_config
+
+THREADS, RESERVE = 6, 3
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@pytest.fixture
+def config(metadb_url: str) -> Config:
+    config = small_config(metadb_url)
+    http = replace(
+        config.http,
+        threads=THREADS,
+        reserve_threads=RESERVE,
+        max_file_size=Bytes(40 * MIB),
+        client_stall_timeout=Seconds(30),
+    )
+    return replace(config, http=http)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[Config], TestService]]:
+    with ExitStack() as stack:
+        yield lambda config: stack.enter_context(running_service(config, tmp_path))
+
+
+def soon(service: TestService, path: str) -> int:
+    connection = http.client.HTTPConnection(service.host, service.port, timeout=10)
+    with closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+@contextmanager
+def deaf_client(service: TestService, request: bytes, times: int) -> Iterator[socket.socket]:
+    """Sends a request again and again, and reads no answer."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.settimeout(0.5)
+        sock.connect((service.host, service.port))
+        try:
+            for _ in range(times):
+                sock.sendall(request * 100)
+        except TimeoutError:
+            pass  # nobody takes more: that is what it is to find
+        yield sock
+
+
+def test_clients_that_ask_on_and_read_nothing_keep_no_worker(
+    serve: Callable[[Config], TestService], config: Config
+) -> None:
+    service = serve(config)
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(2 * THREADS):
+            stack.enter_context(deaf_client(service, request, 300))
+        for _ in range(5):
+            assert soon(service, "/healthz") == 200
+            assert soon(service, "/files/x") == 400
+
+
+def test_requests_sent_together_are_all_answered_however_slowly_they_are_read(
+    serve: Callable[[Config], TestService], config: Config
+) -> None:
+    service = serve(config)
+    count, request = 3000, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((service.host, service.port))
+        sock.settimeout(30)
+        last = request.replace(b"Host", b"Connection: close\r\nHost")
+        sending = threading.Thread(target=sock.sendall, args=(request * count + last,))
+        sending.start()
+        answers = bytearray()
+        while piece := sock.recv(4096):
+            answers += piece
+        sending.join()
+    assert answers.count(b"HTTP/1.1 200 OK") == count + 1
+
+
+def test_small_uploads_that_wait_for_bandwidth_leave_a_worker_for_health_checks(
+    serve: Callable[[Config], TestService], config: Config
+) -> None:
+    service = serve(replace(config, bandwidth=BandwidthConfig(cap_in=BytesPerSecond(10 * KIB))))
+    body = some_bytes(100 * KIB)  # ten seconds each
+    head = f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with ExitStack() as stack:
+        for _ in range(2 * THREADS):
+            sock = stack.enter_context(socket.create_connection((service.host, service.port)))
+            sock.sendall(head + body)
+        for _ in range(5):
+            assert soon(service, "/healthz") == 200
+        service.app.services.reconfigure(replace(config, bandwidth=BandwidthConfig()))
+        eventually(lambda: soon(service, "/readyz") == 200, "all of them are served")
+
+
+def test_a_callers_own_limit_comes_before_a_body_that_would_be_spooled(
+    serve: Callable[[Config], TestService], config: Config
+) -> None:
+    rule = CallerRule(CallerMatch(parse_network("127.0.0.0/8")), max_file_size=Bytes(MIB))
+    service = serve(replace(config, callers=CallersConfig(rules=(rule,))))
+    with ExitStack() as stack:
+        for _ in range(THREADS - RESERVE):
+            sock = stack.enter_context(socket.create_connection((service.host, service.port)))
+            sock.sendall(b"PUT /upload/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        eventually(lambda: service.app.services.admission.running() == {"127.0.0.0/8": 3}, "they stream")
+        sock = stack.enter_context(socket.create_connection((service.host, service.port)))
+        sock.settimeout(10)
+        lines = (
+            f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {30 * MIB}\r\nExpect: 100-continue\r\n\r\n"
+        )
+        sock.sendall(lines.encode())
+        assert sock.makefile("rb").readline().split()[1] == b"413"
