@@ -312,6 +312,11 @@ def test_bad_yaml_in_a_variable_names_it(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["? [a]\n: b", "http: {? {a: b} : c}"])
+def test_a_key_that_is_no_word_is_one_line(tmp_path: Path, text: str) -> None:
+    assert "a key is no word" in load_refused(tmp_path, text)
+
+
 def test_a_misspelt_section_of_the_environment_is_named(tmp_path: Path) -> None:
     assert load_refused(tmp_path, "", DISTFS_HTP_PORT="80") == (
         "environment: unknown DISTFS_HTP_PORT; did you mean DISTFS_HTTP_PORT?"
