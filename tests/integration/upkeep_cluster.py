@@ -56,6 +56,9 @@ class SmallDiskStore(DiskStore):
         self.capacity = capacity
         super().__init__(folder, cluster, config.node)
 
+    def disk(self) -> str:
+        return str(self.folder)
+
     def _space(self) -> tuple[int, int, int]:
         used = sum(p.stat().st_size for p in self.folder.rglob("*.*") if p.is_file())
         return self.capacity, used, self.capacity - used
