@@ -87,7 +87,7 @@ class MetaDB:
     # --- the cluster and its nodes ------------------------------------------------------------------
 
     def ping(self, deadline: Deadline) -> None:
-        """Raises Unavailable, saying what is missing, unless MetaDB takes writes and has our schema."""
+        """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""
         [[version]] = self.read("schema_version", deadline)
         if version < meta_schema.latest():
             raise Unavailable(
