@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge
+from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES
 from distfs.multipart import FormLimits, MultipartReader, PartHead, boundary_of
 from distfs.source import Source
 
@@ -24,8 +25,7 @@ REMEDY = "curl -F file=@NAME URL/upload"
 #: The form field that says how to keep the files; it must come before them.
 POLICY_FIELD = "policy"
 
-MAX_NAME_BYTES = 1024  # in UTF-8
-MAX_CONTENT_TYPE = 255  # characters
+MAX_CONTENT_TYPE = MAX_TYPE_BYTES  # characters: what is kept is ASCII
 UNNAMED = "file"
 UNTYPED = "application/octet-stream"
 

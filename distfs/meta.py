@@ -23,11 +23,18 @@ from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, TooSlo
 from distfs.meta_link import Link, translate
 from distfs.meta_pool import Pool
 from distfs.meta_url import MetaURL
-from distfs.model import Address, File, NewFile, Node, NodeReport, Policy, Slice
+from distfs.model import (
+    MAX_NAME_BYTES,
+    MAX_TYPE_BYTES,
+    Address,
+    File,
+    NewFile,
+    Node,
+    NodeReport,
+    Policy,
+    Slice,
+)
 
-#: Bytes of UTF-8; the schema's checks hold the same.
-MAX_NAME_BYTES = 1024
-MAX_CONTENT_TYPE_BYTES = 255
 MAX_LISTED = 1000
 
 #: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
@@ -41,14 +48,15 @@ Rows = Sequence[Sequence[Any]]
 def storable_name(name: str) -> str:
     """``name`` as MetaDB keeps it: what UTF-8 text cannot hold (NUL, lone surrogates) becomes U+FFFD.
 
-    Raises Refused when it is longer than MAX_NAME_BYTES. Call it before the bytes of a file are received.
+    Raises Refused when it is longer than MAX_NAME_BYTES: the last line, since ``ingest`` has refused a client's
+    before a byte of its file was read.
     """
     return _storable("file name", name, MAX_NAME_BYTES)
 
 
 def storable_content_type(content_type: str) -> str:
-    """The same for a media type, of at most MAX_CONTENT_TYPE_BYTES."""
-    return _storable("content type", content_type, MAX_CONTENT_TYPE_BYTES)
+    """The same for a media type, of at most MAX_TYPE_BYTES; of a client's, ``ingest`` takes no longer one."""
+    return _storable("content type", content_type, MAX_TYPE_BYTES)
 
 
 class MetaDB:
