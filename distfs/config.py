@@ -103,6 +103,10 @@ class StorageConfig:
         """The policy of an upload that names none."""
         return self.policies["default"]
 
+    def fewest(self, policy: Policy) -> int:
+        """How many fragments of a slice must be safe, each on a node of its own, before it may be committed."""
+        return policy.k + min(policy.m, self.min_redundancy)
+
 
 @dataclass(frozen=True, slots=True)
 class MetaDBConfig:

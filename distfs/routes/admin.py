@@ -58,7 +58,7 @@ def get_status(services: Services, request: Request) -> Response:
 def get_ready(services: Services, request: Request) -> Response:
     """200 when MetaDB has this version's schema and enough nodes take writes, else 503 and what is missing."""
     policy = services.config.storage.policy
-    needed = policy.k + min(services.config.storage.min_redundancy, policy.m)
+    needed = services.config.storage.fewest(policy)
     up: int | None = None
     missing = []
     if request.environ.get("distfs.draining"):
