@@ -23,7 +23,6 @@ from distfs.upkeep_model import MoveTask
 log = logging.getLogger("distfs.upkeep")
 
 _PAGE = 64
-_BACKOFF_MOST_S = 600.0
 #: A round of rebalancing is planned anew after so long: meanwhile files came and went.
 _ROUND_S = 600.0
 #: After a round, nodes must have told how full they are now.
@@ -76,7 +75,7 @@ class Rebalance:
         self._settle_s = _HEARTBEATS * heartbeat
         self._bucket = TokenBucket(config.rebalance_rate)
         self._meter = Meter()
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._drains: dict[int, Walk] = {}
         self._balance: Balance | None = None
         self._plan_at = time.monotonic()  # not before

@@ -22,7 +22,6 @@ log = logging.getLogger("distfs.upkeep")
 
 _BATCH = 64
 _BATCH_AGE_S = 10.0  # then MetaDB is asked again who is at the greatest risk now
-_BACKOFF_MOST_S = 600.0
 
 
 class Repair:
@@ -36,7 +35,7 @@ class Repair:
         self._maker, self._config, self._executor, self._parallel = maker, config, executor, parallel
         self._bucket = TokenBucket(config.repair_rate)
         self._meter = Meter()
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._batch: list[RepairTask] = []
         self._batch_at = float("-inf")
         self._tally = Tally("made", "proved_good")
