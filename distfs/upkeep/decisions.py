@@ -124,7 +124,7 @@ class Balance:
         able = [(left, n) for n, left in self.surplus.items() if left > 0 and n not in excluded]
         return max(able)[1] if able else None
 
-    def taker(self, candidate: Candidate, source: int, refused: Collection[int] = ()) -> int | None:
+    def taker(self, candidate: Candidate, source: int) -> int | None:
         """Who is to take a fragment from ``source``, and book it; None: it had better stay.
 
         The taker with the most room for its size that keeps no fragment of the slice, has room for at least
@@ -141,7 +141,7 @@ class Balance:
             entry = heapq.heappop(self._queue)
             node = entry[1]
             fits = 2 * self.room[node] >= candidate.size and self._nodes[node].free >= candidate.size
-            if fits and node not in others and node not in refused and crowd[self._nodes[node].zone] <= most:
+            if fits and node not in others and crowd[self._nodes[node].zone] <= most:
                 chosen = node
             else:
                 passed.append(entry)
