@@ -20,11 +20,14 @@ from distfs.upkeep.decisions import (
     Balance,
     Candidate,
     Move,
+    Stay,
     absent,
+    after_moves,
     by_risk,
     choose_target,
     clock_in_doubt,
     fullness,
+    plan_drain,
     plan_moves,
     scrub_due_in,
     scrub_pace,
@@ -282,6 +285,32 @@ def test_a_move_that_failed_is_booked_back_and_its_target_not_asked_again() -> N
     balance.unbook(1, 3, SIZE)
     assert balance.left == left
     assert balance.taker(free, 1) == 2
+
+
+def test_a_plan_to_drain_counts_the_room_it_takes_and_says_why_the_rest_stays() -> None:
+    nodes = [node(1), node(2, free=2 * SIZE), node(3, free=0), node(4, alive=False)]
+    fragments = [
+        Candidate(FragmentId(UUID(int=n), 0), held, SIZE) for n, held in enumerate([(1, 3)] * 3 + [(1, 2)])
+    ]
+    plan = list(plan_drain(nodes, 1, fragments, Random(1)))
+    assert [step.target for step in plan if isinstance(step, Move)] == [2, 2]
+    assert {step.reason for step in plan if isinstance(step, Stay)} == {
+        "no node that may keep it has the room"
+    }
+    assert [step.id for step in plan] == [fragment.id for fragment in fragments]
+    [kept] = plan_drain(nodes, 1, [Candidate(FragmentId(UUID(int=1), 0), (1, 2, 3), SIZE)], Random(1))
+    assert isinstance(kept, Stay)
+    assert kept.reason == "every other node that takes anything keeps a fragment of the same slice"
+    [alone] = plan_drain(nodes[:1], 1, fragments[:1], Random(1))
+    assert isinstance(alone, Stay)
+    assert alone.reason == "no other node takes anything"
+
+
+def test_what_moves_within_one_disk_makes_it_no_fuller() -> None:
+    nodes = [node(1, disk="one"), node(2, disk="one"), node(3)]
+    assert after_moves(nodes, {(1, 2): GIB}) == nodes
+    assert [n.free for n in after_moves(nodes, {(1, 3): GIB})] == [51 * GIB, 51 * GIB, 49 * GIB]
+    assert [n.free for n in after_moves(nodes, {(1, 3): 80 * GIB})] == [100 * GIB, 100 * GIB, 0]
 
 
 @given(
