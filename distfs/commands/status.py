@@ -65,9 +65,9 @@ def repair_rate(workers: Sequence[WorkerState]) -> float:
     return next((float(rate) for rate in rates if isinstance(rate, int | float)), 0.0)
 
 
-def is_running(worker: WorkerState | None) -> bool:
+def is_running(worker: WorkerState) -> bool:
     """Whether some service runs this worker at all."""
-    return worker is not None and worker.age < WORKER_SILENCE_S
+    return worker.age < WORKER_SILENCE_S
 
 
 def _nodes(status: ClusterStatus) -> str:
