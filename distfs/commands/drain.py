@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from distfs.commands.display import Progress, counted
 from distfs.commands.nodes import named_nodes
@@ -12,6 +13,7 @@ from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
 from distfs.model import Node
 from distfs.upkeep.rebalance import dry_drain
+from distfs.upload import COMMIT_WITHIN_S
 
 
 def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int:
@@ -28,7 +30,12 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
     def left() -> int:
         return operator.db.fragments_left(node.id, operator.deadline())
 
-    reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
+    # An upload that saw the node before may name it until then.
+    settled = time.monotonic() + COMMIT_WITHIN_S
+    while not (reason := wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)):
+        if (rest := settled - time.monotonic()) <= 0:
+            break
+        time.sleep(rest)
     if reason:
         sys.stderr.write(
             f"distfs: {where} still keeps {counted(left(), 'fragment')}: {reason}. It goes on draining; do not "
