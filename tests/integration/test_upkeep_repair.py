@@ -295,3 +295,25 @@ def test_repair_keeps_to_its_rate(cluster: UpkeepCluster) -> None:
     again = repair.step(soon())
     assert again.pace is Pace.THROTTLED
     assert again.detail["made"] == 1
+
+
+def test_a_node_whose_folder_is_gone_is_down_until_it_is_back(cluster: UpkeepCluster) -> None:
+    data = bytes_of(4)
+    file = cluster.upload(data)
+    node = cluster.id(0)
+    before = cluster.fragments(file)
+    folder, away = cluster.store(node).folder, cluster.folder / "away"
+    folder.rename(away)
+    folder.mkdir()  # as an unmounted disk leaves it
+    cluster.wait(lambda: not cluster.alive(node), "it is down")
+    assert cluster.download(file) == data
+    drive(cluster.scrub())
+    assert cluster.db.damage_count(soon()) == 0, "what cannot be told is not missing"
+    other = cluster.upload(bytes_of(4, 2))
+    assert node not in {n for _, n in cluster.fragments(other)}
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    away.rename(folder)
+    cluster.wait(lambda: cluster.alive(node), "it is back")
+    assert cluster.fragments(file) == before
+    cluster.assert_whole(file)
