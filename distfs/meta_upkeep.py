@@ -25,6 +25,7 @@ from distfs.upkeep_model import (
     Backlog,
     ClusterStatus,
     FileHealth,
+    Kept,
     MoveTask,
     RepairTask,
     ScrubState,
@@ -137,10 +138,11 @@ class UpkeepDB:
             raise DistfsError(f"MetaDB answered for {len(answer)} of {len(set(ids))} fragments")
         return answer
 
-    def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[FragmentId]:
+    def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[Kept]:
         """What MetaDB says a node keeps, trash included: up to ``limit``, of slices after ``after``, by slice id."""
         params: dict[str, Any] = {"node": node, "after": after or _START, "limit": limit}
-        return [FragmentId(*row) for row in self._meta.read("fragments_on", deadline, **params)]
+        rows = self._meta.read("fragments_on", deadline, **params)
+        return [Kept(FragmentId(row[0], row[1]), *row[2:]) for row in rows]
 
     def slices_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[MoveTask]:
         """The same with all that is needed to make each fragment anew elsewhere."""
