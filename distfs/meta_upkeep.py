@@ -216,8 +216,9 @@ class UpkeepDB:
     def save_worker(self, name: str, state: str, detail: Mapping[str, object], deadline: Deadline) -> None:
         """Make a worker's last result, of this process, visible to all. ``detail``: what JSON can say.
 
-        Commands show every key as it is, and know two: ``bytes_per_second``, what the worker lately moved, from
-        which they estimate the time left, and ``stuck``, why it cannot go on, in words.
+        Commands show every key as it is, and know three: ``bytes_per_second``, what the worker lately moved, from
+        which they estimate the time left; ``stuck``, why it cannot go on, in words; and ``unreachable``, ids of
+        nodes that heartbeat and do not answer.
         """
         params: dict[str, Any] = {"name": name, "state": state, "detail": json.dumps(dict(detail))}
         self._meta.write("save_worker", deadline, host=socket.gethostname(), pid=os.getpid(), **params)

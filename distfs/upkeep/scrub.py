@@ -23,6 +23,7 @@ from distfs.node_directory import NodeDirectory
 from distfs.upkeep.decisions import scrub_due_in, scrub_pace
 from distfs.upkeep.listing import PAGE, Missing, look_for, slice_of
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
+from distfs.upkeep.reach import Reach
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
 from distfs.upkeep_model import Kept, ScrubState
 
@@ -58,6 +59,7 @@ class Scrub:
         self._meter = Meter()
         self._tally = Tally("checked", "bad")
         self._stumbles: Counter[tuple[int, FragmentId]] = Counter()
+        self._reach = Reach(directory, executor)
         self._unlisted: dict[int, str] = {}  # nodes that cannot list what they keep, and why
 
     def step(self, deadline: Deadline) -> Step:
@@ -67,6 +69,8 @@ class Scrub:
         detail = self._tally.as_detail() | {"nodes_at_work": len(self._rounds)}
         if rate := round(self._meter.rate()):
             detail["bytes_per_second"] = rate
+        if unreachable := self._reach.unreachable(deadline):
+            detail["unreachable"] = unreachable
         if stuck := "; ".join(self._unlisted.values()):
             detail["stuck"] = stuck
         if ready:

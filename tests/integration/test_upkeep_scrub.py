@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from distfs.commands.nodes import show_nodes
+from distfs.commands.operator import Operator
+from distfs.commands.status import show_status
 from distfs.config import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable, TooSlow
@@ -271,6 +274,26 @@ def test_scrub_keeps_to_its_rate_on_each_node(tmp_path: Path, metadb_url: str) -
             step = scrub.step(soon())
         assert step.pace is Pace.THROTTLED
         assert 15 < step.pause < 25
+
+
+def test_a_node_that_heartbeats_and_does_not_answer_is_shown(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = cluster.id(0)
+    scrub = cluster.scrub()
+    assert "unreachable" not in drive(scrub).detail
+    cluster.cut_off(node)
+    scrub._reach._every = 0.0
+    scrub.step(soon())
+    assert scrub.step(soon()).detail["unreachable"] == [node]
+    assert cluster.alive(node)
+    cluster.db.save_worker("scrub", "idle", scrub.step(soon()).detail, soon())
+    operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+    show_nodes(operator, as_json=False)
+    states = {line.split()[0]: "up, unreachable" in line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert states == {str(cluster.id(i)): i == 0 for i in cluster.nodes}
+    show_status(operator, ["http://127.0.0.1:9"], as_json=False)
+    assert "3 up, 1 unreachable; " in capsys.readouterr().out
 
 
 # --- readers -------------------------------------------------------------------------------------------
