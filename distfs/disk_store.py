@@ -326,9 +326,10 @@ class DiskWriter:
     def __init__(self, store: DiskStore, header: FragmentHeader, size_hint: int) -> None:
         self._store, self._header = store, header
         self._path = store.temp_path(header.id)
-        # Header, table and footer are part of the file: leave room so that one allocation serves all.
-        cells = size_hint // header.block_size + 1
-        room = size_hint + MAX_HEADER + cells * ENTRY_SIZE + FOOTER_SIZE if size_hint else 0
+        # Header, table and footer are part of the file, and a cell is the k-th part of a block, rounded up: leave
+        # room for all that, so that one allocation serves all.
+        cells = size_hint * header.policy.k // header.block_size + 1
+        room = size_hint + MAX_HEADER + cells * (ENTRY_SIZE + 1) + FOOTER_SIZE if size_hint else 0
         self._entries: list[CellEntry] = []
         self._size = 0
         self._sink = store.sink(self._path, room)

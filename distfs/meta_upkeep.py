@@ -1,7 +1,9 @@
 """What upkeep and the operator's commands ask of MetaDB; services ask ``meta``.
 
-The same rules hold: one method is one transaction, every statement may be run again without harm, every time
-is the database's clock. Nothing here trusts that its caller still leads: what changes a slice compares first.
+The same rules hold: one statement is one transaction and may be run again without harm; every time is the
+database's clock. Most methods are one statement; ``note_damage``, ``begin_scrub`` and ``status`` are several, with
+nothing that holds them together. Nothing here trusts that its caller still leads: what changes a slice compares
+first.
 """
 
 from __future__ import annotations

@@ -85,7 +85,6 @@ class ScrubState:
     bad: int
     round_age: float | None  # since the running round began; None: none is running
     last_round_age: float | None  # since the last complete round began
-    last_round_end_age: float | None  # and since it ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,13 +166,6 @@ class WireSocket:
                 limit.remaining(f"{self.peer}: {self._phase}, with {len(view) - done:,} bytes left,")
         return done
 
-    def skip_body(self, length: int) -> None:
-        """Receive and forget ``length`` bytes."""
-        while length > 0:
-            view = self._scratch[: min(length, len(self._scratch))]
-            self.receive_body(view)
-            length -= len(view)
-
     def receive_answer(self, limit: Deadline | None = None) -> tuple[dict[str, Any], int]:
         """The header and body length of an OK frame; an ERROR frame is raised as the error it names."""
         return self.accept_answer(self.receive_frame(limit))

@@ -183,8 +183,7 @@ WHERE NOT EXISTS (SELECT FROM node WHERE node.id = issued.id)
 -- name: scrub_states
 SELECT node.id, coalesce(cursor, ''), coalesce(checked, 0), coalesce(bad, 0),
     extract(epoch FROM now() - round_started_at)::double precision,
-    extract(epoch FROM now() - last_round_started_at)::double precision,
-    extract(epoch FROM now() - last_round_finished_at)::double precision
+    extract(epoch FROM now() - last_round_started_at)::double precision
 FROM node LEFT JOIN node_scrub ON node_scrub.node_id = node.id
 WHERE CAST(:node AS integer) IS NULL OR node.id = :node ORDER BY node.id;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from distfs.commands.display import counted, duration, size, table
 from distfs.commands.operator import Operator
@@ -39,6 +40,11 @@ def state_of(node: Node, left: int | None, away: bool = False) -> str:
     if node.alive and away:
         words.append("unreachable")
     return ", ".join(words)
+
+
+def named_nodes(ids: Sequence[int]) -> str:
+    """``[1, 2]`` -> ``nodes 1, 2``."""
+    return ("node " if len(ids) == 1 else "nodes ") + ", ".join(map(str, ids))
 
 
 def _row(node: Node, left: int | None, away: bool) -> tuple[str, ...]:

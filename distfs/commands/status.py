@@ -71,9 +71,9 @@ def unreachable(workers: Sequence[WorkerState]) -> set[int]:
     return {int(id) for ids in told if isinstance(ids, list) for id in ids}
 
 
-def is_running(worker: WorkerState | None) -> bool:
+def is_running(worker: WorkerState) -> bool:
     """Whether some service runs this worker at all."""
-    return worker is not None and worker.age < WORKER_SILENCE_S
+    return worker.age < WORKER_SILENCE_S
 
 
 def _nodes(status: ClusterStatus) -> str:

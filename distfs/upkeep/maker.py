@@ -102,7 +102,7 @@ class FragmentMaker:
         held = [i for i, node in enumerate(task.piece.nodes) if node]
         order = sorted(held, key=lambda i: (i in lost, task.piece.nodes[i] not in alive))
         code = code_for(task.policy)
-        identity = self._identity(task)
+        identity = self._identity(task, deadline)
         span = 0, -(-task.piece.size // task.block_size)
         stores = self.directory.store
         reader = SliceReader(
@@ -126,7 +126,7 @@ class FragmentMaker:
                 raise Corrupt(f"fragment {id} on node {source}: its table is not the slice's")
             entries = reader.table.entries
             buffer = memoryview(bytearray(max((e.length for e in entries), default=0)))
-            header = self._identity(task).header(task.piece.id, task.piece.ordinal, index)
+            header = self._identity(task, deadline).header(task.piece.id, task.piece.ordinal, index)
             store = self.directory.store(target, deadline)
             writer = store.put(header, sum(e.length for e in entries), deadline)
             try:
@@ -198,8 +198,8 @@ class FragmentMaker:
         except DistfsError as e:
             log.info("fragment %s on node %d is left to the orphan sweep: %s", id, node, e)
 
-    def _identity(self, task: SliceTask) -> FileIdentity:
-        cluster = self._meta.cluster_id(Deadline(self._config.base_timeout))
+    def _identity(self, task: SliceTask, deadline: Deadline) -> FileIdentity:
+        cluster = self._meta.cluster_id(deadline)
         return FileIdentity(
             cluster, task.file, task.name, task.content_type, code_for(task.policy), task.block_size
         )

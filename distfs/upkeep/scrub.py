@@ -30,7 +30,6 @@ from distfs.upkeep_model import Kept, ScrubState
 log = logging.getLogger("distfs.upkeep")
 
 _PIECE_BYTES, _PIECE_FRAGMENTS = 4 << 20, 32  # read in one step, about, of one node
-_BACKOFF_MOST_S = 600.0
 _TRIES = 3  # how often one fragment may end its node's turn before it is the fragment that is bad
 
 #: Bounded pieces of one node's round: yields the bytes read, is sent the deadline of the next piece.
@@ -55,7 +54,7 @@ class Scrub:
         self._rounds: dict[int, Round] = {}
         self._due: dict[int, float] = {}  # by node: when to begin, on the monotonic clock
         self._buckets: dict[int, TokenBucket] = {}
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._meter = Meter()
         self._tally = Tally("checked", "bad")
         self._stumbles: Counter[tuple[int, FragmentId]] = Counter()

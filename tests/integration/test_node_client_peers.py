@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -19,18 +18,9 @@ from distfs.model import Address
 from distfs.node_client import NodeClient
 from distfs.node_link import Exchange
 from distfs.wire import Type
-from tests.contract.litter import assert_no_litter
-from tests.contract.nodes import NODE, KillableServer, client_of, serving
+from tests.contract.nodes import NODE, KillableServer, client_of
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted, trickling
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[KillableServer]:
-    with serving(tmp_path / "node") as server:
-        yield server
-        assert_no_litter(server.store)
-
 
 # --- patience -------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,24 +28,9 @@ from distfs.fragment import CellEntry
 from distfs.model import FragmentId
 from distfs.wire import Type
 from tests.contract.litter import assert_no_litter, eventually
-from tests.contract.nodes import NODE, KillableServer, serving
+from tests.contract.nodes import NODE, KillableServer
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole
 from tests.integration.raw_wire import Raw, assert_serves, handlers
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[KillableServer]:
-    with serving(tmp_path / "node") as server:
-        yield server
-        assert_no_litter(server.store)
-
-
-@pytest.fixture
-def raw(server: KillableServer) -> Iterator[Raw]:
-    raw = Raw(server)
-    yield raw
-    raw.sock.close()
-
 
 # --- who may ask what ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distfs.config import BytesPerSecond
+from distfs.config import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
 from distfs.disk_store import DiskReader, DiskStore
 from distfs.errors import Refused, Unavailable
@@ -167,6 +167,23 @@ def test_with_nowhere_to_go_a_drain_says_so_and_loses_nothing(tmp_path: Path, me
         cluster.start_node(7)
         drive(cluster.rebalance())
         assert cluster.db.fragments_left(cluster.id(0), soon()) == 0
+        cluster.assert_whole(file)
+
+
+def test_woken_it_tries_again_what_it_had_postponed(tmp_path: Path, metadb_url: str) -> None:
+    patient = replace(FAST, interval=Seconds(3600))
+    with UpkeepCluster(tmp_path, metadb_url, nodes=2, upkeep=patient) as cluster:
+        file, node = cluster.upload(bytes_of(2)), cluster.id(0)
+        cluster.db.save_worker("rebalance", "idle", {}, soon())
+        drain(cluster, node)
+        worker = cluster.rebalance()
+        drive(worker)
+        cluster.start_node(7)
+        drive(worker)
+        assert cluster.db.fragments_left(node, soon()) == 2, "it was to be left alone for hours"
+        cluster.db.wake_worker("rebalance", soon())
+        drive(worker)
+        assert cluster.db.fragments_left(node, soon()) == 0
         cluster.assert_whole(file)
 
 
@@ -328,7 +345,7 @@ def test_a_dry_run_tells_the_plan_and_moves_nothing(small: UpkeepCluster) -> Non
     settled(small)
     before = small.fragments(*files)
     nodes = small._nodes()
-    moves = list(dry_run(small.db, nodes, 0.05, soon()))
+    moves = list(dry_run(small.db, nodes, 0.05, soon))
     assert small.fragments(*files) == before
     new = small.id(3)
     assert moves

@@ -123,7 +123,7 @@ def test_a_healthy_cluster_is_read_once_a_period(cluster: UpkeepCluster) -> None
     assert drive(cluster.scrub()).detail["checked"] == 0, "another service knows that it was done"
     states = [cluster.db.scrub_state(cluster.id(i), soon()) for i in cluster.nodes]
     assert sum(s.checked for s in states) == count
-    assert all(s.round_age is None and s.last_round_end_age is not None for s in states)
+    assert all(s.round_age is None and s.last_round_age is not None for s in states)
     cluster.sql("UPDATE node_scrub SET last_round_started_at = last_round_started_at - interval '31 days'")
     assert drive(cluster.scrub()).detail["checked"] == count
 
@@ -192,7 +192,7 @@ def test_a_fragment_that_cannot_be_verified_does_not_hold_up_the_others(
 
     def done() -> bool:
         scrub.step(Deadline(30))
-        return cluster.db.scrub_state(node, soon()).last_round_end_age is not None
+        return cluster.db.scrub_state(node, soon()).last_round_age is not None
 
     cluster.wait(done, "the round ends")
     assert cluster.sql("SELECT slice_id, index, node_id FROM damage") == [[id.slice, id.index, node]]

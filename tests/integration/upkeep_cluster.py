@@ -60,6 +60,9 @@ class SmallDiskStore(DiskStore):
         used = sum(p.stat().st_size for p in self.folder.rglob("*.*") if p.is_file())
         return self.capacity, used, self.capacity - used
 
+    def disk(self) -> str:
+        return str(self.node)
+
 
 class BytesSource:
     """A Source over bytes."""
