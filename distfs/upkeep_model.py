@@ -48,6 +48,16 @@ class MoveTask(SliceTask):
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A fragment that a node should have, and what tells whether it is the right one."""
+
+    id: FragmentId
+    digest: bytes  # of its slice: what its table must give
+    block_size: int
+    size: int  # plain bytes of the fragment
+
+
+@dataclass(frozen=True, slots=True)
 class TrashedFile:
     """A deleted file whose time is over. Nobody can undelete it any more."""
 

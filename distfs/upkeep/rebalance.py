@@ -16,7 +16,7 @@ from distfs.errors import Corrupt, DistfsError, NotFound
 from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId, Node
 from distfs.upkeep.decisions import Balance, Candidate, Move, Stay, plan_drain, plan_moves
-from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.maker import FragmentMaker, SourceUnreadable
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, WakeUp, all_of, paced
 from distfs.upkeep_model import MoveTask
@@ -204,12 +204,20 @@ class Rebalance:
         maker, task, piece = self._maker, job.task, job.task.piece
         id = FragmentId(piece.id, task.index)
         began = time.monotonic()
+        readable = True
 
         def write(target: int) -> None:
+            nonlocal readable
             try:
-                maker.copy(task, task.index, job.source, target, deadline)
+                if readable:
+                    maker.copy(task, task.index, job.source, target, deadline)
             except (Corrupt, NotFound) as e:
                 maker.db.note_damage(id.slice, id.index, job.source, str(e), deadline)
+                readable = False
+            except SourceUnreadable as e:
+                log.warning("%s; making it anew from the others", e)
+                readable = False
+            if not readable:
                 maker.rebuild(task, task.index, (task.index,), target, deadline)
             maker.confirm(task, task.index, target, deadline)
 

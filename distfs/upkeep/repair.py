@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from distfs.config import UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NotFound
+from distfs.errors import Corrupt, DistfsError, NotFound, ProtocolError, Unavailable
 from distfs.model import FragmentId
 from distfs.upkeep.decisions import by_risk
 from distfs.upkeep.maker import FragmentMaker
@@ -104,7 +104,8 @@ class Repair:
 
     def _proves_good(self, task: RepairTask, index: int, deadline: Deadline) -> bool:
         """Whether a fragment that was reported lost is there and right after all: its node came back, or what
-        went wrong went wrong on the way. Perhaps it waits in quarantine."""
+        went wrong went wrong on the way. Perhaps it waits in quarantine. A node that cannot say proves nothing:
+        it may heartbeat for ever without answering anybody, and meanwhile the others may go too."""
         node = self._maker.nodes(deadline).get(task.piece.nodes[index])
         if node is None or not node.alive:
             return False
@@ -117,7 +118,8 @@ class Repair:
                 if not store.release(FragmentId(task.piece.id, index), limit):
                     return False
                 self._maker.check(task, index, node.id, deadline)
-        except (Corrupt, NotFound):
+        except (Corrupt, NotFound, ProtocolError, Unavailable) as e:
+            log.info("fragment %s.%d on node %d is not proved good: %s", task.piece.id, index, node.id, e)
             return False
         return True
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -161,6 +163,63 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(
         patch.setattr(os, "listdir", refuse)
         with pytest.raises(NodeUnavailable, match="Permission denied"):
             store.list("", 10, soon())
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.EIO,
+        errno.EUCLEAN,
+        errno.EBADMSG,
+        errno.ENODATA,
+        errno.EREMOTEIO,
+        errno.EILSEQ,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+    ],
+)
+@pytest.mark.parametrize("call", ["open", "pread", "preadv"])
+def test_what_the_file_system_cannot_read_is_damage(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    fragment = put(store, header(), b"x")
+    real = getattr(os, call)
+
+    def fail(what: object, *rest: object) -> object:
+        if call != "open" or str(fragment) in str(what):
+            raise OSError(number, os.strerror(number))
+        return real(what, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(Corrupt, match=os.strerror(number)):
+            whole(store, fragment)
+
+
+def test_a_fragment_that_may_not_be_read_is_no_damage(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are good; `chmod` on the whole folder, by mistake, must not have the node rebuilt."""
+    fragment = put(store, header(), b"x")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(NodeUnavailable, match="Permission denied"):
+            whole(store, fragment)
+
+
+def test_a_file_where_a_folder_should_be_is_damage_of_what_was_in_it(store: DiskStore) -> None:
+    fragment = put(store, header(), b"x")
+    folder = store.path(fragment).parent
+    shutil.rmtree(folder)
+    folder.write_text("")
+    with pytest.raises(Corrupt, match="Not a directory"):
+        store.stat(fragment, soon())
+    folder.unlink()
 
 
 def test_a_fragment_under_anothers_name_is_corrupt(store: DiskStore) -> None:
