@@ -143,7 +143,7 @@ class Admission:
 
     def fewest(self, policy: Policy) -> int:
         """On how many nodes a file must be safe at least."""
-        return policy.k + min(policy.m, self.storage.min_redundancy)
+        return self.storage.fewest(policy)
 
     def reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
         """Raises what ``admit`` raises."""

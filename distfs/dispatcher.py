@@ -1,8 +1,8 @@
 """The worker threads of the HTTP host, and who may have one.
 
 A large upload or a download keeps its worker for as long as its client takes. Those never get the last few, the
-reserve: whatever such clients do, a small request finds a worker. One more is kept from these, too, since they may
-wait for bandwidth, MetaDB or nodes: what is answered at once, a health check or a refusal, always finds one.
+reserve: whatever such clients do, a small request finds a worker. Small ones may wait, too, for bandwidth, MetaDB or
+nodes: there is one worker more for what is answered at once, a health check or a refusal.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Lane(enum.Enum):
     """Which workers a request may have."""
 
     AT_ONCE = enum.auto()  # any
-    SHORT = enum.auto()  # all but one
-    LONG = enum.auto()  # all but the reserve
+    SHORT = enum.auto()  # all but the one more
+    LONG = enum.auto()  # nor those of the reserve
 
 
 class Task(Protocol):
@@ -43,11 +43,11 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
         super().__init__()
         self._free = threads
         self._reserve = reserve
-        self._most = {Lane.LONG: max(1, threads - reserve), Lane.SHORT: max(1, threads - 1)}
+        self._most = {Lane.LONG: max(1, threads - reserve), Lane.SHORT: threads}
         self._running = Counter[Lane]()
         self._lane_of: dict[Task, Lane] = {}  # of those that run
         self._waiting: dict[Lane, deque[tuple[float, Task]]] = {lane: deque() for lane in self._most}
-        self.set_thread_count(threads)
+        self.set_thread_count(threads + 1)
 
     def claim(self) -> None:
         with self.lock:

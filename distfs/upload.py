@@ -218,8 +218,7 @@ class UploadSession:
 
     def _fewest(self, file: FileIdentity) -> int:
         """How many fragments of a slice must be safe before it may be committed."""
-        policy = file.code.policy
-        return policy.k + min(policy.m, self._uploader.config.min_redundancy)
+        return self._uploader.config.fewest(file.code.policy)
 
     def _place(
         self, file: FileIdentity, share: int, taken: Sequence[int], fewest: int, width: int = 0

@@ -32,7 +32,6 @@ log = logging.getLogger("distfs.upkeep")
 
 #: Remembered in one sweep of one node; what is beyond is found by the next.
 _MOST_SUSPECTS = 10_000
-_BACKOFF_MOST_S = 600.0
 _ASK_LIMIT_S = 5.0  # for a node to say that it keeps a fragment
 
 #: Bounded pieces of one node's sweep; is sent the deadline of the next piece. Ends with whether it had to leave
@@ -51,11 +50,9 @@ class Orphans:
         self._maker, self._db, self._directory, self._config = maker, maker.db, maker.directory, config
         self._min_age = config.upload_ttl + config.sweep_margin
         self._due: dict[int, float] = {}  # by node: when to sweep it again, on the monotonic clock
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._running: tuple[int, Sweep] | None = None
-        self._bucket = TokenBucket(
-            config.repair_rate
-        )  # to adopt is to repair: it reads what repair would write
+        self._bucket = TokenBucket(config.repair_rate)  # an adoption reads what repair would write
         counted = ("swept", "adopted", "quarantined", "deleted", "released", "missing")
         self._counts = dict.fromkeys(counted, 0)
         self._stuck: dict[int, str] = {}  # by node: why its last sweep ended before its end

@@ -21,9 +21,8 @@ from distfs.errors import (
     TooSlow,
     Unavailable,
 )
-from distfs.fragment import MAX_NAME
 from distfs.meta import MetaDB
-from distfs.model import File, NewFile, Policy
+from distfs.model import MAX_NAME_BYTES, File, NewFile, Policy
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Source, Ways, byte_ways, header_of
@@ -182,7 +181,7 @@ def _raises(error: Exception) -> Callable[[], object]:
 
 def test_a_refused_commit_leaves_nothing(ways: Ways) -> None:
     with pytest.raises(Refused, match="name"):
-        ways.upload(random_bytes(2 * SLICE), name="x" * (MAX_NAME + 1))
+        ways.upload(random_bytes(2 * SLICE), name="x" * (MAX_NAME_BYTES + 1))
     assert_nothing_stored(ways)
 
 

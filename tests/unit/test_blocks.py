@@ -64,8 +64,13 @@ def test_who_waits_gets_the_block_that_comes_free() -> None:
     block = pool.take(Deadline(5))
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(pool.take, Deadline(30))
+        while not pool.usage().waiting:
+            assert not waiting.done()
+        assert pool.usage().waiting == 1
         block.release()
-        waiting.result().release()
+        taken = waiting.result()
+    assert taken.view.obj is block.view.obj
+    taken.release()
 
 
 def test_who_gives_up_just_as_a_block_comes_free_does_not_lose_it() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distfs import config_file
-from distfs.config import Config, Seconds
+from distfs.config import Config, Seconds, StorageConfig
 from distfs.errors import ConfigError
 from distfs.model import Policy
 
@@ -283,6 +283,16 @@ def test_the_environment_of_the_process_is_used_by_default(
     (tmp_path / "c.yml").write_text("")
     monkeypatch.setenv("DISTFS_LOCAL_NODES", "7")
     assert config_file.load(str(tmp_path / "c.yml")).local.nodes == 7
+
+
+@pytest.mark.parametrize(
+    ("policy", "min_redundancy", "fewest"),
+    [("1+0", 1, 1), ("1+1", 0, 1), ("1+1", 1, 2), ("1+2", 1, 2), ("1+2", 9, 3), ("4+2", 1, 5), ("4+2", 2, 6)],
+)
+def test_a_degraded_write_needs_min_redundancy_and_never_more_than_the_policy_has(
+    policy: str, min_redundancy: int, fewest: int
+) -> None:
+    assert StorageConfig(min_redundancy=min_redundancy).fewest(Policy.parse(policy)) == fewest
 
 
 def test_policies_can_come_from_the_environment(tmp_path: Path) -> None:
