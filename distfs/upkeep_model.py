@@ -33,6 +33,7 @@ class RepairTask(SliceTask):
 
     lost: tuple[int, ...]  # fragment indexes: nobody keeps it, it is damaged, or its node is gone
     redundancy_left: int  # healthy fragments - k; below 0 the slice cannot be read
+    trashed: bool = False  # its file is in the trash, and can be undeleted
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,7 +270,7 @@ def test_fsck_of_a_healthy_cluster_finds_nothing(by_hand: Cluster) -> None:
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.endswith("every fragment is where it belongs\n")
     entry = distfs(by_hand, "fsck", "--json").entry
-    assert entry["checked"] == sum(len(by_hand.fragments(i)) for i in range(3)) - 2
+    assert entry["checked"] == sum(len(by_hand.fragments(i)) for i in range(3))
     assert (entry["missing"], entry["corrupt"], entry["unknown"], entry["exit_code"]) == ([], [], [], 0)
 
 
@@ -287,6 +287,23 @@ def test_fsck_names_what_is_missing_and_notes_it_for_repair(by_hand: Cluster) ->
     assert f"  {gone.name} on node {by_hand.node(i).id} of file {uuid} (precious): " in ended.out
     assert "noted 1 fragment for repair\n" in ended.out
     assert damaged_slices(by_hand) == {slice_of(gone)}
+
+
+def test_fsck_looks_at_deleted_files_until_their_end_has_begun(by_hand: Cluster) -> None:
+    uuid = by_hand.upload(os.urandom(SLICE), "precious")
+    holders = [i for i in range(3) if by_hand.fragments(i)]
+    by_hand.request("DELETE", f"/files/{uuid}")
+    run_sql(url_of(by_hand), "UPDATE trash_slice SET nodes[2] = 0")
+    for i in holders:
+        by_hand.fragments(i)[0].unlink()
+    ended = distfs(by_hand, "fsck", "--json")
+    assert ended.code == 1
+    assert [(f["file"], f["deleted"]) for f in ended.entry["missing"]] == [(uuid, True)] * 2
+    assert (ended.entry["noted"], len(damaged_slices(by_hand))) == (1, 1)
+    assert f" of deleted file {uuid} (precious): " in distfs(by_hand, "fsck").out
+    run_sql(url_of(by_hand), "UPDATE trash SET purge_at = now()")
+    ended = distfs(by_hand, "fsck", "--json")
+    assert (ended.code, ended.entry["missing"]) == (0, [])
 
 
 def test_only_a_deep_fsck_sees_a_flipped_byte(by_hand: Cluster) -> None:
