@@ -28,6 +28,7 @@ from distfs.upkeep_model import (
     MoveTask,
     RepairTask,
     ScrubState,
+    ShortFile,
     TrashedFile,
     WorkerState,
 )
@@ -144,6 +145,18 @@ class UpkeepDB:
         """Whether a file that can be read or undeleted says that ``node`` keeps it: it has to be there."""
         params: dict[str, Any] = {"slice": fragment.slice, "index": fragment.index, "node": node}
         return bool(self._meta.read("is_kept", deadline, **params))
+
+    def short_files(
+        self, nodes: Sequence[int], bad: Sequence[FragmentId], deadline: Deadline
+    ) -> list[ShortFile]:
+        """Files that cannot be read without ``nodes``, the fragments ``bad`` and those noted as damaged.
+
+        Those in the trash, as long as they can be undeleted, come last; else the oldest first. Reads every slice
+        on ``nodes``.
+        """
+        slices, indexes = [asked.slice for asked in bad], [asked.index for asked in bad]
+        params: dict[str, Any] = {"nodes": list(nodes), "slices": slices, "indexes": indexes}
+        return [ShortFile(*row) for row in self._meta.read("short_files", deadline, **params)]
 
     def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[FragmentId]:
         """What MetaDB says a node keeps, trash included: up to ``limit``, of slices after ``after``, by slice id."""

@@ -57,6 +57,16 @@ class TrashedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortFile:
+    """A file with slices of which fewer than k fragments are left."""
+
+    id: UUID
+    name: str
+    trashed: bool
+    slices: int  # such slices
+
+
+@dataclass(frozen=True, slots=True)
 class Backlog:
     """What repair has before it."""
 

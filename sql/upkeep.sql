@@ -98,6 +98,40 @@ UNION ALL
 SELECT s.id FROM trash_slice AS s JOIN trash ON trash.id = s.file_id
 WHERE s.id = :slice AND s.nodes[CAST(:index AS integer) + 1] = :node AND trash.purge_at IS NULL;
 
+-- name: short_files
+-- Files, also those that can be undeleted, of which slices have fewer than k fragments when those on :nodes, those
+-- named by :slices and :indexes, and those that are damaged do not count; and how many such slices each has.
+WITH bad AS (
+    SELECT asked.slice_id, array_agg(asked.index) AS indexes
+    FROM unnest(CAST(:slices AS uuid[]), CAST(:indexes AS integer[])) AS asked (slice_id, index) GROUP BY 1
+), suspect AS (
+    SELECT id, file_id, nodes, false AS trashed FROM slice WHERE nodes && CAST(:nodes AS integer[])
+    UNION
+    SELECT id, file_id, nodes, false FROM slice WHERE id = ANY(CAST(:slices AS uuid[]))
+    UNION
+    SELECT id, file_id, nodes, false FROM damage JOIN slice ON slice.id = damage.slice_id
+    UNION
+    SELECT id, file_id, nodes, true FROM trash_slice WHERE nodes && CAST(:nodes AS integer[])
+    UNION
+    SELECT id, file_id, nodes, true FROM trash_slice WHERE id = ANY(CAST(:slices AS uuid[]))
+    UNION
+    SELECT id, file_id, nodes, true FROM damage JOIN trash_slice ON trash_slice.id = damage.slice_id
+)
+SELECT f.id, f.name, f.trashed, count(*) FROM suspect AS s
+JOIN (
+    SELECT id, name, k, created_at, false AS trashed FROM file
+    UNION ALL
+    SELECT id, name, k, created_at, true FROM trash WHERE purge_at IS NULL
+) AS f ON f.id = s.file_id AND f.trashed = s.trashed
+LEFT JOIN bad ON bad.slice_id = s.id
+WHERE f.k > (
+    SELECT count(*) FROM unnest(s.nodes) WITH ORDINALITY AS at (node, place)
+    WHERE at.node <> ALL (CAST(:nodes AS integer[])) AND at.place - 1 <> ALL (coalesce(bad.indexes, '{}')) AND NOT EXISTS (
+        SELECT FROM damage WHERE slice_id = s.id AND index = at.place - 1 AND node_id = at.node
+    )
+)
+GROUP BY f.id, f.name, f.trashed, f.created_at ORDER BY f.trashed, f.created_at, f.id;
+
 -- name: fragments_on
 -- Slices of which the node keeps a fragment, in id order, also those in the trash.
 SELECT id, array_position(nodes, CAST(:node AS integer)) - 1 FROM (

@@ -123,6 +123,7 @@ def test_status_adds_up(big: Big) -> None:
         "is_damage",
         "is_kept",
         "drop_trash",
+        "short_files",
     ],
 )
 def test_no_query_reads_every_slice(big: Big, call: str) -> None:
