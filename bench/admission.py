@@ -6,34 +6,21 @@ import http.client
 import os
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import curl, noise
 from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
+from bench.turns import Overhead
 from distfs.config import KIB, MIB
 from distfs.errors import Unavailable
 
 SMALL, MIDDLE = 4 * KIB, MIB  # bytes: no row in MetaDB, and the smallest with one
 BATCH = 50  # uploads of them in a row; a figure is the mean of a batch
 GOAL = 0.03  # of the time, at most
-
-
-@dataclass(slots=True)
-class Overhead:
-    """Uploads of one size, without admission and with, in turns."""
-
-    size: int
-    off_s: list[float] = field(default_factory=list)
-    on_s: list[float] = field(default_factory=list)
-
-    @property
-    def ratios(self) -> list[float]:
-        """Time with admission to time without, pair by pair."""
-        return [on / off for on, off in zip(self.on_s, self.off_s, strict=True)]
 
 
 def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
@@ -54,31 +41,25 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
 
 
 def _large(off: str, on: str, source: Path, size: int, runs: int) -> Overhead:
-    overhead = Overhead(size)
-    for url in (off, on):
-        curl.put(f"{url}/upload/noise.bin", source)
-    for number in range(runs):
-        for url in _in_turns(off, on, number):
-            start = time.perf_counter()
-            curl.put(f"{url}/upload/noise.bin", source)
-            (overhead.on_s if url == on else overhead.off_s).append(time.perf_counter() - start)
-    return overhead
+    def upload(admitted: bool) -> float:
+        start = time.perf_counter()
+        curl.put(f"{on if admitted else off}/upload/noise.bin", source)
+        return time.perf_counter() - start
+
+    return _overhead(size, runs, upload)
 
 
 def _small(off: str, on: str, size: int, runs: int) -> Overhead:
-    overhead = Overhead(size)
     body = os.urandom(size)
-    for url in (off, on):
-        _batch(url, body)
-    for number in range(runs):
-        for url in _in_turns(off, on, number):
-            (overhead.on_s if url == on else overhead.off_s).append(_batch(url, body))
+    return _overhead(size, runs, lambda admitted: _batch(on if admitted else off, body))
+
+
+def _overhead(size: int, runs: int, upload: Callable[[bool], float]) -> Overhead:
+    overhead = Overhead("upload", size)
+    for admitted in (False, True):
+        upload(admitted)  # whatever comes first is slower
+    overhead.measure(runs, upload)
     return overhead
-
-
-def _in_turns(off: str, on: str, number: int) -> tuple[str, str]:
-    """Which goes first alternates: what the one leaves to the other's disk is shared out."""
-    return (off, on) if number % 2 else (on, off)
 
 
 def _batch(url: str, body: bytes) -> float:

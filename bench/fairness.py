@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import curl, noise
 from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
+from bench.turns import Overhead
 from distfs.bandwidth import Bandwidth
 from distfs.callers import Caller
 from distfs.config import MIB, BandwidthConfig, CallersConfig
@@ -46,21 +48,6 @@ class Shares:
     def total(self) -> float:
         """Bytes a second, all together, until the last had ended."""
         return len(self.rates) * self.size / max(self.ends_s)
-
-
-@dataclass(slots=True)
-class Overhead:
-    """One way, without a cap and with one that holds nobody back, in turns."""
-
-    way: str
-    size: int
-    off_s: list[float] = field(default_factory=list)
-    on_s: list[float] = field(default_factory=list)
-
-    @property
-    def ratios(self) -> list[float]:
-        """Time with accounting to time without, pair by pair."""
-        return [on / off for on, off in zip(self.on_s, self.off_s, strict=True)]
 
 
 def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
@@ -116,15 +103,16 @@ def _overheads(distfs: Distfs, source: Path, size: int, runs: int) -> list[Overh
     ]
     for overhead, transfer in ways:
         transfer()
-        for number in range(runs):
-            # Which goes first alternates: what the one leaves to the other's disk is shared out.
-            for on in (False, True) if number % 2 else (True, False):
-                cap = _UNLIMITED if on else "0"
-                distfs.configure(f"bandwidth: {{cap_in: {cap}, cap_out: {cap}}}")
-                start = time.perf_counter()
-                transfer()
-                (overhead.on_s if on else overhead.off_s).append(time.perf_counter() - start)
+        overhead.measure(runs, partial(_timed, distfs, transfer))
     return [overhead for overhead, _ in ways]
+
+
+def _timed(distfs: Distfs, transfer: Callable[[], object], capped: bool) -> float:
+    cap = _UNLIMITED if capped else "0"
+    distfs.configure(f"bandwidth: {{cap_in: {cap}, cap_out: {cap}}}")
+    start = time.perf_counter()
+    transfer()
+    return time.perf_counter() - start
 
 
 def _take_ns() -> float:

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 
 from distfs.config import CallerRule, CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, DistfsError, Full, TooLarge, TooMany, Unavailable
+from distfs.errors import Busy, DistfsError, Full, TooLarge, TooMany, TooSlow, Unavailable
 from distfs.gate import Gate
 from distfs.meta_admission import AdmissionState, Reservation, ReservationDB
 from distfs.model import Policy
@@ -39,7 +39,8 @@ TRIES = 50
 #: Room for a body of unknown length is found in steps, each as long as all before it; this long at most.
 STEP_SLICES = 8
 _CALL_LIMIT_S, _GIVE_BACK_LIMIT_S = 5.0, 2.0
-_DECIDE_LIMIT_S = 15.0
+#: So that a MetaDB that hangs is a 503 within 5 s for all who wait, and not for one after another.
+_DECIDE_LIMIT_S = 4.5
 
 
 class Admission:
@@ -142,14 +143,22 @@ class Admission:
 
     def fewest(self, policy: Policy) -> int:
         """On how many nodes a file must be safe at least."""
-        return policy.k + min(policy.m, self.storage.min_redundancy)
+        return self.storage.fewest(policy)
 
     def reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
         """Raises what ``admit`` raises."""
+        try:
+            return self._reserve(size, policy, deadline.sooner(_DECIDE_LIMIT_S))
+        except TooSlow as e:
+            deadline.remaining()  # if it is the request's own time that is over, that is to be said
+            raise Busy(
+                "no room was promised in time: MetaDB is slow, or too many uploads begin at once"
+            ) from e
+
+    def _reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
         share = share_of(size, policy.k, self.storage.slice_size)
-        deadline = deadline.sooner(_DECIDE_LIMIT_S)
         if not self._deciding.acquire(timeout=deadline.remaining("waiting to be admitted")):
-            raise Busy("too many uploads begin at once: try again soon")
+            raise TooSlow("waiting to be admitted passed its deadline")
         try:
             fresh = False
             for _ in range(TRIES):
@@ -217,7 +226,7 @@ class Admission:
             self._small -= share
 
     def _room(self, state: AdmissionState, policy: Policy) -> int:
-        """Under ``_small_lock``: the share a file may have, worked out once for each state."""
+        """Under ``_counting``: the share a file may have, worked out once for each state."""
         known = self._rooms.get(policy)
         if known is None or state is not self._state:
             known = room(state.disks, state.demands, policy.width, self.fewest(policy))

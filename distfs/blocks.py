@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class PoolUsage:
     """What a pool has given out, in bytes."""
 
     limit: int
-    blocks: int  # in use
+    blocks: int  # in use, with what their cells take beside
     idle: int  # in blocks that are kept for the next who asks
     spooled: int
     most: int  # blocks in use and spools, at their height
@@ -39,31 +40,58 @@ class BlockPool:
         self._blocks = 0  # bytes of buffers that exist, free or in use
         self._spooled = 0
         self._most = 0
-        self._waiting = 0
+        self._beside = 0  # bytes of cells that are no part of their block
+        self._line: deque[object] = deque()  # who waits for a block, first come first served
 
-    def take(self, deadline: Deadline, freed: Callable[[], object] | None = None) -> Block:
-        """A block with one holder; ``freed`` is called when the last lets go. Raises TooSlow, Unavailable."""
+    def take(self, deadline: Deadline, freed: Callable[[], object] | None = None, beside: int = 0) -> Block:
+        """A block with one holder, for who has waited longest; ``freed`` is called when the last lets go.
+
+        ``beside``: bytes that its cells take, as long as it is held. Raises TooSlow, Unavailable.
+        """
         with self._condition:
-            while not self._free and self._blocks + self._spooled + self.size > self._limit:
-                if (
-                    not self._wait(deadline) and not self._free
-                ):  # else a block came just now, only we were told
-                    raise Unavailable("too many transfers at once: no memory for another block came free")
+            if self._line or not self._has_room(beside):
+                self._wait_in_line(deadline, beside)
             buffer = self._free.pop() if self._free else None
             if buffer is None:
                 self._blocks += self.size
+            self._beside += beside
+            self._make_room_for(0)
             self._note_most()
-        return Block(self, bytearray(self.size) if buffer is None else buffer, freed)
+        return Block(self, bytearray(self.size) if buffer is None else buffer, freed, beside)
+
+    def _has_room(self, beside: int) -> bool:
+        """For one more block; one alone gets it whatever it needs beside."""
+        used = self._used()
+        return used == 0 or used + self.size + beside <= self._limit
+
+    def _used(self) -> int:
+        return self._blocks - len(self._free) * self.size + self._beside + self._spooled
+
+    def _make_room_for(self, count: int) -> None:
+        """Let go of idle blocks, so that ``count`` more bytes are within the limit."""
+        while self._free and self._blocks + self._beside + self._spooled + count > self._limit:
+            self._free.pop()
+            self._blocks -= self.size
+
+    def _wait_in_line(self, deadline: Deadline, beside: int) -> None:
+        me = object()
+        self._line.append(me)
+        try:
+            while self._line[0] is not me or not self._has_room(beside):
+                left = deadline.remaining("waiting for a free block")
+                if not self._condition.wait(left) and not (self._line[0] is me and self._has_room(beside)):
+                    raise Unavailable("too many transfers at once: no memory for another block came free")
+        finally:
+            self._line.remove(me)
+            self._condition.notify_all()
 
     def borrow(self, count: int) -> bool:
         """Count ``count`` more bytes of a spool, if there is room for them now."""
         with self._condition:
             if self._spooled + count > self._limit // SPOOL_SHARE:
                 return False
-            while self._free and self._blocks + self._spooled + count > self._limit:
-                self._free.pop()
-                self._blocks -= self.size
-            if self._blocks + self._spooled + count > self._limit:
+            self._make_room_for(count)
+            if self._used() + count > self._limit:
                 return False
             self._spooled += count
             self._note_most()
@@ -73,47 +101,52 @@ class BlockPool:
         """``count`` borrowed bytes are no longer used."""
         with self._condition:
             self._spooled -= count
-            if self._waiting:
-                self._condition.notify_all()
+            self._tell_line()
 
     def usage(self) -> PoolUsage:
         with self._condition:
             idle = len(self._free) * self.size
-            return PoolUsage(self._limit, self._blocks - idle, idle, self._spooled, self._most, self._waiting)
-
-    def _wait(self, deadline: Deadline) -> bool:
-        left = deadline.remaining("waiting for a free block")
-        self._waiting += 1
-        try:
-            return self._condition.wait(left)
-        finally:
-            self._waiting -= 1
+            return PoolUsage(
+                self._limit,
+                self._blocks - idle + self._beside,
+                idle,
+                self._spooled,
+                self._most,
+                len(self._line),
+            )
 
     def _note_most(self) -> None:
-        self._most = max(self._most, self._blocks - len(self._free) * self.size + self._spooled)
+        self._most = max(self._most, self._used())
 
     @contextlib.contextmanager
-    def lent(self, deadline: Deadline) -> Iterator[memoryview]:
+    def lent(self, deadline: Deadline, beside: int = 0) -> Iterator[memoryview]:
         """A block's memory for the length of a ``with``."""
-        block = self.take(deadline)
+        block = self.take(deadline, beside=beside)
         try:
             yield block.view
         finally:
             block.release()
 
-    def _give_back(self, buffer: bytearray) -> None:
+    def _give_back(self, buffer: bytearray, beside: int) -> None:
         with self._condition:
             self._free.append(buffer)
-            self._condition.notify()
+            self._beside -= beside
+            self._tell_line()
+
+    def _tell_line(self) -> None:
+        if self._line:
+            self._condition.notify_all()
 
 
 class Block:
     """A buffer from the pool, shared by those who send, hash or read it; the last to let go returns it."""
 
-    __slots__ = ("_buffer", "_freed", "_holders", "_lock", "_pool", "view")
+    __slots__ = ("_beside", "_buffer", "_freed", "_holders", "_lock", "_pool", "view")
 
-    def __init__(self, pool: BlockPool, buffer: bytearray, freed: Callable[[], object] | None) -> None:
-        self._pool, self._buffer, self._freed = pool, buffer, freed
+    def __init__(
+        self, pool: BlockPool, buffer: bytearray, freed: Callable[[], object] | None, beside: int
+    ) -> None:
+        self._pool, self._buffer, self._freed, self._beside = pool, buffer, freed, beside
         self._holders = 1
         self._lock = threading.Lock()
         self.view = memoryview(buffer)
@@ -133,6 +166,6 @@ class Block:
             self._holders -= 1
             if self._holders:
                 return
-        self._pool._give_back(self._buffer)
+        self._pool._give_back(self._buffer, self._beside)
         if self._freed is not None:
             self._freed()

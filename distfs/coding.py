@@ -22,6 +22,9 @@ class Code(Protocol):
     def encode(self, block: memoryview) -> Sequence[Buffer]:
         """The k+m cells of ``block``, in fragment order. They may alias it."""
 
+    def beside(self, length: int) -> int:
+        """Bytes that the cells of a block of ``length`` take beside the block itself."""
+
     def landing(self, index: int, out: memoryview) -> memoryview | None:
         """Where in ``out``, the block to be, cell ``index`` may be received; None: it needs room of its own."""
 
@@ -40,6 +43,9 @@ class Copies:
 
     def encode(self, block: memoryview) -> Sequence[Buffer]:
         return [block] * self.policy.width
+
+    def beside(self, length: int) -> int:
+        return 0
 
     def landing(self, index: int, out: memoryview) -> memoryview | None:
         return out
@@ -81,6 +87,10 @@ class ReedSolomon:
             block[i * size : (i + 1) * size] if i < whole else memoryview(coded[i])[len(headers[i]) :]
             for i in range(self.policy.width)
         ]
+
+    def beside(self, length: int) -> int:
+        size = self.cell_size(length)
+        return (self.policy.width - length // size) * size if size else 0
 
     def landing(self, index: int, out: memoryview) -> memoryview | None:
         size = self.cell_size(len(out))

@@ -29,7 +29,9 @@ class HttpConfig:
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any free port
     threads: int = 32  # workers; a large transfer keeps one busy
-    reserve_threads: int = 4  # never given to a large upload: it spools instead
+    reserve_threads: int = (
+        4  # never given to a large upload, which spools instead, or a download, which waits
+    )
     max_file_size: Bytes = Bytes(10 * 10**9)
     max_form_overhead: Bytes = Bytes(MIB)  # everything in a request body that is not file bytes
     stream_threshold: Bytes = Bytes(MIB)  # a larger body goes to a worker with its socket
@@ -101,13 +103,17 @@ class StorageConfig:
         """The policy of an upload that names none."""
         return self.policies["default"]
 
+    def fewest(self, policy: Policy) -> int:
+        """How many fragments of a slice must be safe, each on a node of its own, before it may be committed."""
+        return policy.k + min(policy.m, self.min_redundancy)
+
 
 @dataclass(frozen=True, slots=True)
 class MetaDBConfig:
     """PostgreSQL."""
 
     url: str = "embedded:./data/metadb"  # or postgresql://user:password@host:port/database
-    pool_size: int = 8  # connections a service keeps
+    pool_size: int = 8  # connections a service keeps for requests
     connect_timeout: Seconds = Seconds(2)
     statement_timeout: Seconds = Seconds(4)  # so that a MetaDB that hangs is a 503 within 5 s
 

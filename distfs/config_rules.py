@@ -68,6 +68,10 @@ def _storage_rules(storage: StorageConfig) -> _Rules:
 
 
 def _other_rules(c: Config) -> _Rules:
+    # Slow clients keep a block each, and one upload must still find its window.
+    least = c.storage.window + c.http.threads * c.storage.block_size
+    enough = c.storage.memory_budget >= least
+    yield enough, "storage.memory_budget must be at least storage.window + http.threads * storage.block_size"
     yield c.metadb.pool_size >= 1, "metadb.pool_size must be at least 1"
     yield c.metadb.connect_timeout > 0, "metadb.connect_timeout must be more than 0"
     yield c.metadb.statement_timeout > 0, "metadb.statement_timeout must be more than 0"

@@ -45,11 +45,10 @@ class DiskHealth:
                 self._errors = 0
 
     def failed(self, error: OSError) -> None:
-        """A write, or a probe, failed."""
+        """A write failed."""
         if error.errno in _OTHERS:
             return
         with self._lock:
-            self._probing_since = None
             self._errors += 1
             self._good = 0
             if self._errors >= _ERRORS:
@@ -58,6 +57,18 @@ class DiskHealth:
     def probe_begins(self) -> None:
         with self._lock:
             self._probing_since = self._clock()
+
+    def probe_failed(self, error: OSError) -> None:
+        """As ``failed``; the probe hangs no more, whatever ended it."""
+        with self._lock:
+            self._probing_since = None
+        self.failed(error)
+
+    def lost(self, reason: str) -> None:
+        """There is no such disk any more: nothing to count. Good probes end it as they end any trouble."""
+        with self._lock:
+            self._probing_since = None
+            self._reason, self._good = reason, 0
 
     def probe_ended(self) -> None:
         """The small write is durable."""

@@ -27,7 +27,7 @@ from distfs.deadline import Deadline
 from distfs.disk_health import DiskHealth
 from distfs.disk_tree import FragmentTree, fsync_folder, make_folder, translated
 from distfs.disk_writer import BufferPool, Sink, open_sink
-from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
+from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
 from distfs.fragment import (
     ENTRY_SIZE,
     FOOTER_SIZE,
@@ -110,6 +110,7 @@ class DiskStore:
                 undo.callback(os.close, self._lock)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.node = self._identity()
+                self._known: tuple[int, int] | None = None  # the file that said so last
                 for left in self._temp.iterdir():
                     left.unlink()
             except BlockingIOError:
@@ -144,9 +145,46 @@ class DiskStore:
     def close(self) -> None:
         os.close(self._lock)
 
+    @property
+    def away(self) -> str:
+        """Why the folder is not this node's any more, in words; empty: it is.
+
+        A disk that is unmounted leaves an empty folder behind, on the disk below: what is not found there is
+        not missing, and nothing must be written there. An identity that cannot be read says neither.
+        """
+        path = self.folder / _IDENTITY
+        try:
+            stat = path.stat()
+            if (stat.st_dev, stat.st_ino) == self._known:
+                return ""
+            known = read_identity(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            known = None
+        except (OSError, ConfigError):
+            return ""
+        if known is not None and known.node == self.node:
+            self._known = stat.st_dev, stat.st_ino
+            return ""
+        whose = "gone" if known is None else f"node {known.node}'s"
+        return f"{path} is {whose}: is its disk mounted?"
+
+    def _check_home(self, doing: str) -> None:
+        """Raises NodeUnavailable when it is away."""
+        if away := self.away:
+            raise NodeUnavailable(f"{doing}: {away}")
+
+    def _open(self, id: FragmentId, first: int) -> DiskReader:
+        """What is not found in a folder that is away may well be there: raises NotFound, or NodeUnavailable."""
+        try:
+            return DiskReader(self.path(id), id, first)
+        except NotFound:
+            self._check_home(f"read {id}")
+            raise
+
     # --- FragmentStore --------------------------------------------------------------------------
 
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> DiskWriter:
+        self._check_home(f"put {header.id}")
         with self.writing(f"put {header.id}"):
             free = self._space()[2]
             if size_hint > free or free <= 0:
@@ -156,20 +194,21 @@ class DiskStore:
             return DiskWriter(self, header, size_hint)
 
     def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> DiskReader:
-        return DiskReader(self.path(id), id, first)
+        return self._open(id, first)
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
-        with contextlib.closing(DiskReader(self.path(id), id, 0)) as reader:
+        with contextlib.closing(self._open(id, 0)) as reader:
             return reader.table
 
     def verify(
         self, id: FragmentId, deadline: Deadline, between: Callable[[], object] = go_on
     ) -> tuple[int, ...]:
         """``between`` is called before each cell: it may wait, to leave the disk to others."""
-        with contextlib.closing(DiskReader(self.path(id), id, 0)) as reader:
+        with contextlib.closing(self._open(id, 0)) as reader:
             return reader.verify(deadline, between)
 
     def delete(self, id: FragmentId, deadline: Deadline) -> bool:
+        self._check_home(f"delete {id}")
         with translated(f"delete {id}"):
             # First what is still being written: it finds no temp file to name, or has named it before ``remove``.
             for temp in os.listdir(self._temp):
@@ -179,14 +218,17 @@ class DiskStore:
             return self._files.remove(id)
 
     def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        self._check_home("list")
         with translated("list"):
             return self._files.page(cursor, limit)
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        self._check_home(f"quarantine {id}")
         with translated(f"quarantine {id}"):
             return self._files.move_to(self._aside, id, min_age)
 
     def release(self, id: FragmentId, deadline: Deadline) -> bool:
+        self._check_home(f"release {id}")
         if self.path(id).exists() or not self._aside.path(id).exists():
             return False
         with contextlib.closing(DiskReader(self._aside.path(id), id, 0)) as reader:
@@ -197,14 +239,18 @@ class DiskStore:
             return self._aside.move_to(self._files, id)
 
     def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        self._check_home(f"discard {id}")
         with translated(f"discard {id}"):
             return self._aside.remove(id, min_age)
 
     def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        self._check_home("list the quarantine")
         with translated("list the quarantine"):
             return self._aside.page(cursor, limit)
 
     def info(self, deadline: Deadline) -> StoreInfo:
+        if self.away:  # the room there is another disk's
+            return StoreInfo(self.node, self.cluster, 0, 0, 0, "readonly", time.time())
         with translated("info"):
             capacity, used, free = self._space()
             readonly = os.statvfs(self.folder).f_flag & os.ST_RDONLY
@@ -219,6 +265,10 @@ class DiskStore:
     def probe(self) -> None:
         """A small durable write, to see whether the disk takes it; ``health`` knows. Never raises."""
         path = self._temp / f"probe.{next(self._serial)}"
+        self._known = None  # what it says is read again, whatever file it is
+        if away := self.away:
+            self.health.lost(away)
+            return
         self.health.probe_begins()
         try:
             with open(path, "wb", buffering=0) as file:
@@ -227,7 +277,7 @@ class DiskStore:
             path.unlink()
             self.health.probe_ended()
         except OSError as e:
-            self.health.failed(e)
+            self.health.probe_failed(e)
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -237,6 +287,8 @@ class DiskStore:
         with translated(doing):
             try:
                 yield
+            except FileNotFoundError as e:  # a folder of ours: no answer to who asks for a fragment
+                raise NodeUnavailable(f"{doing}: {e.strerror}: {e.filename}") from e
             except OSError as e:
                 self.health.failed(e)
                 raise
@@ -274,9 +326,10 @@ class DiskWriter:
     def __init__(self, store: DiskStore, header: FragmentHeader, size_hint: int) -> None:
         self._store, self._header = store, header
         self._path = store.temp_path(header.id)
-        # Header, table and footer are part of the file: leave room so that one allocation serves all.
-        cells = size_hint // header.block_size + 1
-        room = size_hint + MAX_HEADER + cells * ENTRY_SIZE + FOOTER_SIZE if size_hint else 0
+        # Header, table and footer are part of the file, and a cell is the k-th part of a block, rounded up: leave
+        # room for all that, so that one allocation serves all.
+        cells = size_hint * header.policy.k // header.block_size + 1
+        room = size_hint + MAX_HEADER + cells * (ENTRY_SIZE + 1) + FOOTER_SIZE if size_hint else 0
         self._entries: list[CellEntry] = []
         self._size = 0
         self._sink = store.sink(self._path, room)

@@ -17,6 +17,21 @@ from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
 from distfs.fragment_store import Listed, Page
 from distfs.model import MAX_K, MAX_M, FragmentId
 
+#: Errors of reading that say: these bytes are lost, as a bad sector's are. Not EACCES: what an operator's mistake
+#: with a whole folder makes unreadable is all there, and scrub tells of a single file that stays so.
+_DAMAGE = frozenset(
+    (
+        errno.EIO,
+        errno.EUCLEAN,  # the file system's own structures fail their checks (ext4, XFS)
+        errno.EBADMSG,  # as do their checksums
+        errno.ENODATA,  # what a disk calls a sector it cannot read
+        errno.EREMOTEIO,
+        errno.EILSEQ,  # an integrity check below the file system
+        errno.EISDIR,  # damaged entries: there is another kind of file by that name
+        errno.ENOTDIR,
+        errno.ELOOP,
+    )
+)
 _LEVEL = re.compile(r"[0-9a-f]{2}")
 
 
@@ -30,7 +45,7 @@ def translated(doing: str, reading: bool = False) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Full(f"{doing}: the disk is full") from e
-        if e.errno == errno.EIO and reading:
+        if reading and e.errno in _DAMAGE:
             raise Corrupt(f"{doing}: the disk cannot read it: {e.strerror}") from e
         raise NodeUnavailable(f"{doing}: {e.strerror or e}") from e
 

@@ -1,8 +1,8 @@
 """The worker threads of the HTTP host, and who may have one.
 
 A large upload or a download keeps its worker for as long as its client takes. Those never get the last few, the
-reserve: whatever such clients do, a small request finds a worker. One more is kept from these, too, since they may
-wait for bandwidth, MetaDB or nodes: what is answered at once, a health check or a refusal, always finds one.
+reserve: whatever such clients do, a small request finds a worker. Small ones may wait, too, for bandwidth, MetaDB or
+nodes: there is one worker more for what is answered at once, a health check or a refusal.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 import enum
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from waitress.task import ThreadedTaskDispatcher
-
-if TYPE_CHECKING:
-    from distfs.channel import Channel
 
 #: How long a request may wait for a worker before it is told to come again.
 WAIT_LIMIT_S = 20.0
@@ -25,8 +22,18 @@ class Lane(enum.Enum):
     """Which workers a request may have."""
 
     AT_ONCE = enum.auto()  # any
-    SHORT = enum.auto()  # all but one
-    LONG = enum.auto()  # all but the reserve
+    SHORT = enum.auto()  # all but the one more
+    LONG = enum.auto()  # nor those of the reserve
+
+
+class Task(Protocol):
+    """A connection with a request that is ready; waitress has the rest of it."""
+
+    @property
+    def lane(self) -> Lane: ...
+
+    def refuse_busy(self) -> None:
+        """The request has waited for a worker for too long."""
 
 
 class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
@@ -36,11 +43,11 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
         super().__init__()
         self._free = threads
         self._reserve = reserve
-        self._most = {Lane.LONG: max(1, threads - reserve), Lane.SHORT: max(1, threads - 1)}
+        self._most = {Lane.LONG: max(1, threads - reserve), Lane.SHORT: threads}
         self._running = Counter[Lane]()
-        self._lane_of: dict[Channel, Lane] = {}  # of those that run
-        self._waiting: dict[Lane, deque[tuple[float, Channel]]] = {lane: deque() for lane in self._most}
-        self.set_thread_count(threads)
+        self._lane_of: dict[Task, Lane] = {}  # of those that run
+        self._waiting: dict[Lane, deque[tuple[float, Task]]] = {lane: deque() for lane in self._most}
+        self.set_thread_count(threads + 1)
 
     def claim(self) -> None:
         with self.lock:
@@ -55,7 +62,7 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
         with self.lock:
             return self._free + claimed > self._reserve
 
-    def add_task(self, task: Channel) -> None:
+    def add_task(self, task: Task) -> None:
         """Run it as soon as a worker of its lane is free; those of a lane in the order they came."""
         with self.lock:
             lane = task.lane
@@ -65,7 +72,7 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
                 self._waiting[lane].append((time.monotonic() + WAIT_LIMIT_S, task))
                 self._start_waiting()
 
-    def end_task(self, task: Channel) -> None:
+    def end_task(self, task: Task) -> None:
         """Its request is served: others may begin."""
         with self.lock:
             self._running[self._lane_of.pop(task, Lane.AT_ONCE)] -= 1
@@ -97,7 +104,7 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
         both = self._running[Lane.LONG] + self._running[Lane.SHORT]
         return self._running[lane] < self._most[lane] and both < self._most[Lane.SHORT]
 
-    def _run(self, task: Channel, lane: Lane) -> None:
+    def _run(self, task: Task, lane: Lane) -> None:
         """Without waitress's warning for each task that has to wait."""
         self._lane_of[task] = lane
         self._running[lane] += 1

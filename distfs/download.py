@@ -54,7 +54,8 @@ class Downloader:
         Raises Corrupt or Unavailable, at any view, when too few fragments of a slice answer; never yields a
         byte that fails its check.
         """
-        buffer = self._pool.take(deadline)
+        beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
+        buffer = self._pool.take(deadline, beside=beside)
         opened: deque[tuple[SliceReader, Future[None]]] = deque()
         with deadline.scope() as scope:
             try:

@@ -25,6 +25,8 @@ from distfs.config import KIB, MIB
 #: Seconds of unused time a pace saves up: what lets a thread that wakes late catch up. So a cap holds in every
 #: window of T seconds as at most ``cap * (T + SLACK_S)`` bytes and one portion.
 SLACK_S = 0.05
+#: The same for a caller's own cap: all others may have their turn, each a portion, before it has its own again.
+TURN_S = 0.25
 #: A portion is what the tightest cap allows in so many seconds, within bounds in bytes.
 FAIR_PORTION_S, FAIR_LEAST, FAIR_MOST = 0.02, 4 * KIB, MIB
 BATCH_PORTION_S, BATCH_LEAST, BATCH_MOST = SLACK_S, 64 * KIB, MIB  # longer, and a waiting cap would lose time
@@ -41,13 +43,14 @@ IDLE_S = 1.0
 class Pace:
     """At most ``rate`` bytes a second; 0: no limit."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
+    def __init__(self, rate: float, saves_s: float = SLACK_S) -> None:
+        """``saves_s``: what it did not give in so many seconds it may give later."""
+        self.rate, self._saves_s = rate, saves_s
         self.free_at = -inf  # from then on the next portion may go
 
     def spend(self, amount: float, now: float) -> None:
         if self.rate:
-            self.free_at = max(self.free_at, now - SLACK_S) + amount / self.rate
+            self.free_at = max(self.free_at, now - self._saves_s) + amount / self.rate
 
     def give_back(self, amount: float) -> None:
         if self.rate:
@@ -98,7 +101,7 @@ class Group:
     """Transfers of one caller, with a cap together; 0: none, and then it is no more than a name."""
 
     def __init__(self, cap: float) -> None:
-        self.pace = Pace(cap)
+        self.pace = Pace(cap, TURN_S)
         self.level = Level(_credit(cap, batch=False))
         self.offset = 0.0  # from its time to everyone's
 

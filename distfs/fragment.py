@@ -23,13 +23,11 @@ from uuid import UUID
 import xxhash
 
 from distfs.errors import Corrupt
-from distfs.model import Buffer, FragmentId, Policy
+from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES, Buffer, FragmentId, Policy
 
 VERSION = 1
 RAW = 0  # codec: the cell is stored as it is
 
-MAX_NAME = 1024  # bytes of UTF-8 kept of a file's name
-MAX_TYPE = 255
 MAX_BLOCK = 16 << 20
 MAX_CELLS = 1 << 18  # 1 GiB slices of 4 KiB blocks
 
@@ -84,7 +82,7 @@ class FragmentHeader:
     block_size: int
     file: UUID
     ordinal: int
-    name: str  # of the file; cut to MAX_NAME bytes
+    name: str  # of the file; cut to MAX_NAME_BYTES
     content_type: str
 
     @property
@@ -93,7 +91,7 @@ class FragmentHeader:
 
     def pack(self, align: int = 1) -> bytes:
         """The header's bytes, zero-padded to a multiple of ``align``."""
-        name, kind = bounded(self.name, MAX_NAME), bounded(self.content_type, MAX_TYPE)
+        name, kind = bounded(self.name, MAX_NAME_BYTES), bounded(self.content_type, MAX_TYPE_BYTES)
         length = -(-(MIN_HEADER + len(name) + len(kind)) // align) * align
         ids = (self.cluster.bytes, self.slice.bytes, self.file.bytes)
         shape = (self.ordinal, self.index, self.policy.k, self.policy.m, self.block_size)

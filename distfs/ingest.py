@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge, Unsupported
+from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES
 from distfs.multipart import FormLimits, MultipartReader, PartHead, boundary_of
 from distfs.source import Source
 
@@ -22,8 +23,7 @@ REMEDY = "curl -F file=@NAME URL/upload"
 #: The form field that says how to keep the files; it must come before them.
 POLICY_FIELD = "policy"
 
-MAX_NAME_BYTES = 1024  # in UTF-8
-MAX_CONTENT_TYPE = 255  # characters
+MAX_CONTENT_TYPE = MAX_TYPE_BYTES  # characters: what is kept is ASCII
 UNNAMED = "file"
 UNTYPED = "application/octet-stream"
 
@@ -122,7 +122,7 @@ def _no_file(fields: Mapping[str, str], empty_inputs: int) -> Refused:
 def clean_name(name: str) -> str:
     """A file's name as it is kept: any text, with ``_`` for each control character; none: ``file``.
 
-    Raises Refused when it is longer than 1024 bytes of UTF-8.
+    Raises Refused when it is longer than MAX_NAME_BYTES of UTF-8.
     """
     name = _CONTROL.sub("_", name.encode("utf-8", "replace").decode()) or UNNAMED
     if len(name.encode()) > MAX_NAME_BYTES:

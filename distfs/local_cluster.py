@@ -218,8 +218,8 @@ class LocalCluster:
     def _node_names(self) -> list[str]:
         """As many as configured; never fewer than there is data of."""
         wanted = self._config.local.nodes
-        policy, least = self._config.storage.policy, self._config.storage.min_redundancy
-        needed = policy.k + min(policy.m, least)
+        policy = self._config.storage.policy
+        needed = self._config.storage.fewest(policy)
         if wanted < needed:
             raise ConfigError(
                 f"policy {policy} needs at least {needed} storage nodes, not {wanted}: "

@@ -12,7 +12,7 @@ from uuid import UUID
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.disk_store import DiskStore, read_identity
-from distfs.errors import DistfsError, Refused, Unavailable
+from distfs.errors import DistfsError, NodeUnavailable, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport
 
@@ -103,6 +103,10 @@ class Membership:
                 f"data folder {self._store.folder} belongs to cluster {self._store.cluster}, but this MetaDB "
                 f"is of {cluster}: name another folder with --data, or another MetaDB with --metadb"
             )
+        if away := self._store.away:
+            # Nobody can read what is kept here: it counts as lost, and is made anew if this lasts.
+            self._meta.node_leave(self._store.node, self._address, deadline)
+            raise NodeUnavailable(away)
         info = self._store.info(deadline)
         sizes = info.capacity, info.used, info.free
         report = NodeReport(

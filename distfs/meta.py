@@ -1,8 +1,9 @@
-"""MetaDB: the only source of truth, and the only code that talks to it.
+"""MetaDB: the only source of truth. What services and nodes ask of it, and how every statement is run.
 
-One public method is one transaction, and one round trip. Every statement may be run again without harm
-(``sql/queries.sql``); on that rests what happens when a connection is lost: a read is run once more on a new
-connection, a change is run again until MetaDB has said what became of it.
+``meta_upkeep`` and ``meta_admission`` run theirs through this, too. A statement is one transaction, and a method is
+one statement; a second follows only where an earlier try may have done what the first was to do. Every statement may
+be run again without harm (``sql/queries.sql``); on that rests what happens when a connection is lost: a read is run
+once more on a new connection, a change is run again until MetaDB has said what became of it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, TooSlo
 from distfs.meta_link import Link, translate
 from distfs.meta_pool import Pool
 from distfs.meta_url import MetaURL
-from distfs.model import Address, File, NewFile, Node, NodeReport, Policy, Slice
+from distfs.model import (
+    MAX_NAME_BYTES,
+    MAX_TYPE_BYTES,
+    Address,
+    File,
+    NewFile,
+    Node,
+    NodeReport,
+    Policy,
+    Slice,
+)
 
-#: Bytes of UTF-8; the schema's checks hold the same.
-MAX_NAME_BYTES = 1024
-MAX_CONTENT_TYPE_BYTES = 255
 MAX_LISTED = 1000
 
 #: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
@@ -41,14 +49,15 @@ Rows = Sequence[Sequence[Any]]
 def storable_name(name: str) -> str:
     """``name`` as MetaDB keeps it: what UTF-8 text cannot hold (NUL, lone surrogates) becomes U+FFFD.
 
-    Raises Refused when it is longer than MAX_NAME_BYTES. Call it before the bytes of a file are received.
+    Raises Refused when it is longer than MAX_NAME_BYTES: the last line, since ``ingest`` has refused a client's
+    before a byte of its file was read.
     """
     return _storable("file name", name, MAX_NAME_BYTES)
 
 
 def storable_content_type(content_type: str) -> str:
-    """The same for a media type, of at most MAX_CONTENT_TYPE_BYTES."""
-    return _storable("content type", content_type, MAX_CONTENT_TYPE_BYTES)
+    """The same for a media type, of at most MAX_TYPE_BYTES; of a client's, ``ingest`` takes no longer one."""
+    return _storable("content type", content_type, MAX_TYPE_BYTES)
 
 
 class MetaDB:
@@ -87,7 +96,7 @@ class MetaDB:
     # --- the cluster and its nodes ------------------------------------------------------------------
 
     def ping(self, deadline: Deadline) -> None:
-        """Raises Unavailable, saying what is missing, unless MetaDB takes writes and has our schema."""
+        """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""
         [[version]] = self.read("schema_version", deadline)
         if version < meta_schema.latest():
             raise Unavailable(
@@ -162,12 +171,13 @@ class MetaDB:
         stored = [_checked(file) for file in files]
         if not stored:
             return []
-        rows = self.write("commit_files", deadline, files=json.dumps([_as_json(file) for file in stored]))
+        budget = deadline.sooner(self._budget)  # of both statements together
+        rows = self.write("commit_files", budget, files=json.dumps([_as_json(file) for file in stored]))
         created = {row[0]: row[1] for row in rows}
         if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
             ids = [file.id for file in stored]
             try:
-                created = {row[0]: row[1] for row in self.read("committed", deadline, ids=ids)}
+                created = {row[0]: row[1] for row in self.read("committed", budget, ids=ids)}
             except DistfsError as e:
                 raise OutcomeUnknown(str(e)) from e
         if len(created) < len(stored):
@@ -196,7 +206,7 @@ class MetaDB:
         if not self.write("undelete_file", deadline, id=id, again="is_file"):
             raise NotFound(f"no file {id} in the trash")
 
-    # --- running statements: for the methods above, and for meta_upkeep ---------------------------------
+    # --- running statements: for the methods above, meta_upkeep and meta_admission --------------------
 
     def connect(self, deadline: Deadline) -> Link:
         """A connection of the caller's own, who closes it. Raises Unavailable."""

@@ -1,6 +1,6 @@
 """What admission asks of MetaDB: free bytes, and the room that is promised to uploads of all services.
 
-The rules of ``meta`` hold: one method is one transaction, every time is the database's clock.
+The rules of ``meta`` hold: one statement is one transaction, every time is the database's clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """What upkeep and the operator's commands ask of MetaDB; services ask ``meta``.
 
-The same rules hold: one method is one transaction, every statement may be run again without harm, every time
-is the database's clock. Nothing here trusts that its caller still leads: what changes a slice compares first.
+The same rules hold: one statement is one transaction and may be run again without harm; every time is the
+database's clock. Most methods are one statement; ``note_damage``, ``begin_scrub`` and ``status`` are several, with
+nothing that holds them together. Nothing here trusts that its caller still leads: what changes a slice compares
+first.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from distfs.upkeep_model import (
     Backlog,
     ClusterStatus,
     FileHealth,
+    Kept,
     MoveTask,
     RepairTask,
     ScrubState,
@@ -158,10 +161,11 @@ class UpkeepDB:
         params: dict[str, Any] = {"nodes": list(nodes), "slices": slices, "indexes": indexes}
         return [ShortFile(*row) for row in self._meta.read("short_files", deadline, **params)]
 
-    def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[FragmentId]:
+    def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[Kept]:
         """What MetaDB says a node keeps, trash included: up to ``limit``, of slices after ``after``, by slice id."""
         params: dict[str, Any] = {"node": node, "after": after or _START, "limit": limit}
-        return [FragmentId(*row) for row in self._meta.read("fragments_on", deadline, **params)]
+        rows = self._meta.read("fragments_on", deadline, **params)
+        return [Kept(FragmentId(row[0], row[1]), *row[2:]) for row in rows]
 
     def slices_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[MoveTask]:
         """The same with all that is needed to make each fragment anew elsewhere."""
@@ -235,8 +239,9 @@ class UpkeepDB:
     def save_worker(self, name: str, state: str, detail: Mapping[str, object], deadline: Deadline) -> None:
         """Make a worker's last result, of this process, visible to all. ``detail``: what JSON can say.
 
-        Commands show every key as it is, and know two: ``bytes_per_second``, what the worker lately moved, from
-        which they estimate the time left, and ``stuck``, why it cannot go on, in words.
+        Commands show every key as it is, and know three: ``bytes_per_second``, what the worker lately moved, from
+        which they estimate the time left; ``stuck``, why it cannot go on, in words; and ``unreachable``, ids of
+        nodes that heartbeat and do not answer.
         """
         params: dict[str, Any] = {"name": name, "state": state, "detail": json.dumps(dict(detail))}
         self._meta.write("save_worker", deadline, host=socket.gethostname(), pid=os.getpid(), **params)

@@ -15,6 +15,10 @@ Buffer = bytes | bytearray | memoryview
 #: Bounds of a policy; the product of every ``k`` and ``m`` within them is tested.
 MAX_K, MAX_M = 8, 8
 
+#: Bytes of UTF-8 kept of a file's name and of its media type; the schema's checks hold the same.
+MAX_NAME_BYTES = 1024
+MAX_TYPE_BYTES = 255
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

@@ -11,7 +11,7 @@ from distfs.breaker import Breaker
 from distfs.config import NodeConfig
 from distfs.connection_pool import ConnectionPool, Limits
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow
+from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError, TooSlow
 from distfs.hedge import LatencyHistory
 from distfs.model import Address, Buffer
 from distfs.wire import Frame
@@ -41,6 +41,8 @@ class NodeLink:
 
     def account(self, error: DistfsError, deadline: Deadline) -> None:
         """A request ended with an error: is the node to blame?"""
+        if isinstance(error, Cancelled):
+            return  # nobody waited for its answer any more
         if not isinstance(error, NodeUnavailable | TooSlow):
             self.breaker.succeeded()  # it answered
             return
@@ -251,7 +253,11 @@ class Exchange:
         """The same once more on a fresh connection."""
         self._unwatch()
         self._reused = False
-        self.sock = self.link.pool.replace(self.sock, self.deadline)
+        try:
+            self.sock = self.link.pool.replace(self.sock, self.deadline)
+        except DistfsError:
+            self._end()  # connecting has told the breaker: it is one failure
+            raise
         self._prepare()
         with self.patience.waiting(0) as limit:
             self.sock.send(*(self._kept or ()), *buffers, limit=limit)

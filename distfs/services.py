@@ -49,6 +49,10 @@ class Services:
         most = http.max_file_size + http.max_form_overhead if size is None else size
         return Deadline(node.base_timeout + most / http.client_min_rate)
 
+    def upload_deadline(self, size: int | None) -> Deadline:
+        """The same for an upload: the orphan sweep takes fragments that are older for nobody's."""
+        return self.transfer_deadline(size).sooner(self.config.upkeep.upload_ttl)
+
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""
         self.bandwidth.configure(config.bandwidth, config.callers)

@@ -242,7 +242,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def _ok(self, header: dict[str, Any], body: bytes = b"") -> None:
         self.answering = True
-        self.sock.send(wire.encode(Type.OK, header, len(body)), body)
+        self.sock.send(wire.encode(Type.OK, header, len(body)), body, limit=self.deadline)
 
     # --- PUT ----------------------------------------------------------------------------------------
 
@@ -328,8 +328,8 @@ class _Connection(socketserver.BaseRequestHandler):
             answer = {"slice_size": reader.table.slice_size, "last": reader.table.last, "table": len(table)}
             head = wire.encode(Type.OK, answer, len(table) + length)
             self.answering = True
-            self.sock.send(head, table, more=length > 0)
-            self.sock.send_file(reader.fd, offset, length)
+            self.sock.send(head, table, more=length > 0, limit=self.deadline)
+            self.sock.send_file(reader.fd, offset, length, self.deadline)
 
     def _list(self, header: dict[str, Any]) -> None:
         limit = min(max(1, _count(header, "limit")), wire.MAX_LISTED)

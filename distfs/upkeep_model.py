@@ -49,6 +49,16 @@ class MoveTask(SliceTask):
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A fragment that a node should have, and what tells whether it is the right one."""
+
+    id: FragmentId
+    digest: bytes  # of its slice: what its table must give
+    block_size: int
+    size: int  # plain bytes of the fragment
+
+
+@dataclass(frozen=True, slots=True)
 class TrashedFile:
     """A deleted file whose time is over. Nobody can undelete it any more."""
 
@@ -86,7 +96,6 @@ class ScrubState:
     bad: int
     round_age: float | None  # since the running round began; None: none is running
     last_round_age: float | None  # since the last complete round began
-    last_round_end_age: float | None  # and since it ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -36,6 +37,10 @@ log = logging.getLogger("distfs.upload")
 
 #: How long removing the fragments of a failed upload may take; the orphan sweep finds what is left.
 DISCARD_LIMIT_S = 5.0
+#: Nodes that were there so short a while ago are believed to be there when the file is committed,
+_TRUSTED_S = 1.0
+#: and this long after a node was seen, at most, the commit that names it has ended: two answers of MetaDB.
+COMMIT_WITHIN_S = 10.0
 
 
 class Uploader:
@@ -75,7 +80,8 @@ class UploadSession:
 
     def __init__(self, uploader: Uploader, deadline: Deadline) -> None:
         self._uploader, self._deadline = uploader, deadline
-        self._files: list[NewFile] = []
+        self._files: list[tuple[FileIdentity, NewFile]] = []
+        self._placed_at: float | None = None  # when the first slice was, on the monotonic clock
         self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
         self._failed_nodes: set[int] = set()  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
@@ -103,21 +109,23 @@ class UploadSession:
         block_size = self._uploader.config.block_size
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
-        first = self._read_block(source)
+        first = self._read_block(source, identity.code.beside(block_size))
         if len(first.view) < block_size:
             digest, slices = self._add_small(identity, first)
         else:
             digest, slices = _FileUpload(self, identity, size_hint).run(first, source)
         size = sum(s.size for s in slices)
         file = NewFile(identity.id, name, content_type, size, digest, policy, block_size, tuple(slices))
-        self._files.append(file)
+        self._files.append((identity, file))
         return file
 
     def commit(self) -> list[File]:
-        """One transaction for all files. Raises OutcomeUnknown when MetaDB was lost in the middle of it."""
+        """One transaction for all files. Raises Unavailable when what was safe is so no more, and OutcomeUnknown
+        when MetaDB was lost in the middle of it."""
+        files = [self._still_safe(identity, file) for identity, file in self._files]
         self._keep = True  # whatever happens now, never remove what may have been committed
         try:
-            return self._uploader.meta.commit_files(self._files, self._deadline)
+            return self._uploader.meta.commit_files(files, self._deadline)
         except OutcomeUnknown:
             raise
         except DistfsError:
@@ -137,6 +145,8 @@ class UploadSession:
     def plan(self, file: FileIdentity, ordinal: int, size_hint: int) -> SlicePlan:
         """Place a new slice, on fewer nodes than k+m if need be. Raises Unavailable when it would not be safe."""
         share = file.code.cell_size(size_hint)
+        if self._placed_at is None:
+            self._placed_at = time.monotonic()
         plan = SlicePlan(file, ordinal, self._place(file, share, (), self._fewest(file)), size_hint)
         self._stored.extend((node, FragmentId(plan.id, i)) for i, node in enumerate(plan.nodes))
         self._unsettled.append(plan)
@@ -162,22 +172,53 @@ class UploadSession:
         missing = [index for index, node in enumerate(piece.nodes) if not node]
         for index in missing:
             piece = self._restore(plan.file, piece, index)
-        safe = sum(map(bool, piece.nodes))
-        if safe < self._fewest(plan.file):
-            reasons = "; ".join(map(str, failed.values()))
-            raise _lost(failed)(
+        reasons = "; ".join(map(str, failed.values()))
+        self._require_safe(
+            plan.file,
+            piece,
+            _lost(failed)(
                 f"{len(failed)} of {len(piece.nodes)} storage nodes failed while the file was written: {reasons}"
-            )
+            ),
+        )
+        return piece
+
+    def _require_safe(self, file: FileIdentity, piece: Slice, error: DistfsError) -> None:
+        """Raises ``error`` when less than k + min_redundancy of a slice is safe."""
+        safe = sum(map(bool, piece.nodes))
+        if safe < self._fewest(file):
+            raise error
         if safe < len(piece.nodes):
             log.warning(
                 "slice %s has %d of %d fragments; repair adds the rest", piece.id, safe, len(piece.nodes)
             )
-        return piece
+
+    def _still_safe(self, identity: FileIdentity, file: NewFile) -> NewFile:
+        """The file as it can be committed: slices that landed long ago may have lost nodes since.
+
+        What a node keeps that is down, forgotten or being drained is made anew on others first. So who drains a
+        node knows that no upload names it any more once COMMIT_WITHIN_S have passed.
+        """
+        if self._placed_at is None or time.monotonic() - self._placed_at < _TRUSTED_S:
+            return file
+        nodes = {node.id: node for node in self._uploader.directory.nodes(self._deadline, fresh=True)}
+        staying = {id for id, node in nodes.items() if node.alive and node.state != "draining"}
+        pieces = []
+        for piece in file.slices:
+            leaving = [i for i, node in enumerate(piece.nodes) if node and node not in staying]
+            for index in leaving:
+                log.warning("fragment %s.%d: node %d is gone since", piece.id, index, piece.nodes[index])
+                anew = self._restore(identity, piece, index)
+                lost = anew.nodes[index] == piece.nodes[index]
+                piece = replace(anew, nodes=_without(anew.nodes, index)) if lost else anew
+            if leaving:
+                text = "storage nodes were lost while the file was written, and nobody can take their part"
+                self._require_safe(identity, piece, Unavailable(text))
+            pieces.append(piece)
+        return replace(file, slices=tuple(pieces))
 
     def _fewest(self, file: FileIdentity) -> int:
         """How many fragments of a slice must be safe before it may be committed."""
-        policy = file.code.policy
-        return policy.k + min(policy.m, self._uploader.config.min_redundancy)
+        return self._uploader.config.fewest(file.code.policy)
 
     def _place(
         self, file: FileIdentity, share: int, taken: Sequence[int], fewest: int, width: int = 0
@@ -202,12 +243,15 @@ class UploadSession:
         except Unavailable:
             return piece
         self._stored.append((target, FragmentId(piece.id, index)))
-        order = [i for i, node in enumerate(piece.nodes) if node]
+        up = {node.id for node in uploader.directory.nodes(deadline) if node.alive}
+        held = [i for i, node in enumerate(piece.nodes) if node]
+        order = sorted(held, key=lambda i: piece.nodes[i] not in up)
         span = 0, -(-piece.size // file.block_size)
         stores = uploader.directory.store
         reader = SliceReader(piece, file.block_size, file.code, stores, order, span, deadline)
         try:
-            with contextlib.closing(reader), uploader.pool.lent(deadline) as buffer:
+            beside = file.code.beside(file.block_size)
+            with contextlib.closing(reader), uploader.pool.lent(deadline, beside) as buffer:
                 rebuild(file, piece, index, reader, stores(target, deadline), buffer, deadline)
         except DistfsError as e:
             self._failed_nodes.add(target)
@@ -218,8 +262,8 @@ class UploadSession:
         nodes = tuple(target if i == index else node for i, node in enumerate(piece.nodes))
         return replace(piece, nodes=nodes)
 
-    def _read_block(self, source: Source) -> Block:
-        block = self._uploader.pool.take(self._deadline)
+    def _read_block(self, source: Source, beside: int) -> Block:
+        block = self._uploader.pool.take(self._deadline, beside=beside)
         try:
             block.cut(source.readinto(block.view))
         except BaseException:
@@ -253,6 +297,10 @@ class UploadSession:
             self._uploader.directory.store(node, deadline).delete(fragment, deadline)
         except DistfsError as e:
             log.info("fragment %s of a failed upload is left to the orphan sweep: %s", fragment, e)
+
+
+def _without(nodes: tuple[int, ...], index: int) -> tuple[int, ...]:
+    return tuple(0 if i == index else node for i, node in enumerate(nodes))
 
 
 def _lost(failed: dict[int, DistfsError]) -> type[Unavailable]:
@@ -289,6 +337,7 @@ class _FileUpload:
     def __init__(self, session: UploadSession, identity: FileIdentity, size_hint: int | None) -> None:
         self._session, self._identity = session, identity
         self._config = session.uploader.config
+        self._beside = identity.code.beside(self._config.block_size)
         self._left = size_hint  # bytes the source is expected to have, not counted yet
         self._window = threading.Semaphore(self._config.window // self._config.block_size)
         self._flying: deque[SliceUpload] = deque()
@@ -375,7 +424,7 @@ class _FileUpload:
         while not self._window.acquire(timeout=deadline.remaining("waiting for storage nodes")):
             pass  # until ``remaining`` raises
         try:
-            block = self._session.uploader.pool.take(deadline, self._window.release)
+            block = self._session.uploader.pool.take(deadline, self._window.release, self._beside)
         except BaseException:
             self._window.release()
             raise

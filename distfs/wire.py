@@ -36,8 +36,8 @@ from typing import Any
 from uuid import UUID
 
 from distfs.errors import ConfigError, ProtocolError
-from distfs.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_CELLS, MAX_NAME, MAX_TYPE, FragmentHeader, bounded
-from distfs.model import MAX_K, MAX_M, Buffer, FragmentId, Policy
+from distfs.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_CELLS, FragmentHeader, bounded
+from distfs.model import MAX_K, MAX_M, MAX_NAME_BYTES, MAX_TYPE_BYTES, Buffer, FragmentId, Policy
 
 VERSION = 1
 MAGIC = b"DFSW"
@@ -128,8 +128,8 @@ def encode_fragment(fragment: FragmentHeader) -> dict[str, Any]:
         "block_size": fragment.block_size,
         "file": fragment.file.hex,
         "ordinal": fragment.ordinal,
-        "name": bounded(fragment.name, MAX_NAME).decode(),
-        "content_type": bounded(fragment.content_type, MAX_TYPE).decode(),
+        "name": bounded(fragment.name, MAX_NAME_BYTES).decode(),
+        "content_type": bounded(fragment.content_type, MAX_TYPE_BYTES).decode(),
     }
 
 

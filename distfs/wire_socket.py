@@ -22,6 +22,7 @@ from distfs.model import Buffer
 
 _TIMEVAL = struct.Struct("@ll")
 _READ_AHEAD = 16 << 10
+_FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
@@ -165,13 +166,6 @@ class WireSocket:
                 limit.remaining(f"{self.peer}: {self._phase}, with {len(view) - done:,} bytes left,")
         return done
 
-    def skip_body(self, length: int) -> None:
-        """Receive and forget ``length`` bytes."""
-        while length > 0:
-            view = self._scratch[: min(length, len(self._scratch))]
-            self.receive_body(view)
-            length -= len(view)
-
     def receive_answer(self, limit: Deadline | None = None) -> tuple[dict[str, Any], int]:
         """The header and body length of an OK frame; an ERROR frame is raised as the error it names."""
         return self.accept_answer(self.receive_frame(limit))
@@ -189,14 +183,24 @@ class WireSocket:
         """Answer a request with an error."""
         self.send(wire.encode(wire.Type.ERROR, {"kind": error.kind, "message": str(error)[:2000]}))
 
-    def send_file(self, fd: int, offset: int, length: int) -> None:
-        """A run of a file, straight from the page cache. The file must be that long."""
-        with self._translated("send"):
-            while length:
-                sent = os.sendfile(self.sock.fileno(), fd, offset, length)
-                if not sent:
-                    raise NodeUnavailable(f"{self.peer}: the fragment was cut short while it was sent")
-                offset, length = offset + sent, length - sent
+    def send_file(self, fd: int, offset: int, length: int, limit: Deadline) -> None:
+        """A run of a file, straight from the page cache. The file must be that long.
+
+        Raises TooSlow soon after ``limit``, also for a peer that takes a byte now and then: the kernel would
+        wait anew for each few pages of a long run, so it is given short ones, and looks up every second.
+        """
+        while length:
+            left = limit.remaining(f"{self.peer}: send, with {length:,} bytes left,")
+            self.set_send_stall(min(left, _LOOK_UP_S))
+            try:
+                sent = os.sendfile(self.sock.fileno(), fd, offset, min(length, _FILE_PIECE))
+            except BlockingIOError:
+                continue  # not a byte: until the limit it may pause
+            except OSError as e:
+                raise NodeUnavailable(f"{self.peer}: send failed: {e.strerror or e}") from e
+            if not sent:
+                raise NodeUnavailable(f"{self.peer}: the fragment was cut short while it was sent")
+            offset, length = offset + sent, length - sent
 
     def count_silence(self, seconds: float) -> None:
         """Nothing came for so long more. Raises TooSlow when that reaches the stall limit."""

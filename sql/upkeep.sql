@@ -134,13 +134,19 @@ GROUP BY f.id, f.name, f.trashed, f.created_at ORDER BY f.trashed, f.created_at,
 
 -- name: fragments_on
 -- Slices of which the node keeps a fragment, in id order, also those in the trash.
-SELECT id, array_position(nodes, CAST(:node AS integer)) - 1 FROM (
-    (SELECT id, nodes FROM slice
+WITH kept AS (
+    (SELECT s.*, false AS trashed FROM slice AS s
         WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
     UNION ALL
-    (SELECT id, nodes FROM trash_slice
+    (SELECT s.*, true AS trashed FROM trash_slice AS s
         WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
-) AS kept ORDER BY id LIMIT :limit;
+)
+SELECT kept.id, array_position(kept.nodes, CAST(:node AS integer)) - 1, kept.digest,
+    coalesce(f.block_size, t.block_size), ceil(kept.size::numeric / coalesce(f.k, t.k))::bigint
+FROM kept
+LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
+LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed
+ORDER BY kept.id LIMIT :limit;
 
 -- name: slices_on
 WITH kept AS (
@@ -249,8 +255,7 @@ ORDER BY issued.id;
 -- name: scrub_states
 SELECT node.id, coalesce(cursor, ''), coalesce(checked, 0), coalesce(bad, 0),
     extract(epoch FROM now() - round_started_at)::double precision,
-    extract(epoch FROM now() - last_round_started_at)::double precision,
-    extract(epoch FROM now() - last_round_finished_at)::double precision
+    extract(epoch FROM now() - last_round_started_at)::double precision
 FROM node LEFT JOIN node_scrub ON node_scrub.node_id = node.id
 WHERE CAST(:node AS integer) IS NULL OR node.id = :node ORDER BY node.id;
 

@@ -54,7 +54,7 @@ class Progress:
         self._shown_at = 0.0
         self._began = time.monotonic()
 
-    def show(self, done: int, total: int, note: str = "") -> None:
+    def show(self, done: int, total: int) -> None:
         """``done`` of ``total``, in the same unit."""
         now = time.monotonic()
         if not self._shows or (now - self._shown_at < _PROGRESS_EVERY_S and done < total):
@@ -64,7 +64,7 @@ class Progress:
         bar = ("#" * round(share * _BAR)).ljust(_BAR, ".")
         spent = now - self._began
         left = f", {duration(spent / share - spent)} left" if 0 < share < 1 and spent > 2 else ""
-        line = f"{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}{left}{'  ' + note if note else ''}"
+        line = f"{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}{left}"
         sys.stderr.write("\r\x1b[K" + line)
         sys.stderr.flush()
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
 
-from distfs.commands.display import counted
+from distfs.commands.display import Progress, counted
+from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
+from distfs.commands.plan import Plan
 from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
+from distfs.model import Node
+from distfs.upkeep.rebalance import dry_drain
+from distfs.upload import COMMIT_WITHIN_S
 
 
 def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int:
     """Empty a node; -> 0: it is empty, or not waited for; 1: it gets no emptier. Raises Refused while it is down."""
     node = operator.node(named)
-    if wait and not node.alive:
-        raise Refused(
-            f"node {node.id} ({node.address}) is down, so it cannot be drained: start it, or have `distfs repair "
-            f"--now` make anew what it kept, and then `distfs forget {node.id}`"
-        )
+    if wait:
+        _require_up(node)
     operator.db.set_node_state(node.id, "draining", operator.deadline())
     where = f"node {node.id} ({node.address})"
     if not wait:
@@ -27,7 +30,12 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
     def left() -> int:
         return operator.db.fragments_left(node.id, operator.deadline())
 
-    reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
+    # An upload that saw the node before may name it until then.
+    settled = time.monotonic() + COMMIT_WITHIN_S
+    while not (reason := wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)):
+        if (rest := settled - time.monotonic()) <= 0:
+            break
+        time.sleep(rest)
     if reason:
         sys.stderr.write(
             f"distfs: {where} still keeps {counted(left(), 'fragment')}: {reason}. It goes on draining; do not "
@@ -36,6 +44,42 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
         return 1
     print(f"{where} is empty: it is safe to unplug. Then take it off the list: distfs forget {node.id}")
     return 0
+
+
+def plan_drain(operator: Operator, named: str) -> int:
+    """Print where a node's fragments would go; nothing changes. -> 0: all of them would; 1: it would not get empty.
+
+    Raises Refused while it is down.
+    """
+    node = operator.node(named)
+    _require_up(node)
+    plan, left = Plan(operator), operator.db.fragments_left(node.id, operator.deadline())
+    progress = Progress(f"planning for node {node.id}")
+    try:
+        for step in dry_drain(operator.db, plan.nodes, node.id, operator.deadline):
+            plan.add(step)
+            progress.show(plan.count, left)
+    finally:
+        progress.end()
+    where = f"node {node.id} ({node.address})"
+    print(plan.in_words())
+    if others := [other for other, kept in plan.left.items() if kept and other != node.id]:
+        print(f"not counted: what has to leave {named_nodes(others)}, draining as well")
+    if plan.stays:
+        stays = "; ".join(f"{amount}: {reason}" for reason, amount in plan.stays.items())
+        sys.stderr.write(f"distfs: {where} would not get empty. {stays}. Start another storage node\n")
+        return 1
+    told = "can be emptied: there is room for all of it" if plan.count else "is empty: nothing to move"
+    print(f"{where} {told}")
+    return 0
+
+
+def _require_up(node: Node) -> None:
+    if not node.alive:
+        raise Refused(
+            f"node {node.id} ({node.address}) is down, so it cannot be drained: start it, or have `distfs repair "
+            f"--now` make anew what it kept, and then `distfs forget {node.id}`"
+        )
 
 
 def undrain(operator: Operator, named: str) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from distfs.commands.display import counted, duration, size, table
 from distfs.commands.operator import Operator
+from distfs.commands.status import unreachable
 from distfs.model import Node
 
 _HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SEEN", "UUID")
@@ -17,33 +19,42 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
     left = {
         n.id: operator.db.fragments_left(n.id, operator.deadline()) for n in nodes if n.state == "draining"
     }
+    away = unreachable(operator.db.workers(operator.deadline()))
     if as_json:
-        print(json.dumps([_entry(node, left.get(node.id)) for node in nodes], indent=2))
+        entries = [_entry(node, left.get(node.id)) | {"unreachable": node.id in away} for node in nodes]
+        print(json.dumps(entries, indent=2))
     elif nodes:
-        print(table(_HEADS, [_row(node, left.get(node.id)) for node in nodes]))
+        print(table(_HEADS, [_row(node, left.get(node.id), node.id in away) for node in nodes]))
     else:
         print("no storage node has registered yet: python -m distfs.storage_server --port PORT --data DIR")
     return 0
 
 
-def state_of(node: Node, left: int | None) -> str:
-    """In words. ``left``: fragments on a node that is draining."""
+def state_of(node: Node, left: int | None, away: bool = False) -> str:
+    """In words. ``left``: fragments on a node that is draining; ``away``: it does not answer."""
     words = [] if node.alive else ["down"]
     if node.state == "draining":
         words.append(f"draining: {counted(left, 'fragment')} left" if left else "drained")
     elif node.alive:
         words.append({"active": "up"}.get(node.state, node.state))
+    if node.alive and away:
+        words.append("unreachable")
     return ", ".join(words)
 
 
-def _row(node: Node, left: int | None) -> tuple[str, ...]:
+def named_nodes(ids: Sequence[int]) -> str:
+    """``[1, 2]`` -> ``nodes 1, 2``."""
+    return ("node " if len(ids) == 1 else "nodes ") + ", ".join(map(str, ids))
+
+
+def _row(node: Node, left: int | None, away: bool) -> tuple[str, ...]:
     sizes = size(node.free), size(node.used), size(node.capacity)
     seen = f"{duration(node.heartbeat_age)} ago"
     return (
         str(node.id),
         str(node.address),
         node.zone or "-",
-        state_of(node, left),
+        state_of(node, left, away),
         *sizes,
         seen,
         str(node.uuid),

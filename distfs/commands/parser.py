@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from distfs import config_file as configuration
-from distfs.commands.drain import drain, forget, undrain
+from distfs.commands.drain import drain, forget, plan_drain, undrain
 from distfs.commands.fsck import fsck
 from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator, run
+from distfs.commands.rebalance import plan_rebalance, rebalance
 from distfs.commands.repair import repair
 from distfs.commands.status import show_status
 from distfs.commands.undelete import undelete
@@ -22,63 +24,40 @@ _WAITING = (
     "exit code: 0: done, or not waited for; 1: refused, or nothing moved for --patience, for the reason on standard "
     "error; 130: interrupted, which stops only the waiting"
 )
+_DRAIN = _WAITING.replace(
+    "nothing moved for --patience", "nothing moved for --patience, or it would not get empty"
+)
 _FSCK = (
     "exit code: 0: every fragment is where it belongs; 1: fragments are missing or corrupt; 2: it could not be told, "
     "since a node or MetaDB cannot be asked; 130: interrupted"
 )
-_NODE = "its id, UUID or address, as `distfs nodes` shows them"
+
+
+@dataclass(frozen=True)
+class _Command:
+    """One command as ``_COMMANDS`` lists it."""
+
+    name: str
+    help: str
+    act: Callable[[Operator, Given], int]
+    flags: tuple[Callable[[argparse.ArgumentParser], object], ...] = ()
+    codes: str = _CODES
+    failed: int = 1
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add every operator's command. A parsed one carries ``act``, what to do, and ``failed``, how failing exits."""
-
-    def add(
-        name: str, help: str, act: Callable[[Operator, Given], int], codes: str = _CODES, failed: int = 1
-    ) -> argparse.ArgumentParser:
-        parser = commands.add_parser(name, help=help, description=f"{help}.", epilog=codes)
+    for each in _COMMANDS:
+        parser = commands.add_parser(
+            each.name, help=each.help, description=f"{each.help}.", epilog=each.codes
+        )
         parser.add_argument(
             "--metadb", metavar="URL", help="postgresql://..., or embedded:DIR/metadb (metadb.url)"
         )
         parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
-        parser.set_defaults(act=act, failed=failed)
-        return parser
-
-    _json(add("nodes", "list the storage nodes: state, room, when last seen", _nodes))
-    told = add("status", "show what is kept, how safe it is, what upkeep does and how services do", _status)
-    _json(told)
-    told.add_argument(
-        "--service",
-        metavar="URL",
-        action="append",
-        help="ask this one; repeatable (default: http.host, http.port)",
-    )
-
-    drained = add("drain", "empty a storage node, so that it can be unplugged", _drain, _WAITING)
-    undrained = add(
-        "undrain", "let a draining node take part again", lambda one, given: undrain(one, given.node)
-    )
-    forgot = add(
-        "forget",
-        "take a node that is gone or empty off the list; refused when data would be lost",
-        lambda one, given: forget(one, given.node),
-    )
-    for parser in (drained, undrained, forgot):
-        parser.add_argument("node", metavar="NODE", help=_NODE)
-
-    repaired = add("repair", "watch until the redundancy is full again", _repair, _WAITING)
-    repaired.add_argument(
-        "--now", action="store_true", help="do not wait upkeep.repair_delay for nodes that are down now"
-    )
-    for parser in (drained, repaired):
-        _waiting(parser)
-
-    checked = add("fsck", "compare MetaDB with the storage nodes, both ways", _fsck, _FSCK, failed=2)
-    checked.add_argument("--deep", action="store_true", help="let the nodes read every fragment again")
-    checked.add_argument("--no-note", action="store_true", help="do not note for repair what is found")
-    _json(checked)
-
-    restored = add("undelete", "take a deleted file back out of the trash", _undelete)
-    restored.add_argument("uuid", metavar="UUID", help="the file's id")
+        parser.set_defaults(act=each.act, failed=each.failed)
+        for add_to in each.flags:
+            add_to(parser)
 
 
 def operate(config: Config, given: Given) -> int:
@@ -87,8 +66,35 @@ def operate(config: Config, given: Given) -> int:
     return run(config, lambda one: int(given.act(one, given)), given.failed)
 
 
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs: all of it, sizes in bytes")
+# --- flags ------------------------------------------------------------------------------------------------
+
+
+def _flag(name: str, help: str) -> Callable[[argparse.ArgumentParser], object]:
+    return lambda parser: parser.add_argument(name, action="store_true", help=help)
+
+
+_json = _flag("--json", "for programs: all of it, sizes in bytes")
+_dry_run = _flag("--dry-run", "print what would move where, and change nothing")
+_now = _flag("--now", "do not wait upkeep.repair_delay for nodes that are down now")
+_deep = _flag("--deep", "let the nodes read every fragment again")
+_no_note = _flag("--no-note", "do not note for repair what is found")
+
+
+def _node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("node", metavar="NODE", help="its id, UUID or address, as `distfs nodes` shows them")
+
+
+def _uuid(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("uuid", metavar="UUID", help="the file's id")
+
+
+def _service(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--service",
+        metavar="URL",
+        action="append",
+        help="ask this one; repeatable (default: http.host, http.port)",
+    )
 
 
 def _waiting(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +108,9 @@ def _waiting(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# --- from what was given to what is done ------------------------------------------------------------------
+
+
 def _nodes(operator: Operator, given: Given) -> int:
     return show_nodes(operator, as_json=given.json)
 
@@ -111,7 +120,21 @@ def _status(operator: Operator, given: Given) -> int:
 
 
 def _drain(operator: Operator, given: Given) -> int:
+    if given.dry_run:
+        return plan_drain(operator, given.node)
     return drain(operator, given.node, wait=not given.no_wait, patience=given.patience)
+
+
+def _undrain(operator: Operator, given: Given) -> int:
+    return undrain(operator, given.node)
+
+
+def _forget(operator: Operator, given: Given) -> int:
+    return forget(operator, given.node)
+
+
+def _rebalance(operator: Operator, given: Given) -> int:
+    return (plan_rebalance if given.dry_run else rebalance)(operator, as_json=given.json)
 
 
 def _repair(operator: Operator, given: Given) -> int:
@@ -124,3 +147,44 @@ def _fsck(operator: Operator, given: Given) -> int:
 
 def _undelete(operator: Operator, given: Given) -> int:
     return undelete(operator, given.uuid)
+
+
+_COMMANDS = (
+    _Command("nodes", "list the storage nodes: state, room, when last seen", _nodes, (_json,)),
+    _Command(
+        "status",
+        "show what is kept, how safe it is, what upkeep does and how services do",
+        _status,
+        (_json, _service),
+    ),
+    _Command(
+        "drain",
+        "empty a storage node, so that it can be unplugged",
+        _drain,
+        (_node, _waiting, _dry_run),
+        _DRAIN,
+    ),
+    _Command("undrain", "let a draining node take part again", _undrain, (_node,)),
+    _Command(
+        "forget",
+        "take a node that is gone or empty off the list; refused when data would be lost",
+        _forget,
+        (_node,),
+    ),
+    _Command(
+        "rebalance",
+        "let nodes be made equally full at once: plan anew, try again what was postponed",
+        _rebalance,
+        (_dry_run, _json),
+    ),
+    _Command("repair", "watch until the redundancy is full again", _repair, (_now, _waiting), _WAITING),
+    _Command(
+        "fsck",
+        "compare MetaDB with the storage nodes, both ways",
+        _fsck,
+        (_deep, _no_note, _json),
+        _FSCK,
+        failed=2,
+    ),
+    _Command("undelete", "take a deleted file back out of the trash", _undelete, (_uuid,)),
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from distfs.commands.display import counted
+from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
 from distfs.commands.waiting import wait_until_none
 
@@ -17,7 +18,7 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
         given_up = operator.db.give_up_silent_nodes(operator.deadline())
         operator.db.wake_worker("repair", operator.deadline())
         if given_up:
-            print(f"not waiting for {_named(given_up)}, down now: what they kept is made anew")
+            print(f"not waiting for {named_nodes(given_up)}, down now: what they kept is made anew")
     delay = operator.config.upkeep.repair_delay
 
     def left() -> int:
@@ -35,10 +36,6 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
         print("every slice has its full redundancy")
         _warn_of_silent(operator)
     return 1 if reason or lost else 0
-
-
-def _named(nodes: list[int]) -> str:
-    return ("node " if len(nodes) == 1 else "nodes ") + ", ".join(map(str, nodes))
 
 
 def _report_lost(operator: Operator, delay: float) -> bool:
@@ -62,7 +59,7 @@ def _warn_of_silent(operator: Operator) -> None:
     """Nodes that are down for less than repair_delay still count, until they are given up."""
     waiting = operator.db.backlog(operator.config.node.down_after, operator.deadline()).slices
     if waiting:
-        down = _named([node.id for node in operator.nodes() if not node.alive])
+        down = named_nodes([node.id for node in operator.nodes() if not node.alive])
         print(
             f"but {counted(waiting, 'slice')} count on {down}, down for less than upkeep.repair_delay: "
             "`distfs repair --now` does not wait for them"

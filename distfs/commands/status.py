@@ -65,15 +65,24 @@ def repair_rate(workers: Sequence[WorkerState]) -> float:
     return next((float(rate) for rate in rates if isinstance(rate, int | float)), 0.0)
 
 
-def is_running(worker: WorkerState | None) -> bool:
+def unreachable(workers: Sequence[WorkerState]) -> set[int]:
+    """Ids of nodes that heartbeat, and do not answer the service that leads scrub."""
+    told = (w.detail.get("unreachable") for w in workers if w.name == "scrub" and is_running(w))
+    return {int(id) for ids in told if isinstance(ids, list) for id in ids}
+
+
+def is_running(worker: WorkerState) -> bool:
     """Whether some service runs this worker at all."""
-    return worker is not None and worker.age < WORKER_SILENCE_S
+    return worker.age < WORKER_SILENCE_S
 
 
 def _nodes(status: ClusterStatus) -> str:
     counts: dict[str, int] = {}
+    away = unreachable(status.workers)
     for node in status.nodes:
         state = ("up" if node.state == "active" else node.state) if node.alive else "down"
+        if node.alive and node.id in away:
+            state = "unreachable"
         counts[state] = counts.get(state, 0) + 1
     room = sum({node.disk_key: node.free for node in status.nodes if node.writable}.values())
     return (

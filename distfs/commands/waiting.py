@@ -8,6 +8,8 @@ from collections.abc import Callable
 from distfs.commands.display import Progress
 from distfs.commands.operator import Operator
 from distfs.commands.status import is_running
+from distfs.errors import Refused
+from distfs.upkeep_model import WorkerState
 
 _POLL_S = 0.5
 
@@ -35,10 +37,18 @@ def wait_until_none(
 
 def why_stuck(operator: Operator, worker: str, patience: float) -> str:
     """What holds a worker up, in words."""
-    states = {state.name: state for state in operator.db.workers(operator.deadline())}
-    state = states.get(worker)
-    if state is None or not is_running(state):
-        return f"no service runs the worker {worker!r}: start one (`distfs serve`) with upkeep.enabled"
+    try:
+        state = running(operator, worker)
+    except Refused as e:
+        return str(e)
     if reason := state.detail.get("stuck"):
         return str(reason)
     return f"nothing moved for {patience:.0f} s; the worker {worker!r} says it is {state.state}"
+
+
+def running(operator: Operator, worker: str) -> WorkerState:
+    """What a worker said last. Raises Refused when no service runs it."""
+    for state in operator.db.workers(operator.deadline()):
+        if state.name == worker and is_running(state):
+            return state
+    raise Refused(f"no service runs the worker {worker!r}: start one (`distfs serve`) with upkeep.enabled")

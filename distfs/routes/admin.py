@@ -56,15 +56,17 @@ def get_status(services: Services, request: Request) -> Response:
 
 
 def get_ready(services: Services, request: Request) -> Response:
-    """200 when an upload would be taken now, else 503 and what is missing."""
+    """200 when MetaDB has this version's schema and enough nodes take writes, else 503 and what is missing."""
     policy = services.config.storage.policy
-    needed = policy.k + min(services.config.storage.min_redundancy, policy.m)
+    needed = services.config.storage.fewest(policy)
     up: int | None = None
     missing = []
     if request.environ.get("distfs.draining"):
         missing.append("draining: this service ends the requests that run, and stops")
+    deadline = Deadline(READY_WITHIN_S)
     try:
-        up = sum(node.writable for node in services.meta.nodes(Deadline(READY_WITHIN_S)))
+        services.meta.ping(deadline)
+        up = sum(node.writable for node in services.meta.nodes(deadline))
     except Unavailable as e:
         missing.append(f"MetaDB: {e}")
     else:

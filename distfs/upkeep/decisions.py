@@ -79,6 +79,15 @@ class Move:
     size: int  # bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """One fragment that is to leave its node and that no other can take."""
+
+    id: FragmentId
+    size: int  # bytes
+    reason: str
+
+
 class Balance:
     """One round of rebalancing: who gives how many bytes, who takes how many.
 
@@ -125,7 +134,7 @@ class Balance:
         able = [(left, n) for n, left in self.surplus.items() if left > 0 and n not in excluded]
         return max(able)[1] if able else None
 
-    def taker(self, candidate: Candidate, source: int, refused: Collection[int] = ()) -> int | None:
+    def taker(self, candidate: Candidate, source: int) -> int | None:
         """Who is to take a fragment from ``source``, and book it; None: it had better stay.
 
         The taker with the most room for its size that keeps no fragment of the slice, has room for at least
@@ -142,7 +151,7 @@ class Balance:
             entry = heapq.heappop(self._queue)
             node = entry[1]
             fits = 2 * self.room[node] >= candidate.size and self._nodes[node].free >= candidate.size
-            if fits and node not in others and node not in refused and crowd[self._nodes[node].zone] <= most:
+            if fits and node not in others and crowd[self._nodes[node].zone] <= most:
                 chosen = node
             else:
                 passed.append(entry)
@@ -182,6 +191,42 @@ def plan_moves(
             if target is not None:
                 moved[candidate.id.slice] = tuple(target if n == source else n for n in held)
                 yield Move(candidate.id, source, target, candidate.size)
+
+
+def plan_drain(
+    nodes: Sequence[Node], source: int, fragments: Iterable[Candidate], random: Random
+) -> Iterator[Move | Stay]:
+    """Where each of a node's ``fragments`` would go if it were to become empty, as ``choose_target`` has it."""
+    for each in fragments:
+        index = each.id.index
+        target = choose_target(nodes, each.held, index, each.size, {source}, random)
+        if target is None:
+            yield Stay(each.id, each.size, _why_it_stays(nodes, each, source))
+        else:
+            nodes = after_moves(nodes, {(source, target): each.size})
+            yield Move(each.id, source, target, each.size)
+
+
+def _why_it_stays(nodes: Sequence[Node], candidate: Candidate, source: int) -> str:
+    able = [n for n in nodes if n.writable and n.id != source]
+    if not able:
+        return "no other node takes anything"
+    if all(n.id in candidate.held for n in able):
+        return "every other node that takes anything keeps a fragment of the same slice"
+    return "no node that may keep it has the room"
+
+
+def after_moves(nodes: Sequence[Node], moved: Mapping[tuple[int, int], int]) -> list[Node]:
+    """The nodes once so many bytes were ``moved`` from one to another. Those on one disk share its bytes."""
+    disk = {n.id: n.disk_key for n in nodes}
+    freed: Counter[str] = Counter()
+    for (source, target), size in moved.items():
+        freed[disk[source]] += size
+        freed[disk[target]] -= size
+    return [
+        replace(n, free=min(max(n.free + freed[n.disk_key], 0), n.capacity)) if freed[n.disk_key] else n
+        for n in nodes
+    ]
 
 
 def _level(value: Mapping[int, float], weight: Mapping[int, float], amount: float) -> float:

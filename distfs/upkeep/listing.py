@@ -12,6 +12,7 @@ from distfs.fragment_store import FragmentStore, Page
 from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId
 from distfs.upkeep.decisions import absent
+from distfs.upkeep_model import Kept
 
 log = logging.getLogger("distfs.upkeep")
 
@@ -37,32 +38,37 @@ class Missing:
         self._listed: Collection[FragmentId] = {f.id for f in page.fragments}
         self._after = slice_of(cursor)
         self._end = slice_of(page.cursor) if page.cursor is not None else None
+        self.kept: dict[FragmentId, Kept] = {}  # of what the page does show
         self.noted = 0
         self.done = False
 
     def step(self, deadline: Deadline) -> None:
         """Look at the next few. Raises what MetaDB and the node raise."""
         expected = self._db.fragments_on(self._node, self._after, PAGE, deadline)
-        for id in absent(self._listed, expected, self._end):
-            self._look(id, deadline)
-        self._after = expected[-1].slice if expected else self._after
-        beyond = bool(expected) and self._end is not None and expected[-1].slice > self._end
+        self.kept.update((each.id, each) for each in expected if each.id in self._listed)
+        for id in absent(self._listed, (each.id for each in expected), self._end):
+            self.noted += look_for(id, self._db, self._store, self._node, deadline)
+        self._after = expected[-1].id.slice if expected else self._after
+        beyond = bool(expected) and self._end is not None and expected[-1].id.slice > self._end
         self.done = beyond or len(expected) < PAGE
 
-    def _look(self, id: FragmentId, deadline: Deadline) -> None:
-        reason = "missing"
+
+def look_for(id: FragmentId, db: UpkeepDB, store: FragmentStore, node: int, deadline: Deadline) -> bool:
+    """Ask a node for a fragment by name, in quarantine too; whether it was noted as missing or damaged."""
+    reason = "missing"
+    try:
+        store.stat(id, deadline)
+        return False
+    except NotFound:
         try:
-            self._store.stat(id, deadline)
-            return
-        except NotFound:
-            try:
-                if self._store.release(id, deadline):
-                    log.warning("fragment %s on node %d was in quarantine and is wanted", id, self._node)
-                    return
-            except Corrupt as e:
-                reason = str(e)
+            if store.release(id, deadline):
+                log.warning("fragment %s on node %d was in quarantine and is wanted", id, node)
+                return False
         except Corrupt as e:
             reason = str(e)
-        if self._db.note_damage(id.slice, id.index, self._node, reason, deadline):
-            log.warning("fragment %s on node %d: %s", id, self._node, reason)
-            self.noted += 1
+    except Corrupt as e:
+        reason = str(e)
+    if not db.note_damage(id.slice, id.index, node, reason, deadline):
+        return False
+    log.warning("fragment %s on node %d: %s", id, node, reason)
+    return True

@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from distfs.coding import code_for
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
+    Busy,
+    Cancelled,
     Corrupt,
     DistfsError,
     Full,
@@ -45,6 +47,10 @@ _MOST_TARGETS = 4
 
 #: Errors that say something of the node written to, and nothing of those read from.
 _TARGETS_FAULT = (NodeUnavailable, TooSlow, Full, ProtocolError)
+
+
+class SourceUnreadable(Unavailable):
+    """The node copied from does not give the fragment now; the others may do. It proves nothing bad."""
 
 
 class FragmentMaker:
@@ -96,7 +102,7 @@ class FragmentMaker:
         held = [i for i, node in enumerate(task.piece.nodes) if node]
         order = sorted(held, key=lambda i: (i in lost, task.piece.nodes[i] not in alive))
         code = code_for(task.policy)
-        identity = self._identity(task)
+        identity = self._identity(task, deadline)
         span = 0, -(-task.piece.size // task.block_size)
         stores = self.directory.store
         reader = SliceReader(
@@ -107,23 +113,27 @@ class FragmentMaker:
             rebuild(identity, task.piece, index, reader, stores(target, deadline), buffer, deadline)
 
     def copy(self, task: SliceTask, index: int, source: int, target: int, deadline: Deadline) -> None:
-        """The very cells of fragment ``index`` from one node to another. Raises NotFound, Corrupt of the source."""
+        """The very cells of fragment ``index`` from one node to another.
+
+        Raises of the source NotFound, Corrupt, SourceUnreadable; of the target what writing raises.
+        """
         deadline = deadline.sooner(2 * self._config.base_timeout + task.fragment_size / self._config.min_rate)
         id = FragmentId(task.piece.id, index)
-        with contextlib.closing(
-            self.directory.store(source, deadline).get(id, 0, MAX_CELLS, deadline)
-        ) as reader:
+        with _reading(id, source):
+            opened = self.directory.store(source, deadline).get(id, 0, MAX_CELLS, deadline)
+        with contextlib.closing(opened) as reader:
             if reader.table.digest(task.block_size) != task.piece.digest:
                 raise Corrupt(f"fragment {id} on node {source}: its table is not the slice's")
             entries = reader.table.entries
             buffer = memoryview(bytearray(max((e.length for e in entries), default=0)))
-            header = self._identity(task).header(task.piece.id, task.piece.ordinal, index)
+            header = self._identity(task, deadline).header(task.piece.id, task.piece.ordinal, index)
             store = self.directory.store(target, deadline)
             writer = store.put(header, sum(e.length for e in entries), deadline)
             try:
                 for entry in entries:
                     cell = buffer[: entry.length]
-                    reader.read_cell(cell)
+                    with _reading(id, source):
+                        reader.read_cell(cell)
                     if checksum(cell) != entry.checksum:
                         raise Corrupt(f"fragment {id} on node {source} fails a checksum")
                     writer.write_cell(entry, cell)
@@ -188,8 +198,19 @@ class FragmentMaker:
         except DistfsError as e:
             log.info("fragment %s on node %d is left to the orphan sweep: %s", id, node, e)
 
-    def _identity(self, task: SliceTask) -> FileIdentity:
-        cluster = self._meta.cluster_id(Deadline(self._config.base_timeout))
+    def _identity(self, task: SliceTask, deadline: Deadline) -> FileIdentity:
+        cluster = self._meta.cluster_id(deadline)
         return FileIdentity(
             cluster, task.file, task.name, task.content_type, code_for(task.policy), task.block_size
         )
+
+
+@contextlib.contextmanager
+def _reading(id: FragmentId, source: int) -> Iterator[None]:
+    """What the source cannot do must not look as if the target could not: the error says whose it is."""
+    try:
+        yield
+    except (Busy, Cancelled):  # nobody's fault
+        raise
+    except (Unavailable, ProtocolError) as e:
+        raise SourceUnreadable(f"fragment {id} on node {source} cannot be read now: {e}") from e

@@ -27,7 +27,6 @@ log = logging.getLogger("distfs.upkeep")
 
 #: Remembered in one sweep of one node; what is beyond is found by the next.
 _MOST_SUSPECTS = 10_000
-_BACKOFF_MOST_S = 600.0
 
 #: Bounded pieces of one node's sweep; is sent the deadline of the next piece. Ends with whether it had to leave
 #: out something.
@@ -43,7 +42,7 @@ class Orphans:
         self._db, self._directory, self._config = db, directory, config
         self._min_age = config.upload_ttl + config.sweep_margin
         self._due: dict[int, float] = {}  # by node: when to sweep it again, on the monotonic clock
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._running: tuple[int, Sweep] | None = None
         self._counts = {"swept": 0, "quarantined": 0, "deleted": 0, "released": 0, "missing": 0}
         self._stuck: dict[int, str] = {}  # by node: why its last sweep ended before its end

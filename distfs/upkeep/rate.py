@@ -10,6 +10,8 @@ Clock = Callable[[], float]
 
 #: How far back a meter looks.
 WINDOW_S = 60.0
+#: What a worker failed at is tried again after so long, however often it failed.
+_BACKOFF_MOST_S = 600.0
 
 
 class TokenBucket:
@@ -66,6 +68,11 @@ class Backoff:
     def __init__(self, first: float, most: float, clock: Clock = time.monotonic, keep: int = 100_000) -> None:
         self._first, self._most, self._clock, self._keep = first, most, clock, keep
         self._until: dict[object, tuple[float, float]] = {}  # key -> when, and the pause that led there
+
+    @classmethod
+    def of(cls, interval: float) -> Backoff:
+        """That of a worker that looks again every ``interval`` seconds."""
+        return cls(2 * interval, max(2 * interval, _BACKOFF_MOST_S))
 
     def failed(self, key: object) -> None:
         _, pause = self._until.pop(key, (0.0, self._first / 2))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from random import Random
 from uuid import UUID
 
 from distfs.config import UpkeepConfig
@@ -14,16 +15,16 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound
 from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId, Node
-from distfs.upkeep.decisions import Balance, Candidate, Move, plan_moves
-from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.decisions import Balance, Candidate, Move, Stay, plan_drain, plan_moves
+from distfs.upkeep.maker import FragmentMaker, SourceUnreadable
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
-from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
+from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, WakeUp, all_of, paced
 from distfs.upkeep_model import MoveTask
 
 log = logging.getLogger("distfs.upkeep")
 
 _PAGE = 64
-_BACKOFF_MOST_S = 600.0
+_PAGE_OF_PLAN = 1000  # nothing is done with it, and there are many
 #: A round of rebalancing is planned anew after so long: meanwhile files came and went.
 _ROUND_S = 600.0
 #: After a round, nodes must have told how full they are now.
@@ -33,8 +34,8 @@ _HEARTBEATS = 3
 class Walk:
     """Every fragment a node keeps, by slice, a page at a time."""
 
-    def __init__(self, db: UpkeepDB, node: int) -> None:
-        self._db, self.node = db, node
+    def __init__(self, db: UpkeepDB, node: int, page: int = _PAGE) -> None:
+        self._db, self.node, self._limit = db, node, page
         self._after: UUID | None = None
         self._page: list[MoveTask] = []
         self._ended = False
@@ -42,8 +43,8 @@ class Walk:
     def next(self, deadline: Deadline) -> MoveTask | None:
         """None at the end."""
         if not self._page and not self._ended:
-            self._page = self._db.slices_on(self.node, self._after, _PAGE, deadline)
-            self._ended = len(self._page) < _PAGE
+            self._page = self._db.slices_on(self.node, self._after, self._limit, deadline)
+            self._ended = len(self._page) < self._limit
             self._page.reverse()
         if not self._page:
             return None
@@ -76,7 +77,7 @@ class Rebalance:
         self._settle_s = _HEARTBEATS * heartbeat
         self._bucket = TokenBucket(config.rebalance_rate)
         self._meter = Meter()
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._drains: dict[int, Walk] = {}
         self._balance: Balance | None = None
         self._plan_at = time.monotonic()  # not before
@@ -85,11 +86,17 @@ class Rebalance:
         self._spent: set[int] = set()  # givers gone through in this round
         self._tally = Tally("moved")
         self._stuck = ""
+        self._wake_up = WakeUp(maker.db, self.name)
 
     def step(self, deadline: Deadline) -> Step:
         wait = self._bucket.wait()
         if wait > 0:
             return Step(Pace.THROTTLED, self._detail(), wait)
+        if self._wake_up.came(
+            deadline
+        ):  # what was postponed is tried again, and a round that runs planned anew
+            self._backoff.clear()
+            self._round_ends = 0.0
         nodes = self._maker.nodes(deadline)
         jobs = self._draining(nodes, deadline) or self._balancing(nodes, deadline)
         results = all_of(self._executor, lambda job: self._move_or_postpone(job, deadline), jobs)
@@ -197,12 +204,20 @@ class Rebalance:
         maker, task, piece = self._maker, job.task, job.task.piece
         id = FragmentId(piece.id, task.index)
         began = time.monotonic()
+        readable = True
 
         def write(target: int) -> None:
+            nonlocal readable
             try:
-                maker.copy(task, task.index, job.source, target, deadline)
+                if readable:
+                    maker.copy(task, task.index, job.source, target, deadline)
             except (Corrupt, NotFound) as e:
                 maker.db.note_damage(id.slice, id.index, job.source, str(e), deadline)
+                readable = False
+            except SourceUnreadable as e:
+                log.warning("%s; making it anew from the others", e)
+                readable = False
+            if not readable:
                 maker.rebuild(task, task.index, (task.index,), target, deadline)
             maker.confirm(task, task.index, target, deadline)
 
@@ -220,15 +235,24 @@ class Rebalance:
         return lambda refused: None if job.target in refused else job.target
 
 
-def dry_run(db: UpkeepDB, nodes: list[Node], threshold: float, deadline: Deadline) -> Iterator[Move]:
-    """What a round of rebalancing would move now, and where; nothing is moved."""
+def dry_run(
+    db: UpkeepDB, nodes: list[Node], threshold: float, deadline: Callable[[], Deadline]
+) -> Iterator[Move]:
+    """What a round of rebalancing would move now, and where; nothing is moved. ``deadline``: for each page."""
+    return plan_moves(nodes, threshold, lambda node: _fragments_on(db, node, deadline))
 
-    def fragments_on(node: int) -> Iterator[Candidate]:
-        walk = Walk(db, node)
-        while (task := walk.next(deadline)) is not None:
-            yield _candidate(task)
 
-    return plan_moves(nodes, threshold, fragments_on)
+def dry_drain(
+    db: UpkeepDB, nodes: list[Node], node: int, deadline: Callable[[], Deadline]
+) -> Iterator[Move | Stay]:
+    """Where the fragments of a node would go if it were drained now, by the same chance every time."""
+    return plan_drain(nodes, node, _fragments_on(db, node, deadline), Random(node))
+
+
+def _fragments_on(db: UpkeepDB, node: int, deadline: Callable[[], Deadline]) -> Iterator[Candidate]:
+    walk = Walk(db, node, _PAGE_OF_PLAN)
+    while (task := walk.next(deadline())) is not None:
+        yield _candidate(task)
 
 
 def _candidate(task: MoveTask) -> Candidate:

@@ -6,23 +6,21 @@ import logging
 import time
 from concurrent.futures import Executor
 from dataclasses import replace
-from datetime import datetime
 
 from distfs.config import UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NotFound
+from distfs.errors import Corrupt, DistfsError, NotFound, ProtocolError, Unavailable
 from distfs.model import FragmentId
 from distfs.upkeep.decisions import by_risk
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
-from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
+from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, WakeUp, all_of, paced
 from distfs.upkeep_model import RepairTask
 
 log = logging.getLogger("distfs.upkeep")
 
 _BATCH = 64
 _BATCH_AGE_S = 10.0  # then MetaDB is asked again who is at the greatest risk now
-_BACKOFF_MOST_S = 600.0
 
 
 class Repair:
@@ -36,12 +34,12 @@ class Repair:
         self._maker, self._config, self._executor, self._parallel = maker, config, executor, parallel
         self._bucket = TokenBucket(config.repair_rate)
         self._meter = Meter()
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._batch: list[RepairTask] = []
         self._batch_at = float("-inf")
         self._tally = Tally("made", "proved_good")
         self._stuck = ""
-        self._woken_at: datetime | None = None
+        self._wake_up = WakeUp(maker.db, self.name)
 
     def step(self, deadline: Deadline) -> Step:
         wait = self._bucket.wait()
@@ -66,7 +64,8 @@ class Repair:
     def _next(self, deadline: Deadline) -> list[RepairTask]:
         """The next few slices. Asks MetaDB anew when those it named are done or were named long ago."""
         if not self._batch or time.monotonic() - self._batch_at > _BATCH_AGE_S:
-            self._hear_operator(deadline)
+            if self._wake_up.came(deadline):
+                self._backoff.clear()
             # Slices that are left alone for now must not hide those behind them.
             limit = _BATCH + self._backoff.waiting
             found = self._maker.db.work_to_repair(self._config.repair_delay, limit, deadline)
@@ -74,13 +73,6 @@ class Repair:
             self._batch_at = time.monotonic()
         chosen, self._batch = self._batch[: self._parallel], self._batch[self._parallel :]
         return chosen
-
-    def _hear_operator(self, deadline: Deadline) -> None:
-        """`distfs repair --now`: what was postponed is tried again."""
-        woken_at = self._maker.db.woken_at(self.name, deadline)
-        if woken_at != self._woken_at:
-            self._woken_at = woken_at
-            self._backoff.clear()
 
     def _repair_or_postpone(self, task: RepairTask, deadline: Deadline) -> int:
         """Bytes written for one slice. What cannot be done now is left alone for a while; others come first."""
@@ -112,7 +104,8 @@ class Repair:
 
     def _proves_good(self, task: RepairTask, index: int, deadline: Deadline) -> bool:
         """Whether a fragment that was reported lost is there and right after all: its node came back, or what
-        went wrong went wrong on the way. Perhaps it waits in quarantine."""
+        went wrong went wrong on the way. Perhaps it waits in quarantine. A node that cannot say proves nothing:
+        it may heartbeat for ever without answering anybody, and meanwhile the others may go too."""
         node = self._maker.nodes(deadline).get(task.piece.nodes[index])
         if node is None or not node.alive:
             return False
@@ -125,7 +118,8 @@ class Repair:
                 if not store.release(FragmentId(task.piece.id, index), limit):
                     return False
                 self._maker.check(task, index, node.id, deadline)
-        except (Corrupt, NotFound):
+        except (Corrupt, NotFound, ProtocolError, Unavailable) as e:
+            log.info("fragment %s.%d on node %d is not proved good: %s", task.piece.id, index, node.id, e)
             return False
         return True
 

@@ -39,6 +39,9 @@ _STOP_LIMIT_S = 5.0
 
 MakeWorker = Callable[[], Worker]
 
+#: Connections to MetaDB for all workers together; beside these each has one while it leads.
+_POOL_SIZE = 4
+
 
 class Upkeep:
     """All workers of one service. ``start`` and ``close`` once each."""
@@ -47,6 +50,7 @@ class Upkeep:
         """Connects to nothing. ``directory``: the service's own; ``note_damage``: as the downloads' is."""
         own = replace(
             config.metadb,
+            pool_size=min(config.metadb.pool_size, _POOL_SIZE),
             statement_timeout=Seconds(max(config.metadb.statement_timeout, _STATEMENT_TIMEOUT_S)),
         )
         self._meta = MetaDB(own, config.node.down_after)

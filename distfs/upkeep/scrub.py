@@ -11,25 +11,26 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from distfs.config import NodeConfig, UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NotFound
-from distfs.fragment_store import FragmentStore, Listed
+from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
+from distfs.fragment_store import FragmentStore, Page
 from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId
 from distfs.node_directory import NodeDirectory
 from distfs.upkeep.decisions import scrub_due_in, scrub_pace
-from distfs.upkeep.listing import PAGE, Missing
+from distfs.upkeep.listing import PAGE, Missing, look_for, slice_of
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
+from distfs.upkeep.reach import Reach
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
-from distfs.upkeep_model import ScrubState
+from distfs.upkeep_model import Kept, ScrubState
 
 log = logging.getLogger("distfs.upkeep")
 
 _PIECE_BYTES, _PIECE_FRAGMENTS = 4 << 20, 32  # read in one step, about, of one node
-_BACKOFF_MOST_S = 600.0
-_TRIES = 3  # how often one fragment may end a node's turn before it is left out of the round
+_TRIES = 3  # how often one fragment may end its node's turn before it is the fragment that is bad
 
 #: Bounded pieces of one node's round: yields the bytes read, is sent the deadline of the next piece.
 Round = Generator[int, Deadline, None]
@@ -53,10 +54,12 @@ class Scrub:
         self._rounds: dict[int, Round] = {}
         self._due: dict[int, float] = {}  # by node: when to begin, on the monotonic clock
         self._buckets: dict[int, TokenBucket] = {}
-        self._backoff = Backoff(2 * config.interval, max(_BACKOFF_MOST_S, 2 * config.interval))
+        self._backoff = Backoff.of(config.interval)
         self._meter = Meter()
         self._tally = Tally("checked", "bad")
         self._stumbles: Counter[tuple[int, FragmentId]] = Counter()
+        self._reach = Reach(directory, executor)
+        self._unlisted: dict[int, str] = {}  # nodes that cannot list what they keep, and why
 
     def step(self, deadline: Deadline) -> Step:
         ready, waits = self._ready(deadline)
@@ -65,6 +68,10 @@ class Scrub:
         detail = self._tally.as_detail() | {"nodes_at_work": len(self._rounds)}
         if rate := round(self._meter.rate()):
             detail["bytes_per_second"] = rate
+        if unreachable := self._reach.unreachable(deadline):
+            detail["unreachable"] = unreachable
+        if stuck := "; ".join(self._unlisted.values()):
+            detail["stuck"] = stuck
         if ready:
             return paced(0.0, True, detail)
         # Rounds that wait for their rate; those whose node is away are looked at again as an idle worker does.
@@ -74,7 +81,10 @@ class Scrub:
         """Nodes to go on with now, and how long others that are at work must wait for their rate."""
         ready, waits = [], []
         now = time.monotonic()
-        for node in self._directory.nodes(deadline):
+        nodes = self._directory.nodes(deadline)
+        alive = {node.id for node in nodes if node.alive}
+        self._unlisted = {node: why for node, why in self._unlisted.items() if node in alive}
+        for node in nodes:
             if not node.alive or self._backoff.wait(node.id):
                 continue
             if node.id not in self._due:
@@ -122,49 +132,72 @@ class Scrub:
         deadline = yield 0
         while cursor is not None:
             store = self._directory.store(node, deadline)
-            page = store.list(cursor, PAGE, deadline)
-            missing = Missing(self._db, store, node, cursor, page)
-            while not missing.done:
-                missing.step(deadline)
-                deadline = yield 0
-            bad += missing.noted
-            self._tally.add("bad", missing.noted)
+            page = self._list(store, node, cursor, deadline)
+            if page is None:
+                expected = self._db.fragments_on(node, slice_of(cursor), PAGE, deadline)
+                turn = [_Turn(each.id, each.size, each, listed=False) for each in expected]
+                cursor = str(expected[-1].id) if len(expected) == PAGE else None
+            else:
+                missing = Missing(self._db, store, node, cursor, page)
+                while not missing.done:
+                    missing.step(deadline)
+                    deadline = yield 0
+                bad += missing.noted
+                self._tally.add("bad", missing.noted)
+                turn = [_Turn(each.id, each.size, missing.kept.get(each.id)) for each in page.fragments]
+                cursor = page.cursor
             read = count = 0
-            for listed in page.fragments:
-                failed = self._verify(store, node, listed, deadline)
+            for each in turn:
+                failed = self._verify(store, node, each, deadline)
                 checked, bad = checked + 1, bad + failed
                 self._tally.add("checked")
                 self._tally.add("bad", failed)
-                read, count = read + listed.size, count + 1
+                read, count = read + each.size, count + 1
                 if read >= _PIECE_BYTES or count >= _PIECE_FRAGMENTS:
-                    self._db.save_scrub(node, str(listed.id), checked, bad, deadline)
+                    self._db.save_scrub(node, str(each.id), checked, bad, deadline)
                     deadline = yield read
                     read = count = 0
-            cursor = page.cursor
             self._db.save_scrub(node, cursor, checked, bad, deadline)
             self._backoff.succeeded(node)
             deadline = yield read
 
-    def _verify(self, store: FragmentStore, node: int, listed: Listed, deadline: Deadline) -> bool:
+    def _list(self, store: FragmentStore, node: int, cursor: str, deadline: Deadline) -> Page | None:
+        """A page of what a node keeps; None: it answers, but one of its folders cannot be read.
+
+        Then MetaDB says what to ask for, by name. The orphan sweep must stop at such a folder; if scrub did,
+        nothing behind it would ever be read again.
+        """
+        try:
+            page = store.list(cursor, PAGE, deadline)
+        except DistfsError as e:
+            _check_answering(store, e, deadline)
+            if node not in self._unlisted:
+                log.warning("node %d cannot list what it keeps: %s; going by MetaDB's list", node, e)
+            self._unlisted[node] = f"node {node} could not list what it keeps: {e}"
+            return None
+        self._unlisted.pop(node, None)
+        return page
+
+    def _verify(self, store: FragmentStore, node: int, turn: _Turn, deadline: Deadline) -> bool:
         """Whether a fragment proved bad. Raises when its node cannot say."""
         config = self._node_config
-        deadline = deadline.sooner(config.base_timeout + listed.size / config.min_rate)
-        id, began = listed.id, time.monotonic()
+        limit = deadline.sooner(config.base_timeout + turn.size / config.min_rate)
+        id, began = turn.id, time.monotonic()
         useless = False
         try:
-            cells = store.verify(id, deadline)
-            reason = f"cells {', '.join(map(str, cells))} fail their checksums" if cells else ""
+            reason = _fault(store, turn, limit)
         except Corrupt as e:
             reason, useless = str(e), True
         except NotFound:
-            return False  # moved or deleted since it was listed; if not, the next listing misses it
+            # Listed, it was moved or deleted since; if not, the next listing misses it.
+            return not turn.listed and look_for(id, self._db, store, node, deadline)
         except DistfsError as e:
             self._stumbles[node, id] += 1
             if self._stumbles[node, id] < _TRIES:
                 raise
-            log.warning("fragment %s on node %d cannot be verified: %s; going on with the next", id, node, e)
-            del self._stumbles[node, id]
-            return False
+            _check_answering(store, e, deadline)
+            reason = f"cannot be verified: {e}"
+        self._stumbles.pop((node, id), None)
         if not reason or not self._db.note_damage(id.slice, id.index, node, reason, deadline):
             return False  # a bad one that nobody wants here is the orphan sweep's
         log.warning("fragment %s on node %d: %s", id, node, reason)
@@ -174,3 +207,28 @@ class Scrub:
             except DistfsError as e:  # a disk gone read-only; what is behind this one is to be looked at, too
                 log.info("fragment %s on node %d stays where it is until it was replaced: %s", id, node, e)
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A fragment to verify."""
+
+    id: FragmentId
+    size: int
+    kept: Kept | None  # what MetaDB says of it; None: nothing
+    listed: bool = True
+
+
+def _fault(store: FragmentStore, turn: _Turn, deadline: Deadline) -> str:
+    """What is wrong with a fragment of which some cells are good; empty: nothing. Raises Corrupt when none is."""
+    if turn.kept and store.stat(turn.id, deadline).digest(turn.kept.block_size) != turn.kept.digest:
+        raise Corrupt(f"fragment {turn.id}: its table is not the slice's")
+    cells = store.verify(turn.id, deadline)
+    return f"cells {', '.join(map(str, cells))} fail their checksums" if cells else ""
+
+
+def _check_answering(store: FragmentStore, error: DistfsError, deadline: Deadline) -> None:
+    """Raises unless a node that failed at one thing answers: what is wrong then is not the whole node."""
+    if isinstance(error, Busy | Cancelled):
+        raise error
+    store.info(deadline)

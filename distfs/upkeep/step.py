@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from distfs.deadline import Deadline
+from distfs.meta_upkeep import UpkeepDB
 from distfs.telemetry import in_context
 
 #: How many fragments one worker moves, or nodes it reads, at once.
@@ -61,6 +63,19 @@ class Tally:
         """For ``Step.detail``."""
         with self._lock:
             return dict(self._counts)
+
+
+class WakeUp:
+    """An operator's word to one worker to try at once what it postponed. Asked by one thread."""
+
+    def __init__(self, db: UpkeepDB, worker: str) -> None:
+        self._db, self._worker = db, worker
+        self._woken_at: datetime | None = None
+
+    def came(self, deadline: Deadline) -> bool:
+        """Whether it came since this was last asked."""
+        before, self._woken_at = self._woken_at, self._db.woken_at(self._worker, deadline)
+        return self._woken_at != before
 
 
 def paced(wait: float, more: bool, detail: Mapping[str, object]) -> Step:

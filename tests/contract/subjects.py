@@ -12,10 +12,11 @@ import pytest
 
 from distfs.config import Bytes, NodeConfig
 from distfs.disk_store import DiskStore
-from distfs.fragment_store import FragmentStore, MemoryStore
+from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId
 from tests.contract.faulty_store import FaultyStore
 from tests.contract.litter import assert_no_litter
+from tests.contract.memory_store import MemoryStore
 from tests.contract.nodes import NODE, client_of, serving
 from tests.contract.samples import CLUSTER
 

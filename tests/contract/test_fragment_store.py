@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
-from distfs.fragment import MAX_NAME, CellEntry, FragmentHeader, checksum
+from distfs.fragment import CellEntry, FragmentHeader, checksum
 from distfs.fragment_store import FragmentStore, FragmentWriter
-from distfs.model import FragmentId, Policy
+from distfs.model import MAX_NAME_BYTES, FragmentId, Policy
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import (
     CLUSTER,
@@ -121,7 +121,7 @@ def test_a_fragment_of_every_index_is_kept_apart(store: FragmentStore, index: in
 
 
 @pytest.mark.parametrize(
-    "name", ["", "x" * MAX_NAME, "é" * 600, "🐘" * 20_000, "a\ud800b", "../../etc/x\n\0"]
+    "name", ["", "x" * MAX_NAME_BYTES, "é" * 600, "🐘" * 20_000, "a\ud800b", "../../etc/x\n\0"]
 )
 def test_any_file_name_may_stand_in_the_header(subject: Subject, name: str) -> None:
     head = header(name=name, content_type="t" * 400)
@@ -130,7 +130,7 @@ def test_any_file_name_may_stand_in_the_header(subject: Subject, name: str) -> N
     if subject.disk is not None:
         kept, _ = FragmentHeader.unpack(subject.disk.path(fragment).read_bytes())
         assert kept.name == name[: len(kept.name)].replace("\ud800", "?")
-        assert len(kept.name.encode()) > min(len(name.encode("utf-8", "replace")), MAX_NAME) - 4
+        assert len(kept.name.encode()) > min(len(name.encode("utf-8", "replace")), MAX_NAME_BYTES) - 4
 
 
 def test_putting_an_id_again_replaces_the_fragment(store: FragmentStore) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from distfs.embedded_postgres import EmbeddedPostgres
+from tests.integration.raw_wire import raw, server
 from tests.postgres import database_url, run_sql
 from tests.service import TestService, running_service, small_config
+
+__all__ = ["raw", "server", "service"]
 
 
 @pytest.fixture(scope="session")

@@ -195,6 +195,29 @@ def echo(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
     return [body]
 
 
+class Held:
+    """An app that tells when it was called and goes on when it is let; ``/free`` is answered at once."""
+
+    def __init__(self) -> None:
+        self.called = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.error: BaseException | None = None
+        self.ended = threading.Event()
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+        if environ["PATH_INFO"] == "/free":
+            return echo(environ, start_response)
+        self.called.release()
+        assert self.go.wait(PATIENCE)
+        try:
+            return echo(environ, start_response)
+        except BaseException as e:
+            self.error = e
+            raise
+        finally:
+            self.ended.set()
+
+
 def noise(size: int) -> bytes:
     return os.urandom(size)
 

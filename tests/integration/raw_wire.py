@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from distfs.errors import (
 from distfs.fragment import CellEntry, FragmentHeader
 from distfs.wire import Type
 from distfs.wire_socket import WireSocket
-from tests.contract.nodes import KillableServer, client_of
+from tests.contract.litter import assert_no_litter
+from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import entry_of, header, put, soon, whole
 
 
@@ -67,6 +70,21 @@ class Raw:
         """Close so that the node gets a reset."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[KillableServer]:
+    """A node of this test's own, with nothing left of what was not finished."""
+    with serving(tmp_path / "node") as server:
+        yield server
+        assert_no_litter(server.store)
+
+
+@pytest.fixture
+def raw(server: KillableServer) -> Iterator[Raw]:
+    raw = Raw(server)
+    yield raw
+    raw.sock.close()
 
 
 def handlers(server: KillableServer) -> int:

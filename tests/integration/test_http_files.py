@@ -15,6 +15,7 @@ import pytest
 from distfs.config import MetaDBConfig, StorageConfig
 from distfs.http_app import HttpApp, create_app
 from distfs.model import Policy
+from tests.postgres import run_sql
 from tests.service import SLICE, HttpAddress, TestService, listening, running_service, small_config
 
 
@@ -88,12 +89,17 @@ def test_too_few_nodes_are_503_in_words(make_database: Any, tmp_path: Path) -> N
         assert not service.fragments()
 
 
-def test_one_node_is_enough_for_a_policy_without_redundancy(make_database: Any, tmp_path: Path) -> None:
+def test_one_node_is_enough_for_a_policy_without_redundancy_and_an_old_schema_is_not(
+    make_database: Any, tmp_path: Path
+) -> None:
     config = small_config(make_database("migrated"))
     storage: StorageConfig = replace(config.storage, policies={"default": Policy(1, 0)})
     with running_service(replace(config, storage=storage), tmp_path, nodes=1) as service:
         assert service.ask("GET", "/readyz").status == 200
         uuid = put(service, b"y" * SLICE * 2)
+        run_sql(config.metadb.url, "DELETE FROM migration WHERE number = (SELECT max(number) FROM migration)")
+        ready = service.ask("GET", "/readyz")
+        assert (ready.status, "run `distfs migrate`" in ready.text) == (503, True)
         assert service.ask("GET", f"/download/{uuid}").body == b"y" * SLICE * 2
 
 

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from distfs.errors import ConfigError, DistfsError, NotFound, OutcomeUnknown, Re
 from distfs.meta import MetaDB
 from distfs.meta_link import Link
 from distfs.meta_url import MetaURL
+from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import Cut, Proxy
 from tests.postgres import run_sql
@@ -204,6 +206,38 @@ def test_a_commit_that_waits_too_long_for_a_lock_is_undone(
     locker.close()
     with pytest.raises(NotFound):
         impatient.file(file.id, soon())
+
+
+def test_a_commit_that_has_to_ask_what_became_of_it_has_no_more_time_for_that(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    meta = MetaDB(MetaDBConfig(url=own_postgres.url, statement_timeout=Seconds(2)))
+    url = MetaURL.parse(own_postgres.url)
+    first, second = (Link(url, url.hosts[0], connect_timeout=5, statement_timeout=30) for _ in range(2))
+    files = meta.commit_files([new_file()], soon())
+    first.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
+    with ThreadPoolExecutor(2) as threads:
+        began = time.monotonic()
+        commit = threads.submit(meta.commit_files, files, soon())
+        _wait_for_locks(own_postgres.url, 1)
+        locked = threads.submit(second.raw.run, "BEGIN; LOCK TABLE file IN ACCESS EXCLUSIVE MODE")
+        _wait_for_locks(own_postgres.url, 2)
+        time.sleep(max(0.0, began + 1.6 - time.monotonic()))
+        first.raw.run("ROLLBACK")  # now the commit is done, and its question waits for the second lock
+        with pytest.raises(OutcomeUnknown):
+            commit.result()
+        assert time.monotonic() - began < 3, "the statement's limit and half a second are for both"
+        locked.result()
+        second.raw.run("ROLLBACK")
+    for link in (first, second):
+        link.close()
+    assert meta.commit_files(files, soon()) == files
+    meta.close()
+
+
+def _wait_for_locks(url: str, count: int) -> None:
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    eventually(lambda: run_sql(url, waiting) == [[count]], f"{count} wait for a lock")
 
 
 def test_a_request_with_little_time_left_is_undone_in_time_and_costs_no_connection(

@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused
-from distfs.meta import MAX_CONTENT_TYPE_BYTES, MAX_NAME_BYTES, MetaDB, storable_name
-from distfs.model import NewFile, Policy
+from distfs.meta import MetaDB, storable_name
+from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES, NewFile, Policy
 from tests.integration.meta_examples import new_file, soon
 from tests.postgres import run_sql
 
@@ -151,7 +151,7 @@ def test_a_name_is_bounded_in_bytes_of_utf_8(meta: MetaDB) -> None:
 
 
 def test_a_content_type_is_bounded(meta: MetaDB) -> None:
-    fits = dataclasses.replace(new_file(), content_type="x" * MAX_CONTENT_TYPE_BYTES)
+    fits = dataclasses.replace(new_file(), content_type="x" * MAX_TYPE_BYTES)
     assert meta.commit_files([fits], soon())[0].content_type == fits.content_type
     with pytest.raises(Refused, match="content type"):
         meta.commit_files([dataclasses.replace(new_file(), content_type=fits.content_type + "x")], soon())

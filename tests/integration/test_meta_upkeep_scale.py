@@ -93,7 +93,7 @@ def test_every_slice_of_a_dead_node_is_found_those_at_greatest_risk_first(big: B
 def test_every_slice_of_a_node_is_listed_once(big: Big) -> None:
     pages: list[FragmentId] = []
     while page := big.upkeep.fragments_on(3, pages[-1].slice if pages else None, 700, soon()):
-        pages += page
+        pages += [kept.id for kept in page]
     rows = run_sql(
         big.url, "SELECT id, array_position(nodes, 3) - 1 FROM slice WHERE 3 = ANY (nodes) ORDER BY id"
     )

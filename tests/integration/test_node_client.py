@@ -7,7 +7,6 @@ import os
 import resource
 import socket
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -27,14 +26,6 @@ from tests.contract.nodes import NODE, KillableServer, client_of, serving
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted
 from tests.small_disk import SMALL, small_disk
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[KillableServer]:
-    with serving(tmp_path / "node") as server:
-        yield server
-        assert_no_litter(server.store)
-
 
 # --- the pool ---------------------------------------------------------------------------------------------
 

@@ -5,30 +5,22 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from distfs import wire
 from distfs.config import Seconds
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, Full, ProtocolError, TooSlow
+from distfs.errors import Cancelled, Corrupt, Full, NodeUnavailable, ProtocolError, TooSlow
+from distfs.model import Address
 from distfs.node_client import NodeClient
+from distfs.node_link import Exchange
 from distfs.wire import Type
-from tests.contract.litter import assert_no_litter
-from tests.contract.nodes import NODE, KillableServer, client_of, serving
+from tests.contract.nodes import NODE, KillableServer, client_of
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted, trickling
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[KillableServer]:
-    with serving(tmp_path / "node") as server:
-        yield server
-        assert_no_litter(server.store)
-
 
 # --- patience -------------------------------------------------------------------------------------------------
 
@@ -95,6 +87,38 @@ def test_a_node_that_never_acknowledges_is_too_slow() -> None:
         with pytest.raises(TooSlow):
             writer.commit()
         assert client.link.pool.snapshot().idle == 0
+
+
+def test_a_cancelled_request_says_nothing_of_its_node() -> None:
+    """It did not answer: whoever gave up must not close the breaker of a node that is silent."""
+    config = replace(NODE, breaker_failures=1)
+    with scripted(answering(), config=config) as client:
+        client.link.breaker.failed()
+        with Deadline(10).scope() as deadline:
+            exchange = Exchange(client.link, deadline)
+            exchange.send(b"x" * 100)
+            deadline.cancel("another part failed")
+            with pytest.raises(Cancelled):
+                exchange.answer()
+        assert not client.trusted
+
+
+def test_a_node_that_went_between_two_requests_has_failed_once() -> None:
+    config = replace(NODE, breaker_failures=2)
+    with scripted(answering(ok({"cursor": None})), config=config) as client:
+        client.list("", 5, soon())
+        [(idle, _)] = client.link.pool._idle
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            nobody = Address("127.0.0.1", closed.getsockname()[1])
+        client.link.address = nobody
+        exchange = Exchange(client.link, soon())
+        assert exchange.sock is idle
+        idle.sock.shutdown(socket.SHUT_RD)  # as if the node had closed it just now
+        exchange.send(b"x" * 100)
+        with pytest.raises(NodeUnavailable, match="cannot connect"):
+            exchange.answer()
+        assert client.trusted, "the breaker opens at two"
+        assert client.link.pool.snapshot().lent == 0
 
 
 def test_a_user_who_pauses_is_not_the_nodes_fault(server: KillableServer) -> None:

@@ -23,6 +23,7 @@ from tests.integration.raw_http import (
     PATIENCE,
     THRESHOLD,
     Environ,
+    Held,
     RawClient,
     echo,
     eventually,
@@ -35,20 +36,6 @@ from tests.integration.raw_http import (
 )
 
 LARGE = noise(3 * THRESHOLD)
-
-
-class Held:
-    """An app that tells when it was called and goes on when it is let."""
-
-    def __init__(self) -> None:
-        self.called = threading.Semaphore(0)
-        self.go = threading.Event()
-
-    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
-        if environ["PATH_INFO"] == "/held":
-            self.called.release()
-            assert self.go.wait(PATIENCE)
-        return echo(environ, start_response)
 
 
 def test_the_address_is_the_one_bound() -> None:
@@ -90,11 +77,11 @@ def test_closing_waits_for_the_running_request_and_takes_no_other() -> None:
     loop.start()
     with RawClient(server) as client, RawClient(server) as idle, RawClient(server) as partial:
         for each in (idle, partial):
-            each.send(put(b"x"))
+            each.send(put(b"x", path="/free"))
             assert each.answer().body == b"x"
         partial.send(put(LARGE[:10])[:-1])
         assert partial.is_silent()
-        client.send(put(LARGE, path="/held"), put(b"pipelined"))
+        client.send(put(LARGE), put(b"pipelined"))
         assert app.called.acquire(timeout=PATIENCE)
         closer = threading.Thread(target=server.close)
         closer.start()

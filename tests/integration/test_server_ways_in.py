@@ -19,6 +19,7 @@ from tests.integration.raw_http import (
     SPOOLING,
     THRESHOLD,
     Environ,
+    Held,
     RawClient,
     echo,
     eventually,
@@ -33,29 +34,6 @@ from tests.integration.raw_http import (
 
 SMALL = noise(300)
 LARGE = noise(3 * THRESHOLD + 1)
-
-
-class Held:
-    """An app that tells when it was called and goes on when it is let."""
-
-    def __init__(self) -> None:
-        self.called = threading.Semaphore(0)
-        self.go = threading.Event()
-        self.error: BaseException | None = None
-        self.ended = threading.Event()
-
-    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
-        if environ["PATH_INFO"] == "/free":
-            return echo(environ, start_response)
-        self.called.release()
-        assert self.go.wait(PATIENCE)
-        try:
-            return echo(environ, start_response)
-        except BaseException as e:
-            self.error = e
-            raise
-        finally:
-            self.ended.set()
 
 
 @pytest.mark.parametrize("body", [b"", SMALL, LARGE], ids=["empty", "small", "large"])

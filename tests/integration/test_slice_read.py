@@ -12,12 +12,13 @@ import pytest
 from distfs.coding import code_for
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NodeUnavailable, NotFound, TooSlow, Unavailable
-from distfs.fragment_store import FragmentStore, MemoryStore
+from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy, Slice
 from distfs.rebuild import rebuild
 from distfs.slice_read import SliceReader
 from distfs.slice_upload import FileIdentity, SlicePlan, write_small
 from tests.contract.faulty_store import Faults, FaultyStore, PlannedFaults, SeededFaults
+from tests.contract.memory_store import MemoryStore
 from tests.contract.samples import CLUSTER, FILE, cut, random_bytes, soon
 
 BLOCK = 4096

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import struct
 import threading
-from collections.abc import Iterator
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,24 +28,9 @@ from distfs.fragment import CellEntry
 from distfs.model import FragmentId
 from distfs.wire import Type
 from tests.contract.litter import assert_no_litter, eventually
-from tests.contract.nodes import NODE, KillableServer, serving
+from tests.contract.nodes import NODE, KillableServer
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole
 from tests.integration.raw_wire import Raw, assert_serves, handlers
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[KillableServer]:
-    with serving(tmp_path / "node") as server:
-        yield server
-        assert_no_litter(server.store)
-
-
-@pytest.fixture
-def raw(server: KillableServer) -> Iterator[Raw]:
-    raw = Raw(server)
-    yield raw
-    raw.sock.close()
-
 
 # --- who may ask what ------------------------------------------------------------------------------------
 
@@ -234,6 +221,22 @@ def test_a_reader_that_takes_nothing_is_let_go_at_its_deadline(raw: Raw, server:
     fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.1)
     raw.sock.sendall(wire.encode(Type.GET, fields))
     eventually(lambda: handlers(server) == 0, "its thread has ended")
+    assert_no_litter(server.store)
+
+
+def test_a_reader_that_takes_a_little_now_and_then_is_let_go_soon_after_its_deadline(
+    raw: Raw, server: KillableServer
+) -> None:
+    raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
+    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.5)
+    raw.sock.sendall(wire.encode(Type.GET, fields))
+    ends = time.monotonic() + 15
+    while handlers(server):
+        assert time.monotonic() < ends, "it holds a thread of the node"
+        with contextlib.suppress(OSError):
+            raw.sock.recv(4096)
+        time.sleep(0.01)
     assert_no_litter(server.store)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,6 @@ from tests.contract.nodes import KillableServer, serving
 from tests.contract.samples import MIB, entry_of, header, listed, put, random_bytes
 from tests.integration.raw_wire import Raw, assert_serves, handlers
 from tests.small_disk import small_disk
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[KillableServer]:
-    with serving(tmp_path / "node") as server:
-        yield server
-        assert_no_litter(server.store)
-
-
-@pytest.fixture
-def raw(server: KillableServer) -> Iterator[Raw]:
-    raw = Raw(server)
-    yield raw
-    raw.sock.close()
-
 
 # --- puts that go wrong -------------------------------------------------------------------------------------
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from distfs.config import BytesPerSecond
+from distfs.config import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
+from distfs.disk_store import DiskReader, DiskStore
 from distfs.errors import Refused, Unavailable
 from distfs.model import File, FragmentId, Policy
 from distfs.upkeep.decisions import fullness
@@ -105,6 +106,57 @@ def test_a_bad_fragment_on_a_draining_node_is_made_from_the_others(cluster: Upke
     cluster.assert_whole(file)
 
 
+@pytest.mark.parametrize("policy", [Policy(1, 1), Policy(2, 1)], ids=str)
+def test_a_draining_node_that_nobody_can_reach_is_emptied_from_the_others(
+    cluster: UpkeepCluster, policy: Policy
+) -> None:
+    data = bytes_of(2)
+    file = cluster.upload(data, policy)
+    node = cluster.fragments(file)[0][1]
+    drain(cluster, node)
+    cluster.cut_off(node)
+    assert cluster.alive(node)
+    drive(cluster.rebalance())
+    assert cluster.db.fragments_left(node, soon()) == 0
+    assert cluster.db.damage_count(soon()) == 0, "a node that is away proves nothing bad"
+    cluster.assert_whole(file)
+    assert cluster.download(file) == data
+
+
+def test_a_source_that_breaks_off_in_the_middle_is_not_the_targets_fault(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cluster.upload(bytes_of(2))
+    node = cluster.fragments(file)[0][1]
+    drain(cluster, node)
+    monkeypatch.setattr(DiskReader, "extent", _broken_for(cluster.store(node)))
+    drive(cluster.rebalance())
+    assert cluster.db.fragments_left(node, soon()) == 0
+    cluster.assert_whole(file)
+
+
+def _broken_for(store: DiskStore) -> Callable[[DiskReader, int, int], tuple[int, int]]:
+    """A node that promises bytes its disk has not got: the connection ends in their middle."""
+    extent = DiskReader.extent
+
+    def longer(reader: DiskReader, first: int, count: int) -> tuple[int, int]:
+        offset, length = extent(reader, first, count)
+        ours = Path(f"/proc/self/fd/{reader.fd}").readlink().is_relative_to(store.folder)
+        return (1 << 40 if ours and length else offset), length
+
+    return longer
+
+
+def test_what_only_a_node_that_nobody_can_reach_keeps_stays_with_it(cluster: UpkeepCluster) -> None:
+    file = cluster.upload(bytes_of(1), Policy(1, 0))
+    [(_, node)] = cluster.fragments(file)
+    drain(cluster, node)
+    cluster.cut_off(node)
+    step = drive(cluster.rebalance())
+    assert "cannot be read" in str(step.detail["stuck"])
+    assert [n for _, n in cluster.fragments(file)] == [node]
+
+
 def test_with_nowhere_to_go_a_drain_says_so_and_loses_nothing(tmp_path: Path, metadb_url: str) -> None:
     with UpkeepCluster(tmp_path, metadb_url, nodes=2) as cluster:
         file = cluster.upload(bytes_of(2))
@@ -115,6 +167,23 @@ def test_with_nowhere_to_go_a_drain_says_so_and_loses_nothing(tmp_path: Path, me
         cluster.start_node(7)
         drive(cluster.rebalance())
         assert cluster.db.fragments_left(cluster.id(0), soon()) == 0
+        cluster.assert_whole(file)
+
+
+def test_woken_it_tries_again_what_it_had_postponed(tmp_path: Path, metadb_url: str) -> None:
+    patient = replace(FAST, interval=Seconds(3600))
+    with UpkeepCluster(tmp_path, metadb_url, nodes=2, upkeep=patient) as cluster:
+        file, node = cluster.upload(bytes_of(2)), cluster.id(0)
+        cluster.db.save_worker("rebalance", "idle", {}, soon())
+        drain(cluster, node)
+        worker = cluster.rebalance()
+        drive(worker)
+        cluster.start_node(7)
+        drive(worker)
+        assert cluster.db.fragments_left(node, soon()) == 2, "it was to be left alone for hours"
+        cluster.db.wake_worker("rebalance", soon())
+        drive(worker)
+        assert cluster.db.fragments_left(node, soon()) == 0
         cluster.assert_whole(file)
 
 
@@ -276,7 +345,7 @@ def test_a_dry_run_tells_the_plan_and_moves_nothing(small: UpkeepCluster) -> Non
     settled(small)
     before = small.fragments(*files)
     nodes = small._nodes()
-    moves = list(dry_run(small.db, nodes, 0.05, soon()))
+    moves = list(dry_run(small.db, nodes, 0.05, soon))
     assert small.fragments(*files) == before
     new = small.id(3)
     assert moves

@@ -12,7 +12,7 @@ import pytest
 
 from distfs.config import BytesPerSecond
 from distfs.deadline import Deadline
-from distfs.errors import Full, Unavailable
+from distfs.errors import DistfsError, Full, ProtocolError, TooSlow, Unavailable
 from distfs.model import Policy
 from distfs.upkeep.repair import Repair
 from distfs.upkeep.step import Pace
@@ -155,6 +155,38 @@ def test_a_good_fragment_in_quarantine_is_brought_back(cluster: UpkeepCluster) -
     cluster.assert_whole(file)
 
 
+def test_what_is_damaged_on_a_node_that_nobody_can_reach_is_made_anew_elsewhere(
+    cluster: UpkeepCluster,
+) -> None:
+    data = bytes_of(2)
+    file = cluster.upload(data)
+    id, node = cluster.fragments(file)[0]
+    cluster.db.note_damage(id.slice, id.index, node, "bad", soon())
+    cluster.cut_off(node)
+    assert cluster.alive(node)
+    step = drive(cluster.repair())
+    assert (step.detail["made"], step.detail["postponed"]) == (1, 0)
+    assert dict(cluster.fragments(file))[id] != node
+    assert cluster.db.damage_count(soon()) == 0
+    assert cluster.download(file) == data
+
+
+@pytest.mark.parametrize("error", [TooSlow, ProtocolError, Unavailable])
+def test_a_node_that_cannot_prove_a_fragment_good_has_it_made_anew(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch, error: type[DistfsError]
+) -> None:
+    file = cluster.upload(bytes_of(1))
+    id, node = cluster.fragments(file)[0]
+    cluster.db.note_damage(id.slice, id.index, node, "bad", soon())
+
+    def refuse(*_: object) -> None:
+        raise error("not now")
+
+    monkeypatch.setattr(cluster.store(node), "verify", refuse)
+    assert drive(cluster.repair()).detail["made"] == 1
+    assert dict(cluster.fragments(file))[id] != node
+
+
 def test_a_file_deleted_meanwhile_is_no_error(cluster: UpkeepCluster) -> None:
     file = cluster.upload(bytes_of(3))
     cluster.sql("UPDATE slice SET nodes[1] = 0")
@@ -295,3 +327,25 @@ def test_repair_keeps_to_its_rate(cluster: UpkeepCluster) -> None:
     again = repair.step(soon())
     assert again.pace is Pace.THROTTLED
     assert again.detail["made"] == 1
+
+
+def test_a_node_whose_folder_is_gone_is_down_until_it_is_back(cluster: UpkeepCluster) -> None:
+    data = bytes_of(4)
+    file = cluster.upload(data)
+    node = cluster.id(0)
+    before = cluster.fragments(file)
+    folder, away = cluster.store(node).folder, cluster.folder / "away"
+    folder.rename(away)
+    folder.mkdir()  # as an unmounted disk leaves it
+    cluster.wait(lambda: not cluster.alive(node), "it is down")
+    assert cluster.download(file) == data
+    drive(cluster.scrub())
+    assert cluster.db.damage_count(soon()) == 0, "what cannot be told is not missing"
+    other = cluster.upload(bytes_of(4, 2))
+    assert node not in {n for _, n in cluster.fragments(other)}
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    away.rename(folder)
+    cluster.wait(lambda: cluster.alive(node), "it is back")
+    assert cluster.fragments(file) == before
+    cluster.assert_whole(file)

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from distfs.commands.nodes import show_nodes
+from distfs.commands.operator import Operator
+from distfs.commands.status import show_status
 from distfs.config import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable, TooSlow
 from distfs.model import FragmentId, Policy
 from distfs.upkeep.step import Pace
+from tests.contract.samples import header, put
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import FAST, UpkeepCluster, bytes_of, drive, flip
 
@@ -119,7 +123,7 @@ def test_a_healthy_cluster_is_read_once_a_period(cluster: UpkeepCluster) -> None
     assert drive(cluster.scrub()).detail["checked"] == 0, "another service knows that it was done"
     states = [cluster.db.scrub_state(cluster.id(i), soon()) for i in cluster.nodes]
     assert sum(s.checked for s in states) == count
-    assert all(s.round_age is None and s.last_round_end_age is not None for s in states)
+    assert all(s.round_age is None and s.last_round_age is not None for s in states)
     cluster.sql("UPDATE node_scrub SET last_round_started_at = last_round_started_at - interval '31 days'")
     assert drive(cluster.scrub()).detail["checked"] == count
 
@@ -148,7 +152,7 @@ def test_a_node_that_is_down_is_left_out_and_nothing_is_concluded(cluster: Upkee
     assert cluster.db.scrub_state(down, soon()).last_round_age is None
 
 
-@pytest.mark.parametrize("call", ["list", "verify", "stat"])
+@pytest.mark.parametrize("call", ["list and info", "verify", "stat"])
 def test_errors_of_a_node_are_no_damage(
     cluster: UpkeepCluster, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +167,8 @@ def test_errors_of_a_node_are_no_damage(
     node = cluster.fragments(file)[0][1]
     with monkeypatch.context() as patch:
         target = cluster.store(node)
-        patch.setattr(target, "get" if call == "stat" else call, refuse)
+        for name in ["get"] if call == "stat" else call.split(" and "):
+            patch.setattr(target, name, refuse)
         drive(cluster.scrub())
     assert cluster.sql("SELECT count(*) FROM damage") == [[0]]
     assert cluster.db.scrub_state(node, soon()).last_round_age is None
@@ -187,10 +192,67 @@ def test_a_fragment_that_cannot_be_verified_does_not_hold_up_the_others(
 
     def done() -> bool:
         scrub.step(Deadline(30))
-        return cluster.db.scrub_state(node, soon()).last_round_end_age is not None
+        return cluster.db.scrub_state(node, soon()).last_round_age is not None
 
     cluster.wait(done, "the round ends")
+    assert cluster.sql("SELECT slice_id, index, node_id FROM damage") == [[id.slice, id.index, node]]
+    assert cluster.db.health(file.id, soon()).missing == 1, "nobody takes it for verified"
+    monkeypatch.undo()
+    assert drive(cluster.repair()).detail["proved_good"] == 1
+
+
+def test_a_node_that_verifies_nothing_and_does_not_answer_proves_nothing_bad(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cluster.upload(bytes_of(8))
+    node = cluster.fragments(file)[0][1]
+
+    def refuse(*_: object) -> None:
+        raise TooSlow("the disk hangs")
+
+    for call in ("verify", "info"):
+        monkeypatch.setattr(cluster.store(node), call, refuse)
+    scrub = cluster.scrub()
+    for _ in range(30):
+        scrub.step(Deadline(30))
+        scrub._backoff.clear()
     assert cluster.sql("SELECT count(*) FROM damage") == [[0]]
+
+
+def test_a_folder_that_cannot_be_listed_does_not_end_the_scrub_of_its_node(cluster: UpkeepCluster) -> None:
+    data = bytes_of(24)
+    file = cluster.upload(data, Policy(1, 2))
+    node = cluster.id(0)
+    ids = sorted(cluster.on_disk(node), key=str)
+    lost, gone, bad = ids[1], ids[2], ids[-1]
+    folder = cluster.path(lost, node).parent
+    shutil.rmtree(folder)
+    folder.write_text("")  # as a damaged entry of a file system may say
+    cluster.path(gone, node).unlink()
+    flip(cluster.path(bad, node), 30_000)
+    step = drive(cluster.scrub())
+    assert (step.detail["checked"], step.detail["bad"]) == (len(cluster.fragments(file)), 3)
+    assert f"node {node} could not list what it keeps" in str(step.detail["stuck"])
+    noted = cluster.sql("SELECT slice_id, index, node_id FROM damage")
+    assert sorted(map(tuple, noted)) == sorted((i.slice, i.index, node) for i in (lost, gone, bad))
+    drive(cluster.repair())
+    assert cluster.download(file) == data
+    assert cluster.db.damage_count(soon()) == 0
+
+
+def test_a_fragment_that_is_right_in_itself_and_not_the_slices_is_found(cluster: UpkeepCluster) -> None:
+    data = bytes_of(1)
+    file = cluster.upload(data)
+    id, node = cluster.fragments(file)[0]
+    store = cluster.store(node)
+    other = replace(header(id.slice, id.index), cluster=store.cluster)
+    put(store, other, b"x" * 5000)
+    assert store.verify(id, soon()) == ()
+    assert drive(cluster.scrub()).detail["bad"] == 1
+    assert id in cluster.quarantined(node)
+    drive(cluster.repair())
+    cluster.assert_whole(file)
+    assert cluster.download(file) == data
 
 
 def test_what_is_unknown_or_about_to_leave_the_trash_is_not_repaired(cluster: UpkeepCluster) -> None:
@@ -214,6 +276,26 @@ def test_scrub_keeps_to_its_rate_on_each_node(tmp_path: Path, metadb_url: str) -
             step = scrub.step(soon())
         assert step.pace is Pace.THROTTLED
         assert 15 < step.pause < 25
+
+
+def test_a_node_that_heartbeats_and_does_not_answer_is_shown(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = cluster.id(0)
+    scrub = cluster.scrub()
+    assert "unreachable" not in drive(scrub).detail
+    cluster.cut_off(node)
+    scrub._reach._every = 0.0
+    scrub.step(soon())
+    assert scrub.step(soon()).detail["unreachable"] == [node]
+    assert cluster.alive(node)
+    cluster.db.save_worker("scrub", "idle", scrub.step(soon()).detail, soon())
+    operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+    show_nodes(operator, as_json=False)
+    states = {line.split()[0]: "up, unreachable" in line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert states == {str(cluster.id(i)): i == 0 for i in cluster.nodes}
+    show_status(operator, ["http://127.0.0.1:9"], as_json=False)
+    assert "3 up, 1 unreachable; " in capsys.readouterr().out
 
 
 # --- readers -------------------------------------------------------------------------------------------

@@ -21,12 +21,12 @@ from distfs.errors import (
     TooSlow,
     Unavailable,
 )
-from distfs.fragment import MAX_NAME
 from distfs.meta import MetaDB
-from distfs.model import File, NewFile, Policy
+from distfs.model import MAX_NAME_BYTES, File, NewFile, Policy
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Source, Ways, byte_ways, header_of
+from tests.postgres import run_sql
 
 THREE, CODED = Policy(1, 2), Policy(2, 1)
 SIZES = [
@@ -181,7 +181,7 @@ def _raises(error: Exception) -> Callable[[], object]:
 
 def test_a_refused_commit_leaves_nothing(ways: Ways) -> None:
     with pytest.raises(Refused, match="name"):
-        ways.upload(random_bytes(2 * SLICE), name="x" * (MAX_NAME + 1))
+        ways.upload(random_bytes(2 * SLICE), name="x" * (MAX_NAME_BYTES + 1))
     assert_nothing_stored(ways)
 
 
@@ -270,3 +270,65 @@ def test_a_full_node_is_left_out(ways: Ways, monkeypatch: pytest.MonkeyPatch) ->
         file = ways.upload(random_bytes(size))
         assert all(full not in piece.nodes and 0 not in piece.nodes for piece in file.slices)
         assert ways.download(file) == random_bytes(size)
+
+
+# --- nodes that are lost after they acknowledged -------------------------------------------------------------
+
+
+def slow_upload(ways: Ways, data: bytes, meanwhile: Callable[[File | NewFile], object]) -> File:
+    """Everything has landed; ``meanwhile`` happens, and then a while passes, before the commit."""
+    with ways.services.uploader.begin(soon()) as session:
+        landed = session.add(Source(data), name="x", content_type="text/x", policy=COPIES)
+        meanwhile(landed)
+        pause = threading.Event()
+        pause.wait(1.1)
+        [file] = session.commit()
+        return file
+
+
+def take_away(ways: Ways, node: int, how: str) -> None:
+    """As MetaDB tells it: down, being drained, or forgotten."""
+    url = ways.services.config.metadb.url
+    change = {
+        "down": "UPDATE node SET heartbeat_at = '2000-01-01' WHERE id = :id",
+        "draining": "UPDATE node SET state = 'draining' WHERE id = :id",
+        "forgotten": "DELETE FROM node WHERE id = :id",
+    }[how]
+    run_sql(url, change, id=node)
+    if how != "draining":
+        ways.kill(node)
+
+
+@pytest.mark.parametrize("how", ["down", "draining", "forgotten"])
+@pytest.mark.parametrize("size", [100, 3 * SLICE + 5])
+def test_what_a_node_kept_that_is_gone_since_is_on_another_when_the_file_is_committed(
+    ways: Ways, how: str, size: int
+) -> None:
+    data, lost = random_bytes(size), []
+
+    def meanwhile(landed: NewFile) -> None:
+        lost.append(landed.slices[0].nodes[0])
+        take_away(ways, lost[0], how)
+
+    file = slow_upload(ways, data, meanwhile)
+    for piece in file.slices:
+        assert lost[0] not in piece.nodes
+        assert all(piece.nodes), "at full redundancy"
+    assert ways.download(file) == data
+
+
+def test_a_file_whose_slice_was_lost_before_the_commit_is_refused_and_nothing_stays(ways: Ways) -> None:
+    def meanwhile(landed: NewFile) -> None:
+        for node in landed.slices[0].nodes:
+            take_away(ways, node, "down")
+
+    with pytest.raises(Unavailable, match="storage nodes were lost while the file was written"):
+        slow_upload(ways, random_bytes(3 * SLICE), meanwhile)
+    assert files(ways) == []
+
+
+def test_no_upload_may_take_longer_than_the_orphan_sweep_leaves_it(ways: Ways) -> None:
+    services = ways.services
+    ttl = services.config.upkeep.upload_ttl
+    assert services.upload_deadline(None).remaining() <= ttl < services.transfer_deadline(None).remaining()
+    assert services.upload_deadline(1).remaining() < ttl

@@ -60,6 +60,9 @@ class SmallDiskStore(DiskStore):
         used = sum(p.stat().st_size for p in self.folder.rglob("*.*") if p.is_file())
         return self.capacity, used, self.capacity - used
 
+    def disk(self) -> str:
+        return str(self.node)
+
 
 class BytesSource:
     """A Source over bytes."""
@@ -93,10 +96,15 @@ class RunningNode:
 
     def stop(self) -> None:
         self._membership.stop()
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join()
+        self.close_port()
         self.store.close()
+
+    def close_port(self) -> None:
+        """Nobody can reach it any more; it goes on to heartbeat."""
+        if self._thread.is_alive():
+            self.server.shutdown()
+            self.server.server_close()
+            self._thread.join()
 
 
 class UpkeepCluster:
@@ -157,6 +165,11 @@ class UpkeepCluster:
             self.nodes[i] = RunningNode(folder, config, self.meta, capacity or self.capacity)
         started = {node.store.node for node in self.nodes.values()}
         self.wait(lambda: started <= {n.uuid for n in self._nodes() if n.alive}, "the nodes are up")
+
+    def cut_off(self, number: int) -> None:
+        """Nobody can reach the node with that id any more, and yet it heartbeats."""
+        self.nodes[self.node(number)].close_port()
+        self.directory.close()  # with the connections there were
 
     def start_node(self, i: int, capacity: int | None = None) -> None:
         self.start_nodes([i], capacity)

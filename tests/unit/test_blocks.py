@@ -64,8 +64,13 @@ def test_who_waits_gets_the_block_that_comes_free() -> None:
     block = pool.take(Deadline(5))
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(pool.take, Deadline(30))
+        while not pool.usage().waiting:
+            assert not waiting.done()
+        assert pool.usage().waiting == 1
         block.release()
-        waiting.result().release()
+        taken = waiting.result()
+    assert taken.view.obj is block.view.obj
+    taken.release()
 
 
 def test_who_gives_up_just_as_a_block_comes_free_does_not_lose_it() -> None:
@@ -164,3 +169,42 @@ def test_who_waits_for_a_block_gets_what_a_spool_gives_back() -> None:
         waiting.result().release()
     held.release()
     assert pool.usage().waiting == 0
+
+
+def test_who_came_first_is_served_first_and_nobody_passes_by() -> None:
+    pool, order = BlockPool(16, 1), list[int]()
+    held = pool.take(Deadline(30))
+
+    def wait(number: int) -> None:
+        block = pool.take(Deadline(30))
+        order.append(number)
+        block.release()
+
+    threads = []
+    for number in range(5):
+        threads.append(threading.Thread(target=wait, args=(number,)))
+        threads[-1].start()
+        while pool.usage().waiting <= number:
+            threading.Event().wait(0.001)
+    held.release()
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_what_cells_take_beside_their_block_counts_as_long_as_it_is_held() -> None:
+    pool = BlockPool(16, 4)
+    first = pool.take(Deadline(5), beside=24)
+    assert pool.usage().blocks == 40
+    assert not pool.borrow(25)
+    with pytest.raises((Unavailable, TooSlow)):
+        pool.take(Deadline(0.02), beside=16)
+    second = pool.take(Deadline(5), beside=8)
+    first.release()
+    third = pool.take(Deadline(5), beside=16)
+    second.release()
+    third.release()
+    assert pool.usage().blocks == 0
+    huge = pool.take(Deadline(5), beside=1000)
+    huge.release()
+    assert pool.usage().blocks == 0

@@ -97,3 +97,14 @@ def test_policies_without_parity_only_cut() -> None:
     code = code_for(Policy(3, 0))
     cells = code.encode(memoryview(b"abcdefghi" * 100))
     assert len(cells) == 3
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (2, 1), (4, 2), (5, 3)])
+@pytest.mark.parametrize("length", [1, 7, 4096, 4097, 1 << 20])
+def test_what_cells_take_beside_the_block_is_what_is_no_view_of_it(k: int, m: int, length: int) -> None:
+    code = code_for(Policy(k, m))
+    block = memoryview(bytearray(length))
+    own = [
+        cell for cell in code.encode(block) if not (isinstance(cell, memoryview) and cell.obj is block.obj)
+    ]
+    assert code.beside(length) == sum(map(len, own))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distfs import config_file
-from distfs.config import Config, Seconds
+from distfs.config import Config, Seconds, StorageConfig
 from distfs.errors import ConfigError
 from distfs.model import Policy
 
@@ -285,6 +285,16 @@ def test_the_environment_of_the_process_is_used_by_default(
     assert config_file.load(str(tmp_path / "c.yml")).local.nodes == 7
 
 
+@pytest.mark.parametrize(
+    ("policy", "min_redundancy", "fewest"),
+    [("1+0", 1, 1), ("1+1", 0, 1), ("1+1", 1, 2), ("1+2", 1, 2), ("1+2", 9, 3), ("4+2", 1, 5), ("4+2", 2, 6)],
+)
+def test_a_degraded_write_needs_min_redundancy_and_never_more_than_the_policy_has(
+    policy: str, min_redundancy: int, fewest: int
+) -> None:
+    assert StorageConfig(min_redundancy=min_redundancy).fewest(Policy.parse(policy)) == fewest
+
+
 def test_policies_can_come_from_the_environment(tmp_path: Path) -> None:
     c = load(tmp_path, "", DISTFS_STORAGE_POLICIES="{default: 1+2}")
     assert c.storage.policy == Policy(1, 2)
@@ -310,6 +320,11 @@ def test_bad_yaml_in_a_variable_names_it(tmp_path: Path) -> None:
     assert load_refused(tmp_path, "", DISTFS_STORAGE_POLICIES="{").startswith(
         "DISTFS_STORAGE_POLICIES is not"
     )
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: b", "http: {? {a: b} : c}"])
+def test_a_key_that_is_no_word_is_one_line(tmp_path: Path, text: str) -> None:
+    assert "a key is no word" in load_refused(tmp_path, text)
 
 
 def test_a_misspelt_section_of_the_environment_is_named(tmp_path: Path) -> None:

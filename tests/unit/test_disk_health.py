@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from distfs.disk_health import DiskHealth
 from distfs.disk_store import DiskStore
 from distfs.disk_watch import DiskWatch
+from distfs.errors import NodeUnavailable
 from tests.contract.litter import eventually
 from tests.contract.nodes import NODE
-from tests.contract.samples import CLUSTER, soon
+from tests.contract.samples import CLUSTER, header, put, soon, whole
 
 
 class Clock:
@@ -80,6 +83,39 @@ def test_a_probe_that_hangs_tells_before_it_ends(health: DiskHealth, clock: Cloc
     assert health.trouble == "a small write has not ended for 16 s"
 
 
+def test_an_error_of_another_write_does_not_hide_a_probe_that_hangs(health: DiskHealth, clock: Clock) -> None:
+    health.probe_begins()
+    clock.now += 16
+    health.failed(error())
+    assert health.trouble == "a small write has not ended for 16 s"
+    clock.now += 1000
+    health.probe_ended()
+    for _ in range(2):
+        probe(health, clock, 6)
+    assert health.trouble == "a small write took 6.0 s, 5.0 s are the limit", (
+        "the one that hung was the first"
+    )
+
+
+def test_a_probe_that_failed_does_not_hang(health: DiskHealth, clock: Clock) -> None:
+    for number in (errno.EIO, errno.ENOSPC):
+        health.probe_begins()
+        health.probe_failed(error(number))
+        clock.now += 100
+        assert health.trouble == ""
+
+
+def test_a_folder_that_is_gone_is_trouble_at_once(health: DiskHealth, clock: Clock) -> None:
+    probe(health, clock)
+    health.probe_begins()
+    health.lost("its folder is gone")
+    assert health.trouble == "its folder is gone"
+    for _ in range(3):
+        assert health.trouble
+        probe(health, clock)
+    assert health.trouble == ""
+
+
 @pytest.mark.parametrize("slow", [False, True])
 def test_good_probes_in_a_row_end_the_trouble(health: DiskHealth, clock: Clock, slow: bool) -> None:
     for _ in range(3):
@@ -122,3 +158,58 @@ def test_a_node_whose_writes_fail_says_so_and_says_when_they_do_not(
         monkeypatch.undo()
         eventually(lambda: not list((tmp_path / "tmp").iterdir()), "no probe is left")
         store.close()
+
+
+@pytest.mark.parametrize("how", ["moved away", "left empty", "another's"])
+def test_a_node_whose_folder_is_gone_writes_nothing_there_and_calls_nothing_missing(
+    tmp_path: Path, how: str
+) -> None:
+    folder, away = tmp_path / "node", tmp_path / "away"
+    store = DiskStore(folder, CLUSTER, NODE)
+    kept = put(store, header(), b"kept")
+    folder.rename(away)
+    if how != "moved away":
+        folder.mkdir()
+    if how == "another's":  # a node was started here once, before the disk was mounted
+        DiskStore(folder, CLUSTER, NODE).close()
+    before = sorted(folder.rglob("*"))
+    assert store.away
+    assert store.info(soon()).state == "readonly"
+    with pytest.raises(NodeUnavailable, match="is its disk mounted"):
+        put(store, header(), b"new")
+    asked: list[Callable[[], object]] = [
+        lambda: store.stat(kept, soon()),
+        lambda: store.verify(kept, soon()),
+        lambda: store.get(kept, 0, 1, soon()),
+        lambda: store.delete(kept, soon()),
+        lambda: store.quarantine(kept, 0, soon()),
+        lambda: store.release(kept, soon()),
+        lambda: store.discard(kept, 0, soon()),
+        lambda: store.list("", 10, soon()),
+        lambda: store.list_quarantine("", 10, soon()),
+    ]
+    for ask in asked:
+        with pytest.raises(NodeUnavailable, match="is its disk mounted"):
+            ask()
+    store.probe()
+    assert "is its disk mounted" in store.health.trouble
+    assert sorted(folder.rglob("*")) == before
+    shutil.rmtree(folder, ignore_errors=True)
+    away.rename(folder)
+    for _ in range(3):
+        store.probe()
+    assert (store.health.trouble, store.info(soon()).state) == ("", "active")
+    assert whole(store, kept) == b"kept"
+    put(store, header(), b"new")
+    store.close()
+
+
+def test_an_identity_brought_back_from_a_backup_is_the_same_folder(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, CLUSTER, NODE)
+    text = (tmp_path / "node.json").read_bytes()
+    (tmp_path / "node.json").unlink()
+    assert store.away
+    (tmp_path / "node.json").write_bytes(text)
+    assert not store.away
+    put(store, header(), b"new")
+    store.close()

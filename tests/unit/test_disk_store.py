@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
 from distfs import disk_tree
+from distfs.coding import code_for
+from distfs.config import Bytes
 from distfs.disk_store import DiskStore, read_identity
 from distfs.disk_tree import FragmentTree
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
 from distfs.fragment import FragmentHeader
-from distfs.model import FragmentId
+from distfs.model import FragmentId, Policy
 from tests.contract.litter import assert_no_litter, open_files
 from tests.contract.nodes import NODE
-from tests.contract.samples import CLUSTER, MIB, header, listed, put, random_bytes, soon, whole
+from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.small_disk import SMALL, readonly, small_disk
 
 
@@ -54,6 +59,33 @@ def test_the_folder_of_another_cluster_is_refused_and_let_go(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="belongs to cluster"):
         DiskStore(tmp_path, uuid4(), NODE)
     DiskStore(tmp_path, CLUSTER, NODE).close()
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 8])
+def test_one_allocation_serves_all_of_a_fragment(
+    tmp_path: Path, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its table too, which has as many entries as the slice has blocks, whatever part of one a cell is."""
+    allocated: list[int] = []
+    allocate = os.posix_fallocate
+
+    def noted(fd: int, offset: int, size: int) -> None:
+        allocated.append(size)
+        allocate(fd, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", noted)
+    store = DiskStore(tmp_path, CLUSTER, replace(NODE, direct_io_threshold=Bytes(0)))
+    head, blocks, code = header(policy=Policy(k, 1)), 4000, code_for(Policy(k, 1))
+    cell = random_bytes(code.cell_size(head.block_size))
+    writer = store.put(head, code.cell_size(blocks * head.block_size), soon())
+    for _ in range(blocks):
+        writer.write_cell(entry_of(cell), memoryview(cell))
+    writer.finish(blocks * head.block_size, True)
+    writer.commit()
+    size = store.path(head.id).stat().st_size
+    assert len(allocated) == 1
+    assert size <= allocated[0] < size + 2 * 4096 + blocks
+    store.close()
 
 
 def test_what_an_earlier_run_left_unfinished_is_removed(tmp_path: Path) -> None:
@@ -131,6 +163,63 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(
         patch.setattr(os, "listdir", refuse)
         with pytest.raises(NodeUnavailable, match="Permission denied"):
             store.list("", 10, soon())
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.EIO,
+        errno.EUCLEAN,
+        errno.EBADMSG,
+        errno.ENODATA,
+        errno.EREMOTEIO,
+        errno.EILSEQ,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ELOOP,
+    ],
+)
+@pytest.mark.parametrize("call", ["open", "pread", "preadv"])
+def test_what_the_file_system_cannot_read_is_damage(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    fragment = put(store, header(), b"x")
+    real = getattr(os, call)
+
+    def fail(what: object, *rest: object) -> object:
+        if call != "open" or str(fragment) in str(what):
+            raise OSError(number, os.strerror(number))
+        return real(what, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(Corrupt, match=os.strerror(number)):
+            whole(store, fragment)
+
+
+def test_a_fragment_that_may_not_be_read_is_no_damage(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are good; `chmod` on the whole folder, by mistake, must not have the node rebuilt."""
+    fragment = put(store, header(), b"x")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(NodeUnavailable, match="Permission denied"):
+            whole(store, fragment)
+
+
+def test_a_file_where_a_folder_should_be_is_damage_of_what_was_in_it(store: DiskStore) -> None:
+    fragment = put(store, header(), b"x")
+    folder = store.path(fragment).parent
+    shutil.rmtree(folder)
+    folder.write_text("")
+    with pytest.raises(Corrupt, match="Not a directory"):
+        store.stat(fragment, soon())
+    folder.unlink()
 
 
 def test_a_fragment_under_anothers_name_is_corrupt(store: DiskStore) -> None:

@@ -16,8 +16,6 @@ from distfs.fragment import (
     ENTRY_SIZE,
     FOOTER_SIZE,
     MAX_HEADER,
-    MAX_NAME,
-    MAX_TYPE,
     CellEntry,
     FragmentHeader,
     FragmentTable,
@@ -26,7 +24,7 @@ from distfs.fragment import (
     read_layout,
     slice_digest,
 )
-from distfs.model import Policy
+from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES, Policy
 
 CLUSTER, SLICE, FILE = UUID(int=1), UUID(int=2), UUID(int=3)
 U64 = st.integers(0, 2**64 - 1)
@@ -104,8 +102,8 @@ def test_long_names_are_cut_at_a_character(name: str, kind: str) -> None:
     kept, _ = FragmentHeader.unpack(packed)
     assert name.startswith(kept.name)
     assert kind.startswith(kept.content_type)
-    assert len(kept.name.encode()) > MAX_NAME - 4 or kept.name == name
-    assert len(kept.content_type.encode()) > MAX_TYPE - 4
+    assert len(kept.name.encode()) > MAX_NAME_BYTES - 4 or kept.name == name
+    assert len(kept.content_type.encode()) > MAX_TYPE_BYTES - 4
 
 
 def test_a_name_that_is_no_valid_unicode_is_kept_readable() -> None:

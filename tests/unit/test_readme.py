@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+from distfs import cli, http_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,3 +25,34 @@ def test_every_make_target_the_readme_names_exists() -> None:
     named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
     assert named
     assert named <= targets
+
+
+def test_every_call_is_in_the_table_of_calls() -> None:
+    named = set()
+    for cell in first_cells("HTTP"):
+        methods = re.findall(r"\b(?:GET|HEAD|POST|PUT|DELETE)\b", cell)
+        paths = re.findall(r"(?<=[` ])/[^\s`?]*", cell)
+        named |= {(method, path) for method in methods for path in paths}
+    routes = {(method, re.sub(r"<\w+:", "<", path)) for method, path, _ in http_app._ROUTES}
+    missing = routes - named - {("GET", "/")}  # which says in the terminal what the README says
+    assert not missing
+
+
+def test_every_command_is_in_the_table_of_commands() -> None:
+    named = {
+        command
+        for cell in first_cells("The operator's commands")
+        for command in re.findall(r"`(?:distfs )?(\w+)", cell)
+    }
+    [commands] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    missing = set(commands.choices) - named
+    assert not missing
+
+
+def first_cells(heading: str) -> Iterator[str]:
+    """Of each row of the first table below a heading."""
+    section = (ROOT / "README.md").read_text().split(f"\n## {heading}\n")[1]
+    table = re.search(r"^\|.*?\n(?!\|)", section, re.DOTALL | re.MULTILINE)
+    assert table is not None
+    for row in table[0].splitlines()[2:]:
+        yield row.split(" | ")[0]

@@ -28,7 +28,7 @@ LAYERS = """
     disk_tree embedded_postgres meta_link node_link late_read
     disk_store meta_pool node_transfer
     meta
-    node_client disk_watch membership meta_upkeep meta_admission auth tls
+    node_client disk_watch membership meta_upkeep meta_admission
     node_directory storage_server admission
     slice_read slice_upload
     rebuild
@@ -43,7 +43,7 @@ LAYERS = """
     dispatcher
     channel
     server
-    client local_metadb reload
+    local_metadb reload
     local_cluster
     commands
     cli
@@ -147,6 +147,11 @@ def test_every_module_has_its_place_in_the_layout() -> None:
         str(p.relative_to(ROOT)) for p in python_files("distfs") if module_name(p).split(".")[0] not in known
     }
     assert not lost, f"add to LAYERS in {Path(__file__).name}, above all that imports them: {sorted(lost)}"
+
+
+def test_the_layout_names_only_what_there_is() -> None:
+    there = {module_name(p).split(".")[0] for p in python_files("distfs")}
+    assert not ranks().keys() - there, f"take them out of LAYERS in {Path(__file__).name}"
 
 
 def test_imports_go_only_downwards() -> None:

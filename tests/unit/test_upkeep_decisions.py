@@ -20,11 +20,14 @@ from distfs.upkeep.decisions import (
     Balance,
     Candidate,
     Move,
+    Stay,
     absent,
+    after_moves,
     by_risk,
     choose_target,
     clock_in_doubt,
     fullness,
+    plan_drain,
     plan_moves,
     scrub_due_in,
     scrub_pace,
@@ -284,6 +287,32 @@ def test_a_move_that_failed_is_booked_back_and_its_target_not_asked_again() -> N
     assert balance.taker(free, 1) == 2
 
 
+def test_a_plan_to_drain_counts_the_room_it_takes_and_says_why_the_rest_stays() -> None:
+    nodes = [node(1), node(2, free=2 * SIZE), node(3, free=0), node(4, alive=False)]
+    fragments = [
+        Candidate(FragmentId(UUID(int=n), 0), held, SIZE) for n, held in enumerate([(1, 3)] * 3 + [(1, 2)])
+    ]
+    plan = list(plan_drain(nodes, 1, fragments, Random(1)))
+    assert [step.target for step in plan if isinstance(step, Move)] == [2, 2]
+    assert {step.reason for step in plan if isinstance(step, Stay)} == {
+        "no node that may keep it has the room"
+    }
+    assert [step.id for step in plan] == [fragment.id for fragment in fragments]
+    [kept] = plan_drain(nodes, 1, [Candidate(FragmentId(UUID(int=1), 0), (1, 2, 3), SIZE)], Random(1))
+    assert isinstance(kept, Stay)
+    assert kept.reason == "every other node that takes anything keeps a fragment of the same slice"
+    [alone] = plan_drain(nodes[:1], 1, fragments[:1], Random(1))
+    assert isinstance(alone, Stay)
+    assert alone.reason == "no other node takes anything"
+
+
+def test_what_moves_within_one_disk_makes_it_no_fuller() -> None:
+    nodes = [node(1, disk="one"), node(2, disk="one"), node(3)]
+    assert after_moves(nodes, {(1, 2): GIB}) == nodes
+    assert [n.free for n in after_moves(nodes, {(1, 3): GIB})] == [51 * GIB, 51 * GIB, 49 * GIB]
+    assert [n.free for n in after_moves(nodes, {(1, 3): 80 * GIB})] == [100 * GIB, 100 * GIB, 0]
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.floats(0, 1)), min_size=2, max_size=30),
     st.floats(0.02, 0.3),
@@ -305,16 +334,14 @@ def test_what_is_given_is_what_is_taken_and_ends_within_the_threshold(
 # --- scrub, orphans -----------------------------------------------------------------------------------
 
 
-def state(**ages: float | None) -> ScrubState:
-    facts: dict[str, float | None] = {"round_age": None, "last_round_age": None, "last_round_end_age": None}
-    facts |= ages
-    return ScrubState(1, "", 0, 0, facts["round_age"], facts["last_round_age"], facts["last_round_end_age"])
+def state(**ages: float) -> ScrubState:
+    return ScrubState(1, "", 0, 0, ages.get("round_age"), ages.get("last_round_age"))
 
 
 def test_a_round_of_scrub_begins_a_period_after_the_last_one_began() -> None:
     assert scrub_due_in(state(), 100) == 0
-    assert scrub_due_in(state(last_round_age=30.0, last_round_end_age=5.0), 100) == 70
-    assert scrub_due_in(state(last_round_age=130.0, last_round_end_age=5.0), 100) == 0
+    assert scrub_due_in(state(last_round_age=30.0), 100) == 70
+    assert scrub_due_in(state(last_round_age=130.0), 100) == 0
     assert scrub_due_in(state(round_age=1.0, last_round_age=30.0), 100) == 0
 
 

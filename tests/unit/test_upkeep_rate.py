@@ -92,6 +92,14 @@ def test_each_failure_doubles_the_pause_up_to_a_most(clock: Clock) -> None:
     assert (backoff.wait("slice"), backoff.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize(("interval", "pauses"), [(100, [200, 400, 600, 600]), (3600, [7200, 7200])])
+def test_a_worker_never_tries_again_before_it_looks_again(interval: float, pauses: list[float]) -> None:
+    backoff = Backoff.of(interval)
+    for pause in pauses:
+        backoff.failed("slice")
+        assert backoff.wait("slice") == pytest.approx(pause, abs=1)
+
+
 def test_a_success_forgets_the_failures(clock: Clock) -> None:
     backoff = Backoff(10, 60, clock)
     backoff.failed("slice")

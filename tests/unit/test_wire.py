@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from distfs import wire
 from distfs.errors import Corrupt, ProtocolError
-from distfs.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_NAME, CellEntry, FragmentHeader
-from distfs.model import FragmentId, Policy
+from distfs.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader
+from distfs.model import MAX_NAME_BYTES, FragmentId, Policy
 from distfs.wire import Decoder, Frame, Type
 
 CLUSTER, SLICE, FILE = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -196,7 +196,7 @@ def test_a_name_of_any_length_fits_the_frame() -> None:
     wire.encode(Type.PUT, wire.encode_fragment(long))
     received = wire.decode_fragment(wire.encode_fragment(long), CLUSTER)
     assert received.pack() == long.pack()
-    assert len(received.name.encode()) <= MAX_NAME
+    assert len(received.name.encode()) <= MAX_NAME_BYTES
 
 
 INFINITY = float("inf")

@@ -1,0 +1,47 @@
+"""``distfs rebalance``: have fragments moved from full nodes to empty ones at once, or see what would be."""
+
+from __future__ import annotations
+
+import json
+
+from distfs.commands.operator import Operator
+from distfs.commands.plan import Plan
+from distfs.commands.waiting import running
+from distfs.errors import Refused
+from distfs.upkeep.decisions import Balance
+from distfs.upkeep.rebalance import dry_run
+
+
+def rebalance(operator: Operator, *, as_json: bool) -> int:
+    """Wake the worker, which goes on by itself; -> 0. Raises Refused when no service runs it."""
+    if as_json:
+        raise Refused("--json is for the plan: give --dry-run, too")
+    running(operator, "rebalance")
+    operator.db.wake_worker("rebalance", operator.deadline())
+    print(
+        "rebalance is woken: it tries again what it had postponed, and plans anew; `distfs status` shows how it "
+        "goes, `distfs rebalance --dry-run` what it would move now"
+    )
+    return 0
+
+
+def plan_rebalance(operator: Operator, *, as_json: bool) -> int:
+    """Print what would move now; nothing changes. The exit code is 0."""
+    plan, threshold = Plan(operator), operator.config.upkeep.rebalance_threshold
+    wanted = Balance(plan.nodes, threshold).left
+    for move in dry_run(operator.db, plan.nodes, threshold, operator.deadline):
+        plan.add(move)
+    if as_json:
+        print(json.dumps(plan.entry() | {"bytes_wanted": wanted}, indent=2))
+        return 0
+    print(plan.in_words())
+    if not wanted:
+        print(
+            "\nnothing to move: the nodes that take part are equally full, within upkeep.rebalance_threshold"
+        )
+    elif not plan.count:
+        print("\nnothing can be moved: no fragment on the fuller nodes may go to an emptier one")
+    for node, left in plan.left.items():
+        if left:
+            print(f"node {node} is draining, which comes first: distfs drain {node} --dry-run")
+    return 0
