@@ -13,7 +13,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from bench import admission, fairness, healing, hedge, memory, pool, report, small, targets, throughput
+from bench import (
+    admission,
+    decisions,
+    fairness,
+    healing,
+    hedge,
+    memory,
+    pool,
+    report,
+    small,
+    targets,
+    throughput,
+)
 from bench.report import Options
 from distfs.errors import DistfsError, TooSlow
 
@@ -30,9 +42,21 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     ),
     "pool": (pool.run, "connections to nodes kept, beside one a request: 4 KiB and 1 MiB"),
     "hedge": (hedge.run, "1 MiB downloads with one of three nodes 200 ms late, beside a healthy cluster"),
+    "decisions": (decisions.run, "upkeep's and placement's decisions on a large cluster, without any I/O"),
     "floor": (throughput.run_floor, "the floor alone; only when named"),
 }
-DEFAULT = ("throughput", "memory", "small", "codes", "repair", "fairness", "admission", "pool", "hedge")
+DEFAULT = (
+    "throughput",
+    "memory",
+    "small",
+    "codes",
+    "repair",
+    "fairness",
+    "admission",
+    "pool",
+    "hedge",
+    "decisions",
+)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -48,6 +72,7 @@ def main() -> int:
         connections=arguments.connections,
         repair_mb=arguments.repair_mb,
         idle_s=arguments.idle_s,
+        slices=arguments.slices,
     )
     _heed_signals()
     results: dict[str, object] = {}
@@ -136,6 +161,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=30,
         help="repair: seconds of upkeep with nothing to do (%(default)s)",
+    )
+    add(
+        "--slices",
+        type=_positive,
+        default=100_000,
+        help="decisions: slices, on a hundredth as many nodes (%(default)s)",
     )
     add("--limit", metavar="S", type=_positive, default=900, help="seconds a scenario may take (%(default)s)")
     add(

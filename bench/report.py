@@ -26,6 +26,7 @@ class Options:
     connections: int
     repair_mb: int
     idle_s: int
+    slices: int
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -178,7 +178,7 @@ class MetaDB:
             ids = [file.id for file in stored]
             try:
                 created = {row[0]: row[1] for row in self.read("committed", budget, ids=ids)}
-            except Unavailable as e:
+            except DistfsError as e:
                 raise OutcomeUnknown(str(e)) from e
         if len(created) < len(stored):
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
@@ -227,7 +227,8 @@ class MetaDB:
         """Until MetaDB has answered or there is no time left.
 
         ``again``: the query that, after a try was lost, tells from an empty answer whether that try had
-        already done it. Raises OutcomeUnknown when a try was lost and could not be settled.
+        already done it. Raises OutcomeUnknown when a try was lost and could not be settled, whatever the tries
+        after it met: their error says nothing of that one.
         """
         budget = deadline.sooner(self._budget)
         lost: OutcomeUnknown | None = None
@@ -246,6 +247,10 @@ class MetaDB:
                 raise error or e from e  # what failed before says more
             except Unavailable as e:
                 error = lost or e
+            except DistfsError as e:
+                if lost is None:
+                    raise
+                raise lost from e
             if not _has_time(budget, pause):
                 raise error
             time.sleep(pause)

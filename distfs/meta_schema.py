@@ -22,6 +22,10 @@ _log = logging.getLogger(__name__)
 _LOCK = int.from_bytes(b"distfs")
 _LOCK_WAIT_S = 60
 
+#: The first PostgreSQL with idle_session_timeout, which ends a leader of upkeep that is frozen, and that tells each
+#: connection whether it takes writes.
+OLDEST_POSTGRES = 14
+
 #: The PostgreSQL role for storage nodes, which may do nothing but report (sql/node_role.sql).
 NODE_ROLE = "distfs_node"
 
@@ -88,8 +92,9 @@ def apply_migrations(connection: Any) -> list[int]:
 
     ``connection`` is a pg8000 native connection that is closed afterwards (which frees the lock). Of several
     that migrate at once, one does and the others wait for it. Raises ConfigError when MetaDB is not a
-    beginning of this series: a changed migration, or one from a newer distfs.
+    beginning of this series (a changed migration, or one from a newer distfs), or older than OLDEST_POSTGRES.
     """
+    _check_server(connection)
     connection.run("SELECT set_config('lock_timeout', :wait, false)", wait=f"{_LOCK_WAIT_S}s")
     connection.run("SELECT pg_advisory_lock(:key)", key=_LOCK)
     connection.run(_BOOKKEEPING)
@@ -110,6 +115,17 @@ def apply_migrations(connection: Any) -> list[int]:
         now.append(step.number)
     _grant_node_role(connection)
     return now
+
+
+def _check_server(connection: Any) -> None:
+    [[number, version]] = connection.run(
+        "SELECT current_setting('server_version_num')::integer, current_setting('server_version')"
+    )
+    if number < OLDEST_POSTGRES * 10_000:
+        raise ConfigError(
+            f"MetaDB is PostgreSQL {version}; distfs needs {OLDEST_POSTGRES} or later: upgrade it, or name another "
+            "server in metadb.url"
+        )
 
 
 def _check_applied(applied: list[tuple[int, str, bytes]]) -> None:

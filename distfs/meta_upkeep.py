@@ -32,6 +32,7 @@ from distfs.upkeep_model import (
     MoveTask,
     RepairTask,
     ScrubState,
+    ShortFile,
     TrashedFile,
     WorkerState,
 )
@@ -84,17 +85,19 @@ class UpkeepDB:
     def work_to_repair(self, repair_delay: float, limit: int, deadline: Deadline) -> list[RepairTask]:
         """Slices with a lost fragment: least redundancy left first, then the oldest file; the hopeless last.
 
+        Slices of files in the trash that can be undeleted come after those of files that can be read.
+
         Lost is what nobody keeps (0), what is noted as damage, and what is on a node that was forgotten, given
         up, or silent for ``repair_delay`` seconds. Fragments on draining nodes are not lost.
         """
         rows = self._meta.read("work_to_repair", deadline, repair_delay=repair_delay, limit=limit)
         return [
-            RepairTask(*_facts(row[:6]), _piece(row[6:11]), lost=tuple(row[11]), redundancy_left=row[12])
+            RepairTask(*_facts(row[:6]), _piece(row[6:11]), tuple(row[11]), row[12], trashed=row[13])
             for row in rows
         ]
 
     def backlog(self, repair_delay: float, deadline: Deadline) -> Backlog:
-        """How much ``work_to_repair`` would hand out in all."""
+        """How much ``work_to_repair`` would hand out in all, but for what is hopeless and in the trash."""
         [row] = self._meta.read("backlog", deadline, repair_delay=repair_delay)
         return Backlog(*row)
 
@@ -111,7 +114,8 @@ class UpkeepDB:
     def note_damage(self, slice_id: UUID, index: int, node: int, reason: str, deadline: Deadline) -> bool:
         """A fragment is corrupt or missing on ``node``: repair is to make it anew.
 
-        False, and nothing noted: the slice is gone, or the fragment is kept elsewhere now.
+        Works on slices in the trash too. False, and nothing noted: the slice is gone, or its end has begun, or the
+        fragment is kept elsewhere now.
         """
         reason = (
             reason.replace("\0", "").encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
@@ -121,7 +125,7 @@ class UpkeepDB:
         return bool(self._meta.read("is_damage", deadline, **params))
 
     def damage_count(self, deadline: Deadline) -> int:
-        """Fragments noted as damaged and not repaired yet."""
+        """Fragments of files that can be read, noted as damaged and not repaired yet."""
         [[count]] = self._meta.read("damage_count", deadline)
         return int(count)
 
@@ -158,6 +162,23 @@ class UpkeepDB:
         slices, indexes = [asked.slice for asked in ids], [asked.index for asked in ids]
         rows = self._meta.read("strays", deadline, slices=slices, indexes=indexes, **params)
         return [MoveTask(*_facts(row[:6]), _piece(row[6:11]), index=row[11], trashed=row[12]) for row in rows]
+
+    def is_kept(self, fragment: FragmentId, node: int, deadline: Deadline) -> bool:
+        """Whether a file that can be read or undeleted says that ``node`` keeps it: it has to be there."""
+        params: dict[str, Any] = {"slice": fragment.slice, "index": fragment.index, "node": node}
+        return bool(self._meta.read("is_kept", deadline, **params))
+
+    def short_files(
+        self, nodes: Sequence[int], bad: Sequence[FragmentId], deadline: Deadline
+    ) -> list[ShortFile]:
+        """Files that cannot be read without ``nodes``, the fragments ``bad`` and those noted as damaged.
+
+        Those in the trash, as long as they can be undeleted, come last; else the oldest first. Reads every slice
+        on ``nodes``.
+        """
+        slices, indexes = [asked.slice for asked in bad], [asked.index for asked in bad]
+        params: dict[str, Any] = {"nodes": list(nodes), "slices": slices, "indexes": indexes}
+        return [ShortFile(*row) for row in self._meta.read("short_files", deadline, **params)]
 
     def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[Kept]:
         """What MetaDB says a node keeps, trash included: up to ``limit``, of slices after ``after``, by slice id."""

@@ -33,6 +33,7 @@ class RepairTask(SliceTask):
 
     lost: tuple[int, ...]  # fragment indexes: nobody keeps it, it is damaged, or its node is gone
     redundancy_left: int  # healthy fragments - k; below 0 the slice cannot be read
+    trashed: bool = False  # its file is in the trash, and can be undeleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,16 @@ class TrashedFile:
 
     id: UUID
     slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShortFile:
+    """A file with slices of which fewer than k fragments are left."""
+
+    id: UUID
+    name: str
+    trashed: bool
+    slices: int  # such slices
 
 
 @dataclass(frozen=True, slots=True)

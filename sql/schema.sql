@@ -86,15 +86,16 @@ CREATE TABLE trash_slice (
 );
 CREATE INDEX trash_slice_nodes ON trash_slice USING gin (nodes) WITH (fastupdate = off);
 
+-- Without a foreign key: a note stays with its slice on the way into the trash and back, and goes with it for good.
 CREATE TABLE damage (
-    slice_id uuid NOT NULL REFERENCES slice (id) ON DELETE CASCADE,
+    slice_id uuid NOT NULL,
     index integer NOT NULL CHECK (index >= 0),
     node_id integer NOT NULL,
     reason text NOT NULL CHECK (octet_length(reason) <= 1000),
     noted_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (slice_id, index)
 );
-COMMENT ON TABLE damage IS 'Fragments that are corrupt or missing where slice.nodes says they are. A row whose node_id is no longer there counts for nothing.';
+COMMENT ON TABLE damage IS 'Fragments that are corrupt or missing where their slice, live or in the trash, says they are. A row whose node_id is no longer there counts for nothing.';
 
 CREATE TABLE node_scrub (
     node_id integer PRIMARY KEY REFERENCES node (id) ON DELETE CASCADE,
@@ -211,19 +212,27 @@ AS $$
 $$;
 REVOKE ALL ON FUNCTION lost_nodes FROM PUBLIC;
 
--- Slices with a lost fragment: on one of lost_nodes, or damaged. lost: which, as fragment indexes from 0.
+-- Slices with a lost fragment: on one of lost_nodes, or damaged. lost: which, as fragment indexes from 0. trashed:
+-- its file is in the trash and can be undeleted; once its end has begun there is nothing to save.
 CREATE FUNCTION hurt_slices(p_silence double precision, p_stopped boolean) RETURNS TABLE (
-    id uuid, file_id uuid, ordinal integer, size bigint, digest bytea, nodes integer[], lost integer[]
+    id uuid, file_id uuid, ordinal integer, size bigint, digest bytea, nodes integer[], lost integer[], trashed boolean
 )
 LANGUAGE sql STABLE
 AS $$
     WITH gone AS MATERIALIZED (
         SELECT lost_nodes(p_silence, p_stopped) AS nodes
     ), suspect AS (
-        SELECT slice.* FROM slice WHERE slice.nodes && (SELECT gone.nodes FROM gone)
+        SELECT slice.*, false AS trashed FROM slice WHERE slice.nodes && (SELECT gone.nodes FROM gone)
         UNION
-        SELECT slice.* FROM damage JOIN slice ON slice.id = damage.slice_id
+        SELECT slice.*, false FROM damage JOIN slice ON slice.id = damage.slice_id
             AND slice.nodes[damage.index + 1] = damage.node_id
+        UNION
+        SELECT slice.*, true FROM trash_slice AS slice JOIN trash ON trash.id = slice.file_id
+            WHERE slice.nodes && (SELECT gone.nodes FROM gone) AND trash.purge_at IS NULL
+        UNION
+        SELECT slice.*, true FROM damage JOIN trash_slice AS slice ON slice.id = damage.slice_id
+            AND slice.nodes[damage.index + 1] = damage.node_id JOIN trash ON trash.id = slice.file_id
+            WHERE trash.purge_at IS NULL
     )
     SELECT suspect.id, suspect.file_id, suspect.ordinal, suspect.size, suspect.digest, suspect.nodes, ARRAY(
         SELECT (at.place - 1)::integer FROM unnest(suspect.nodes) WITH ORDINALITY AS at (node, place)
@@ -231,7 +240,7 @@ AS $$
             SELECT FROM damage WHERE slice_id = suspect.id AND index = at.place - 1 AND node_id = at.node
         )
         ORDER BY at.place
-    ) FROM suspect
+    ), suspect.trashed FROM suspect
 $$;
 REVOKE ALL ON FUNCTION hurt_slices FROM PUBLIC;
 

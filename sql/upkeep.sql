@@ -1,19 +1,32 @@
 -- The statements of distfs/meta_upkeep.py, by name; the rules of queries.sql hold here too.
 
 -- name: work_to_repair
--- Slices with a fragment that is lost, those with the fewest fragments above k first, then the oldest. Those with
--- fewer than k come last: there is little to be done for them, and nothing that waits for it gets safer.
-SELECT f.id, f.name, f.content_type, f.k, f.m, f.block_size, s.id, s.ordinal, s.size, s.digest, s.nodes, s.lost,
-    cardinality(s.nodes) - cardinality(s.lost) - f.k AS redundancy_left
-FROM hurt_slices(:repair_delay, false) AS s JOIN file AS f ON f.id = s.file_id
-ORDER BY cardinality(s.nodes) - cardinality(s.lost) < f.k, redundancy_left, f.created_at, s.id LIMIT :limit;
+-- Slices with a fragment that is lost, those with the fewest fragments above k first, then the oldest. After those
+-- of files that can be read come those in the trash. Those with fewer than k come last: there is little to be done
+-- for them, and nothing that waits for it gets safer.
+WITH hurt AS (
+    SELECT s.*, coalesce(f.name, t.name) AS name, coalesce(f.content_type, t.content_type) AS content_type,
+        coalesce(f.k, t.k) AS k, coalesce(f.m, t.m) AS m, coalesce(f.block_size, t.block_size) AS block_size,
+        coalesce(f.created_at, t.created_at) AS created_at
+    FROM hurt_slices(:repair_delay, false) AS s
+    LEFT JOIN file AS f ON f.id = s.file_id AND NOT s.trashed
+    LEFT JOIN trash AS t ON t.id = s.file_id AND s.trashed
+)
+SELECT file_id, name, content_type, k, m, block_size, id, ordinal, size, digest, nodes, lost,
+    cardinality(nodes) - cardinality(lost) - k AS redundancy_left, trashed
+FROM hurt
+ORDER BY cardinality(nodes) - cardinality(lost) < k, trashed, redundancy_left, created_at, id LIMIT :limit;
 
 -- name: backlog
--- Slices that repair would take up now, the fragments to make, and their bytes.
+-- Slices that repair would take up now, the fragments to make, and their bytes. What is in the trash and cannot be
+-- made anew is left out: nobody is to wait for it, or to delete it once more.
 SELECT count(*), coalesce(sum(cardinality(s.lost)), 0)::bigint,
     coalesce(sum(cardinality(s.lost) * ((s.size + f.k - 1) / f.k)), 0)::bigint,
     count(*) FILTER (WHERE cardinality(s.nodes) - cardinality(s.lost) < f.k)
-FROM hurt_slices(:repair_delay, false) AS s JOIN file AS f ON f.id = s.file_id;
+FROM hurt_slices(:repair_delay, false) AS s
+JOIN (SELECT id, k, false AS trashed FROM file UNION ALL SELECT id, k, true FROM trash) AS f
+    ON f.id = s.file_id AND f.trashed = s.trashed
+WHERE NOT (s.trashed AND cardinality(s.nodes) - cardinality(s.lost) < f.k);
 
 -- name: move_fragment
 -- Compare-and-set of one position, wherever the slice is now. The new node must be known, and keep no other
@@ -31,7 +44,8 @@ WITH target AS (
         AND (CAST(:old AS integer) = :new OR :new <> ALL (nodes))
     RETURNING id
 ), healed AS (
-    DELETE FROM damage USING moved WHERE damage.slice_id = moved.id AND damage.index = :index
+    DELETE FROM damage USING (SELECT id FROM moved UNION ALL SELECT id FROM trash_moved) AS either
+    WHERE damage.slice_id = either.id AND damage.index = :index
 )
 SELECT id FROM moved UNION ALL SELECT id FROM trash_moved;
 
@@ -41,9 +55,17 @@ UNION ALL
 SELECT id FROM trash_slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :new;
 
 -- name: note_damage
--- The slice is locked before it is noted, so that one deleted or moved meanwhile is left alone.
-WITH kept AS (
+-- The slice is locked before it is noted, so that one deleted or moved meanwhile is left alone. In the trash the
+-- file is locked: its row is the first that undeleting and its end take, and after its end has begun nothing may be
+-- noted that nobody would clear away.
+WITH live AS (
     SELECT id FROM slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :node FOR NO KEY UPDATE
+), trashed AS (
+    SELECT s.id FROM trash_slice AS s JOIN trash ON trash.id = s.file_id
+    WHERE s.id = :slice AND s.nodes[CAST(:index AS integer) + 1] = :node AND trash.purge_at IS NULL
+    FOR SHARE OF trash
+), kept AS (
+    SELECT id FROM live UNION ALL SELECT id FROM trashed
 )
 INSERT INTO damage (slice_id, index, node_id, reason)
 SELECT kept.id, :index, :node, :reason FROM kept
@@ -52,11 +74,12 @@ ON CONFLICT (slice_id, index) DO UPDATE SET node_id = excluded.node_id, reason =
 RETURNING slice_id;
 
 -- name: is_damage
-SELECT slice_id FROM damage JOIN slice ON slice.id = damage.slice_id
-    AND slice.nodes[damage.index + 1] = damage.node_id
-WHERE slice_id = :slice AND index = :index AND node_id = :node;
+SELECT slice_id FROM damage LEFT JOIN slice AS s ON s.id = slice_id LEFT JOIN trash_slice AS t ON t.id = slice_id
+WHERE slice_id = :slice AND index = :index AND node_id = :node
+    AND node_id IN (s.nodes[index + 1], t.nodes[index + 1]);
 
 -- name: damage_count
+-- Of files that can be read.
 SELECT count(*) FROM damage JOIN slice ON slice.id = damage.slice_id
     AND slice.nodes[damage.index + 1] = damage.node_id;
 
@@ -107,6 +130,47 @@ WHERE t.purge_at IS NULL AND kept.nodes[kept.index + 1] IS NOT NULL AND CAST(:no
         SELECT FROM damage WHERE damage.slice_id = kept.id AND damage.index = kept.index
             AND damage.node_id = kept.nodes[kept.index + 1]
     ));
+
+-- name: is_kept
+-- Like wanted, but for one fragment, and false once the end of its file has begun: it may be gone at any moment.
+SELECT id FROM slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :node
+UNION ALL
+SELECT s.id FROM trash_slice AS s JOIN trash ON trash.id = s.file_id
+WHERE s.id = :slice AND s.nodes[CAST(:index AS integer) + 1] = :node AND trash.purge_at IS NULL;
+
+-- name: short_files
+-- Files, also those that can be undeleted, of which slices have fewer than k fragments when those on :nodes, those
+-- named by :slices and :indexes, and those that are damaged do not count; and how many such slices each has.
+WITH bad AS (
+    SELECT asked.slice_id, array_agg(asked.index) AS indexes
+    FROM unnest(CAST(:slices AS uuid[]), CAST(:indexes AS integer[])) AS asked (slice_id, index) GROUP BY 1
+), suspect AS (
+    SELECT id, file_id, nodes, false AS trashed FROM slice WHERE nodes && CAST(:nodes AS integer[])
+    UNION
+    SELECT id, file_id, nodes, false FROM slice WHERE id = ANY(CAST(:slices AS uuid[]))
+    UNION
+    SELECT id, file_id, nodes, false FROM damage JOIN slice ON slice.id = damage.slice_id
+    UNION
+    SELECT id, file_id, nodes, true FROM trash_slice WHERE nodes && CAST(:nodes AS integer[])
+    UNION
+    SELECT id, file_id, nodes, true FROM trash_slice WHERE id = ANY(CAST(:slices AS uuid[]))
+    UNION
+    SELECT id, file_id, nodes, true FROM damage JOIN trash_slice ON trash_slice.id = damage.slice_id
+)
+SELECT f.id, f.name, f.trashed, count(*) FROM suspect AS s
+JOIN (
+    SELECT id, name, k, created_at, false AS trashed FROM file
+    UNION ALL
+    SELECT id, name, k, created_at, true FROM trash WHERE purge_at IS NULL
+) AS f ON f.id = s.file_id AND f.trashed = s.trashed
+LEFT JOIN bad ON bad.slice_id = s.id
+WHERE f.k > (
+    SELECT count(*) FROM unnest(s.nodes) WITH ORDINALITY AS at (node, place)
+    WHERE at.node <> ALL (CAST(:nodes AS integer[])) AND at.place - 1 <> ALL (coalesce(bad.indexes, '{}')) AND NOT EXISTS (
+        SELECT FROM damage WHERE slice_id = s.id AND index = at.place - 1 AND node_id = at.node
+    )
+)
+GROUP BY f.id, f.name, f.trashed, f.created_at ORDER BY f.trashed, f.created_at, f.id;
 
 -- name: fragments_on
 -- Slices of which the node keeps a fragment, in id order, also those in the trash.
@@ -162,7 +226,13 @@ SELECT id, (
 FROM marked ORDER BY deleted_at, id;
 
 -- name: drop_trash
-DELETE FROM trash WHERE id = :id AND purge_at IS NOT NULL RETURNING id;
+WITH dropped AS (
+    DELETE FROM trash WHERE id = :id AND purge_at IS NOT NULL RETURNING id
+), forgotten AS (
+    DELETE FROM damage USING dropped JOIN trash_slice ON trash_slice.file_id = dropped.id
+    WHERE damage.slice_id = trash_slice.id
+)
+SELECT id FROM dropped;
 
 -- name: is_dropped
 SELECT CAST(:id AS uuid) WHERE NOT EXISTS (SELECT FROM trash WHERE id = :id);
@@ -180,7 +250,7 @@ WHERE stopped OR heartbeat_at < now() - make_interval(secs => :down_after) RETUR
 -- name: status
 WITH judged AS MATERIALIZED (
     SELECT f.m, cardinality(s.nodes) - cardinality(s.lost) - f.k AS redundancy_left
-    FROM hurt_slices(:down_after, true) AS s JOIN file AS f ON f.id = s.file_id
+    FROM hurt_slices(:down_after, true) AS s JOIN file AS f ON f.id = s.file_id WHERE NOT s.trashed
 ), counted AS (
     SELECT f.m AS redundancy_left, count(*) AS slices
         FROM slice AS s JOIN file AS f ON f.id = s.file_id GROUP BY f.m
@@ -218,7 +288,9 @@ SELECT woken_at FROM worker WHERE name = :name;
 -- name: unknown_nodes
 SELECT issued.id FROM generate_series(1, (SELECT last_value::integer FROM node_id_seq)) AS issued (id)
 WHERE NOT EXISTS (SELECT FROM node WHERE node.id = issued.id)
-    AND EXISTS (SELECT FROM slice WHERE slice.nodes @> ARRAY[issued.id]) ORDER BY issued.id;
+    AND (EXISTS (SELECT FROM slice WHERE slice.nodes @> ARRAY[issued.id])
+        OR EXISTS (SELECT FROM trash_slice WHERE trash_slice.nodes @> ARRAY[issued.id]))
+ORDER BY issued.id;
 
 -- name: scrub_states
 SELECT node.id, coalesce(cursor, ''), coalesce(checked, 0), coalesce(bad, 0),

@@ -13,7 +13,7 @@ from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
 from distfs.errors import ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
-from distfs.upkeep_model import MoveTask
+from distfs.upkeep_model import MoveTask, ShortFile
 
 #: Nodes that are asked at the same time.
 _AT_ONCE = 16
@@ -40,6 +40,7 @@ class Findings:
     nodes: list[NodeFindings] = field(default_factory=list)
     unkept: list[Finding] = field(default_factory=list)  # kept by nobody, or by a node nobody knows
     not_asked: list[NotAsked] = field(default_factory=list)
+    unreadable: list[ShortFile] = field(default_factory=list)  # of what was found on the nodes that answered
     noted: int = 0
 
     @property
@@ -67,16 +68,25 @@ class Findings:
         """What is wrong for certain weighs more than what could not be told."""
         if self.missing or self.corrupt:
             return NOT_ALL_THERE
-        return NOT_TOLD if any(left_out.fragments for left_out in self.not_asked) else ALL_THERE
+        if any(left_out.fragments for left_out in self.not_asked):
+            return NOT_TOLD
+        return NOT_ALL_THERE if self.unreadable else ALL_THERE
 
 
 def fsck(operator: Operator, *, deep: bool, note: bool, as_json: bool) -> int:
-    """-> 0: every fragment is where it belongs; 1: some are missing or corrupt; 2: it could not be told of all."""
+    """-> 0: every fragment is where it belongs; 1: some are missing or corrupt; 2: it could not be told of all.
+
+    Deleted files count as long as they can be undeleted.
+    """
     nodes = operator.nodes()
     findings = Findings()
-    for node in (0, *operator.db.unknown_nodes(operator.deadline())):
+    nobody = [0, *operator.db.unknown_nodes(operator.deadline())]
+    for node in nobody:
         findings.unkept.extend(_unkept(operator, node))
     _Walks(operator, nodes, findings, deep=deep).run()
+    silent = [left_out.node.id for left_out in findings.not_asked]
+    bad = [finding.fragment for finding in (*findings.missing, *findings.corrupt)]
+    findings.unreadable = operator.db.short_files([*nobody, *silent], bad, operator.deadline())
     if note:
         _note(operator, findings)
     print(json.dumps(_entry(findings, deep), indent=2) if as_json else _text(findings, deep))
@@ -125,7 +135,8 @@ def _unkept(operator: Operator, node: int) -> Iterator[Finding]:
     after = None
     while page := operator.db.slices_on(node, after, _PAGE, operator.deadline()):
         for task in page:
-            if not task.trashed:
+            # The rows of a file whose end has begun may stay for a while; nobody misses anything of it.
+            if not task.trashed or operator.db.is_kept(task.fragment, node, operator.deadline()):
                 yield from _places(task, node, reason)
         after = page[-1].piece.id
 
@@ -133,7 +144,7 @@ def _unkept(operator: Operator, node: int) -> Iterator[Finding]:
 def _places(task: MoveTask, node: int, reason: str) -> Iterator[Finding]:
     for index, holder in enumerate(task.piece.nodes):
         if holder == node:
-            yield Finding(FragmentId(task.piece.id, index), node, reason, task.file, task.name)
+            yield Finding.of(task, FragmentId(task.piece.id, index), node, reason)
 
 
 def _note(operator: Operator, findings: Findings) -> None:
@@ -165,6 +176,7 @@ def _text(findings: Findings, deep: bool) -> str:
             f"cannot be told: {counted(left_out.fragments, 'fragment')} on node {node.id} ({node.address}{silent}): "
             f"{left_out.reason}"
         )
+    lines += _unreadable(findings)
     if findings.noted:
         lines.append(f"noted {counted(findings.noted, 'fragment')} for repair")
     if findings.exit_code == ALL_THERE:
@@ -178,10 +190,25 @@ def _lines(kind: str, findings: Sequence[Finding]) -> list[str]:
     lines = [f"{kind}: {counted(len(findings), 'fragment')}"]
     for finding in findings[:_SHOWN]:
         where = f" on node {finding.node}" if finding.node else ""
-        of = f" of file {finding.file} ({finding.name})" if finding.file else ""
+        kind_of_file = "deleted file" if finding.deleted else "file"
+        of = f" of {kind_of_file} {finding.file} ({finding.name})" if finding.file else ""
         lines.append(f"  {finding.fragment}{where}{of}: {finding.reason}")
     if len(findings) > _SHOWN:
         lines.append(f"  and {len(findings) - _SHOWN:,} more: --json has them all")
+    return lines
+
+
+def _unreadable(findings: Findings) -> list[str]:
+    """The files that are lost, or will be unless the nodes that did not answer come back."""
+    files = findings.unreadable
+    if not files:
+        return []
+    lines = [f"unreadable: {counted(len(files), 'file')} with too few fragments on the nodes that answer"]
+    for file in files[:_SHOWN]:
+        kind = "deleted file" if file.trashed else "file"
+        lines.append(f"  {kind} {file.id} ({file.name}): {counted(file.slices, 'slice')}")
+    if len(files) > _SHOWN:
+        lines.append(f"  and {len(files) - _SHOWN:,} more: --json has them all")
     return lines
 
 
@@ -203,6 +230,10 @@ def _entry(findings: Findings, deep: bool) -> dict[str, object]:
             }
             for left_out in findings.not_asked
         ],
+        "unreadable": [
+            {"file": str(file.id), "name": file.name, "deleted": file.trashed, "slices": file.slices}
+            for file in findings.unreadable
+        ],
         "noted": findings.noted,
         "exit_code": findings.exit_code,
     }
@@ -215,5 +246,6 @@ def _fragment(finding: Finding) -> dict[str, object]:
         "node": finding.node,
         "file": str(finding.file) if finding.file else None,
         "name": finding.name,
+        "deleted": finding.deleted,
         "reason": finding.reason,
     }

@@ -31,6 +31,12 @@ class Finding:
     reason: str
     file: UUID | None = None
     name: str = ""
+    deleted: bool = False  # the file is in the trash, and can be undeleted
+
+    @classmethod
+    def of(cls, task: MoveTask, fragment: FragmentId, node: int, reason: str) -> Finding:
+        """About a fragment of the slice of ``task``."""
+        return cls(fragment, node, reason, task.file, task.name, task.trashed)
 
 
 @dataclass
@@ -38,7 +44,7 @@ class NodeFindings:
     """What the walk over one node found."""
 
     node: Node
-    checked: int = 0  # fragments a file needs that were looked at
+    checked: int = 0  # fragments a file needs, in the trash or not, that were looked at
     missing: list[Finding] = field(default_factory=list)
     corrupt: list[Finding] = field(default_factory=list)
     unknown: list[Finding] = field(default_factory=list)  # kept by the node and needed by nobody
@@ -107,9 +113,7 @@ class NodeCheck:
     # --- one fragment -----------------------------------------------------------------------------------
 
     def _check(self, task: MoveTask, *, listed: bool) -> None:
-        """A fragment that is to be there. One of a deleted file may be on its way out at this moment."""
-        if task.trashed:
-            return
+        """A fragment that is to be there: also a deleted file's, which can be undeleted."""
         self._found.checked += 1
         self._advanced(1)
         if not listed:
@@ -151,9 +155,9 @@ class NodeCheck:
         self._missing.clear()
 
     def _report(self, findings: list[Finding], task: MoveTask, reason: str) -> None:
-        """Unless MetaDB now says that the fragment is elsewhere, or not needed any more."""
-        if self._wanted([task.fragment])[task.fragment]:
-            findings.append(Finding(task.fragment, self._node, reason, task.file, task.name))
+        """Unless MetaDB now says that the fragment is elsewhere, or not needed any more, or on its way out."""
+        if self._operator.db.is_kept(task.fragment, self._node, self._operator.deadline()):
+            findings.append(Finding.of(task, task.fragment, self._node, reason))
 
     def _suspect_surplus(self, listed: Listed) -> None:
         self._surplus.append(listed)

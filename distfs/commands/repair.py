@@ -44,7 +44,7 @@ def _report_lost(operator: Operator, delay: float) -> bool:
     if not count:
         return False
     tasks = operator.db.work_to_repair(delay, 100, operator.deadline())
-    files = dict.fromkeys(task.file for task in tasks if task.redundancy_left < 0)
+    files = dict.fromkeys(task.file for task in tasks if task.redundancy_left < 0 and not task.trashed)
     named = ", ".join(map(str, list(files)[:_NAMED_FILES])) + (
         " and others" if len(files) > _NAMED_FILES else ""
     )

@@ -24,8 +24,9 @@ _LEAST_THRESHOLD = 0.01
 
 
 def by_risk(tasks: Iterable[RepairTask]) -> list[RepairTask]:
-    """Those that one loss more would destroy first; those that are beyond repair now, last. Else as they came."""
-    return sorted(tasks, key=lambda task: (task.redundancy_left < 0, task.redundancy_left))
+    """Those that one loss more would destroy first; those in the trash after those that can be read; those that are
+    beyond repair now, last. Else as they came."""
+    return sorted(tasks, key=lambda task: (task.redundancy_left < 0, task.trashed, task.redundancy_left))
 
 
 def choose_target(

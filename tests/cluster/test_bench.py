@@ -129,6 +129,27 @@ def test_repair_is_measured_beside_the_disk(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
+def test_decisions_on_a_large_cluster_are_timed(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "decisions", "--slices", "3000", "--runs", "2") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "30 nodes in 5 zones, 4+2" in output
+    figures = saved(tmp_path)["results"]["decisions"]
+    assert [(one["name"], one["count"]) for one in figures] == [
+        ("order of repair", 3000),
+        ("plan of a rebalancing", 3000),
+        ("targets of repair", 300),
+        ("placement of new slices", 300),
+    ]
+    assert [len(one["seconds"]) for one in figures] == [2, 2, 1, 1]
+    assert all(min(one["seconds"]) > 0 for one in figures)
+    outcomes = {one["name"]: one["outcome"] for one in figures}
+    assert outcomes["order of repair"] == "begins at redundancy 0"
+    assert outcomes["targets of repair"] == "300 found"
+    assert outcomes["placement of new slices"] == "1,800 fragments"
+    assert int(outcomes["plan of a rebalancing"].split()[0].replace(",", "")) > 100
+
+
 def test_ctrl_c_stops_and_removes_everything(tmp_path: Path) -> None:
     with bench(tmp_path, "--only", "memory", "--memory-mb", "2000") as process:
         deadline = time.monotonic() + PATIENCE_S

@@ -5,7 +5,10 @@ from __future__ import annotations
 import http.client
 import os
 import random
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -13,10 +16,12 @@ from uuid import UUID
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
+from distfs.embedded_postgres import EmbeddedPostgres, processes_in
+from distfs.meta_url import MetaURL
 from distfs.model import File
 from tests.cluster.harness import Answer, Cluster, MakeCluster, Process, wait_until
 from tests.faults.dying import STEPS
+from tests.integration.meta_proxy import Cut, Proxy
 
 SMALL_SLICES = {"storage": {"block_size": "64KiB", "slice_size": "256KiB", "window": "1MiB"}}
 DATA = random.Random(7).randbytes(1_000_003)  # four slices
@@ -141,3 +146,66 @@ def test_metadb_killed_during_an_upload_leaves_no_partial_file(
         assert [str(file.id) for file in files(cluster)] == [kept]
         assert cluster.download(kept) == DATA
         assert cluster.download(cluster.upload(DATA)) == DATA
+
+
+@pytest.mark.parametrize("returns", [True, False], ids=["returns", "stays-away"])
+@pytest.mark.parametrize("where", Cut, ids=["before-commit", "after-commit"])
+def test_metadb_killed_around_the_commit_of_an_upload_leaves_all_of_the_file_or_none(
+    own_postgres: EmbeddedPostgres, tmp_path: Path, where: Cut, returns: bool
+) -> None:
+    """kill -9 of all of PostgreSQL when the commit has been sent and not begun, or is done and not answered."""
+    with proxied(own_postgres) as (proxy, url), Cluster(tmp_path / "c", url, config=SMALL_SLICES) as cluster:
+        kept = cluster.upload(b"from before")
+
+        def kill() -> None:
+            kill_all(own_postgres)
+            if returns:
+                own_postgres.ensure_running()
+
+        proxy.cut("the-one", where, then=kill)
+        answer = cluster.request("PUT", "/upload/the-one", DATA)
+        assert proxy.has_cut
+        if returns:  # the same statement was run again, and did it, or found it done
+            assert answer.status == 201, answer.text
+        else:
+            assert answer.status == 503
+            assert "MetaDB" in answer.text
+            own_postgres.ensure_running()
+            cluster.wait_ready()
+        others = [file for file in files(cluster) if file.id != UUID(kept)]
+        assert len(others) == (1 if returns or where is Cut.AFTER else 0)
+        for file in others:
+            assert cluster.download(str(file.id)) == DATA
+        assert cluster.download(kept) == b"from before"
+        assert cluster.download(cluster.upload(DATA)) == DATA
+
+
+def test_metadb_killed_once_an_upload_was_acknowledged_has_the_file(
+    own_postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster", own_postgres.url, config=SMALL_SLICES) as cluster:
+        uuid = cluster.upload(DATA)
+        kill_all(own_postgres)
+        own_postgres.ensure_running()
+        cluster.wait_ready()
+        assert cluster.download(uuid) == DATA
+
+
+@contextmanager
+def proxied(server: EmbeddedPostgres) -> Iterator[tuple[Proxy, str]]:
+    """A proxy before a server, and MetaDB's URL through it."""
+    parsed = MetaURL.parse(server.url)
+    path = parsed.hosts[0].socket_path
+    assert path is not None
+    proxy = Proxy(path)
+    try:
+        yield proxy, f"postgresql://{parsed.user}@127.0.0.1:{proxy.port}/{parsed.database}"
+    finally:
+        proxy.close()
+
+
+def kill_all(server: EmbeddedPostgres) -> None:
+    for pid in list(processes_in(server.data)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(partial(is_gone, server), "PostgreSQL is gone")

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+from collections.abc import Callable
 from enum import Enum
 
 
@@ -24,6 +25,7 @@ class Proxy:
         self._tls = tls
         self._needle: bytes | None = None
         self._cut = Cut.BEFORE
+        self._then: Callable[[], None] = lambda: None
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self.refuses = False  # new connections are closed at once
@@ -33,9 +35,19 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._start(self._accept)
 
-    def cut(self, needle: str, where: Cut, refuse_afterwards: bool = False) -> None:
-        """Cut the next connection on which the client sends ``needle``."""
-        self._cut, self.refuses_after_cut = where, refuse_afterwards
+    def cut(
+        self,
+        needle: str,
+        where: Cut,
+        refuse_afterwards: bool = False,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Cut the next connection on which the client sends ``needle``.
+
+        ``then`` is called first, while the client still waits: nothing of that message has reached the server, or
+        all that follows from it is done.
+        """
+        self._cut, self.refuses_after_cut, self._then = where, refuse_afterwards, then
         self._needle = needle.encode()
 
     @property
@@ -97,6 +109,7 @@ class Proxy:
                     self._needle = None
                     self.refuses = self.refuses_after_cut
                     if self._cut is Cut.BEFORE:
+                        self._then()
                         break
                     swallow.set()
                 server.sendall(data)
@@ -109,6 +122,7 @@ class Proxy:
                 if not swallow.is_set():
                     client.sendall(data)
                 elif (answer := answer + data).endswith(_READY_FOR_QUERY):
+                    self._then()
                     break  # the statement is committed; nobody will hear of it
         self._end(client)
 

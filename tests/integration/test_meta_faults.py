@@ -16,7 +16,7 @@ import pytest
 from distfs.config import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.embedded_postgres import EmbeddedPostgres, processes_in
-from distfs.errors import NotFound, OutcomeUnknown, TooSlow, Unavailable
+from distfs.errors import ConfigError, DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
 from distfs.meta import MetaDB
 from distfs.meta_link import Link
 from distfs.meta_url import MetaURL
@@ -94,6 +94,51 @@ def test_a_commit_that_cannot_be_settled_says_that_it_is_unknown(
     assert [f.id for f in meta.list_files(None, 10, soon())] == ([file.id] if where is Cut.AFTER else [])
     proxy.refuses = False
     assert through.commit_files([file], soon()) == [meta.file(file.id, soon())]
+
+
+#: Fails where a file is inserted that is there already: the second try, after the first was lost and did it.
+_FAIL_AGAIN = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF EXISTS (SELECT FROM file WHERE id = NEW.id) THEN RAISE EXCEPTION 'no more' USING ERRCODE = '{code}'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER fail BEFORE INSERT ON file FOR EACH ROW EXECUTE FUNCTION fail();
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "alone"),
+    [("XX001", DistfsError), ("DF001", Refused), ("42501", ConfigError), ("57014", TooSlow)],
+)
+def test_a_commit_whose_second_try_fails_for_good_is_still_unknown(
+    meta: MetaDB, through: MetaDB, proxy: Proxy, metadb_url: str, code: str, alone: type[DistfsError]
+) -> None:
+    """Whatever the second try says, the first may have happened: the fragments must stay."""
+    file = new_file()
+    run_sql(metadb_url, _FAIL_AGAIN.format(code=code))
+    proxy.cut(str(file.id), Cut.AFTER)
+    with pytest.raises(OutcomeUnknown):
+        through.commit_files([file], soon())
+    assert meta.file(file.id, soon()).slices == file.slices
+    with pytest.raises(alone) as caught:  # without a lost try the error is certain
+        through.commit_files([file], soon())
+    assert not isinstance(caught.value, OutcomeUnknown)
+
+
+def test_a_commit_that_cannot_be_confirmed_is_unknown(
+    meta: MetaDB, through: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try finds the file there, and then MetaDB cannot say when it was committed."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise DistfsError("MetaDB: invalid page in block 7 (SQLSTATE XX001)")
+
+    file = new_file()
+    monkeypatch.setattr(through, "read", fails)
+    proxy.cut(str(file.id), Cut.AFTER)
+    with pytest.raises(OutcomeUnknown, match="invalid page"):
+        through.commit_files([file], soon())
+    assert meta.file(file.id, soon()).slices == file.slices
 
 
 @pytest.mark.parametrize("where", Cut)

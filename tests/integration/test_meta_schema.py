@@ -109,6 +109,22 @@ def test_a_metadb_of_a_newer_distfs_is_refused(meta: MetaDB, metadb_url: str) ->
         meta.migrate()
 
 
+def test_a_server_that_is_too_old_is_refused_before_anything_is_done() -> None:
+    class Old:
+        """A connection to PostgreSQL 13, of which there is none here."""
+
+        def run(self, sql: str, **_: object) -> list[list[object]]:
+            assert "server_version" in sql, f"{sql} was run on it"
+            return [[130014, "13.14 (Debian 13.14-1)"]]
+
+    with pytest.raises(ConfigError) as caught:
+        meta_schema.apply_migrations(Old())
+    assert str(caught.value) == (
+        "MetaDB is PostgreSQL 13.14 (Debian 13.14-1); distfs needs 14 or later: upgrade it, or name another server "
+        "in metadb.url"
+    )
+
+
 def test_a_metadb_that_was_not_migrated_says_what_to_do(make_database: Callable[[str], str]) -> None:
     meta = MetaDB(MetaDBConfig(url=make_database("template1")))
     for call in (meta.ping, meta.cluster_id, meta.nodes):

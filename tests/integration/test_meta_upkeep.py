@@ -10,6 +10,7 @@ import pytest
 from distfs.meta import MetaDB
 from distfs.meta_upkeep import UpkeepDB
 from distfs.model import Policy
+from distfs.upkeep.decisions import by_risk
 from distfs.upkeep_model import RepairTask
 from tests.integration.meta_examples import placed, register, report, silence_node, soon
 from tests.postgres import run_sql
@@ -117,14 +118,35 @@ def test_giving_silent_nodes_up_spares_the_delay_until_they_speak(
     assert lost(upkeep) == {}
 
 
-def test_a_file_in_the_trash_is_not_repaired(upkeep: UpkeepDB, meta: MetaDB) -> None:
+def test_a_file_in_the_trash_is_repaired_until_its_end_has_begun(upkeep: UpkeepDB, meta: MetaDB) -> None:
+    """It can be undeleted, and must then be as safe as it was."""
     register(meta, 2)
     file = placed((1, 0))
     meta.commit_files([file], soon())
     meta.delete_file(file.id, soon())
-    assert lost(upkeep) == {}
-    meta.undelete_file(file.id, soon())
-    assert len(lost(upkeep)) == 1
+    [task] = upkeep.work_to_repair(DELAY, 10, soon())
+    assert task == RepairTask(
+        file.id, "a.bin", "text/plain", Policy(1, 1), 1 << 20, file.slices[0], (1,), 0, trashed=True
+    )
+    backlog = upkeep.backlog(DELAY, soon())
+    assert (backlog.slices, backlog.fragments, backlog.hopeless) == (1, 1, 0)
+    upkeep.expired_trash(0, 10, soon())
+    assert (lost(upkeep), upkeep.backlog(DELAY, soon()).slices) == ({}, 0)
+
+
+def test_a_file_in_the_trash_that_is_lost_holds_nobody_up(
+    upkeep: UpkeepDB, meta: MetaDB, metadb_url: str
+) -> None:
+    """Nobody has to delete it to be rid of it; repair still looks whether its fragments came back."""
+    register(meta, 2)
+    file = placed((1, 2))
+    meta.commit_files([file], soon())
+    meta.delete_file(file.id, soon())
+    for node in (1, 2):
+        silence_node(metadb_url, node, 700)
+    assert lost(upkeep) == {file.slices[0].id: (0, 1)}
+    backlog = upkeep.backlog(DELAY, soon())
+    assert (backlog.slices, backlog.fragments, backlog.bytes, backlog.hopeless) == (0, 0, 0, 0)
 
 
 # --- in which order -----------------------------------------------------------------------------------
@@ -149,6 +171,24 @@ def test_the_slice_nearest_to_its_end_comes_first_then_the_oldest(
     assert [task.redundancy_left for task in tasks] == [0, 0, 0, 2, -1]
     assert [task.file for task in tasks] == [old.id, young.id, young.id, mild.id, doomed.id]
     assert upkeep.work_to_repair(DELAY, 2, soon()) == tasks[:2]
+
+
+def test_what_is_in_the_trash_comes_after_what_can_be_read_and_before_what_is_beyond_repair(
+    upkeep: UpkeepDB, meta: MetaDB, metadb_url: str
+) -> None:
+    register(meta, 6)
+    mild = placed((1, 2, 3, 0), policy=Policy(2, 2))  # 1 left
+    deleted = placed((1, 0))  # 0 left
+    doomed, doomed_and_deleted = placed((1, 2)), placed((1, 2))
+    meta.commit_files([deleted, doomed, doomed_and_deleted, mild], soon())
+    for file in (deleted, doomed_and_deleted):
+        meta.delete_file(file.id, soon())
+    for table, file in (("slice", doomed), ("trash_slice", doomed_and_deleted)):
+        sql = f"UPDATE {table} SET nodes = '{{0,0}}' WHERE file_id = :id"  # noqa: S608 - a table of our own
+        run_sql(metadb_url, sql, id=file.id)
+    tasks = upkeep.work_to_repair(DELAY, 10, soon())
+    assert [task.file for task in tasks] == [mild.id, deleted.id, doomed.id, doomed_and_deleted.id]
+    assert by_risk(reversed(tasks)) == tasks
 
 
 def test_two_silent_nodes_put_what_was_on_both_first(upkeep: UpkeepDB, meta: MetaDB, metadb_url: str) -> None:
@@ -210,13 +250,41 @@ def test_damage_of_what_is_elsewhere_or_gone_is_not_noted(upkeep: UpkeepDB, meta
     assert upkeep.damage_count(soon()) == 0
 
 
-def test_damage_goes_with_its_file(upkeep: UpkeepDB, meta: MetaDB, metadb_url: str) -> None:
+def test_damage_is_remembered_in_the_trash_and_goes_when_its_file_is_gone_for_good(
+    upkeep: UpkeepDB, meta: MetaDB, metadb_url: str
+) -> None:
+    register(meta, 2)
+    file, other = placed((1, 2), (2, 1)), placed((1, 2))
+    meta.commit_files([file, other], soon())
+    for piece in (*file.slices, *other.slices):
+        upkeep.note_damage(piece.id, 0, piece.nodes[0], "gone", soon())
+    before = upkeep.health(file.id, soon())
+    meta.delete_file(file.id, soon())
+    assert upkeep.damage_count(soon()) == 1, "what nobody can read is not counted"
+    meta.undelete_file(file.id, soon())
+    assert upkeep.health(file.id, soon()) == before
+    assert upkeep.damage_count(soon()) == 3
+    meta.delete_file(file.id, soon())
+    upkeep.expired_trash(0, 10, soon())
+    assert upkeep.drop_trash(file.id, soon())
+    assert run_sql(metadb_url, "SELECT slice_id FROM damage") == [[other.slices[0].id]]
+
+
+def test_damage_of_a_file_in_the_trash_is_noted_until_its_end_has_begun(
+    upkeep: UpkeepDB, meta: MetaDB, metadb_url: str
+) -> None:
     register(meta, 2)
     file = placed((1, 2))
     meta.commit_files([file], soon())
-    upkeep.note_damage(file.slices[0].id, 0, 1, "gone", soon())
     meta.delete_file(file.id, soon())
-    assert upkeep.damage_count(soon()) == 0
+    piece = file.slices[0].id
+    assert not upkeep.note_damage(piece, 0, 2, "elsewhere", soon())
+    assert upkeep.note_damage(piece, 0, 1, "gone", soon())
+    assert lost(upkeep) == {piece: (0,)}
+    assert upkeep.move_fragment(piece, 0, 1, 1, soon())
+    assert (lost(upkeep), run_sql(metadb_url, "SELECT * FROM damage")) == ({}, [])
+    upkeep.expired_trash(0, 10, soon())
+    assert not upkeep.note_damage(piece, 1, 2, "its fragments are being removed", soon())
     assert run_sql(metadb_url, "SELECT * FROM damage") == []
 
 
@@ -319,8 +387,9 @@ def test_a_fragment_of_a_file_deleted_meanwhile_moves_in_the_trash(upkeep: Upkee
     assert nodes_of(meta, file.id) == (3, 2)
 
 
-def test_damage_is_noted_while_files_come_and_go(upkeep: UpkeepDB, meta: MetaDB) -> None:
-    """A note locks its slice as deleting does: neither fails, and nothing is left of what is gone."""
+def test_damage_is_noted_while_files_come_and_go(upkeep: UpkeepDB, meta: MetaDB, metadb_url: str) -> None:
+    """A note locks its slice, or its file in the trash, as whoever moves them does: nobody fails or waits forever,
+    and nothing is left of what is gone."""
     register(meta, 2)
     files = [placed((1, 2), (2, 1)) for _ in range(30)]
     meta.commit_files(files, soon())
@@ -341,11 +410,15 @@ def test_damage_is_noted_while_files_come_and_go(upkeep: UpkeepDB, meta: MetaDB)
     def delete() -> None:
         for file in files:
             meta.delete_file(file.id, soon())
+            meta.undelete_file(file.id, soon())
+            meta.delete_file(file.id, soon())
+            for expired in upkeep.expired_trash(0, 10, soon()):
+                upkeep.drop_trash(expired.id, soon())
 
-    threads = [threading.Thread(target=run, args=(job,)) for job in (note, delete)]
+    threads = [threading.Thread(target=run, args=(job,)) for job in (note, delete, note)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not failures
-    assert upkeep.damage_count(soon()) == 0
+    assert run_sql(metadb_url, "SELECT * FROM damage") == []

@@ -255,11 +255,13 @@ def test_a_fragment_that_is_right_in_itself_and_not_the_slices_is_found(cluster:
     assert cluster.download(file) == data
 
 
-def test_what_is_in_the_trash_or_unknown_is_not_repaired(cluster: UpkeepCluster) -> None:
-    file = cluster.upload(bytes_of(1))
-    id, node = cluster.fragments(file)[0]
+def test_what_is_unknown_or_about_to_leave_the_trash_is_not_repaired(cluster: UpkeepCluster) -> None:
+    file, unknown = cluster.upload(bytes_of(1)), cluster.upload(bytes_of(1, 2))
+    for id, node in (cluster.fragments(file)[0], cluster.fragments(unknown)[0]):
+        flip(cluster.path(id, node), 30)
     cluster.meta.delete_file(file.id, soon())
-    flip(cluster.path(id, node), 30)
+    cluster.sql("UPDATE trash SET purge_at = now()")
+    cluster.sql("DELETE FROM slice")
     assert drive(cluster.scrub()).detail["bad"] == 0
     assert cluster.sql("SELECT count(*) FROM damage") == [[0]]
 

@@ -10,7 +10,7 @@ import pytest
 from distfs.errors import NotFound, Unavailable
 from distfs.model import File
 from tests.integration.meta_examples import soon
-from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of, drive
+from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of, drive, flip
 
 
 @pytest.fixture
@@ -51,6 +51,58 @@ def test_until_then_a_file_can_be_undeleted(cluster: UpkeepCluster) -> None:
     assert drive(cluster.trash()).detail["files"] == 0
     cluster.meta.undelete_file(file.id, soon())
     assert cluster.download(file) == data
+
+
+def test_a_node_lost_meanwhile_is_made_up_for_before_a_file_comes_back(cluster: UpkeepCluster) -> None:
+    data = bytes_of(3)
+    file = cluster.upload(data)
+    delete(cluster, file, 3)
+    gone = cluster.stop_node(0)
+    drive(cluster.repair())
+    other = cluster.id(1)
+    assert cluster.sql("SELECT count(*) FROM trash_slice WHERE :n = ANY (nodes)", n=gone) == [[0]]
+    cluster.nodes.pop(cluster.node(other)).stop()
+    cluster.meta.undelete_file(file.id, soon())
+    assert cluster.download(file) == data
+
+
+def test_damage_known_or_found_in_the_trash_is_mended_there(cluster: UpkeepCluster) -> None:
+    data = bytes_of(2)
+    file = cluster.upload(data)
+    (known, a), _, _, (found, b) = cluster.fragments(file)
+    flip(cluster.path(known, a), 3)
+    drive(cluster.scrub())
+    assert cluster.db.damage_count(soon()) == 1
+    delete(cluster, file, 3)
+    flip(cluster.path(found, b), 3)
+    cluster.sql("DELETE FROM node_scrub")
+    drive(cluster.scrub())
+    assert cluster.sql("SELECT count(*) FROM damage") == [[2]]
+    drive(cluster.repair())
+    assert cluster.sql("SELECT count(*) FROM damage") == [[0]]
+    cluster.meta.undelete_file(file.id, soon())
+    cluster.assert_whole(file)
+    assert cluster.download(file) == data
+
+
+def test_what_the_trash_removes_at_this_moment_is_not_missing(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fragments go before their rows: neither scrub nor sweep may have repair make them anew."""
+    file = cluster.upload(bytes_of(2))
+    delete(cluster, file, 8)
+
+    def killed(*_: object) -> bool:
+        raise Unavailable("killed here")
+
+    monkeypatch.setattr(cluster.db, "drop_trash", killed)
+    with pytest.raises(Unavailable):
+        cluster.trash().step(soon())
+    drive(cluster.scrub())
+    drive(cluster.orphans())
+    assert cluster.sql("SELECT count(*) FROM damage") == [[0]]
+    assert drive(cluster.repair()).detail["made"] == 0
+    assert everything_on_disk(cluster) == 0
 
 
 def test_a_file_whose_end_has_begun_cannot_come_back_half(
