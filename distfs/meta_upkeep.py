@@ -25,6 +25,7 @@ from distfs.meta_link import Link
 from distfs.model import FragmentId, Policy, Slice
 from distfs.upkeep_model import (
     Backlog,
+    Claim,
     ClusterStatus,
     FileHealth,
     Kept,
@@ -137,12 +138,30 @@ class UpkeepDB:
 
     def wanted(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> dict[FragmentId, bool]:
         """For each id whether a slice, or one in the trash, says that ``node`` keeps it. Answers for all of them."""
+        return {id: claim.here for id, claim in self.claims(node, ids, deadline).items()}
+
+    def claims(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> dict[FragmentId, Claim]:
+        """For each id whether ``node`` is to keep it, and whether it might be missed. Answers for all of them."""
+        params: dict[str, Any] = {"node": node, "down_after": self._meta.down_after}
         slices, indexes = [asked.slice for asked in ids], [asked.index for asked in ids]
-        rows = self._meta.read("wanted", deadline, node=node, slices=slices, indexes=indexes)
-        answer = {FragmentId(row[0], row[1]): bool(row[2]) for row in rows}
+        rows = self._meta.read("claims", deadline, slices=slices, indexes=indexes, **params)
+        answer = {FragmentId(row[0], row[1]): Claim(*row[2:]) for row in rows}
         if len(answer) != len(set(ids)):
             raise DistfsError(f"MetaDB answered for {len(answer)} of {len(set(ids))} fragments")
         return answer
+
+    def strays(
+        self, node: int, ids: Sequence[FragmentId], repair_delay: float, deadline: Deadline
+    ) -> list[MoveTask]:
+        """Those of ``ids``, found on ``node``, that it is not to keep and that are lost where MetaDB has them: there
+        is nobody, or the node is gone (silent for ``repair_delay`` seconds), or the fragment is damaged.
+
+        In the trash too, until it is purged. Not those of slices of which ``node`` keeps another fragment.
+        """
+        params: dict[str, Any] = {"node": node, "repair_delay": repair_delay}
+        slices, indexes = [asked.slice for asked in ids], [asked.index for asked in ids]
+        rows = self._meta.read("strays", deadline, slices=slices, indexes=indexes, **params)
+        return [MoveTask(*_facts(row[:6]), _piece(row[6:11]), index=row[11], trashed=row[12]) for row in rows]
 
     def is_kept(self, fragment: FragmentId, node: int, deadline: Deadline) -> bool:
         """Whether a file that can be read or undeleted says that ``node`` keeps it: it has to be there."""

@@ -38,7 +38,7 @@ class RepairTask(SliceTask):
 
 @dataclass(frozen=True, slots=True)
 class MoveTask(SliceTask):
-    """A slice of which a node keeps fragment ``index``."""
+    """A slice of which a node has fragment ``index`` on its disk."""
 
     index: int
     trashed: bool  # its file is in the trash
@@ -46,6 +46,20 @@ class MoveTask(SliceTask):
     @property
     def fragment(self) -> FragmentId:
         return FragmentId(self.piece.id, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What MetaDB says of one fragment that is on some node's disk."""
+
+    here: bool  # a slice, or one in the trash, says that this node keeps it
+    short: bool  # its slice can still be wanted, and lacks some fragment now: all there is may be needed
+    keeper: int  # the node that is to keep it; 0: nobody, or no slice that can still be wanted
+
+    @property
+    def unwanted(self) -> bool:
+        """Nobody would miss it here, as far as MetaDB knows."""
+        return not self.here and not self.short
 
 
 @dataclass(frozen=True, slots=True)

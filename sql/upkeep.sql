@@ -83,13 +83,53 @@ WHERE slice_id = :slice AND index = :index AND node_id = :node
 SELECT count(*) FROM damage JOIN slice ON slice.id = damage.slice_id
     AND slice.nodes[damage.index + 1] = damage.node_id;
 
--- name: wanted
-SELECT asked.slice_id, asked.index, coalesce(
-    CAST(:node AS integer) IN (s.nodes[asked.index + 1], t.nodes[asked.index + 1]), false
+-- name: claims
+-- Whether the node is to keep each fragment; whether its slice lacks any fragment now; who keeps it, 0: nobody. A
+-- node that is down counts as lost at once: this tells what may be deleted, not what is to be copied. A slice that is
+-- being purged lacks nothing.
+WITH up AS MATERIALIZED (
+    SELECT coalesce(array_agg(id), '{}') AS nodes FROM node
+    WHERE id <> ALL ((SELECT lost_nodes(:down_after, true))::integer[])
 )
+SELECT asked.slice_id, asked.index,
+    coalesce(CAST(:node AS integer) IN (s.nodes[asked.index + 1], t.nodes[asked.index + 1]), false),
+    coalesce(NOT live.nodes <@ (SELECT nodes FROM up) OR EXISTS (
+        SELECT FROM damage WHERE damage.slice_id = asked.slice_id
+            AND damage.node_id = live.nodes[damage.index + 1]
+    ), false),
+    coalesce(live.nodes[asked.index + 1], 0)
 FROM unnest(CAST(:slices AS uuid[]), CAST(:indexes AS integer[])) AS asked (slice_id, index)
 LEFT JOIN slice AS s ON s.id = asked.slice_id
-LEFT JOIN trash_slice AS t ON t.id = asked.slice_id;
+LEFT JOIN trash_slice AS t ON t.id = asked.slice_id
+LEFT JOIN trash ON trash.id = t.file_id
+CROSS JOIN LATERAL (
+    SELECT coalesce(s.nodes, CASE WHEN trash.purge_at IS NULL THEN t.nodes END) AS nodes
+) AS live;
+
+-- name: strays
+-- Of fragments found on a node that no row names, those that are lost where the row says, with all that is needed to
+-- check them. None of a slice of which the node keeps another fragment.
+WITH up AS MATERIALIZED (
+    SELECT coalesce(array_agg(id), '{}') AS nodes FROM node
+    WHERE id <> ALL ((SELECT lost_nodes(:repair_delay, false))::integer[])
+), asked AS (
+    SELECT * FROM unnest(CAST(:slices AS uuid[]), CAST(:indexes AS integer[])) AS asked (slice_id, index)
+), kept AS (
+    SELECT s.*, asked.index, false AS trashed FROM asked JOIN slice AS s ON s.id = asked.slice_id
+    UNION ALL
+    SELECT s.*, asked.index, true AS trashed FROM asked JOIN trash_slice AS s ON s.id = asked.slice_id
+)
+SELECT coalesce(f.id, t.id), coalesce(f.name, t.name), coalesce(f.content_type, t.content_type),
+    coalesce(f.k, t.k), coalesce(f.m, t.m), coalesce(f.block_size, t.block_size),
+    kept.id, kept.ordinal, kept.size, kept.digest, kept.nodes, kept.index, kept.trashed
+FROM kept
+LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
+LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed
+WHERE t.purge_at IS NULL AND kept.nodes[kept.index + 1] IS NOT NULL AND CAST(:node AS integer) <> ALL (kept.nodes)
+    AND (kept.nodes[kept.index + 1] <> ALL ((SELECT nodes FROM up)::integer[]) OR EXISTS (
+        SELECT FROM damage WHERE damage.slice_id = kept.id AND damage.index = kept.index
+            AND damage.node_id = kept.nodes[kept.index + 1]
+    ));
 
 -- name: is_kept
 -- Like wanted, but for one fragment, and false once the end of its file has begun: it may be gone at any moment.

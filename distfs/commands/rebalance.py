@@ -9,7 +9,7 @@ from distfs.commands.plan import Plan
 from distfs.commands.waiting import running
 from distfs.errors import Refused
 from distfs.upkeep.decisions import Balance
-from distfs.upkeep.rebalance import dry_run
+from distfs.upkeep.rebalance import as_if_swept, dry_run
 
 
 def rebalance(operator: Operator, *, as_json: bool) -> int:
@@ -28,8 +28,9 @@ def rebalance(operator: Operator, *, as_json: bool) -> int:
 def plan_rebalance(operator: Operator, *, as_json: bool) -> int:
     """Print what would move now; nothing changes. The exit code is 0."""
     plan, threshold = Plan(operator), operator.config.upkeep.rebalance_threshold
-    wanted = Balance(plan.nodes, threshold).left
-    for move in dry_run(operator.db, plan.nodes, threshold, operator.deadline):
+    nodes = as_if_swept(operator.directory, plan.nodes, operator.deadline())  # as the worker plans
+    wanted = Balance(nodes, threshold).left
+    for move in dry_run(operator.db, nodes, threshold, operator.deadline):
         plan.add(move)
     if as_json:
         print(json.dumps(plan.entry() | {"bytes_wanted": wanted}, indent=2))

@@ -186,15 +186,16 @@ class FragmentMaker:
 
         return choose
 
-    def put_aside(self, id: FragmentId, node: int, since: float, deadline: Deadline, *, delete: bool) -> None:
+    def put_aside(self, id: FragmentId, node: int, since: float, deadline: Deadline) -> None:
         """Take the old fragment away after the switch; a node that does not answer is left to the orphan sweep.
 
-        ``since``: a time.monotonic() before the switch. What was written later is another's, and stays.
+        It is not deleted: a MetaDB that fails over and loses its last commits names it again. The orphan sweep
+        deletes it when ``quarantine_ttl`` is over. ``since``: a time.monotonic() before the switch. What was
+        written later is another's, and stays.
         """
         try:
             store = self.directory.store(node, deadline)
-            if store.quarantine(id, time.monotonic() - since, deadline) and delete:
-                store.discard(id, 0.0, deadline)
+            store.quarantine(id, time.monotonic() - since, deadline)
         except DistfsError as e:
             log.info("fragment %s on node %d is left to the orphan sweep: %s", id, node, e)
 

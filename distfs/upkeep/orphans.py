@@ -1,53 +1,66 @@
 """The orphan sweep: fragments no row of MetaDB knows are put aside, and deleted long after.
 
-Unknown is never missing. Nothing is done to a node's fragments before its whole listing was read without an
-error; what nobody wants is asked for again just before it is put aside, and once more before it is deleted; any
-error, or a clock in doubt, ends the sweep of that node with nothing more done.
+Unknown is never missing. Nothing is put aside or deleted before a node's whole listing was read without an error;
+what nobody wants is asked for again just before it is put aside, and once more before it is deleted; any error, or
+a clock in doubt, ends the sweep of that node with nothing more done.
+
+That no row names a fragment does not make it garbage. While its slice lacks one, all there is of the slice stays;
+what is lost where the row says is adopted here (``adopt``); and before a fragment of a slice that can still be
+wanted is touched, the node that is to keep it must show that it does.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
 from distfs.config import UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NodeUnavailable
+from distfs.errors import Corrupt, DistfsError, NodeUnavailable, NotFound
 from distfs.fragment_store import FragmentStore, Listed
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId
-from distfs.node_directory import NodeDirectory
+from distfs.upkeep.adopt import adopt
 from distfs.upkeep.decisions import clock_in_doubt
 from distfs.upkeep.listing import PAGE, Missing
-from distfs.upkeep.rate import Backoff
-from distfs.upkeep.step import Step, paced
+from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.rate import Backoff, TokenBucket
+from distfs.upkeep.step import Pace, Step, paced
+from distfs.upkeep_model import Claim
 
 log = logging.getLogger("distfs.upkeep")
 
 #: Remembered in one sweep of one node; what is beyond is found by the next.
 _MOST_SUSPECTS = 10_000
+_ASK_LIMIT_S = 5.0  # for a node to say that it keeps a fragment
 
 #: Bounded pieces of one node's sweep; is sent the deadline of the next piece. Ends with whether it had to leave
-#: out something.
+#: out something, and going on at once would get further.
 Sweep = Generator[None, Deadline, bool]
+#: The same of a part of it. Ends with the fragments that proved bad.
+Adopting = Generator[None, Deadline, set[FragmentId]]
 
 
 class Orphans:
-    """A step reads one page of one node's listing, or acts on one page of suspects."""
+    """A step reads one page of one node's listing, acts on one page of suspects, or checks one stray."""
 
     name = "orphans"
 
-    def __init__(self, db: UpkeepDB, directory: NodeDirectory, config: UpkeepConfig) -> None:
-        self._db, self._directory, self._config = db, directory, config
+    def __init__(self, maker: FragmentMaker, config: UpkeepConfig) -> None:
+        self._maker, self._db, self._directory, self._config = maker, maker.db, maker.directory, config
         self._min_age = config.upload_ttl + config.sweep_margin
         self._due: dict[int, float] = {}  # by node: when to sweep it again, on the monotonic clock
         self._backoff = Backoff.of(config.interval)
         self._running: tuple[int, Sweep] | None = None
-        self._counts = {"swept": 0, "quarantined": 0, "deleted": 0, "released": 0, "missing": 0}
+        self._bucket = TokenBucket(config.repair_rate)  # an adoption reads what repair would write
+        counted = ("swept", "adopted", "quarantined", "deleted", "released", "missing")
+        self._counts = dict.fromkeys(counted, 0)
         self._stuck: dict[int, str] = {}  # by node: why its last sweep ended before its end
 
     def step(self, deadline: Deadline) -> Step:
+        wait = self._bucket.wait()
+        if wait > 0:
+            return Step(Pace.THROTTLED, self._detail(), wait)
         if self._running is None:
             node = self._next(deadline)
             if node is None:
@@ -97,68 +110,140 @@ class Orphans:
 
     def _sweep_fragments(self, node: int, store: FragmentStore) -> Sweep:
         suspects: list[FragmentId] = []
+        bad: set[FragmentId] = set()
         cursor: str | None = ""
         while cursor is not None:
             deadline = yield
             page = store.list(cursor, PAGE, deadline)
-            old = [f.id for f in page.fragments if f.age >= self._min_age]
-            suspects += self._unwanted(node, old, deadline)
+            claims = self._claims(node, page.fragments, deadline)
             missing = Missing(self._db, store, node, cursor, page)
             while not missing.done:
                 missing.step(deadline)
                 deadline = yield
             self._counts["missing"] += missing.noted
+            bad |= yield from self._adopt(node, claims, aside=False)
+            old = (f.id for f in page.fragments if f.age >= self._min_age)
+            suspects += [id for id in old if claims[id].unwanted or id in bad]
             del suspects[_MOST_SUSPECTS:]
+            bad.intersection_update(suspects)
             cursor = page.cursor
+        done = self._counts["quarantined"]
         for some in _pages(suspects):
             deadline = yield
             self._check_clock(node, store, deadline)
-            for id in self._unwanted(node, some, deadline):
+            for id in self._nobodys(node, some, bad, deadline):
                 if store.quarantine(id, self._min_age, deadline):
                     log.info("orphan %s on node %d is put aside", id, node)
                     self._counts["quarantined"] += 1
-        return len(suspects) == _MOST_SUSPECTS
+        return len(suspects) == _MOST_SUSPECTS and self._counts["quarantined"] > done
 
     # --- what was put aside ----------------------------------------------------------------------------
 
     def _sweep_quarantine(self, node: int, store: FragmentStore) -> Sweep:
         suspects: list[FragmentId] = []
+        bad: set[FragmentId] = set()
         cursor: str | None = ""
         while cursor is not None:
             deadline = yield
             page = store.list_quarantine(cursor, PAGE, deadline)
-            suspects += self._judge(node, store, page.fragments, deadline)
+            claims = self._claims(node, page.fragments, deadline)
+            for listed in page.fragments:
+                if claims[listed.id].here:
+                    self._bring_back(node, store, listed, deadline)
+                    deadline = yield
+            bad |= yield from self._adopt(node, claims, aside=True)
+            over = (f.id for f in page.fragments if f.age >= self._config.quarantine_ttl)
+            suspects += [id for id in over if claims[id].unwanted or id in bad]
             del suspects[_MOST_SUSPECTS:]
+            bad.intersection_update(suspects)
             cursor = page.cursor
+        done = self._counts["deleted"]
         for some in _pages(suspects):
             deadline = yield
             self._check_clock(node, store, deadline)
-            for id in self._unwanted(node, some, deadline):
-                if store.discard(id, self._config.quarantine_ttl, deadline):
-                    log.info("orphan %s on node %d is deleted", id, node)
-                    self._counts["deleted"] += 1
-        return len(suspects) == _MOST_SUSPECTS
+            for id in self._nobodys(node, some, bad, deadline):
+                self._discard(node, store, id, deadline)
+        return len(suspects) == _MOST_SUSPECTS and self._counts["deleted"] > done
 
-    def _judge(
-        self, node: int, store: FragmentStore, aside: Sequence[Listed], deadline: Deadline
-    ) -> list[FragmentId]:
-        """Bring back what is wanted and good; -> what nobody wants, and has been there for long enough."""
-        unwanted = set(self._unwanted(node, [f.id for f in aside], deadline))
-        for id in (f.id for f in aside if f.id not in unwanted):
-            try:
-                if store.release(id, deadline):
-                    log.warning("fragment %s on node %d was in quarantine and is wanted", id, node)
-                    self._counts["released"] += 1
-            except Corrupt as e:
-                # It stays aside until repair has replaced it and nobody wants it here any more.
-                log.debug("fragment %s on node %d: %s", id, node, e)
-        return [f.id for f in aside if f.id in unwanted and f.age >= self._config.quarantine_ttl]
+    def _bring_back(self, node: int, store: FragmentStore, aside: Listed, deadline: Deadline) -> None:
+        """What is to be here is put back in use, if it is good. If it was made anew in its place, the old one goes
+        when its time is over."""
+        id = aside.id
+        try:
+            if store.release(id, deadline):
+                log.warning("fragment %s on node %d was in quarantine and is wanted", id, node)
+                self._counts["released"] += 1
+            elif aside.age >= self._config.quarantine_ttl and not store.verify(id, deadline):
+                self._check_clock(node, store, deadline)
+                self._discard(node, store, id, deadline)
+        except (Corrupt, NotFound) as e:
+            # It stays aside until repair has replaced it, here or elsewhere.
+            log.debug("fragment %s on node %d: %s", id, node, e)
 
-    def _unwanted(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> list[FragmentId]:
-        if not ids:
-            return []
-        wanted = self._db.wanted(node, ids, deadline)
-        return [id for id in ids if not wanted[id]]
+    def _discard(self, node: int, store: FragmentStore, id: FragmentId, deadline: Deadline) -> None:
+        if store.discard(id, self._config.quarantine_ttl, deadline):
+            log.info("orphan %s on node %d is deleted", id, node)
+            self._counts["deleted"] += 1
+
+    # --- what a fragment is worth ----------------------------------------------------------------------
+
+    def _claims(self, node: int, found: Sequence[Listed], deadline: Deadline) -> dict[FragmentId, Claim]:
+        return self._db.claims(node, [f.id for f in found], deadline) if found else {}
+
+    def _adopt(self, node: int, claims: dict[FragmentId, Claim], *, aside: bool) -> Adopting:
+        """Let the node keep what it has and what is lost elsewhere; -> those that proved bad: nobody's, after all.
+
+        However young they are. Ages protect what an upload is about to commit, and no row knows the slice of such a
+        one. What repair has just written here is the same fragment, and whoever is first names this node.
+        """
+        bad: set[FragmentId] = set()
+        if needed := [id for id, claim in claims.items() if claim.short and not claim.here]:
+            deadline = yield
+            for task in self._db.strays(node, needed, self._config.repair_delay, deadline):
+                deadline = yield
+                try:
+                    self._counts["adopted"] += adopt(self._maker, task, node, deadline, aside=aside)
+                except Corrupt as e:
+                    log.info("stray fragment %s on node %d is not good: %s", task.fragment, node, e)
+                    bad.add(task.fragment)
+                self._bucket.spend(task.fragment_size)
+        return bad
+
+    def _nobodys(
+        self, node: int, ids: Sequence[FragmentId], bad: Collection[FragmentId], deadline: Deadline
+    ) -> Iterator[FragmentId]:
+        """Of suspects, one by one, those that at this moment nobody would miss."""
+        claims = self._db.claims(node, ids, deadline)
+        silent: set[int] = set()
+        for id in ids:
+            claim = claims[id]
+            if claim.unwanted:
+                if self._is_kept(id, claim.keeper, silent, deadline):
+                    yield id
+            elif id in bad and not claim.here:
+                yield id
+
+    def _is_kept(self, id: FragmentId, keeper: int, silent: set[int], deadline: Deadline) -> bool:
+        """Whether the node that is to keep a fragment has it; nobody has to keep what no slice wants.
+
+        What proves missing or damaged there is noted, so that the next sweep finds a stray. ``silent``: nodes not
+        to be asked; grows by those that do not answer.
+        """
+        if keeper == 0:
+            return True
+        if keeper in silent:
+            return False
+        limit = deadline.sooner(_ASK_LIMIT_S)
+        try:
+            self._directory.store(keeper, limit).stat(id, limit)
+            return True
+        except (NotFound, Corrupt) as e:
+            log.warning("fragment %s on node %d: %s", id, keeper, e)
+            self._db.note_damage(id.slice, id.index, keeper, str(e), deadline)
+        except DistfsError as e:
+            log.info("node %d does not say whether it keeps fragment %s: %s", keeper, id, e)
+            silent.add(keeper)
+        return False
 
     def _check_clock(self, node: int, store: FragmentStore, deadline: Deadline) -> None:
         """Raises NodeUnavailable when ages on this node mean nothing."""

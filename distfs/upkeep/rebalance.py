@@ -1,12 +1,17 @@
-"""Rebalance and drain: healthy fragments move to other nodes, by free bytes; copied, verified, switched, deleted."""
+"""Rebalance and drain: healthy fragments move to other nodes, by free bytes; copied, verified, switched, put aside.
+
+What was put aside takes up room until the orphan sweep deletes it. A plan counts that room as free: else a node
+would still be too full after it gave what it should, and give the rest as well.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from uuid import UUID
 
@@ -15,7 +20,9 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound
 from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId, Node
+from distfs.node_directory import NodeDirectory
 from distfs.upkeep.decisions import Balance, Candidate, Move, Stay, plan_drain, plan_moves
+from distfs.upkeep.listing import PAGE
 from distfs.upkeep.maker import FragmentMaker, SourceUnreadable
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, WakeUp, all_of, paced
@@ -29,6 +36,8 @@ _PAGE_OF_PLAN = 1000  # nothing is done with it, and there are many
 _ROUND_S = 600.0
 #: After a round, nodes must have told how full they are now.
 _HEARTBEATS = 3
+#: Nodes that will be equally full when their quarantines are over are looked at again after so long.
+_AS_SWEPT_S = 60.0
 
 
 class Walk:
@@ -97,6 +106,7 @@ class Rebalance:
         ):  # what was postponed is tried again, and a round that runs planned anew
             self._backoff.clear()
             self._round_ends = 0.0
+            self._plan_at = min(self._plan_at, time.monotonic() + self._settle_s)
         nodes = self._maker.nodes(deadline)
         jobs = self._draining(nodes, deadline) or self._balancing(nodes, deadline)
         results = all_of(self._executor, lambda job: self._move_or_postpone(job, deadline), jobs)
@@ -154,7 +164,7 @@ class Rebalance:
         if self._balance is None:
             if now < self._plan_at:
                 return []
-            self._balance = Balance(list(nodes.values()), self._config.rebalance_threshold)
+            self._balance = self._plan(list(nodes.values()), deadline)
             self._round_ends, self._walk = now + _ROUND_S, None
             self._spent = set()
         jobs: list[_Job] = []
@@ -163,10 +173,20 @@ class Rebalance:
             if job is None:
                 if not jobs:  # the moves of the last step have ended, too
                     self._balance = None
-                    self._plan_at = now + max(self._settle_s, self._config.interval)
+                    self._plan_at = max(self._plan_at, now + max(self._settle_s, self._config.interval))
                 break
             jobs.append(job)
         return jobs
+
+    def _plan(self, nodes: list[Node], deadline: Deadline) -> Balance:
+        """Quarantines are listed only when there is something to move without them."""
+        balance = Balance(nodes, self._config.rebalance_threshold)
+        if not balance.done:
+            swept = as_if_swept(self._maker.directory, nodes, deadline)
+            balance = Balance(swept, self._config.rebalance_threshold)
+            if balance.done:
+                self._plan_at = time.monotonic() + _AS_SWEPT_S
+        return balance
 
     def _next_of_round(self, balance: Balance, deadline: Deadline) -> _Job | None:
         while not balance.done:
@@ -225,7 +245,7 @@ class Rebalance:
         if not maker.db.move_fragment(piece.id, task.index, job.source, target, deadline):
             log.info("fragment %s was moved or deleted by somebody else", id)
             return False
-        maker.put_aside(id, job.source, began, deadline, delete=True)
+        maker.put_aside(id, job.source, began, deadline)
         self._tally.add("moved")
         return True
 
@@ -233,6 +253,32 @@ class Rebalance:
         if job.target is None:
             return self._maker.anywhere(job.task, job.task.index, deadline, own=False)
         return lambda refused: None if job.target in refused else job.target
+
+
+def as_if_swept(directory: NodeDirectory, nodes: list[Node], deadline: Deadline) -> list[Node]:
+    """Nodes as full as they will be when what is in quarantine now is deleted.
+
+    Without those that do not tell: what is unknown is not nothing. Nodes of one disk share what any of them frees.
+    """
+    aside: Counter[str] = Counter()
+    told = []
+    for node in nodes:
+        try:
+            aside[node.disk_key] += _bytes_aside(directory, node, deadline) if node.alive else 0
+            told.append(node)
+        except DistfsError as e:
+            log.info("node %d is left out of rebalancing: %s", node.id, e)
+    return [replace(n, free=min(n.capacity, n.free + aside[n.disk_key])) for n in told]
+
+
+def _bytes_aside(directory: NodeDirectory, node: Node, deadline: Deadline) -> int:
+    store, total = directory.store(node.id, deadline), 0
+    cursor: str | None = ""
+    while cursor is not None:
+        page = store.list_quarantine(cursor, PAGE, deadline)
+        total += sum(listed.size for listed in page.fragments)
+        cursor = page.cursor
+    return total
 
 
 def dry_run(

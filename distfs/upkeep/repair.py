@@ -142,5 +142,5 @@ class Repair:
         if old not in (0, target):
             known = maker.nodes(deadline).get(old)
             if known is not None and known.alive:
-                maker.put_aside(FragmentId(piece.id, index), old, began, deadline, delete=False)
+                maker.put_aside(FragmentId(piece.id, index), old, began, deadline)
         return target

@@ -62,7 +62,7 @@ class Upkeep:
         workers: Mapping[str, MakeWorker] = {
             Repair.name: lambda: Repair(maker, upkeep, executor),
             Scrub.name: lambda: Scrub(db, directory, upkeep, config.node, executor),
-            Orphans.name: lambda: Orphans(db, directory, upkeep),
+            Orphans.name: lambda: Orphans(maker, upkeep),
             Trash.name: lambda: Trash(db, directory, upkeep),
             Rebalance.name: lambda: Rebalance(maker, upkeep, config.node.heartbeat, executor),
         }

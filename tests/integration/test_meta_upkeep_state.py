@@ -12,7 +12,7 @@ from distfs.errors import DistfsError, NotFound, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId, Policy
-from distfs.upkeep_model import Kept
+from distfs.upkeep_model import Claim, Kept
 from tests.integration.meta_examples import ONE_COPY_MORE, placed, register, report, silence_node, soon
 from tests.postgres import run_sql
 
@@ -49,6 +49,49 @@ def test_wanted_answers_for_every_fragment_asked_about(upkeep: UpkeepDB, meta: M
         FragmentId(unknown, 2): False,
     }
     assert upkeep.wanted(1, [], soon()) == {}
+
+
+def test_a_claim_tells_whether_the_slice_lacks_anything(
+    upkeep: UpkeepDB, meta: MetaDB, metadb_url: str
+) -> None:
+    register(meta, 5)
+    whole, silent, nobody, forgotten = placed((1, 2)), placed((1, 3)), placed((1, 0)), placed((1, 9))
+    damaged, moved, deleted, purged = placed((1, 2)), placed((1, 2)), placed((1, 3)), placed((1, 3))
+    meta.commit_files([whole, silent, nobody, forgotten, damaged, moved, deleted, purged], soon())
+    for file in (deleted, purged):
+        meta.delete_file(file.id, soon())
+    run_sql(metadb_url, "UPDATE trash SET purge_at = now() WHERE id = :id", id=purged.id)
+    assert upkeep.note_damage(damaged.slices[0].id, 1, 2, "bad", soon())
+    assert upkeep.note_damage(moved.slices[0].id, 1, 2, "bad", soon())
+    run_sql(metadb_url, "UPDATE slice SET nodes[2] = 4 WHERE id = :id", id=moved.slices[0].id)
+    silence_node(metadb_url, 3, 60)
+    unknown = FragmentId(uuid4(), 0)
+    files = [whole, silent, nobody, forgotten, damaged, moved, deleted, purged]
+    asked = [FragmentId(file.slices[0].id, 1) for file in files]
+    claims = upkeep.claims(5, [*asked, unknown], soon())
+    short, kept = [True] * 4, Claim(here=False, short=False, keeper=2)
+    assert [claims[id].short for id in asked] == [False, *short, False, True, False]
+    assert [claims[id].keeper for id in asked] == [2, 3, 0, 9, 2, 4, 3, 0]
+    assert claims[asked[0]] == kept
+    assert kept.unwanted
+    assert claims[unknown] == Claim(here=False, short=False, keeper=0)
+    assert upkeep.claims(2, asked[4:5], soon()) == {asked[4]: Claim(here=True, short=True, keeper=2)}
+    assert upkeep.claims(5, [FragmentId(whole.slices[0].id, 7)], soon()).popitem()[1].keeper == 0
+    # 60 s of silence are not for ever: whose row says that is not to be adopted yet
+    strays = {task.fragment: task.trashed for task in upkeep.strays(5, [*asked, unknown], 600, soon())}
+    assert strays == dict.fromkeys(asked[2:5], False)
+    strays = {task.fragment: task.trashed for task in upkeep.strays(5, [*asked, unknown], 30, soon())}
+    assert strays == dict.fromkeys(asked[1:5], False) | {asked[6]: True}
+    assert upkeep.strays(1, asked, 30, soon()) == [], "node 1 keeps another fragment of each"
+
+
+def test_a_stray_tells_its_file(upkeep: UpkeepDB, meta: MetaDB) -> None:
+    register(meta, 2)
+    file = placed((1, 0), name="hurt")
+    meta.commit_files([file], soon())
+    [task] = upkeep.strays(2, [FragmentId(file.slices[0].id, index) for index in (0, 1, 2)], 600, soon())
+    assert (task.file, task.name, task.index, task.trashed) == (file.id, "hurt", 1, False)
+    assert (task.piece, task.policy) == (file.slices[0], ONE_COPY_MORE)
 
 
 def test_wanted_has_no_answer_while_metadb_is_away() -> None:

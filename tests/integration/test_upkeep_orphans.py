@@ -13,11 +13,11 @@ import pytest
 from distfs.errors import NodeUnavailable, Unavailable
 from distfs.fragment_store import Page
 from distfs.model import FragmentId
+from distfs.upkeep_model import Claim
 from tests.contract.samples import header, put
 from tests.integration.meta_examples import soon
-from tests.integration.upkeep_cluster import HOUR, UpkeepCluster, bytes_of, drive
+from tests.integration.upkeep_cluster import DAY, HOUR, UpkeepCluster, bytes_of, drive, flip
 
-DAY = 24 * HOUR
 OLD = 26 * HOUR  # over upload_ttl + sweep_margin
 YOUNG = 24 * HOUR
 
@@ -34,12 +34,6 @@ def stray(cluster: UpkeepCluster, number: int, age: float) -> FragmentId:
     id = put(store, replace(header(uuid4()), cluster=store.cluster), b"x" * 5000)
     cluster.age(id, number, age)
     return id
-
-
-def age_all(cluster: UpkeepCluster, seconds: float = OLD) -> None:
-    for number in map(cluster.id, cluster.nodes):
-        for id in cluster.on_disk(number):
-            cluster.age(id, number, seconds)
 
 
 def test_an_old_orphan_is_put_aside_and_a_young_one_is_left(cluster: UpkeepCluster) -> None:
@@ -65,10 +59,11 @@ def test_an_orphan_is_deleted_only_when_its_quarantine_is_over(cluster: UpkeepCl
 def test_what_is_wanted_is_never_touched(cluster: UpkeepCluster) -> None:
     kept, deleted = cluster.upload(bytes_of(6)), cluster.upload(bytes_of(3, 2))
     cluster.meta.delete_file(deleted.id, soon())
-    age_all(cluster, 400 * DAY)
+    cluster.age_all(400 * DAY)
     before = {n: cluster.on_disk(n) for n in map(cluster.id, cluster.nodes)}
     step = drive(cluster.orphans())
-    assert step.detail == {"swept": 3, "quarantined": 0, "deleted": 0, "released": 0, "missing": 0}
+    done = {"adopted": 0, "quarantined": 0, "deleted": 0, "released": 0, "missing": 0}
+    assert step.detail == {"swept": 3, **done}
     assert {n: cluster.on_disk(n) for n in before} == before
     cluster.meta.undelete_file(deleted.id, soon())
     cluster.assert_whole(kept, deleted)
@@ -82,7 +77,7 @@ def test_a_fragment_that_moved_away_is_an_orphan_where_it_was(cluster: UpkeepClu
     cluster.start_node(0 if 0 not in cluster.nodes else next(i for i in range(3) if i not in cluster.nodes))
     assert lost == node
     assert id in cluster.on_disk(node)
-    age_all(cluster)
+    cluster.age_all(OLD)
     assert drive(cluster.orphans()).detail["quarantined"] == 1
     assert id in cluster.quarantined(node)
     cluster.assert_whole(file)
@@ -109,6 +104,27 @@ def test_a_missing_fragment_is_noted_for_repair(cluster: UpkeepCluster) -> None:
     assert sorted(map(tuple, noted)) == sorted((id.slice, id.index, node) for id, node in gone)
     drive(cluster.repair())
     cluster.assert_whole(file)
+
+
+def test_a_bad_copy_leaves_quarantine_when_the_one_made_in_its_place_is_good(
+    tmp_path: Path, metadb_url: str
+) -> None:
+    with UpkeepCluster(tmp_path, metadb_url, nodes=2) as cluster:
+        file = cluster.upload(bytes_of(1))
+        (id, node), *_ = cluster.fragments(file)
+        flip(cluster.path(id, node), 3)
+        drive(cluster.scrub())
+        drive(cluster.repair())
+        cluster.assert_whole(file)
+        cluster.age_quarantine(id, node, 6.9 * DAY)
+        assert drive(cluster.orphans()).detail["deleted"] == 0
+        cluster.age_quarantine(id, node, 7.1 * DAY)
+        flip(cluster.path(id, node), 10_000)
+        assert drive(cluster.orphans()).detail["deleted"] == 0, "the one in use is bad, too"
+        flip(cluster.path(id, node), 10_000)
+        assert drive(cluster.orphans()).detail["deleted"] == 1
+        assert not cluster.quarantined(node)
+        cluster.assert_whole(file)
 
 
 # --- unknown is never missing --------------------------------------------------------------------------
@@ -138,7 +154,7 @@ def test_a_listing_cut_in_the_middle_condemns_nothing(
     assert drive(cluster.orphans()).detail["quarantined"] == 12
 
 
-@pytest.mark.parametrize("query", ["wanted", "fragments_on", "clock"])
+@pytest.mark.parametrize("query", ["claims", "fragments_on", "clock"])
 def test_a_metadb_that_cannot_answer_condemns_nothing(
     cluster: UpkeepCluster, query: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,18 +196,18 @@ def test_what_becomes_wanted_during_the_sweep_stays(
     cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = cluster.upload(bytes_of(1))
-    age_all(cluster)
+    cluster.age_all(OLD)
     id, node = cluster.fragments(file)[0]
-    wanted = cluster.db.wanted
+    claims = cluster.db.claims
     looked: list[int] = []
 
-    def late(number: int, *asked: object) -> dict[FragmentId, bool]:
+    def late(number: int, *asked: object) -> dict[FragmentId, Claim]:
         """The first look at each node misses what a transaction is just about to commit."""
-        answer = wanted(number, *asked)  # type: ignore[arg-type]
+        answer = claims(number, *asked)  # type: ignore[arg-type]
         looked.append(number)
-        return dict.fromkeys(answer, False) if looked.count(number) == 1 else answer
+        return dict.fromkeys(answer, Claim(False, False, 0)) if looked.count(number) == 1 else answer
 
-    monkeypatch.setattr(cluster.db, "wanted", late)
+    monkeypatch.setattr(cluster.db, "claims", late)
     assert drive(cluster.orphans()).detail["quarantined"] == 0
     assert looked.count(node) == 2
     assert id in cluster.on_disk(node)
@@ -238,7 +254,7 @@ def test_many_orphans_are_swept_page_by_page(cluster: UpkeepCluster, monkeypatch
     monkeypatch.setattr("distfs.upkeep.orphans._MOST_SUSPECTS", 12)
     node = cluster.id(0)
     file = cluster.upload(bytes_of(7))
-    age_all(cluster)
+    cluster.age_all(OLD)
     orphans = {stray(cluster, node, OLD) for _ in range(30)}
     assert drive(cluster.orphans()).detail["quarantined"] == 30
     assert set(cluster.quarantined(node)) == orphans

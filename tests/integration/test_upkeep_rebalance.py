@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from distfs.config import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
 from distfs.disk_store import DiskReader, DiskStore
-from distfs.errors import Refused, Unavailable
+from distfs.errors import NodeUnavailable, Refused, Unavailable
 from distfs.model import File, FragmentId, Policy
 from distfs.upkeep.decisions import fullness
 from distfs.upkeep.rebalance import Rebalance, dry_run
@@ -43,9 +44,11 @@ def drain(cluster: UpkeepCluster, number: int) -> None:
 
 
 def spread(cluster: UpkeepCluster) -> float:
-    """By what the nodes themselves say at this moment."""
-    infos = [node.store.info(soon()) for node in cluster.nodes.values()]
-    full = [1 - info.free / info.capacity for info in infos]
+    """By what the nodes themselves say at this moment; what is in quarantine is as good as gone."""
+    full = []
+    for node in cluster.nodes.values():
+        info, aside = node.store.info(soon()), node.store.list_quarantine("", 10_000, soon()).fragments
+        full.append(1 - (info.free + sum(listed.size for listed in aside)) / info.capacity)
     return max(full) - min(full)
 
 
@@ -70,11 +73,12 @@ def test_a_drained_node_ends_empty_and_may_be_forgotten(cluster: UpkeepCluster, 
     node = cluster.id(0)
     with pytest.raises(Refused):
         cluster.db.forget_node(node, soon())
+    kept = cluster.on_disk(node)
     drain(cluster, node)
     drive(cluster.rebalance())
     assert cluster.db.fragments_left(node, soon()) == 0
     assert cluster.on_disk(node) == set()
-    assert not cluster.quarantined(node)
+    assert set(cluster.quarantined(node)) == kept, "a MetaDB that loses its last commits names them again"
     cluster.assert_whole(file)
     cluster.meta.undelete_file(trashed.id, soon())
     cluster.assert_whole(trashed)
@@ -328,6 +332,7 @@ def test_a_new_node_takes_its_share(small: UpkeepCluster) -> None:
     worker = small.rebalance()
 
     def balanced() -> bool:
+        settled(small)
         drive(worker)
         return spread(small) < 0.1
 
@@ -335,8 +340,45 @@ def test_a_new_node_takes_its_share(small: UpkeepCluster) -> None:
     settled(small)
     small.assert_whole(*files)
     for number in map(small.id, small.nodes):
-        assert not small.quarantined(number), "what was moved away is deleted"
         assert len(small.on_disk(number)) == small.db.fragments_left(number, soon())
+    before, moved = small.fragments(*files), drive(worker).detail["moved"]
+    assert moved == sum(len(small.quarantined(number)) for number in map(small.id, small.nodes))
+    worker = small.rebalance()  # another service leads now: it knows only what the nodes tell
+    assert drive(worker).detail["moved"] == 0, "what is put aside takes no room in the plan"
+    assert small.fragments(*files) == before
+
+
+def test_a_node_that_does_not_tell_what_is_put_aside_is_left_out(
+    small: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = fill(small)
+    small.start_node(3)
+    settled(small)
+    silent = small.id(0)
+
+    def away(*_: object) -> None:
+        raise NodeUnavailable("its disk hangs")
+
+    monkeypatch.setattr(small.store(silent), "list_quarantine", away)
+    kept = small.db.fragments_left(silent, soon())
+    assert cast(int, drive(small.rebalance()).detail["moved"]) > 0
+    assert small.db.fragments_left(silent, soon()) == kept
+    small.assert_whole(*files)
+
+
+def test_a_move_that_metadb_forgets_loses_nothing(cluster: UpkeepCluster) -> None:
+    """It failed over to a standby that had not heard of the last commits."""
+    data = bytes_of(2)
+    file = cluster.upload(data, Policy(1, 0))
+    before = cluster.sql("SELECT id, nodes FROM slice")
+    for number in {node for _, node in cluster.fragments(file)}:
+        drain(cluster, number)
+        drive(cluster.rebalance())
+    assert cluster.sql("SELECT id, nodes FROM slice") != before
+    for piece, nodes in before:
+        cluster.sql("UPDATE slice SET nodes = CAST(:n AS integer[]) WHERE id = :id", n=nodes, id=piece)
+    assert drive(cluster.orphans()).detail["released"] == 2
+    assert cluster.download(file) == data
 
 
 def test_a_dry_run_tells_the_plan_and_moves_nothing(small: UpkeepCluster) -> None:

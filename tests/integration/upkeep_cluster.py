@@ -38,6 +38,7 @@ from tests.integration.meta_examples import silence_node, soon
 from tests.service import SLICE, small_config
 
 HOUR = 3600.0
+DAY = 24 * HOUR
 COPIES = Policy(1, 1)
 
 #: Unlimited rates, no waiting, the default ages.
@@ -240,6 +241,11 @@ class UpkeepCluster:
         """Let a fragment on a node's disk have been written so long ago."""
         _age(self.path(id, number), seconds)
 
+    def age_all(self, seconds: float) -> None:
+        for number in map(self.id, self.nodes):
+            for id in self.on_disk(number):
+                self.age(id, number, seconds)
+
     def age_quarantine(self, id: FragmentId, number: int, seconds: float) -> None:
         _age(self.quarantined(number)[id], seconds)
 
@@ -274,7 +280,7 @@ class UpkeepCluster:
         return Scrub(self.db, self.directory, self.config.upkeep, self.config.node, self.executor)
 
     def orphans(self) -> Orphans:
-        return Orphans(self.db, self.directory, self.config.upkeep)
+        return Orphans(self.maker(), self.config.upkeep)
 
     def trash(self) -> Trash:
         return Trash(self.db, self.directory, self.config.upkeep)
