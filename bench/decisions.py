@@ -14,7 +14,7 @@ from distfs.config import MIB
 from distfs.model import Address, FragmentId, Node, Policy, Slice
 from distfs.placement import Placement
 from distfs.upkeep.decisions import Candidate, by_risk, choose_target, plan_moves
-from distfs.upkeep_model import RepairTask
+from distfs.upkeep.model import RepairTask
 
 SLICES_ON_NODE = 100
 SAMPLE = 10  # one slice in so many is placed, and has a target chosen: on every upload, at every repair

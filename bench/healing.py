@@ -18,10 +18,10 @@ from bench.report import Options, spread, table
 from bench.targets import need_room, workspace
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import TooSlow
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.upkeep.db import UpkeepDB
 from tests.cluster.harness import Cluster, Settings
 
 CODE_NODES, REPAIR_NODES = 6, 3

@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from distfs import admission, cli
-from distfs.admission import Admission, Promise
+from distfs import cli
+from distfs.admission.promises import Admission, Promise
 from distfs.deadline import Deadline
 from distfs.model import Policy
 from distfs.source import Source
@@ -42,7 +42,7 @@ def _admit(
 
 def main() -> int:
     wanted: Callable[..., Promise] = _admit
-    admission.Admission.admit = wanted  # type: ignore[method-assign]
+    Admission.admit = wanted  # type: ignore[method-assign]
     return cli.main(sys.argv[1:])
 
 

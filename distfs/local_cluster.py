@@ -23,13 +23,14 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from distfs import embedded_postgres, parent_watch, supervisor
+from distfs import parent_watch, supervisor
 from distfs.config import Config, MetaDBConfig
 from distfs.config_file import override
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB
-from distfs.meta_schema import NODE_ROLE
+from distfs.metadb import embedded_postgres
+from distfs.metadb.schema import NODE_ROLE
 from distfs.signals import set_soon
 from distfs.supervisor import Child, Stopped, say
 from distfs.terminal import Terminal

@@ -14,8 +14,8 @@ import threading
 
 from distfs import config_file as configuration
 from distfs import parent_watch
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import ConfigError
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.signals import set_soon
 from distfs.telemetry import setup_logging
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
-from distfs.disk_store import DiskStore, read_identity
+from distfs.disk.store import DiskStore, read_identity
 from distfs.errors import DistfsError, NodeUnavailable, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport

@@ -17,13 +17,14 @@ from uuid import UUID
 
 from pg8000.native import DatabaseError
 
-from distfs import embedded_postgres, meta_schema
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
-from distfs.meta_link import Link, translate
-from distfs.meta_pool import Pool
-from distfs.meta_url import MetaURL
+from distfs.metadb import embedded_postgres
+from distfs.metadb import schema as meta_schema
+from distfs.metadb.link import Link, translate
+from distfs.metadb.pool import Pool
+from distfs.metadb.url import MetaURL
 from distfs.model import (
     MAX_NAME_BYTES,
     MAX_TYPE_BYTES,

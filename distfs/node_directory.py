@@ -13,10 +13,10 @@ from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable, Unavailable
 from distfs.fragment_store import FragmentStore
-from distfs.hedge import HedgeBudget
 from distfs.meta import MetaDB
 from distfs.model import Node
-from distfs.node_client import NodeClient
+from distfs.node.client import NodeClient
+from distfs.node.hedge import HedgeBudget
 
 MAX_AGE_S = 1.0
 #: A node that is read last for being slow is asked how it is this often; the answer may take as long.

@@ -21,15 +21,15 @@ from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.server import TcpWSGIServer
 
+from distfs.admission.gate import Gate
 from distfs.blocks import BlockPool
-from distfs.channel import Channel
 from distfs.config import MIB, HttpConfig
-from distfs.dispatcher import Dispatcher
 from distfs.errors import ConfigError
-from distfs.gate import Gate
-from distfs.request_body import Spooler
-from distfs.request_parser import MAX_HEADER
-from distfs.response import logger
+from distfs.host.channel import Channel
+from distfs.host.dispatcher import Dispatcher
+from distfs.host.request_body import Spooler
+from distfs.host.request_parser import MAX_HEADER
+from distfs.host.response import logger
 
 RECEIVE = MIB  # the most the loop reads at once
 LOOP_SECONDS = 1.0  # how often time limits are looked at, at least

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import uuid4
 
-from distfs.admission import Admission
+from distfs.admission.db import ReservationDB
+from distfs.admission.gate import Gate
+from distfs.admission.promises import Admission
 from distfs.bandwidth import Bandwidth
 from distfs.blocks import BlockPool
 from distfs.config import Config
 from distfs.deadline import Deadline
 from distfs.download import Downloader
-from distfs.gate import Gate
 from distfs.meta import MetaDB
-from distfs.meta_admission import ReservationDB
-from distfs.meta_upkeep import UpkeepDB
 from distfs.node_directory import NodeDirectory
 from distfs.placement import Placement
 from distfs.upkeep.damage import DamageNotes
+from distfs.upkeep.db import UpkeepDB
 from distfs.upload import Uploader
 
 

@@ -16,9 +16,9 @@ from distfs.coding import Code
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
 from distfs.fragment import checksum
-from distfs.hedge import HedgeBudget
-from distfs.late_read import LateReader, Runner, SecondFailed, ask, race
 from distfs.model import FragmentId, Slice
+from distfs.node.hedge import HedgeBudget
+from distfs.node.late_read import LateReader, Runner, SecondFailed, ask, race
 from distfs.node_directory import Stores
 
 log = logging.getLogger("distfs.download")

@@ -25,8 +25,8 @@ from distfs import config_file as configuration
 from distfs import descriptors, parent_watch, wire
 from distfs.config import Config, NodeConfig
 from distfs.deadline import Deadline
-from distfs.disk_store import DiskStore, DiskWriter
-from distfs.disk_watch import DiskWatch
+from distfs.disk.store import DiskStore, DiskWriter
+from distfs.disk.watch import DiskWatch
 from distfs.errors import (
     ConfigError,
     DistfsError,
@@ -39,10 +39,10 @@ from distfs.fragment import CellEntry
 from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
 from distfs.model import Address
+from distfs.node.wire_socket import WireSocket
 from distfs.signals import set_soon, wait_for
 from distfs.telemetry import setup_logging
 from distfs.wire import Frame, Type
-from distfs.wire_socket import WireSocket
 
 log = logging.getLogger("distfs.node")
 

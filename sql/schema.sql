@@ -1,7 +1,7 @@
 -- MetaDB's schema as the migrations leave it, to read it in one place; a test proves that they agree.
 -- A change goes into a new migration first, and here after it. Rights of the role distfs_node: node_role.sql.
 
--- Which migrations were applied; made by distfs/meta_schema.py before the first.
+-- Which migrations were applied; made by distfs/metadb/schema.py before the first.
 CREATE TABLE migration (
     number integer PRIMARY KEY,
     name text NOT NULL,

@@ -1,4 +1,4 @@
--- The statements of distfs/meta_upkeep.py, by name; the rules of queries.sql hold here too.
+-- The statements of distfs/upkeep/db.py, by name; the rules of queries.sql hold here too.
 
 -- name: work_to_repair
 -- Slices with a fragment that is lost, those with the fewest fragments above k first, then the oldest. After those

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from distfs.config import MetaDBConfig
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.meta import MetaDB
-from distfs.meta_link import Link
-from distfs.meta_url import MetaURL
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.metadb.link import Link
+from distfs.metadb.url import MetaURL
 
 FAST = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
 

@@ -20,7 +20,7 @@ from distfs.config import (
     StorageConfig,
 )
 from distfs.deadline import Deadline
-from distfs.disk_store import DiskStore
+from distfs.disk.store import DiskStore
 from distfs.errors import DistfsError
 from distfs.http_app import HttpApp, create_app
 from distfs.membership import Membership

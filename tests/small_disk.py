@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs import disk_store, disk_writer
+from distfs.disk import store as disk_store
+from distfs.disk import writer as disk_writer
 
 SMALL = 8 << 20  # bytes of the disk that is full soon
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk_store import DiskStore
+from distfs.disk.store import DiskStore
 
 
 def give_nodes_space(monkeypatch: pytest.MonkeyPatch, under: Path, space: Callable[[], int]) -> None:

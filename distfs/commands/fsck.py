@@ -13,7 +13,7 @@ from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
 from distfs.errors import ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
-from distfs.upkeep_model import MoveTask, ShortFile
+from distfs.upkeep.model import MoveTask, ShortFile
 
 #: Nodes that are asked at the same time.
 _AT_ONCE = 16

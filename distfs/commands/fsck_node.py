@@ -16,7 +16,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
 from distfs.fragment_store import FragmentStore, Listed
 from distfs.model import FragmentId, Node
-from distfs.upkeep_model import MoveTask
+from distfs.upkeep.model import MoveTask
 
 _PAGE = 1000
 _AFTER_ALL = UUID(int=(1 << 128) - 1)

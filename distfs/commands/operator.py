@@ -14,10 +14,10 @@ from distfs.config import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, Refused
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import Node
 from distfs.node_directory import NodeDirectory
 from distfs.telemetry import setup_logging
+from distfs.upkeep.db import UpkeepDB
 
 #: An operator waits longer than a user's request would for what looks at every slice.
 _STATEMENT_TIMEOUT_S = 60.0

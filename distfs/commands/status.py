@@ -9,7 +9,7 @@ from dataclasses import asdict
 from distfs.commands.display import counted, duration, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.services import ask_service, default_service, in_words
-from distfs.upkeep_model import Backlog, ClusterStatus, WorkerState
+from distfs.upkeep.model import Backlog, ClusterStatus, WorkerState
 
 #: Workers show a result that does not change every half minute; one that is silent for longer does not run.
 WORKER_SILENCE_S = 100.0

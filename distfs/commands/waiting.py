@@ -9,7 +9,7 @@ from distfs.commands.display import Progress
 from distfs.commands.operator import Operator
 from distfs.commands.status import is_running
 from distfs.errors import Refused
-from distfs.upkeep_model import WorkerState
+from distfs.upkeep.model import WorkerState
 
 _POLL_S = 0.5
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused
-from distfs.meta_upkeep import UpkeepDB
 from distfs.routes.messages import Request, as_json, facts, parse_uuid
 from distfs.services import Services
+from distfs.upkeep.db import UpkeepDB
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 

@@ -11,7 +11,7 @@ from hashlib import sha256
 from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Response
 
-from distfs.admission import Promise
+from distfs.admission.promises import Promise
 from distfs.deadline import Deadline
 from distfs.errors import LengthRequired, Refused
 from distfs.ingest import (

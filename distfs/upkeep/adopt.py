@@ -13,7 +13,7 @@ import time
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
 from distfs.upkeep.maker import FragmentMaker
-from distfs.upkeep_model import MoveTask
+from distfs.upkeep.model import MoveTask
 
 log = logging.getLogger("distfs.upkeep")
 

@@ -9,8 +9,8 @@ import time
 
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId
+from distfs.upkeep.db import UpkeepDB
 
 log = logging.getLogger("distfs.upkeep")
 

@@ -10,7 +10,7 @@ from random import Random
 from uuid import UUID
 
 from distfs.model import FragmentId, Node
-from distfs.upkeep_model import RepairTask, ScrubState
+from distfs.upkeep.model import RepairTask, ScrubState
 
 #: Clocks of a node and of MetaDB that are further apart make every age doubtful.
 CLOCK_LIMIT_S = 60.0

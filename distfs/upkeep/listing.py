@@ -9,10 +9,10 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
 from distfs.fragment_store import FragmentStore, Page
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import absent
-from distfs.upkeep_model import Kept
+from distfs.upkeep.model import Kept
 
 log = logging.getLogger("distfs.upkeep")
 

@@ -31,14 +31,14 @@ from distfs.errors import (
 )
 from distfs.fragment import MAX_CELLS, checksum
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId, Node
 from distfs.node_directory import NodeDirectory
 from distfs.rebuild import rebuild
 from distfs.slice_read import NoteDamage, SliceReader
 from distfs.slice_upload import FileIdentity
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import choose_target
-from distfs.upkeep_model import SliceTask
+from distfs.upkeep.model import SliceTask
 
 log = logging.getLogger("distfs.upkeep")
 

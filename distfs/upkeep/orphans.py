@@ -24,9 +24,9 @@ from distfs.upkeep.adopt import adopt
 from distfs.upkeep.decisions import clock_in_doubt
 from distfs.upkeep.listing import PAGE, Missing
 from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.model import Claim
 from distfs.upkeep.rate import Backoff, TokenBucket
 from distfs.upkeep.step import Pace, Step, paced
-from distfs.upkeep_model import Claim
 
 log = logging.getLogger("distfs.upkeep")
 

@@ -18,15 +18,15 @@ from uuid import UUID
 from distfs.config import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId, Node
 from distfs.node_directory import NodeDirectory
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import Balance, Candidate, Move, Stay, plan_drain, plan_moves
 from distfs.upkeep.listing import PAGE
 from distfs.upkeep.maker import FragmentMaker, SourceUnreadable
+from distfs.upkeep.model import MoveTask
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, WakeUp, all_of, paced
-from distfs.upkeep_model import MoveTask
 
 log = logging.getLogger("distfs.upkeep")
 

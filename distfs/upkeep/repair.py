@@ -13,9 +13,9 @@ from distfs.errors import Corrupt, DistfsError, NotFound, ProtocolError, Unavail
 from distfs.model import FragmentId
 from distfs.upkeep.decisions import by_risk
 from distfs.upkeep.maker import FragmentMaker
+from distfs.upkeep.model import RepairTask
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, WakeUp, all_of, paced
-from distfs.upkeep_model import RepairTask
 
 log = logging.getLogger("distfs.upkeep")
 

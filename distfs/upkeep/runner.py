@@ -14,9 +14,9 @@ from distfs.config import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import LEADER_SILENCE_S, Leadership, UpkeepDB
 from distfs.node_directory import NodeDirectory
 from distfs.slice_read import NoteDamage
+from distfs.upkeep.db import LEADER_SILENCE_S, Leadership, UpkeepDB
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.orphans import Orphans
 from distfs.upkeep.rebalance import Rebalance

@@ -17,15 +17,15 @@ from distfs.config import NodeConfig, UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
 from distfs.fragment_store import FragmentStore, Page
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId
 from distfs.node_directory import NodeDirectory
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import scrub_due_in, scrub_pace
 from distfs.upkeep.listing import PAGE, Missing, look_for, slice_of
+from distfs.upkeep.model import Kept, ScrubState
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
 from distfs.upkeep.reach import Reach
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
-from distfs.upkeep_model import Kept, ScrubState
 
 log = logging.getLogger("distfs.upkeep")
 

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from distfs.deadline import Deadline
-from distfs.meta_upkeep import UpkeepDB
 from distfs.telemetry import in_context
+from distfs.upkeep.db import UpkeepDB
 
 #: How many fragments one worker moves, or nodes it reads, at once.
 PARALLEL = 4

@@ -7,11 +7,11 @@ import logging
 from distfs.config import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import FragmentId
 from distfs.node_directory import NodeDirectory
+from distfs.upkeep.db import UpkeepDB
+from distfs.upkeep.model import TrashedFile
 from distfs.upkeep.step import Step, paced
-from distfs.upkeep_model import TrashedFile
 
 log = logging.getLogger("distfs.upkeep")
 

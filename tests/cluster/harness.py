@@ -31,7 +31,7 @@ import pytest
 from distfs import config_file as configuration
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.disk_store import read_identity
+from distfs.disk.store import read_identity
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB
 from distfs.model import Node

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.disk_store import DiskReader
+from distfs.disk.store import DiskReader
 from distfs.errors import DistfsError
 from distfs.model import FragmentId
 from tests.cluster.harness import Cluster, Process, Settings, wait_until

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from distfs.embedded_postgres import resolve
+from distfs.metadb.embedded_postgres import resolve
 from tests.cluster.harness import ROOT, clean_environment, wait_until
 from tests.postgres import run_sql
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distfs.disk_store import DiskStore
+from distfs.disk.store import DiskStore
 
 
 def eventually(holds: Callable[[], object], what: str, seconds: float = 10.0) -> None:

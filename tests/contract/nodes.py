@@ -11,8 +11,8 @@ from pathlib import Path
 from uuid import UUID
 
 from distfs.config import Bytes, Fraction, NodeConfig
-from distfs.disk_store import DiskStore
-from distfs.node_client import NodeClient
+from distfs.disk.store import DiskStore
+from distfs.node.client import NodeClient
 from distfs.storage_server import StorageServer
 from tests.contract.samples import CLUSTER
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from distfs.config import Bytes, NodeConfig
-from distfs.disk_store import DiskStore
+from distfs.disk.store import DiskStore
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId
 from tests.contract.faulty_store import FaultyStore

@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distfs.disk_store import DiskStore, DiskWriter
+from distfs.disk.store import DiskStore, DiskWriter
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
-from distfs.node_client import NodeClient
-from distfs.node_transfer import RemoteWriter
+from distfs.node.client import NodeClient
+from distfs.node.transfer import RemoteWriter
 from distfs.slice_upload import SliceUpload
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upload import Uploader
 

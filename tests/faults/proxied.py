@@ -13,7 +13,7 @@ from typing import Any
 from distfs.config import BytesPerSecond, NodeConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.model import File, FragmentId, Node, NodeReport
-from distfs.node_client import NodeClient
+from distfs.node.client import NodeClient
 from distfs.services import build
 from tests.contract.litter import eventually
 from tests.contract.nodes import serving

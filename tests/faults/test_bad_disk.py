@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from distfs import disk_writer
 from distfs.config import Bytes, Config, Fraction, Seconds
-from distfs.disk_store import DiskStore
-from distfs.disk_watch import DiskWatch
+from distfs.disk import writer as disk_writer
+from distfs.disk.store import DiskStore
+from distfs.disk.watch import DiskWatch
 from distfs.errors import Full
 from distfs.model import Node, NodeReport
 from distfs.services import build

@@ -16,8 +16,8 @@ from uuid import UUID
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres, processes_in
-from distfs.meta_url import MetaURL
+from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
+from distfs.metadb.url import MetaURL
 from distfs.model import File
 from tests.cluster.harness import Answer, Cluster, MakeCluster, Process, wait_until
 from tests.faults.dying import STEPS

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
-from distfs.meta_upkeep import UpkeepDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster, Process
 from tests.cluster.harness import wait_until
 from tests.cluster.healing import (

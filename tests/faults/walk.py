@@ -26,11 +26,11 @@ from uuid import UUID
 
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import Policy
+from distfs.upkeep.db import UpkeepDB
 from tests.cluster.harness import Cluster, Settings, wait_until
 from tests.cluster.healing import (
     Place,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distfs.embedded_postgres import EmbeddedPostgres
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from tests.integration.raw_wire import raw, server
 from tests.postgres import database_url, run_sql
 from tests.service import TestService, running_service, small_config

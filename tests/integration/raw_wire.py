@@ -15,8 +15,8 @@ from distfs.errors import (
     DistfsError,
 )
 from distfs.fragment import CellEntry, FragmentHeader
+from distfs.node.wire_socket import WireSocket
 from distfs.wire import Type
-from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import entry_of, header, put, soon, whole

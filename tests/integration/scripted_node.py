@@ -13,7 +13,7 @@ from uuid import uuid4
 from distfs import wire
 from distfs.config import BytesPerSecond, NodeConfig, Seconds
 from distfs.model import Address, FragmentId
-from distfs.node_client import NodeClient
+from distfs.node.client import NodeClient
 from distfs.wire import Type
 from tests.contract.nodes import NODE
 from tests.contract.samples import CLUSTER

@@ -11,14 +11,14 @@ from uuid import uuid4
 
 import pytest
 
-import distfs.admission
-from distfs.admission import Admission, Promise
+import distfs.admission.promises
+from distfs.admission.db import Reservation, ReservationDB
+from distfs.admission.gate import Gate
+from distfs.admission.promises import Admission, Promise
 from distfs.config import Bytes, CallersConfig, HttpConfig, MetaDBConfig, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, TooLarge, Unavailable
-from distfs.gate import Gate
 from distfs.meta import MetaDB
-from distfs.meta_admission import Reservation, ReservationDB
 from distfs.model import Address, NodeReport, Policy
 from tests.integration.raw_http import eventually
 from tests.postgres import run_sql
@@ -175,8 +175,8 @@ def test_what_a_dead_service_was_promised_expires(services: Services) -> None:
 def test_a_promise_is_renewed_and_shrinks_one_renewal_late(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distfs.admission, "RENEW_S", 0.2)
-    monkeypatch.setattr(distfs.admission, "EXPIRES_S", 3600.0)
+    monkeypatch.setattr(distfs.admission.promises, "RENEW_S", 0.2)
+    monkeypatch.setattr(distfs.admission.promises, "EXPIRES_S", 3600.0)
     services.nodes_have(100 * MIB, 100 * MIB)
     with admit(services.service(), 50 * MIB) as promise:
         whole = services.promised()

@@ -13,8 +13,8 @@ from random import Random
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import File, FragmentId, Policy, Slice
 from tests.contract.nodes import KillableServer
 from tests.contract.samples import header, put, random_bytes, soon

@@ -13,9 +13,9 @@ from uuid import UUID
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
-from distfs.meta_upkeep import UpkeepDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import Policy
+from distfs.upkeep.db import UpkeepDB
 from tests.forms import FORM, file_part, form, some_bytes
 from tests.postgres import database_url, run_sql
 from tests.service import SLICE, TestService, running_service, small_config

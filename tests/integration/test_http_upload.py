@@ -13,7 +13,7 @@ import pytest
 from waitress.adjustments import Adjustments
 
 from distfs.config import HttpConfig
-from distfs.request_parser import RequestParser
+from distfs.host.request_parser import RequestParser
 from tests.forms import BOUNDARY, FORM, FORM_TYPE, Part, file_part, form, some_bytes
 from tests.service import BLOCK, MAX_FILE, SLICE, Answer, TestService
 

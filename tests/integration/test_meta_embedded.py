@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from distfs import unprivileged
 from distfs.config import MetaDBConfig
-from distfs.embedded_postgres import EmbeddedPostgres, processes_in
 from distfs.errors import ConfigError, Unavailable
 from distfs.meta import MetaDB
+from distfs.metadb import unprivileged
+from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
 from tests.integration.meta_examples import new_file, soon
 from tests.postgres import FAST, run_sql, scratch_folder
 
@@ -128,7 +128,7 @@ def test_what_a_killed_supervisor_left_running_is_replaced(folder: Path, copy_of
     server = copy_of_postgres(folder / "metadb")
     script = (
         "import sys, time\n"
-        "from distfs.embedded_postgres import EmbeddedPostgres\n"
+        "from distfs.metadb.embedded_postgres import EmbeddedPostgres\n"
         "server = EmbeddedPostgres(sys.argv[1])\n"
         "server.start()\n"
         "print(server.pid, flush=True)\n"
@@ -213,7 +213,7 @@ def test_it_works_for_a_user_who_is_not_root(folder: Path, copy_of_postgres: Cop
         become += [sys.executable, "--"]
     script = (
         "import os, sys\n"
-        "from distfs.embedded_postgres import EmbeddedPostgres\n"
+        "from distfs.metadb.embedded_postgres import EmbeddedPostgres\n"
         "server = EmbeddedPostgres(sys.argv[1])\n"
         "server.start()\n"
         "print(os.getuid(), os.stat(f'/proc/{server.pid}').st_uid, flush=True)\n"

@@ -15,11 +15,11 @@ import pytest
 
 from distfs.config import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres, processes_in
 from distfs.errors import ConfigError, DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
 from distfs.meta import MetaDB
-from distfs.meta_link import Link
-from distfs.meta_url import MetaURL
+from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
+from distfs.metadb.link import Link
+from distfs.metadb.url import MetaURL
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import Cut, Proxy

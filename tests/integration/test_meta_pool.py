@@ -14,12 +14,12 @@ import pytest
 
 from distfs.config import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import DistfsError, Refused, TooSlow, Unavailable
 from distfs.meta import MetaDB
-from distfs.meta_link import Link
-from distfs.meta_pool import Pool
-from distfs.meta_url import MetaURL
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.metadb.link import Link
+from distfs.metadb.pool import Pool
+from distfs.metadb.url import MetaURL
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import Proxy
 from tests.postgres import database_url, run_sql

@@ -10,14 +10,14 @@ from uuid import UUID
 
 import pytest
 
-from distfs import meta_schema
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres, binary
 from distfs.errors import ConfigError, Unavailable
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
-from distfs.meta_url import MetaURL
+from distfs.metadb import schema as meta_schema
+from distfs.metadb.embedded_postgres import EmbeddedPostgres, binary
+from distfs.metadb.url import MetaURL
+from distfs.upkeep.db import UpkeepDB
 from tests.postgres import database_url, run_sql, scratch_folder
 
 

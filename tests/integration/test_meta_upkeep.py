@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import Policy
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import by_risk
-from distfs.upkeep_model import RepairTask
+from distfs.upkeep.model import RepairTask
 from tests.integration.meta_examples import placed, register, report, silence_node, soon
 from tests.postgres import run_sql
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pytest
 from pg8000.native import Connection
 
-from distfs import meta_schema
 from distfs.config import MetaDBConfig
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
-from distfs.meta_url import MetaURL
+from distfs.metadb import schema as meta_schema
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.metadb.url import MetaURL
 from distfs.model import FragmentId
+from distfs.upkeep.db import UpkeepDB
 from tests.integration.meta_examples import soon
 from tests.postgres import database_url, run_sql
 

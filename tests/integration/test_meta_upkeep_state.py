@@ -7,12 +7,12 @@ from uuid import uuid4
 import pytest
 
 from distfs.config import MetaDBConfig
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import DistfsError, NotFound, Refused, Unavailable
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import FragmentId, Policy
-from distfs.upkeep_model import Claim, Kept
+from distfs.upkeep.db import UpkeepDB
+from distfs.upkeep.model import Claim, Kept
 from tests.integration.meta_examples import ONE_COPY_MORE, placed, register, report, silence_node, soon
 from tests.postgres import run_sql
 

@@ -18,9 +18,9 @@ from distfs.deadline import Deadline
 from distfs.errors import Full, NodeUnavailable, NotFound, ProtocolError, TooSlow
 from distfs.fragment_store import FragmentReader, FragmentWriter
 from distfs.model import Address
-from distfs.node_client import NodeClient
+from distfs.node.client import NodeClient
+from distfs.node.wire_socket import WireSocket
 from distfs.storage_server import StorageServer
-from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, KillableServer, client_of, serving
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole

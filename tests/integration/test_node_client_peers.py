@@ -15,8 +15,8 @@ from distfs.config import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, Corrupt, Full, NodeUnavailable, ProtocolError, TooSlow
 from distfs.model import Address
-from distfs.node_client import NodeClient
-from distfs.node_link import Exchange
+from distfs.node.client import NodeClient
+from distfs.node.link import Exchange
 from distfs.wire import Type
 from tests.contract.nodes import NODE, KillableServer, client_of
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon

@@ -13,7 +13,7 @@ import pytest
 from distfs.errors import NodeUnavailable, Unavailable
 from distfs.fragment_store import Page
 from distfs.model import FragmentId
-from distfs.upkeep_model import Claim
+from distfs.upkeep.model import Claim
 from tests.contract.samples import header, put
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import DAY, HOUR, UpkeepCluster, bytes_of, drive, flip
@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr("distfs.disk_tree.os.listdir", refuse)
+        patch.setattr("distfs.disk.tree.os.listdir", refuse)
         step = drive(cluster.orphans())
     assert step.detail["missing"] == 0
     assert "Permission denied" in str(step.detail["stuck"])

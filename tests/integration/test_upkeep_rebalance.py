@@ -12,13 +12,13 @@ import pytest
 
 from distfs.config import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
-from distfs.disk_store import DiskReader, DiskStore
+from distfs.disk.store import DiskReader, DiskStore
 from distfs.errors import NodeUnavailable, Refused, Unavailable
 from distfs.model import File, FragmentId, Policy
 from distfs.upkeep.decisions import fullness
+from distfs.upkeep.model import SliceTask
 from distfs.upkeep.rebalance import Rebalance, dry_run
 from distfs.upkeep.step import Pace
-from distfs.upkeep_model import SliceTask
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import FAST, UpkeepCluster, bytes_of, drive, flip
 

@@ -14,9 +14,9 @@ from distfs.config import BytesPerSecond
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, ProtocolError, TooSlow, Unavailable
 from distfs.model import Policy
+from distfs.upkeep.model import SliceTask
 from distfs.upkeep.repair import Repair
 from distfs.upkeep.step import Pace
-from distfs.upkeep_model import SliceTask
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of, drive, flip
 

@@ -11,11 +11,11 @@ import pytest
 
 from distfs.config import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.embedded_postgres import EmbeddedPostgres
 from distfs.errors import NodeUnavailable
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.slice_read import not_noted
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.runner import Runner, Upkeep
 from distfs.upkeep.step import Pace, Step
 from tests.contract.litter import eventually

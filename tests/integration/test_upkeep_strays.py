@@ -11,7 +11,7 @@ import pytest
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable
 from distfs.model import File, FragmentId
-from distfs.upkeep_model import MoveTask
+from distfs.upkeep.model import MoveTask
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import DAY, HOUR, UpkeepCluster, bytes_of, drive, flip
 

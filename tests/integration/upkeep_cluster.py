@@ -16,16 +16,16 @@ from uuid import UUID
 from distfs.blocks import BlockPool
 from distfs.config import Bytes, BytesPerSecond, Config, Seconds, UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.disk_store import DiskStore
+from distfs.disk.store import DiskStore
 from distfs.download import Downloader
 from distfs.membership import Membership
 from distfs.meta import MetaDB
-from distfs.meta_upkeep import UpkeepDB
 from distfs.model import File, FragmentId, Node, Policy
 from distfs.node_directory import NodeDirectory
 from distfs.placement import Placement
 from distfs.storage_server import StorageServer
 from distfs.upkeep.damage import DamageNotes
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.orphans import Orphans
 from distfs.upkeep.rebalance import Rebalance

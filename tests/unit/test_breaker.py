@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distfs.breaker import Breaker
+from distfs.node.breaker import Breaker
 
 
 class Clock:

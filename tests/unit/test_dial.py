@@ -11,7 +11,7 @@ import pytest
 
 from distfs.dial import dial
 from distfs.errors import TooSlow
-from distfs.wire_socket import WireSocket
+from distfs.node.wire_socket import WireSocket
 
 REAL = socket.getaddrinfo
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk_health import DiskHealth
-from distfs.disk_store import DiskStore
-from distfs.disk_watch import DiskWatch
+from distfs.disk.health import DiskHealth
+from distfs.disk.store import DiskStore
+from distfs.disk.watch import DiskWatch
 from distfs.errors import NodeUnavailable
 from tests.contract.litter import eventually
 from tests.contract.nodes import NODE

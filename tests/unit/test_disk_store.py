@@ -14,11 +14,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from distfs import disk_tree
 from distfs.coding import code_for
 from distfs.config import Bytes
-from distfs.disk_store import DiskStore, read_identity
-from distfs.disk_tree import FragmentTree
+from distfs.disk import tree as disk_tree
+from distfs.disk.store import DiskStore, read_identity
+from distfs.disk.tree import FragmentTree
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
 from distfs.fragment import FragmentHeader
 from distfs.model import FragmentId, Policy

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from distfs import config_file
-from distfs.meta_url import MetaURL
+from distfs.metadb.url import MetaURL
 from distfs.model import Address
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import distfs
-from distfs.embedded_postgres import binary, is_embedded, resolve
 from distfs.errors import ConfigError, Unavailable
-from distfs.meta_url import Host, MetaURL
+from distfs.metadb.embedded_postgres import binary, is_embedded, resolve
+from distfs.metadb.url import Host, MetaURL
 
 PIDFILE = "4711\n/data\n1700000000\n5432\n/run/my socket\n\n  1 2\nready   \n"
 
@@ -62,7 +62,7 @@ def test_a_missing_extra_is_one_line_that_names_the_pip_install() -> None:
     """Asked of a Python that sees distfs and no installed package."""
     script = (
         f"import sys; sys.path.insert(0, {str(Path(distfs.__file__).parent.parent)!r})\n"
-        "from distfs.embedded_postgres import EmbeddedPostgres\n"
+        "from distfs.metadb.embedded_postgres import EmbeddedPostgres\n"
         "from distfs.errors import ConfigError\n"
         "import tempfile\n"
         "with tempfile.TemporaryDirectory() as folder:\n"

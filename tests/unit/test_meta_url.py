@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from distfs.errors import ConfigError
-from distfs.meta_url import Host, MetaURL
+from distfs.metadb.url import Host, MetaURL
 
 
 def test_a_url_names_user_password_host_port_and_database() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs.body_framing import ChunkFraming, Framing, LengthFraming
 from distfs.errors import Refused, TooLarge
+from distfs.host.body_framing import ChunkFraming, Framing, LengthFraming
 
 NEXT = b"GET /next HTTP/1.1\r\n"
 

@@ -32,7 +32,7 @@ from distfs.upkeep.decisions import (
     scrub_due_in,
     scrub_pace,
 )
-from distfs.upkeep_model import RepairTask, ScrubState
+from distfs.upkeep.model import RepairTask, ScrubState
 
 GIB = 1 << 30
 SIZE = 32 << 20

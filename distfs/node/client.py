@@ -10,16 +10,16 @@ from typing import Any
 from uuid import UUID
 
 from distfs import wire
-from distfs.breaker import State
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.fragment import FragmentHeader, FragmentTable
 from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo
-from distfs.late_read import AsksAhead
 from distfs.model import Address, FragmentId
-from distfs.node_link import Exchange, NodeLink
-from distfs.node_transfer import RemoteReader, RemoteWriter
+from distfs.node.breaker import State
+from distfs.node.late_read import AsksAhead
+from distfs.node.link import Exchange, NodeLink
+from distfs.node.transfer import RemoteReader, RemoteWriter
 from distfs.telemetry import current_request_id
 from distfs.wire import Type
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from distfs.deadline import Deadline
 from distfs.errors import TooSlow, Unavailable
-from distfs.meta_link import Link
-from distfs.meta_url import Host, MetaURL
+from distfs.metadb.link import Link
+from distfs.metadb.url import Host, MetaURL
 
 
 class Pool:

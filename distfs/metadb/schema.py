@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS migration (
 @cache
 def sql_folder() -> Path:
     """Where the SQL files are. Raises ConfigError when the installation lacks them."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for folder in (package / "sql", package.parent / "sql"):
         if (folder / "queries.sql").is_file():
             return folder

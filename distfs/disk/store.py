@@ -24,9 +24,9 @@ import xxhash
 
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
-from distfs.disk_health import DiskHealth
-from distfs.disk_tree import FragmentTree, fsync_folder, make_folder, translated
-from distfs.disk_writer import BufferPool, Sink, open_sink
+from distfs.disk.health import DiskHealth
+from distfs.disk.tree import FragmentTree, fsync_folder, make_folder, translated
+from distfs.disk.writer import BufferPool, Sink, open_sink
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
 from distfs.fragment import (
     ENTRY_SIZE,

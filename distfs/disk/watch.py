@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from distfs.disk_store import DiskStore
+from distfs.disk.store import DiskStore
 
 log = logging.getLogger("distfs.disk")
 

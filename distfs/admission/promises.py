@@ -18,17 +18,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from uuid import UUID, uuid4
 
+from distfs.admission.db import AdmissionState, Reservation, ReservationDB
+from distfs.admission.gate import Gate
+from distfs.admission.room import room, share_of, size_of, width_for
 from distfs.config import CallerRule, CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError, Full, TooLarge, TooMany, TooSlow, Unavailable
-from distfs.gate import Gate
-from distfs.meta_admission import AdmissionState, Reservation, ReservationDB
 from distfs.model import Policy
 from distfs.placement import shortage
-from distfs.room import room, share_of, size_of, width_for
 from distfs.source import Source
 
-log = logging.getLogger("distfs.admission")
+log = logging.getLogger("distfs.admission.promises")
 
 #: A promise is renewed so often and, when its service is gone, expires after so long.
 RENEW_S, EXPIRES_S = 5.0, 30.0

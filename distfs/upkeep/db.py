@@ -21,9 +21,9 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound
 from distfs.meta import MetaDB
-from distfs.meta_link import Link
+from distfs.metadb.link import Link
 from distfs.model import FragmentId, Policy, Slice
-from distfs.upkeep_model import (
+from distfs.upkeep.model import (
     Backlog,
     Claim,
     ClusterStatus,

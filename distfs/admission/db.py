@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from distfs.admission.room import Disk
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
-from distfs.room import Disk
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from typing import Any
 
 from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedStatement
 
-from distfs import meta_schema
 from distfs.deadline import Deadline
 from distfs.dial import dial
 from distfs.errors import ConfigError, DistfsError, Full, OutcomeUnknown, Refused, TooSlow, Unavailable
-from distfs.meta_url import Host, MetaURL
+from distfs.metadb import schema as meta_schema
+from distfs.metadb.url import Host, MetaURL
 
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
 _BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)

@@ -13,11 +13,11 @@ from typing import Any
 from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNotImplemented
 from waitress.utilities import Error as WaitressError
 
-from distfs.body_framing import ChunkFraming, Framing, LengthFraming
+from distfs.admission.gate import Ticket
 from distfs.config import HttpConfig
 from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge, Unsupported
-from distfs.gate import Ticket
-from distfs.request_body import Spool, StreamedBody
+from distfs.host.body_framing import ChunkFraming, Framing, LengthFraming
+from distfs.host.request_body import Spool, StreamedBody
 
 MAX_HEADER = 65536
 

@@ -7,15 +7,15 @@ import time
 from types import TracebackType
 from typing import Any
 
-from distfs.breaker import Breaker
 from distfs.config import NodeConfig
 from distfs.connection_pool import ConnectionPool, Limits
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError, TooSlow
-from distfs.hedge import LatencyHistory
 from distfs.model import Address, Buffer
+from distfs.node.breaker import Breaker
+from distfs.node.hedge import LatencyHistory
+from distfs.node.wire_socket import WireSocket
 from distfs.wire import Frame
-from distfs.wire_socket import WireSocket
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
 REPLAY_MOST = 64 << 10

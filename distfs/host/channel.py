@@ -17,14 +17,14 @@ from typing import Any
 
 from waitress.channel import HTTPChannel
 
-from distfs.body_framing import Framing
-from distfs.client_socket import Bytes, ClientSocket
 from distfs.config import KIB, MIB, HttpConfig
-from distfs.dispatcher import Lane
 from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Unavailable
-from distfs.request_body import CUT_SHORT, StreamedBody
-from distfs.request_parser import MAX_HEADER, RequestParser
-from distfs.response import Refusal, Response, logger
+from distfs.host.body_framing import Framing
+from distfs.host.client_socket import Bytes, ClientSocket
+from distfs.host.dispatcher import Lane
+from distfs.host.request_body import CUT_SHORT, StreamedBody
+from distfs.host.request_parser import MAX_HEADER, RequestParser
+from distfs.host.response import Refusal, Response, logger
 from distfs.telemetry import enter_request, leave_request
 
 #: From here on an answer's bytes are written by the worker straight to the socket; fewer may wait for the loop.

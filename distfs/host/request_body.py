@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from distfs.blocks import SPOOL_SHARE, BlockPool
-from distfs.body_framing import Framing
-from distfs.client_socket import ClientSocket
 from distfs.config import KIB, HttpConfig
 from distfs.errors import BodyCutShort, ClientGone, ConfigError, DistfsError, Full
+from distfs.host.body_framing import Framing
+from distfs.host.client_socket import ClientSocket
 
 #: Chunks are read through a buffer of this size, so that small ones do not cost a system call each.
 RAW_BUFFER = 256 * KIB

@@ -14,8 +14,8 @@ from typing import Any
 from waitress.task import WSGITask, hop_by_hop
 from waitress.utilities import build_http_date
 
-from distfs.client_socket import Bytes
 from distfs.errors import DistfsError
+from distfs.host.client_socket import Bytes
 from distfs.problem import explained, phrase
 from distfs.telemetry import NO_REQUEST, current_request_id, enter_request
 

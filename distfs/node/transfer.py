@@ -10,7 +10,7 @@ from distfs import wire
 from distfs.errors import Corrupt, DistfsError
 from distfs.fragment import CellEntry, FragmentTable
 from distfs.fragment_store import check_length
-from distfs.node_link import Exchange
+from distfs.node.link import Exchange
 from distfs.wire import Type
 
 #: A writer looks for a refusal before every so many cells; each look costs a system call.

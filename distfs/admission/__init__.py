@@ -1,0 +1,1 @@
+"""Who may upload, and what room is promised to whom."""

@@ -1,0 +1,1 @@
+"""Fragments on one disk."""

@@ -1,0 +1,1 @@
+"""The parts of distfs's own HTTP host, ``distfs.server``."""

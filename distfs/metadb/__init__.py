@@ -1,0 +1,1 @@
+"""What ``distfs.meta`` stands on: connections, URLs, the schema, an embedded PostgreSQL."""

@@ -1,0 +1,1 @@
+"""A storage node as a service reaches it."""
