@@ -2,7 +2,7 @@
 
 Durable write: temp file in the same file system, every cell's checksum verified as it arrives, length check,
 fsync, rename, fsync of the folder, only then the acknowledgement (restic's local backend does the same). Big
-fragments are written in aligned buffers with O_DIRECT by a thread of their own (``disk_writer``).
+fragments are written in aligned buffers with O_DIRECT by a thread of their own (``disk.writer``).
 """
 
 from __future__ import annotations
