@@ -36,7 +36,8 @@ def config(metadb_url: str) -> Config:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[Config], TestService]]:
+def serve(metadb_url: str, tmp_path: Path) -> Iterator[Callable[[Config], TestService]]:
+    """-> a function: config -> a service on ``metadb_url``, which outlives it."""
     with ExitStack() as stack:
         yield lambda config: stack.enter_context(running_service(config, tmp_path))
 
