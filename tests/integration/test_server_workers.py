@@ -6,16 +6,18 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distfs.callers import CallerMatch, parse_network
 from distfs.config import BandwidthConfig, Bytes, BytesPerSecond, CallerRule, CallersConfig, Config, Seconds
+from distfs.host.channel import DIRECT
 from tests.forms import some_bytes
-from tests.integration.raw_http import eventually
+from tests.integration.raw_http import CONFIG, PATIENCE, Environ, RawClient, eventually, serving
 from tests.service import TestService, running_service, small_config
 
 THREADS, RESERVE = 6, 3
@@ -49,51 +51,29 @@ def soon(service: TestService, path: str) -> int:
         return connection.getresponse().status
 
 
-@contextmanager
-def deaf_client(service: TestService, request: bytes, times: int) -> Iterator[socket.socket]:
-    """Sends a request again and again, and reads no answer."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        sock.settimeout(0.5)
-        sock.connect((service.host, service.port))
-        try:
-            for _ in range(times):
-                sock.sendall(request * 100)
-        except TimeoutError:
-            pass  # nobody takes more: that is what it is to find
-        yield sock
+def large_answers(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+    """As much as is left to the loop; ``/small`` is answered with little."""
+    start_response("200 OK", [])
+    return [b"x" * (10 if environ["PATH_INFO"] == "/small" else DIRECT - 4 * KIB)]
 
 
-def test_clients_that_ask_on_and_read_nothing_keep_no_worker(
-    serve: Callable[[Config], TestService], config: Config
-) -> None:
-    service = serve(config)
-    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    with ExitStack() as stack:
-        for _ in range(2 * THREADS):
-            stack.enter_context(deaf_client(service, request, 300))
-        for _ in range(5):
-            assert soon(service, "/healthz") == 200
-            assert soon(service, "/files/x") == 400
-
-
-def test_requests_sent_together_are_all_answered_however_slowly_they_are_read(
-    serve: Callable[[Config], TestService], config: Config
-) -> None:
-    service = serve(config)
-    count, request = 3000, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        sock.connect((service.host, service.port))
-        sock.settimeout(30)
-        last = request.replace(b"Host", b"Connection: close\r\nHost")
-        sending = threading.Thread(target=sock.sendall, args=(request * count + last,))
-        sending.start()
-        answers = bytearray()
-        while piece := sock.recv(4096):
-            answers += piece
-        sending.join()
-    assert answers.count(b"HTTP/1.1 200 OK") == count + 1
+def test_clients_that_ask_on_and_read_nothing_keep_no_worker() -> None:
+    ask, count = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n", 200  # more than sockets hold the answers of
+    config = replace(CONFIG, client_stall_timeout=Seconds(PATIENCE * 2))
+    with serving(large_answers, config) as server, ExitStack() as stack:
+        deaf = [stack.enter_context(RawClient(server)) for _ in range(2 * config.threads)]
+        for client in deaf:
+            client.send(ask * count)
+        served = 0
+        while served < 50:  # by then their sockets are full, whoever they are served by
+            with RawClient(server) as other:
+                other.send(b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert other.answer().body == b"x" * 10
+            served += 1
+            threading.Event().wait(0.02)
+        for client in deaf:
+            for _ in range(count):
+                assert len(client.answer().body) == DIRECT - 4 * KIB
 
 
 def test_small_uploads_that_wait_for_bandwidth_leave_a_worker_for_health_checks(
