@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Commands with more exit codes name them in their ``--help``.
     """
-    given = _parser().parse_args(argv)
+    try:
+        code = _run(_parser().parse_args(argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as by `| head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
+        return 128 + signal.SIGPIPE
+
+
+def _run(given: argparse.Namespace) -> int:
     try:
         config = configuration.load(given.config)
         if "act" in given:

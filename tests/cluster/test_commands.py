@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -401,3 +402,12 @@ def test_a_node_that_is_stopped_says_so_and_may_start_at_another_port_at_once(
     wait_until(lambda: cluster.node(0).alive, "the node is back")
     assert cluster.node(0).id == before.id
     assert "no heartbeat" not in cluster.nodes[0].log.read_text()
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(by_hand: Cluster) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "distfs", "nodes", "--config", str(by_hand.folder / "config.yml")]
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, env=clean_environment())
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
