@@ -23,7 +23,6 @@ REMEDY = "curl -F file=@NAME URL/upload"
 #: The form field that says how to keep the files; it must come before them.
 POLICY_FIELD = "policy"
 
-MAX_CONTENT_TYPE = MAX_TYPE_BYTES  # characters: what is kept is ASCII
 UNNAMED = "file"
 UNTYPED = "application/octet-stream"
 
@@ -133,7 +132,7 @@ def clean_name(name: str) -> str:
 def clean_content_type(text: str) -> str:
     """A media type fit for a response header; what is not one becomes application/octet-stream."""
     text = text.strip(" \t")
-    return text if len(text) <= MAX_CONTENT_TYPE and _CONTENT_TYPE.fullmatch(text) else UNTYPED
+    return text if len(text) <= MAX_TYPE_BYTES and _CONTENT_TYPE.fullmatch(text) else UNTYPED
 
 
 # --- wsgi.input -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from uuid import uuid4
@@ -122,7 +122,7 @@ class UploadSession:
     def commit(self) -> list[File]:
         """One transaction for all files. Raises Unavailable when what was safe is so no more, and OutcomeUnknown
         when MetaDB was lost in the middle of it."""
-        files = [self._still_safe(identity, file) for identity, file in self._files]
+        files = self._still_safe()
         self._keep = True  # whatever happens now, never remove what may have been committed
         try:
             return self._uploader.meta.commit_files(files, self._deadline)
@@ -192,29 +192,33 @@ class UploadSession:
                 "slice %s has %d of %d fragments; repair adds the rest", piece.id, safe, len(piece.nodes)
             )
 
-    def _still_safe(self, identity: FileIdentity, file: NewFile) -> NewFile:
-        """The file as it can be committed: slices that landed long ago may have lost nodes since.
+    def _still_safe(self) -> list[NewFile]:
+        """The files as they can be committed: slices that landed long ago may have lost nodes since.
 
         What a node keeps that is down, forgotten or being drained is made anew on others first. So who drains a
         node knows that no upload names it any more once COMMIT_WITHIN_S have passed.
         """
         if self._placed_at is None or time.monotonic() - self._placed_at < _TRUSTED_S:
-            return file
-        nodes = {node.id: node for node in self._uploader.directory.nodes(self._deadline, fresh=True)}
-        staying = {id for id, node in nodes.items() if node.alive and node.state != "draining"}
-        pieces = []
-        for piece in file.slices:
-            leaving = [i for i, node in enumerate(piece.nodes) if node and node not in staying]
-            for index in leaving:
-                log.warning("fragment %s.%d: node %d is gone since", piece.id, index, piece.nodes[index])
-                anew = self._restore(identity, piece, index)
-                lost = anew.nodes[index] == piece.nodes[index]
-                piece = replace(anew, nodes=_without(anew.nodes, index)) if lost else anew
-            if leaving:
-                text = "storage nodes were lost while the file was written, and nobody can take their part"
-                self._require_safe(identity, piece, Unavailable(text))
-            pieces.append(piece)
-        return replace(file, slices=tuple(pieces))
+            return [file for _, file in self._files]
+        nodes = self._uploader.directory.nodes(self._deadline, fresh=True)
+        staying = {node.id for node in nodes if node.alive and node.state != "draining"}
+        return [
+            replace(file, slices=tuple(self._on_staying(identity, piece, staying) for piece in file.slices))
+            for identity, file in self._files
+        ]
+
+    def _on_staying(self, identity: FileIdentity, piece: Slice, staying: Container[int]) -> Slice:
+        """The slice with what other nodes keep of it made anew. Raises Unavailable when too little is safe then."""
+        leaving = [i for i, node in enumerate(piece.nodes) if node and node not in staying]
+        for index in leaving:
+            log.warning("fragment %s.%d: node %d is gone since", piece.id, index, piece.nodes[index])
+            anew = self._restore(identity, piece, index)
+            lost = anew.nodes[index] == piece.nodes[index]
+            piece = _moved(piece, index, 0) if lost else anew
+        if leaving:
+            text = "storage nodes were lost while the file was written, and nobody can take their part"
+            self._require_safe(identity, piece, Unavailable(text))
+        return piece
 
     def _fewest(self, file: FileIdentity) -> int:
         """How many fragments of a slice must be safe before it may be committed."""
@@ -259,8 +263,7 @@ class UploadSession:
             return piece
         finally:
             uploader.placement.landed(target, share)
-        nodes = tuple(target if i == index else node for i, node in enumerate(piece.nodes))
-        return replace(piece, nodes=nodes)
+        return _moved(piece, index, target)
 
     def _read_block(self, source: Source, beside: int) -> Block:
         block = self._uploader.pool.take(self._deadline, beside=beside)
@@ -299,8 +302,9 @@ class UploadSession:
             log.info("fragment %s of a failed upload is left to the orphan sweep: %s", fragment, e)
 
 
-def _without(nodes: tuple[int, ...], index: int) -> tuple[int, ...]:
-    return tuple(0 if i == index else node for i, node in enumerate(nodes))
+def _moved(piece: Slice, index: int, to: int) -> Slice:
+    """The slice with fragment ``index`` on node ``to``; 0: on none."""
+    return replace(piece, nodes=tuple(to if i == index else node for i, node in enumerate(piece.nodes)))
 
 
 def _lost(failed: dict[int, DistfsError]) -> type[Unavailable]:

@@ -86,12 +86,16 @@ class Admission:
 
     def check(self, rule: CallerRule | None, size: int) -> None:
         """What is to be said against a body of ``size`` bytes without asking anybody. Raises TooLarge, TooMany."""
-        most = self.largest(rule) + self.http.max_form_overhead
-        if size > most:
-            raise TooLarge(f"{size} bytes are more than the {most} that are taken (max_file_size)")
+        self._check_size(size, self.largest(rule))
         if rule is not None:
             with self._counting:
                 self._check_count(rule)
+
+    def _check_size(self, size: int, largest: int) -> None:
+        """Of a body, whose files may have ``largest`` bytes."""
+        most = largest + self.http.max_form_overhead
+        if size > most:
+            raise TooLarge(f"{size} bytes are more than the {most} that are taken (max_file_size)")
 
     def _check_count(self, rule: CallerRule) -> None:
         """Under ``_counting``."""
@@ -128,9 +132,8 @@ class Admission:
         Leave the promise on every way out; ``keep`` it when the file is committed. Raises TooLarge; Full when the
         cluster has no room for it under this policy; Unavailable when too few nodes take writes.
         """
-        most = (self.http.max_file_size if largest is None else largest) + self.http.max_form_overhead
-        if size is not None and size > most:
-            raise TooLarge(f"{size} bytes are more than the {most} that are taken (max_file_size)")
+        if size is not None:
+            self._check_size(size, self.http.max_file_size if largest is None else largest)
         promise = Promise(self, policy, size, deadline, strict=not declared)
         if size is None:
             promise.cover(1)
