@@ -140,8 +140,7 @@ class UpkeepCluster:
         self._stack.callback(self.uploader.close)
         self.damage = DamageNotes(self.db)
         self._stack.callback(self.damage.close)
-        executor = self.uploader.executor
-        self.downloader = Downloader(self.directory, pool, executor, self.damage, self.meta.file)
+        self.downloader = Downloader(self.directory, pool, self.damage, self.meta.file)
         self.executor = ThreadPoolExecutor(12)
         self._stack.callback(self.executor.shutdown)
         self._stack.callback(self._stop_nodes)
