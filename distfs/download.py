@@ -45,7 +45,7 @@ class Downloader:
         byte that fails its check.
         """
         beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
-        with self._pool.lent(deadline, beside) as buffer:
+        with self._pool.lent(deadline, beside, file.block_size) as buffer:
             yield from self._read(file, start, stop, buffer, deadline)
 
     def _read(
