@@ -29,8 +29,9 @@ class PoolUsage:
 
 
 class BlockPool:
-    """At most ``limit`` buffers of ``size`` bytes, or others of as many bytes. When all are in use, whoever wants one waits: reading from
-    client sockets pauses, and TCP tells the clients. Spools borrow from the same bytes and never wait."""
+    """At most ``limit`` buffers of ``size`` bytes, or others of as many bytes. When all are in use, whoever wants
+    one waits: reading from client sockets pauses, and TCP tells the clients. Spools borrow from the same bytes and
+    never wait, nor does a read that is hedged."""
 
     def __init__(self, size: int, limit: int) -> None:
         self.size = size
@@ -94,7 +95,7 @@ class BlockPool:
             self._condition.notify_all()
 
     def borrow(self, count: int) -> bool:
-        """Count ``count`` more bytes of a spool, if there is room for them now."""
+        """Count ``count`` more bytes of a spool, or of a cell that is read twice, if there is room for them now."""
         with self._condition:
             if self._spooled + count > self._limit // SPOOL_SHARE:
                 return False

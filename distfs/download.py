@@ -13,7 +13,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, Unavailable
 from distfs.model import NewFile, Node, Slice
 from distfs.node_directory import NodeDirectory
-from distfs.slice_read import NoteDamage, SliceReader, not_noted
+from distfs.slice_read import Hedging, NoteDamage, SliceReader, not_noted
 
 log = logging.getLogger("distfs.download")
 
@@ -36,6 +36,7 @@ class Downloader:
         ``find``: a file as MetaDB has it now; for long downloads, whose fragments may be moved meanwhile.
         """
         self._directory, self._pool = directory, pool
+        self._hedging = Hedging(directory.hedging, pool)
         self._note_damage, self._find = note_damage, find
 
     def read(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[memoryview]:
@@ -124,9 +125,7 @@ class Downloader:
         code, directory = code_for(file.policy), self._directory
         order = self._order(piece, code, deadline)
         shape = piece, file.block_size, code
-        return SliceReader(
-            *shape, directory.store, order, span, deadline, self._note_damage, directory.hedging
-        )
+        return SliceReader(*shape, directory.store, order, span, deadline, self._note_damage, self._hedging)
 
     def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
         """Fragment indexes: nodes that are up and well first.

@@ -11,7 +11,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+from distfs.blocks import BlockPool
 from distfs.coding import Code
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
@@ -32,6 +34,13 @@ NoteDamage = Callable[[FragmentId, int, DistfsError], None]
 
 def not_noted(fragment: FragmentId, node: int, error: DistfsError) -> None:
     """For readers of fragments that nobody but them knows yet."""
+
+
+class Hedging(NamedTuple):
+    """What it takes to ask a second fragment beside a late one."""
+
+    budget: HedgeBudget  # how many may be
+    memory: BlockPool  # of which the second is borrowed
 
 
 class _Gathering:
@@ -64,10 +73,10 @@ class SliceReader:
         span: tuple[int, int],
         deadline: Deadline,
         note_damage: NoteDamage = not_noted,
-        hedging: HedgeBudget | None = None,
+        hedging: Hedging | None = None,
     ) -> None:
         """``order``: fragment indexes, the preferred first; ``span``: first block and the one after the last;
-        ``hedging``: how much may be read twice when a node is late; None: it is waited for."""
+        ``hedging``: what may be read twice when a node is late; None: it is waited for."""
         self._slice, self._block_size, self._code = piece, block_size, code
         self._stores, self._order, self._deadline = stores, order, deadline
         self._first, self._stop = span
@@ -105,6 +114,8 @@ class SliceReader:
         for reader in self._open.values():
             reader.close()
         self._open.clear()
+        self._rooms.clear()
+        self._scratch.clear()
 
     def blocks(self, buffer: memoryview) -> Iterator[memoryview]:
         """The plain blocks, checked; each valid only until the next. Raises Corrupt, Unavailable.
@@ -120,7 +131,7 @@ class SliceReader:
         )
         k = self._code.policy.k
         if self._hedging is not None:
-            self._hedging.count(k)
+            self._hedging.budget.count(k)
         for index in list(self._open):
             self._read(index, self._open[index], block)
         while True:
@@ -185,29 +196,48 @@ class SliceReader:
         None: ``late`` is to be read on, it is all there is, or all that the budget allows. Raises what ends it.
         """
         other = self._candidate(block.asked | set(self._open) | {index})
-        if other is None or self._hedging is None or not self._hedging.spend():
+        if other is None or self._hedging is None:
             return None
-        started = time.monotonic()
-        second = self._request(other, block.number, 1)
-        if second is None:
-            return None
-        room = memoryview(
-            bytearray(self._code.cell_size(len(block.out)))
-        )  # its own: ``late`` may be half received
-        with contextlib.closing(second):
-            try:
-                ahead = Runner(second, lambda: self._advance_good(second, block.number, room))
-                if not race(late, ahead, self._deadline):
-                    return index
-            except SecondFailed as e:
-                self._note(other, e.error, stream=True)
+        with self._spare(other, block.out) as room:
+            if room is None or not self._hedging.budget.spend():
                 return None
-        self._hedging.win()
-        block.cells[other] = room
+            started = time.monotonic()
+            second = self._request(other, block.number, 1)
+            if second is None:
+                return None
+            with contextlib.closing(second):
+                try:
+                    ahead = Runner(second, lambda: self._advance_good(second, block.number, room))
+                    if not race(late, ahead, self._deadline):
+                        return index
+                except SecondFailed as e:
+                    self._note(other, e.error, stream=True)
+                    return None
+            self._hedging.budget.win()
+            self._replace_late(index, late.reader, time.monotonic() - started)
+            view = self._room(other, block.out)
+            if view is not room:
+                view[:] = room  # who was late receives no more
+        block.cells[other] = view
         block.sums[other] = second.table.entries[block.number].checksum
         block.spent.add(index)
-        self._replace_late(index, late.reader, time.monotonic() - started)
         return other
+
+    @contextlib.contextmanager
+    def _spare(self, other: int, out: memoryview) -> Iterator[memoryview | None]:
+        """Where a second cell may be received beside the late one; None: there is no memory for it.
+
+        Of copies both are the whole block, and the late one may be half there.
+        """
+        if self._code.policy.k > 1:
+            yield self._room(other, out)
+        elif self._hedging is not None and self._hedging.memory.borrow(len(out)):
+            try:
+                yield memoryview(bytearray(len(out)))
+            finally:
+                self._hedging.memory.repay(len(out))
+        else:
+            yield None
 
     def _advance_good(self, reader: LateReader, number: int, view: memoryview) -> bool:
         """As ``_advance``; raises Corrupt for a cell that is whole and not good."""
