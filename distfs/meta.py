@@ -114,6 +114,7 @@ class MetaDB:
 
     def nodes(self, deadline: Deadline) -> list[Node]:
         """Every node that ever registered, by id; whether it is alive is judged by the database's clock."""
+        rows = self.read("nodes", deadline)
         return [
             Node(
                 id=number,
@@ -123,14 +124,13 @@ class MetaDB:
                 capacity=capacity,
                 free=free,
                 state=state,
-                alive=age < self.down_after and not stopped,
+                alive=age < self.down_after and not stopped and not given_up,
                 heartbeat_age=age,
                 used=used,
                 disk=disk,
+                unreachable=age < self.down_after and not stopped and given_up,
             )
-            for number, uuid, address, zone, capacity, free, state, age, used, stopped, disk in self.read(
-                "nodes", deadline
-            )
+            for number, uuid, address, zone, capacity, free, state, age, used, stopped, disk, given_up in rows
         ]
 
     def heartbeat(self, report: NodeReport, deadline: Deadline) -> int:

@@ -245,7 +245,20 @@ SELECT forget_node(:node, :down_after);
 
 -- name: give_up_silent_nodes
 UPDATE node SET given_up = true
-WHERE stopped OR heartbeat_at < now() - make_interval(secs => :down_after) RETURNING id;
+WHERE stopped OR heartbeat_at < now() - make_interval(secs => :down_after) OR unreachable_since IS NOT NULL
+RETURNING id;
+
+-- name: note_reach
+-- Of nodes that heartbeat, those that answered count again, and those that did not are given up in the end.
+UPDATE node SET
+    unreachable_since = CASE WHEN id = ANY(CAST(:silent AS integer[])) THEN coalesce(unreachable_since, now()) END,
+    unreachable_at = CASE WHEN id = ANY(CAST(:silent AS integer[])) THEN now() END,
+    given_up = id = ANY(CAST(:silent AS integer[])) AND (
+        given_up OR coalesce(unreachable_since < now() - make_interval(secs => :repair_delay), false)
+    )
+WHERE id = ANY(CAST(:silent AS integer[]))
+    OR (id = ANY(CAST(:answering AS integer[])) AND unreachable_since IS NOT NULL)
+RETURNING id, given_up;
 
 -- name: status
 WITH judged AS MATERIALIZED (

@@ -81,7 +81,7 @@ def _nodes(status: ClusterStatus) -> str:
     away = unreachable(status.workers)
     for node in status.nodes:
         state = ("up" if node.state == "active" else node.state) if node.alive else "down"
-        if node.alive and node.id in away:
+        if node.unreachable or (node.alive and node.id in away):
             state = "unreachable"
         counts[state] = counts.get(state, 0) + 1
     room = sum({node.disk_key: node.free for node in status.nodes if node.writable}.values())

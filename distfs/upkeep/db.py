@@ -130,9 +130,24 @@ class UpkeepDB:
         return int(count)
 
     def give_up_silent_nodes(self, deadline: Deadline) -> list[int]:
-        """Let repair wait no longer for the nodes that are down now; -> their ids. A heartbeat takes it back."""
+        """Let repair wait no longer for the nodes that are down now, or unreachable; -> their ids.
+
+        The heartbeat of one that was down takes it back, and the answer of one that was unreachable.
+        """
         rows = self._meta.write("give_up_silent_nodes", deadline, down_after=self._meta.down_after)
         return sorted(row[0] for row in rows)
+
+    def note_reach(
+        self, answering: Sequence[int], silent: Sequence[int], repair_delay: float, deadline: Deadline
+    ) -> list[int]:
+        """Which nodes, of those that heartbeat, answered, and which did not; -> those that are given up now.
+
+        Given up is what was ``silent`` for ``repair_delay`` seconds, without a break, whoever noted it: it counts
+        as down from then on until it is ``answering``, registers anew, or is not noted for five minutes.
+        """
+        nodes: dict[str, Any] = {"answering": list(answering), "silent": list(silent)}
+        rows = self._meta.write("note_reach", deadline, repair_delay=repair_delay, **nodes)
+        return sorted(node for node, given_up in rows if given_up)
 
     # --- what is where ------------------------------------------------------------------------------
 

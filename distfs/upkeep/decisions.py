@@ -243,7 +243,7 @@ def _above(level: float, value: Mapping[int, float], weight: Mapping[int, float]
     return {n: (v - level) * weight[n] for n, v in value.items() if v > level}
 
 
-# --- scrub, orphans -----------------------------------------------------------------------------------
+# --- scrub, reach, orphans ----------------------------------------------------------------------------
 
 
 def scrub_due_in(state: ScrubState, period: float) -> float:
@@ -251,6 +251,11 @@ def scrub_due_in(state: ScrubState, period: float) -> float:
     if state.round_age is not None or state.last_round_age is None:
         return 0.0
     return max(0.0, period - state.last_round_age)
+
+
+def cut_off(asked: int, silent: int) -> bool:
+    """Whether who asked so many nodes, and had no answer of the ``silent``, is itself more probably out of reach."""
+    return 2 * silent >= asked
 
 
 def clock_in_doubt(node: float, before: float, after: float) -> bool:

@@ -58,7 +58,7 @@ class Scrub:
         self._meter = Meter()
         self._tally = Tally("checked", "bad")
         self._stumbles: Counter[tuple[int, FragmentId]] = Counter()
-        self._reach = Reach(directory, executor)
+        self._reach = Reach(db, directory, executor, config.repair_delay)
         self._unlisted: dict[int, str] = {}  # nodes that cannot list what they keep, and why
 
     def step(self, deadline: Deadline) -> Step:

@@ -337,7 +337,7 @@ def test_repair_now_does_not_wait_for_a_dead_node(make_cluster: MakeCluster) -> 
     ended = distfs(cluster, "repair", "--now")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
-        f"not waiting for node {dead}, down now: what they kept is made anew\n"
+        f"not waiting for node {dead}, down or unreachable now: what they kept is made anew\n"
         "every slice has its full redundancy\n"
     )
     assert lacking > 0

@@ -26,6 +26,7 @@ from distfs.upkeep.decisions import (
     by_risk,
     choose_target,
     clock_in_doubt,
+    cut_off,
     fullness,
     plan_drain,
     plan_moves,
@@ -343,6 +344,12 @@ def test_a_round_of_scrub_begins_a_period_after_the_last_one_began() -> None:
     assert scrub_due_in(state(last_round_age=30.0), 100) == 70
     assert scrub_due_in(state(last_round_age=130.0), 100) == 0
     assert scrub_due_in(state(round_age=1.0, last_round_age=30.0), 100) == 0
+
+
+def test_who_hears_nothing_of_half_the_nodes_is_cut_off_itself() -> None:
+    assert not cut_off(3, 1)
+    assert not cut_off(1000, 499)
+    assert all(cut_off(asked, silent) for asked, silent in ((1, 1), (2, 1), (4, 2)))
 
 
 def test_a_clock_is_in_doubt_beyond_a_minute() -> None:
