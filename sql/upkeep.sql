@@ -132,7 +132,7 @@ WHERE t.purge_at IS NULL AND kept.nodes[kept.index + 1] IS NOT NULL AND CAST(:no
     ));
 
 -- name: is_kept
--- Like wanted, but for one fragment, and false once the end of its file has begun: it may be gone at any moment.
+-- Whether the node is to keep the fragment; false once the end of its file has begun: it may be gone at any moment.
 SELECT id FROM slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :node
 UNION ALL
 SELECT s.id FROM trash_slice AS s JOIN trash ON trash.id = s.file_id

@@ -151,10 +151,6 @@ class UpkeepDB:
 
     # --- what is where ------------------------------------------------------------------------------
 
-    def wanted(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> dict[FragmentId, bool]:
-        """For each id whether a slice, or one in the trash, says that ``node`` keeps it. Answers for all of them."""
-        return {id: claim.here for id, claim in self.claims(node, ids, deadline).items()}
-
     def claims(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> dict[FragmentId, Claim]:
         """For each id whether ``node`` is to keep it, and whether it might be missed. Answers for all of them."""
         params: dict[str, Any] = {"node": node, "down_after": self._meta.down_after}

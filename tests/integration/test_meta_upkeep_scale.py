@@ -99,8 +99,9 @@ def test_every_slice_of_a_node_is_listed_once(big: Big) -> None:
     )
     assert pages == [FragmentId(*row) for row in rows]
     assert big.upkeep.fragments_left(3, soon()) == len(pages)
-    assert all(big.upkeep.wanted(3, pages, soon()).values())
-    assert not any(big.upkeep.wanted(4, [i for i in pages if i.index == 0], soon()).values())
+    assert all(claim.here for claim in big.upkeep.claims(3, pages, soon()).values())
+    others = big.upkeep.claims(4, [i for i in pages if i.index == 0], soon())
+    assert not any(claim.here for claim in others.values())
 
 
 def test_status_adds_up(big: Big) -> None:
