@@ -208,6 +208,15 @@ ORDER BY kept.id LIMIT :limit;
 SELECT (SELECT count(*) FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)])
     + (SELECT count(*) FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]);
 
+-- name: bytes_kept
+SELECT coalesce(sum(ceil(s.size::numeric / f.k)), 0)::bigint FROM (
+    SELECT file_id, size, false AS trashed FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)]
+    UNION ALL
+    SELECT file_id, size, true FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]
+) AS s
+JOIN (SELECT id, k, false AS trashed FROM file UNION ALL SELECT id, k, true FROM trash) AS f
+    ON f.id = s.file_id AND f.trashed = s.trashed;
+
 -- name: expired_trash
 -- Marked before it is returned: what is marked cannot be undeleted while its fragments are being removed.
 WITH due AS (

@@ -211,6 +211,11 @@ class UpkeepDB:
         [[count]] = self._meta.read("fragments_left", deadline, node=node)
         return int(count)
 
+    def bytes_kept(self, node: int, deadline: Deadline) -> int:
+        """Plain bytes of the fragments a node keeps, trash included. Reads every slice on it: for people."""
+        [[size]] = self._meta.read("bytes_kept", deadline, node=node)
+        return int(size)
+
     def unknown_nodes(self, deadline: Deadline) -> list[int]:
         """Ids that slices name and no node has: it was forgotten while they were written."""
         return [row[0] for row in self._meta.read("unknown_nodes", deadline)]
@@ -269,9 +274,9 @@ class UpkeepDB:
     def save_worker(self, name: str, state: str, detail: Mapping[str, object], deadline: Deadline) -> None:
         """Make a worker's last result, of this process, visible to all. ``detail``: what JSON can say.
 
-        Commands show every key as it is, and know three: ``bytes_per_second``, what the worker lately moved, from
-        which they estimate the time left; ``stuck``, why it cannot go on, in words; and ``unreachable``, ids of
-        nodes that heartbeat and do not answer.
+        Commands show every key as it is, and know four: ``bytes_per_second``, what the worker lately moved or read,
+        and ``bytes_left``, of the round that runs, from which they estimate the time left; ``stuck``, why it cannot
+        go on, in words; and ``unreachable``, ids of nodes that heartbeat and do not answer.
         """
         params: dict[str, Any] = {"name": name, "state": state, "detail": json.dumps(dict(detail))}
         self._meta.write("save_worker", deadline, host=socket.gethostname(), pid=os.getpid(), **params)

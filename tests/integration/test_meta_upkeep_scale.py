@@ -119,6 +119,7 @@ def test_status_adds_up(big: Big) -> None:
         "fragments_on(3, NULL, 100)",
         "slices_on(3, NULL, 100)",
         "fragments_left(3)",
+        "bytes_kept(3)",
         "claims",
         "strays",
         "note_damage",
