@@ -49,15 +49,23 @@ class BlockPool:
         ``beside``: bytes that its cells take, as long as it is held. Raises TooSlow, Unavailable.
         """
         with self._condition:
-            if self._line or not self._has_room(beside):
+            at_once = not self._line and self._has_room(beside)
+            buffer = self._lend(beside) if at_once else None
+        if not at_once:
+            with deadline.waking(self._condition), self._condition:
                 self._wait_in_line(deadline, beside)
-            buffer = self._free.pop() if self._free else None
-            if buffer is None:
-                self._blocks += self.size
-            self._beside += beside
-            self._make_room_for(0)
-            self._note_most()
+                buffer = self._lend(beside)
         return Block(self, bytearray(self.size) if buffer is None else buffer, freed, beside)
+
+    def _lend(self, beside: int) -> bytearray | None:
+        """Count one more block as in use; -> an idle one, or None: it has to be made."""
+        buffer = self._free.pop() if self._free else None
+        if buffer is None:
+            self._blocks += self.size
+        self._beside += beside
+        self._make_room_for(0)
+        self._note_most()
+        return buffer
 
     def _has_room(self, beside: int) -> bool:
         """For one more block; one alone gets it whatever it needs beside."""

@@ -12,7 +12,7 @@ from uuid import UUID
 from distfs.blocks import BlockPool
 from distfs.coding import Code, code_for
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, Unavailable
+from distfs.errors import Cancelled, Corrupt, DistfsError, Unavailable
 from distfs.model import NewFile, Node, Slice
 from distfs.node_directory import NodeDirectory
 from distfs.slice_read import NoteDamage, SliceReader, not_noted
@@ -65,7 +65,8 @@ class Downloader:
                 for reader, opening in opened:
                     if not opening.done():
                         scope.cancel("the download has ended")
-                    opening.result()
+                    with contextlib.suppress(Cancelled):
+                        opening.result()
                     reader.close()
 
     def _read(
@@ -114,6 +115,7 @@ class Downloader:
                 number += 1
             return
         except (Corrupt, Unavailable):
+            deadline.check_cancelled()
             piece = self._moved(file, reader.piece, known, deadline)
             if piece is None:
                 raise

@@ -10,6 +10,7 @@ may take long, which never wait, which are given to the end, and what it has aga
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import sys
 import threading
@@ -168,9 +169,22 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
 
     def maintenance(self, now: float) -> None:
         """waitress calls it from the loop, every cleanup_interval."""
+        self._look_for_hang_ups()
         self.task_dispatcher.end_waits(time.monotonic())
         for channel in list(self.active_channels.values()):
             channel.check_time(time.monotonic())
+
+    def _look_for_hang_ups(self) -> None:
+        """While a request waits or is served, nobody else looks whether its client is still there."""
+        poll = select.poll()
+        served = {c.socket.fileno(): c for c in self.active_channels.values() if c.with_worker}
+        for number in served:
+            poll.register(number, select.POLLRDHUP)
+        for number, events in poll.poll(0) if served else ():
+            if events & ~select.POLLRDHUP:
+                served[number].client_left()
+            else:
+                served[number].ask_client()
 
     def pull_trigger(self, thunk: Callable[[], None] | None = None) -> None:
         """Wake the loop, to run ``thunk``. After the loop's end, nothing: its pipe is closed."""

@@ -75,7 +75,7 @@ class SliceReader:
 
     def open(self) -> None:
         """Ask k nodes for their fragments, so that bytes are on their way; answers and failures are left to
-        ``blocks``."""
+        ``blocks``. Raises Cancelled."""
         while len(self._open) < self._code.policy.k:
             index = self._candidate(set(self._open))
             if index is None:
@@ -266,7 +266,11 @@ class SliceReader:
             return None
 
     def _note(self, index: int, error: DistfsError, stream: bool = False) -> None:
-        """Remember what failed. A whole fragment that is gone or wrong is not asked again."""
+        """Remember what failed. A whole fragment that is gone or wrong is not asked again.
+
+        Raises Cancelled when nobody waits for it any more: then no node is to blame.
+        """
+        self._deadline.check_cancelled()
         hopeless = stream and isinstance(error, Corrupt | NotFound)
         self._failures[index] = self._failures.get(index, 0) + (_TRIES if hopeless else stream)
         self._errors[index] = error

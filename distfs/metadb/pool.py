@@ -90,7 +90,7 @@ class Pool:
 
     def _idle_or_none(self, deadline: Deadline) -> Link | None:
         """An idle link, or None and with it the right to connect one."""
-        with self._changed:
+        with deadline.waking(self._changed), self._changed:
             while True:
                 if self._closed:
                     raise Unavailable("this service is stopping")
