@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from distfs.config import BandwidthConfig, Bytes, BytesPerSecond, Config, MetaDBConfig, Seconds
+from distfs.http_app import HttpApp
 from distfs.metadb.url import MetaURL
+from tests.faults.proxied import PATIENT, proxied
 from tests.forms import some_bytes
 from tests.integration.meta_proxy import Cut, Proxy
 from tests.integration.raw_http import (
@@ -30,7 +32,7 @@ from tests.integration.raw_http import (
     serving,
 )
 from tests.postgres import run_sql
-from tests.service import BLOCK, TestService, running_service, small_config
+from tests.service import BLOCK, HttpAddress, TestService, listening, running_service, small_config
 
 #: The server looks at its clients a few times a second.
 OFTEN = replace(CONFIG, idle_timeout=Seconds(0.8))
@@ -85,7 +87,7 @@ def service(config: Config, tmp_path: Path) -> Iterator[TestService]:
         yield running
 
 
-def send(service: TestService, *parts: bytes) -> socket.socket:
+def send(service: HttpAddress, *parts: bytes) -> socket.socket:
     sock = socket.create_connection((service.host, service.port), timeout=PATIENCE)
     sock.sendall(b"".join(parts))
     return sock
@@ -218,6 +220,27 @@ def test_who_waits_for_others_to_be_admitted_is_in_line_no_more(
         close(second)
         eventually(lambda: gone(access) == 1, "it is gone")
         assert waiting(service)["large uploads"] == 1
+
+
+@pytest.mark.parametrize("leave", WAYS)
+def test_who_waits_for_nodes_that_stall_waits_no_longer(
+    metadb_url: str, tmp_path: Path, leave: Leave, access: pytest.LogCaptureFixture
+) -> None:
+    with proxied(metadb_url, tmp_path, count=2, **PATIENT, breaker_failures=1) as ways:
+        config = replace(ways.services.config, http=OFTEN)
+        with listening(HttpApp(ways.services), config) as address:
+            host = HttpAddress(*address)
+            uuid = host.ask("PUT", "/upload/x", b"small").text.strip()
+            for proxy in ways.proxies.values():
+                proxy.down.hold()
+            before = [proxy.up.passed for proxy in ways.proxies.values()]
+            client = send(host, request("GET", f"/download/{uuid}"))
+            eventually(lambda: [p.up.passed for p in ways.proxies.values()] != before, "a node is asked")
+            leave(client)
+            eventually(lambda: gone(access) == 1, "nobody waits for the nodes")
+            assert all(ways.client(node).trusted for node in ways.proxies), "none is to blame"
+            ways.heal()
+            assert host.ask("GET", f"/download/{uuid}").body == b"small"
 
 
 def test_what_was_written_of_an_upload_is_removed(service: TestService) -> None:
