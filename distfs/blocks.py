@@ -29,8 +29,9 @@ class PoolUsage:
 
 
 class BlockPool:
-    """At most ``limit`` buffers of ``size`` bytes. When all are in use, whoever wants one waits: reading from
-    client sockets pauses, and TCP tells the clients. Spools borrow from the same bytes and never wait."""
+    """At most ``limit`` buffers of ``size`` bytes, or others of as many bytes. When all are in use, whoever wants
+    one waits: reading from client sockets pauses, and TCP tells the clients. Spools borrow from the same bytes and
+    never wait, nor does a read that is hedged."""
 
     def __init__(self, size: int, limit: int) -> None:
         self.size = size
@@ -43,34 +44,42 @@ class BlockPool:
         self._beside = 0  # bytes of cells that are no part of their block
         self._line: deque[object] = deque()  # who waits for a block, first come first served
 
-    def take(self, deadline: Deadline, freed: Callable[[], object] | None = None, beside: int = 0) -> Block:
+    def take(
+        self,
+        deadline: Deadline,
+        freed: Callable[[], object] | None = None,
+        beside: int = 0,
+        size: int | None = None,
+    ) -> Block:
         """A block with one holder, for who has waited longest; ``freed`` is called when the last lets go.
 
-        ``beside``: bytes that its cells take, as long as it is held. Raises TooSlow, Unavailable.
+        ``beside``: bytes that its cells take, as long as it is held; ``size``: of a block of another size,
+        of a file that was written under another configuration. Raises TooSlow, Unavailable.
         """
+        size = self.size if size is None else size
         with self._condition:
-            at_once = not self._line and self._has_room(beside)
-            buffer = self._lend(beside) if at_once else None
+            at_once = not self._line and self._has_room(size + beside)
+            buffer = self._lend(size, beside) if at_once else None
         if not at_once:
             with deadline.waking(self._condition), self._condition:
-                self._wait_in_line(deadline, beside)
-                buffer = self._lend(beside)
-        return Block(self, bytearray(self.size) if buffer is None else buffer, freed, beside)
+                self._wait_in_line(deadline, size + beside)
+                buffer = self._lend(size, beside)
+        return Block(self, bytearray(size) if buffer is None else buffer, freed, beside)
 
-    def _lend(self, beside: int) -> bytearray | None:
+    def _lend(self, size: int, beside: int) -> bytearray | None:
         """Count one more block as in use; -> an idle one, or None: it has to be made."""
-        buffer = self._free.pop() if self._free else None
+        buffer = self._free.pop() if self._free and size == self.size else None
         if buffer is None:
-            self._blocks += self.size
+            self._blocks += size
         self._beside += beside
         self._make_room_for(0)
         self._note_most()
         return buffer
 
-    def _has_room(self, beside: int) -> bool:
-        """For one more block; one alone gets it whatever it needs beside."""
+    def _has_room(self, count: int) -> bool:
+        """For ``count`` bytes more; who is alone gets them however many."""
         used = self._used()
-        return used == 0 or used + self.size + beside <= self._limit
+        return used == 0 or used + count <= self._limit
 
     def _used(self) -> int:
         return self._blocks - len(self._free) * self.size + self._beside + self._spooled
@@ -81,20 +90,20 @@ class BlockPool:
             self._free.pop()
             self._blocks -= self.size
 
-    def _wait_in_line(self, deadline: Deadline, beside: int) -> None:
+    def _wait_in_line(self, deadline: Deadline, count: int) -> None:
         me = object()
         self._line.append(me)
         try:
-            while self._line[0] is not me or not self._has_room(beside):
+            while self._line[0] is not me or not self._has_room(count):
                 left = deadline.remaining("waiting for a free block")
-                if not self._condition.wait(left) and not (self._line[0] is me and self._has_room(beside)):
+                if not self._condition.wait(left) and not (self._line[0] is me and self._has_room(count)):
                     raise Unavailable("too many transfers at once: no memory for another block came free")
         finally:
             self._line.remove(me)
             self._condition.notify_all()
 
     def borrow(self, count: int) -> bool:
-        """Count ``count`` more bytes of a spool, if there is room for them now."""
+        """Count ``count`` more bytes of a spool, or of a cell that is read twice, if there is room for them now."""
         with self._condition:
             if self._spooled + count > self._limit // SPOOL_SHARE:
                 return False
@@ -127,9 +136,9 @@ class BlockPool:
         self._most = max(self._most, self._used())
 
     @contextlib.contextmanager
-    def lent(self, deadline: Deadline, beside: int = 0) -> Iterator[memoryview]:
-        """A block's memory for the length of a ``with``."""
-        block = self.take(deadline, beside=beside)
+    def lent(self, deadline: Deadline, beside: int = 0, size: int | None = None) -> Iterator[memoryview]:
+        """A block's memory for the length of a ``with``; as ``take``."""
+        block = self.take(deadline, beside=beside, size=size)
         try:
             yield block.view
         finally:
@@ -137,7 +146,10 @@ class BlockPool:
 
     def _give_back(self, buffer: bytearray, beside: int) -> None:
         with self._condition:
-            self._free.append(buffer)
+            if len(buffer) == self.size:
+                self._free.append(buffer)
+            else:
+                self._blocks -= len(buffer)
             self._beside -= beside
             self._tell_line()
 

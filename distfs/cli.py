@@ -100,7 +100,7 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     descriptors.raise_limit()
     app = create_app(config)
     server = Server(app, config.http, app.services.pool, app.services.admission.gate)
-    upkeep = Upkeep(config, app.services.directory, app.services.damage)
+    upkeep = Upkeep(config, app.services.directory, app.services.pool, app.services.damage)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.drain())
     reload = Reload(lambda: configuration.load(given.config), as_read, app.services)

@@ -59,6 +59,9 @@ class ReedSolomon:
 
     The library wants a header of its own before each cell. It depends on the cell's index and the block's
     length alone, so it is not stored: a header made once for that length is put back before decoding.
+
+    The library takes and gives copies, of about two blocks, while it works. It does not let go of the
+    interpreter lock then, so one at a time is as fast, and all the copies there are at any time are those of one.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -69,7 +72,7 @@ class ReedSolomon:
         self.policy = policy
         # It will not do without parity; what was not asked for is dropped.
         self._driver = ECDriver(k=policy.k, m=max(1, policy.m), ec_type="isa_l_rs_cauchy", chksum_type="none")
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one call of the library, with its copies
         self.cell_size = lru_cache(maxsize=1024)(self._cell_size)
         self._headers = lru_cache(maxsize=256)(self._make_headers)
 
@@ -81,8 +84,12 @@ class ReedSolomon:
 
     def encode(self, block: memoryview) -> Sequence[Buffer]:
         size, headers = self.cell_size(len(block)), self._headers(len(block))
-        whole = len(block) // size  # data cells without padding need no copy of their own
+        with self._lock:
+            return self._encode(block, size, headers)
+
+    def _encode(self, block: memoryview, size: int, headers: list[bytes]) -> list[Buffer]:
         coded = self._driver.encode(bytes(block))
+        whole = len(block) // size  # data cells without padding need no copy of their own
         return [
             block[i * size : (i + 1) * size] if i < whole else memoryview(coded[i])[len(headers[i]) :]
             for i in range(self.policy.width)
@@ -99,18 +106,28 @@ class ReedSolomon:
 
     def decode(self, cells: Mapping[int, memoryview], out: memoryview) -> memoryview:
         size = self.cell_size(len(out))
+        whole = len(out) // size  # data cells that were received in their places
         missing = [i for i in range(self.policy.k) if i not in cells]
-        data = dict(cells)
-        if missing:  # only these are computed: a whole decode takes five times as long
-            headers = self._headers(len(out))
-            chosen = [headers[i] + cells[i] for i in sorted(cells)[: self.policy.k]]
-            made = self._driver.reconstruct(chosen, missing)
-            data |= {i: memoryview(cell)[_LIBRARY_HEADER:] for i, cell in zip(missing, made, strict=True)}
-        for i in range(self.policy.k):
-            if i in missing or self.landing(i, out) is None:
+        for i in range(whole, self.policy.k):
+            if i in cells:
                 room = out[i * size : (i + 1) * size]
-                room[:] = data[i][: len(room)]
+                room[:] = cells[i][: len(room)]
+        if missing:
+            headers = self._headers(len(out))
+            with self._lock:
+                self._reconstruct(cells, missing, headers, out)
         return out
+
+    def _reconstruct(
+        self, cells: Mapping[int, memoryview], missing: list[int], headers: list[bytes], out: memoryview
+    ) -> None:
+        """Only the ``missing`` are computed: a whole decode takes five times as long."""
+        chosen = [headers[i] + cells[i] for i in sorted(cells)[: self.policy.k]]
+        made = self._driver.reconstruct(chosen, missing)
+        size = len(made[0]) - _LIBRARY_HEADER
+        for i, cell in zip(missing, made, strict=True):
+            room = out[i * size : (i + 1) * size]
+            room[:] = memoryview(cell)[_LIBRARY_HEADER : _LIBRARY_HEADER + len(room)]
 
     def _make_headers(self, length: int) -> list[bytes]:
         """Each cell's library header, for blocks of ``length`` bytes."""

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
 from uuid import UUID
 
 from distfs.blocks import BlockPool
 from distfs.coding import Code, code_for
 from distfs.deadline import Deadline
-from distfs.errors import Cancelled, Corrupt, DistfsError, Unavailable
+from distfs.errors import Corrupt, DistfsError, Unavailable
 from distfs.model import NewFile, Node, Slice
 from distfs.node_directory import NodeDirectory
-from distfs.slice_read import NoteDamage, SliceReader, not_noted
-from distfs.telemetry import in_context
+from distfs.slice_read import Hedging, NoteDamage, SliceReader, not_noted
 
 log = logging.getLogger("distfs.download")
 
 #: How to ask MetaDB for a file.
 Find = Callable[[UUID, Deadline], NewFile]
-
-#: Slices whose fragments are asked for before they are needed, the current one included.
-_AHEAD = 2
-
-_OPENED: Future[None] = Future()
-_OPENED.set_result(None)
 
 
 class Downloader:
@@ -37,7 +28,6 @@ class Downloader:
         self,
         directory: NodeDirectory,
         pool: BlockPool,
-        executor: Executor,
         note_damage: NoteDamage = not_noted,
         find: Find | None = None,
     ) -> None:
@@ -45,7 +35,8 @@ class Downloader:
 
         ``find``: a file as MetaDB has it now; for long downloads, whose fragments may be moved meanwhile.
         """
-        self._directory, self._pool, self._executor = directory, pool, executor
+        self._directory, self._pool = directory, pool
+        self._hedging = Hedging(directory.hedging, pool)
         self._note_damage, self._find = note_damage, find
 
     def read(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[memoryview]:
@@ -55,46 +46,30 @@ class Downloader:
         byte that fails its check.
         """
         beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
-        buffer = self._pool.take(deadline, beside=beside)
-        opened: deque[tuple[SliceReader, Future[None]]] = deque()
-        with deadline.scope() as scope:
-            try:
-                yield from self._read(file, start, stop, opened, buffer.view, scope)
-            finally:
-                buffer.release()
-                for reader, opening in opened:
-                    if not opening.done():
-                        scope.cancel("the download has ended")
-                    with contextlib.suppress(Cancelled):
-                        opening.result()
-                    reader.close()
+        with self._pool.lent(deadline, beside, file.block_size) as buffer:
+            yield from self._read(file, start, stop, buffer, deadline)
 
     def _read(
-        self,
-        file: NewFile,
-        start: int,
-        stop: int,
-        opened: deque[tuple[SliceReader, Future[None]]],
-        buffer: memoryview,
-        deadline: Deadline,
+        self, file: NewFile, start: int, stop: int, buffer: memoryview, deadline: Deadline
     ) -> Iterator[memoryview]:
         known = self._directory.nodes(deadline)
         wanted = self._readers(file, start, stop, deadline)
-        if (first := next(wanted, None)) is not None:
-            opened.append((first, _OPENED))
-            first.open()  # here, not by a thread: a small file is this slice alone
-        for _ in range(_AHEAD - 1):
-            self._open_next(wanted, opened)
+        reader, upcoming = _opened(wanted), None
         at = start // file.block_size * file.block_size  # where the next block begins
-        while opened:
-            reader, opening = opened[0]
-            opening.result()
-            for block in self._blocks(file, reader, known, buffer, deadline):
-                yield block[max(0, start - at) : stop - at]
-                at += len(block)
-            reader.close()
-            opened.popleft()
-            self._open_next(wanted, opened)
+        try:
+            while reader is not None:
+                for block in self._blocks(file, reader, known, buffer, deadline):
+                    yield block[max(0, start - at) : stop - at]
+                    at += len(block)
+                    # Asked for here, not by a thread: at each hand-over of the interpreter lock a busy machine
+                    # keeps both waiting, and with k fragments a slice that took a third of the time.
+                    upcoming = upcoming or _opened(wanted)
+                reader.close()
+                reader, upcoming = upcoming, None
+        finally:
+            for each in (reader, upcoming):
+                if each is not None:
+                    each.close()
 
     def _blocks(
         self,
@@ -137,13 +112,6 @@ class Downloader:
         away = {node.id for node in nodes if node.address != before.get(node.id)}
         return fresh if fresh.nodes != piece.nodes or away.intersection(fresh.nodes) else None
 
-    def _open_next(
-        self, wanted: Iterator[SliceReader], opened: deque[tuple[SliceReader, Future[None]]]
-    ) -> None:
-        reader = next(wanted, None)
-        if reader is not None:
-            opened.append((reader, self._executor.submit(in_context(reader.open))))
-
     def _readers(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[SliceReader]:
         """A reader a slice that the range touches, for just the blocks it touches."""
         at = 0
@@ -158,9 +126,7 @@ class Downloader:
         code, directory = code_for(file.policy), self._directory
         order = self._order(piece, code, deadline)
         shape = piece, file.block_size, code
-        return SliceReader(
-            *shape, directory.store, order, span, deadline, self._note_damage, directory.hedging
-        )
+        return SliceReader(*shape, directory.store, order, span, deadline, self._note_damage, self._hedging)
 
     def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
         """Fragment indexes: nodes that are up and well first.
@@ -175,3 +141,11 @@ class Downloader:
             preferred = piece.id.int % len(held)
             held = held[preferred:] + held[:preferred]
         return sorted(held, key=lambda i: (piece.nodes[i] not in alive, standing[piece.nodes[i]]))
+
+
+def _opened(wanted: Iterator[SliceReader]) -> SliceReader | None:
+    """The next one, its fragments asked for; None after the last."""
+    reader = next(wanted, None)
+    if reader is not None:
+        reader.open()
+    return reader

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 from uuid import UUID
 
 import xxhash
@@ -51,8 +52,7 @@ def checksum(data: Buffer) -> int:
     return xxhash.xxh3_64_intdigest(data)
 
 
-@dataclass(frozen=True, slots=True)
-class CellEntry:
+class CellEntry(NamedTuple):
     """One table entry: what is stored of one block."""
 
     length: int  # bytes stored
@@ -61,7 +61,7 @@ class CellEntry:
     plain: int  # of the whole plain block, the same in every fragment of the slice
 
     def pack(self) -> bytes:
-        return _ENTRY.pack(self.length, self.codec, self.checksum, self.plain)
+        return _ENTRY.pack(*self)
 
     @classmethod
     def unpack(cls, data: Buffer) -> CellEntry:
@@ -135,7 +135,7 @@ class FragmentTable:
     @classmethod
     def unpack(cls, data: Buffer, slice_size: int, last: bool) -> FragmentTable:
         try:
-            entries = tuple(CellEntry(*fields) for fields in _ENTRY.iter_unpack(data))
+            entries = tuple(map(CellEntry._make, _ENTRY.iter_unpack(data)))
         except struct.error as e:
             raise Corrupt("a fragment table of a broken length") from e
         return cls(entries, slice_size, last)

@@ -80,6 +80,6 @@ def build(config: Config) -> Services:
     gate = Gate(config.http.max_uploads, config.http.max_bytes_in_flight)
     admission = Admission(ReservationDB(meta, uuid4()), gate, storage, config.http, config.callers)
     damage = DamageNotes(UpkeepDB(meta))
-    downloader = Downloader(directory, pool, uploader.executor, damage, meta.file)
+    downloader = Downloader(directory, pool, damage, meta.file)
     bandwidth = Bandwidth(config.bandwidth, config.callers)
     return Services(config, meta, pool, directory, uploader, downloader, admission, bandwidth, damage)

@@ -11,10 +11,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+from distfs.blocks import BlockPool
 from distfs.coding import Code
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
+from distfs.errors import Cancelled, Corrupt, DistfsError, NotFound, TooSlow, Unavailable
 from distfs.fragment import checksum
 from distfs.model import FragmentId, Slice
 from distfs.node.hedge import HedgeBudget
@@ -34,6 +36,30 @@ def not_noted(fragment: FragmentId, node: int, error: DistfsError) -> None:
     """For readers of fragments that nobody but them knows yet."""
 
 
+class Hedging(NamedTuple):
+    """What it takes to ask a second fragment beside a late one."""
+
+    budget: HedgeBudget  # how many may be
+    memory: BlockPool  # of which the second is borrowed
+
+
+class _Gathering:
+    """What has come of one block so far, by fragment index."""
+
+    __slots__ = ("cells", "number", "out", "spent", "sums")
+
+    def __init__(self, number: int, out: memoryview) -> None:
+        self.number, self.out = number, out
+        self.cells: dict[int, memoryview] = {}
+        self.sums: dict[int, int] = {}  # what the cells' checksums should be
+        self.spent: set[int] = set()  # fragments whose cell of this block is no good
+
+    @property
+    def asked(self) -> set[int]:
+        """Fragments that need not be asked for this block again."""
+        return self.spent | set(self.cells)
+
+
 class SliceReader:
     """Blocks ``first`` to ``stop`` of a slice, in order. Used by one thread at a time."""
 
@@ -47,10 +73,10 @@ class SliceReader:
         span: tuple[int, int],
         deadline: Deadline,
         note_damage: NoteDamage = not_noted,
-        hedging: HedgeBudget | None = None,
+        hedging: Hedging | None = None,
     ) -> None:
         """``order``: fragment indexes, the preferred first; ``span``: first block and the one after the last;
-        ``hedging``: how much may be read twice when a node is late; None: it is waited for."""
+        ``hedging``: what may be read twice when a node is late; None: it is waited for."""
         self._slice, self._block_size, self._code = piece, block_size, code
         self._stores, self._order, self._deadline = stores, order, deadline
         self._first, self._stop = span
@@ -60,6 +86,7 @@ class SliceReader:
         self._open: dict[int, LateReader] = {}  # by fragment index, all before the same block
         self._vouched: set[LateReader] = set()  # those whose tables are the slice's
         self._scratch: dict[int, bytearray] = {}  # for cells that have no place in the block
+        self._rooms: dict[tuple[int, int], memoryview] = {}  # by fragment index and length of the block
         self._failures: dict[int, int] = {}
         self._errors: dict[int, DistfsError] = {}
 
@@ -75,84 +102,86 @@ class SliceReader:
 
     def open(self) -> None:
         """Ask k nodes for their fragments, so that bytes are on their way; answers and failures are left to
-        ``blocks``. Raises Cancelled."""
-        while len(self._open) < self._code.policy.k:
-            index = self._candidate(set(self._open))
-            if index is None:
-                return
-            self._start(index, self._first)
+        ``blocks``. Raises Cancelled; then it is closed."""
+        try:
+            while len(self._open) < self._code.policy.k:
+                index = self._candidate(set(self._open))
+                if index is None:
+                    return
+                self._start(index, self._first)
+        except Cancelled:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the connections, also in the middle."""
         for reader in self._open.values():
             reader.close()
         self._open.clear()
+        self._rooms.clear()
+        self._scratch.clear()
 
     def blocks(self, buffer: memoryview) -> Iterator[memoryview]:
-        """The plain blocks, checked; each valid only until the next. Raises Corrupt, Unavailable."""
+        """The plain blocks, checked; each valid only until the next. Raises Corrupt, Unavailable.
+
+        Cells have checksums, too, but the block's own covers them: they are looked at when that one fails.
+        """
         for number in range(self._first, self._stop):
             yield self._block(number, buffer)
 
     def _block(self, number: int, buffer: memoryview) -> memoryview:
-        out = buffer[: min(self._block_size, self._slice.size - number * self._block_size)]
-        cells: dict[int, memoryview] = {}
-        spent: set[int] = set()  # fragments whose cell of this block is no good
+        block = _Gathering(
+            number, buffer[: min(self._block_size, self._slice.size - number * self._block_size)]
+        )
+        k = self._code.policy.k
+        if self._hedging is not None:
+            self._hedging.budget.count(k)
         for index in list(self._open):
-            self._read(index, self._open[index], number, out, cells, spent)
+            self._read(index, self._open[index], block)
         while True:
-            while len(cells) < self._code.policy.k:
-                self._read_another(number, out, cells, spent)
-            plain = self._code.decode(cells, out)
-            expected = self._plains[number]
-            if checksum(plain) == expected:
+            while len(block.cells) < k:
+                self._read_another(block)
+            plain = self._code.decode(block.cells, block.out)
+            if checksum(plain) == self._plains[number]:
                 return plain
-            spent.update(cells)
-            for index in cells:
-                self._note(index, Corrupt(f"block {number} fails its checksum"))
-            cells.clear()
+            self._sort_out(block)
 
-    def _read(
-        self,
-        index: int,
-        reader: LateReader,
-        number: int,
-        out: memoryview,
-        cells: dict[int, memoryview],
-        spent: set[int],
-    ) -> None:
-        """The next cell of one fragment into ``cells``; when it is late, perhaps of another.
+    def _sort_out(self, block: _Gathering) -> None:
+        """The block fails its checksum: cells that fail theirs are not used again; if none does, all of them."""
+        bad = [index for index, view in block.cells.items() if checksum(view) != block.sums[index]]
+        for index in bad or list(block.cells):
+            self._note(index, Corrupt(f"cell {block.number} fails its checksum"))
+            del block.cells[index]
+            block.spent.add(index)
+
+    def _read(self, index: int, reader: LateReader, block: _Gathering) -> None:
+        """The next cell of one fragment; when it is late, perhaps of another.
 
         A stream that breaks is closed and forgotten.
         """
-        view = self._room(index, out)
-        runner = Runner(reader, lambda: self._advance(reader, number, view))
-        if self._hedging is not None:
-            self._hedging.count()
+        view = self._room(index, block.out)
         try:
-            if not runner.advance():
-                first = self._outrun(index, runner, number, out, cells, spent)
+            if not self._advance(reader, block.number, view):
+                late = Runner(reader, lambda: self._advance(reader, block.number, view))
+                first = self._outrun(index, late, block)
                 if first not in (None, index):
                     return
-                while first is None and not runner.advance():
+                while first is None and not late.advance():
                     pass  # its stall limit ends it
         except DistfsError as e:
             reader.close()
             self._open.pop(index, None)
             self._note(index, e, stream=True)
-            spent.add(index)
+            block.spent.add(index)
             return
-        # With copies the cell is the block, whose own check follows.
-        if self._code.policy.k > 1 and checksum(view) != reader.table.entries[number].checksum:
-            self._note(index, Corrupt(f"cell {number} fails its checksum"))
-            spent.add(index)
-        else:
-            cells[index] = view
+        block.cells[index] = view
+        block.sums[index] = reader.table.entries[block.number].checksum
 
     def _advance(self, reader: LateReader, number: int, view: memoryview) -> bool:
         """Receive what there is of a cell; whether that is all of it. False: the node is late."""
-        if not reader.start_or_late():
-            return False
         if reader not in self._vouched:
+            if not reader.start_or_late():
+                return False
             if reader.table.digest(self._block_size) != self._slice.digest:
                 raise Corrupt("its table is not the slice's")
             self._vouched.add(reader)
@@ -165,40 +194,54 @@ class SliceReader:
 
     # --- a node that is late ----------------------------------------------------------------------------
 
-    def _outrun(
-        self,
-        index: int,
-        late: Runner,
-        number: int,
-        out: memoryview,
-        cells: dict[int, memoryview],
-        spent: set[int],
-    ) -> int | None:
+    def _outrun(self, index: int, late: Runner, block: _Gathering) -> int | None:
         """Ask another fragment for the cell too; -> which of the two was first: that cell is here, whole.
 
         None: ``late`` is to be read on, it is all there is, or all that the budget allows. Raises what ends it.
         """
-        other = self._candidate(spent | set(cells) | set(self._open) | {index})
-        if other is None or self._hedging is None or not self._hedging.spend():
+        other = self._candidate(block.asked | set(self._open) | {index})
+        if other is None or self._hedging is None:
             return None
-        started = time.monotonic()
-        second = self._request(other, number, 1)
-        if second is None:
-            return None
-        room = memoryview(bytearray(self._code.cell_size(len(out))))  # its own: ``late`` may be half received
-        with contextlib.closing(second):
-            try:
-                ahead = Runner(second, lambda: self._advance_good(second, number, room))
-                if not race(late, ahead, self._deadline):
-                    return index
-            except SecondFailed as e:
-                self._note(other, e.error, stream=True)
+        with self._spare(other, block.out) as room:
+            if room is None or not self._hedging.budget.spend():
                 return None
-        self._hedging.win()
-        cells[other] = room
-        spent.add(index)
-        self._replace_late(index, late.reader, time.monotonic() - started)
+            started = time.monotonic()
+            second = self._request(other, block.number, 1)
+            if second is None:
+                return None
+            with contextlib.closing(second):
+                try:
+                    ahead = Runner(second, lambda: self._advance_good(second, block.number, room))
+                    if not race(late, ahead, self._deadline):
+                        return index
+                except SecondFailed as e:
+                    self._note(other, e.error, stream=True)
+                    return None
+            self._hedging.budget.win()
+            self._replace_late(index, late.reader, time.monotonic() - started)
+            view = self._room(other, block.out)
+            if view is not room:
+                view[:] = room  # who was late receives no more
+        block.cells[other] = view
+        block.sums[other] = second.table.entries[block.number].checksum
+        block.spent.add(index)
         return other
+
+    @contextlib.contextmanager
+    def _spare(self, other: int, out: memoryview) -> Iterator[memoryview | None]:
+        """Where a second cell may be received beside the late one; None: there is no memory for it.
+
+        Of copies both are the whole block, and the late one may be half there.
+        """
+        if self._code.policy.k > 1:
+            yield self._room(other, out)
+        elif self._hedging is not None and self._hedging.memory.borrow(len(out)):
+            try:
+                yield memoryview(bytearray(len(out)))
+            finally:
+                self._hedging.memory.repay(len(out))
+        else:
+            yield None
 
     def _advance_good(self, reader: LateReader, number: int, view: memoryview) -> bool:
         """As ``_advance``; raises Corrupt for a cell that is whole and not good."""
@@ -221,27 +264,28 @@ class SliceReader:
 
     def _room(self, index: int, out: memoryview) -> memoryview:
         """Where to receive a cell of fragment ``index`` of the block that is to be ``out``."""
-        view = self._code.landing(index, out)
+        view = self._rooms.get((index, len(out)))
         if view is None:
-            room = self._scratch.setdefault(index, bytearray(self._code.cell_size(self._block_size)))
-            view = memoryview(room)[: self._code.cell_size(len(out))]
+            view = self._code.landing(index, out)
+            if view is None:
+                room = self._scratch.setdefault(index, bytearray(self._code.cell_size(self._block_size)))
+                view = memoryview(room)[: self._code.cell_size(len(out))]
+            self._rooms[index, len(out)] = view
         return view
 
-    def _read_another(
-        self, number: int, out: memoryview, cells: dict[int, memoryview], spent: set[int]
-    ) -> None:
+    def _read_another(self, block: _Gathering) -> None:
         """One cell more of this block, from a fragment not asked for it yet."""
-        index = self._candidate(spent | set(cells))
+        index = self._candidate(block.asked)
         if index is None:
-            raise self._exhausted(number)
+            raise self._exhausted(block.number)
         if len(self._open) < self._code.policy.k:
-            if self._start(index, number):
-                self._read(index, self._open[index], number, out, cells, spent)
+            if self._start(index, block.number):
+                self._read(index, self._open[index], block)
             return
-        reader = self._request(index, number, 1)
+        reader = self._request(index, block.number, 1)
         if reader is not None:
             with contextlib.closing(reader):
-                self._read(index, reader, number, out, cells, spent)
+                self._read(index, reader, block)
 
     def _candidate(self, excluded: set[int]) -> int | None:
         """The best fragment left: of those that failed least, the first in order."""

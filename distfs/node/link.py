@@ -85,15 +85,20 @@ class Patience:
         self._bound += size / self._rate
         return self
 
-    def __enter__(self) -> Deadline:
+    def __enter__(self) -> Patience:
         self._started = time.monotonic()
-        limit = self._deadline.sooner(self._left)
-        if limit.expires_at < self._deadline.expires_at:
-            limit.seconds = self._bound  # what an error names: all of it, not what the last bytes had left
-        return limit
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self._left -= time.monotonic() - self._started
+
+    def remaining(self, phase: str) -> float:
+        """As Deadline's, while it is waited. An error names the whole bound, not what the last bytes had left."""
+        left = self._left - (time.monotonic() - self._started)
+        if left <= 0:
+            self._deadline.check_cancelled()
+            raise TooSlow(f"{phase} passed its deadline of {self._bound:.1f} s")
+        return min(left, self._deadline.remaining(phase))
 
 
 class Exchange:

@@ -12,10 +12,9 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from distfs import wire
-from distfs.deadline import Deadline
 from distfs.dial import dial
 from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, by_kind
 from distfs.model import Buffer
@@ -24,6 +23,13 @@ _TIMEVAL = struct.Struct("@ll")
 _READ_AHEAD = 16 << 10
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+
+
+class Limit(Protocol):
+    """How long something may take in all; a Deadline is one."""
+
+    def remaining(self, phase: str) -> float:
+        """Seconds left, always positive. Raises TooSlow, naming ``phase``, when none are; Cancelled."""
 
 
 class WireSocket:
@@ -107,7 +113,7 @@ class WireSocket:
 
     # --- frames -----------------------------------------------------------------------------------
 
-    def send(self, *buffers: Buffer, more: bool = False, limit: Deadline | None = None) -> None:
+    def send(self, *buffers: Buffer, more: bool = False, limit: Limit | None = None) -> None:
         """Send them in order, as few packets as may be. ``more``: further bytes follow at once.
 
         Raises TooSlow soon after ``limit``, also for a peer that takes a byte now and then.
@@ -124,13 +130,13 @@ class WireSocket:
                 if limit is not None:
                     limit.remaining(f"{self.peer}: send, with {sum(map(len, left)):,} bytes left,")
 
-    def receive_frame(self, limit: Deadline | None = None) -> wire.Frame:
+    def receive_frame(self, limit: Limit | None = None) -> wire.Frame:
         """The next frame; its body is still to be received. Raises ProtocolError, NodeUnavailable, TooSlow."""
         while (frame := self.receive_frame_or_late(limit)) is None:
             pass
         return frame
 
-    def receive_frame_or_late(self, limit: Deadline | None = None) -> wire.Frame | None:
+    def receive_frame_or_late(self, limit: Limit | None = None) -> wire.Frame | None:
         """The same; None after a silence of ``notice``: call again to wait on."""
         while (frame := self._decoder.next_frame()) is None:
             if limit is not None:
@@ -141,7 +147,7 @@ class WireSocket:
             self._decoder.feed(self._scratch[:n])
         return frame
 
-    def receive_body(self, view: memoryview, limit: Deadline | None = None) -> None:
+    def receive_body(self, view: memoryview, limit: Limit | None = None) -> None:
         """Fill ``view`` with the next bytes of the body of the last frame.
 
         Raises TooSlow soon after ``limit``, also for a peer that sends a byte now and then.
@@ -150,7 +156,7 @@ class WireSocket:
         while done < len(view):
             done = self.receive_body_or_late(view, done, limit)
 
-    def receive_body_or_late(self, view: memoryview, done: int, limit: Deadline | None = None) -> int:
+    def receive_body_or_late(self, view: memoryview, done: int, limit: Limit | None = None) -> int:
         """Go on to fill ``view`` from byte ``done``; -> where it came to.
 
         That is less than all after a silence of ``notice``: call again to wait on.
@@ -166,7 +172,7 @@ class WireSocket:
                 limit.remaining(f"{self.peer}: {self._phase}, with {len(view) - done:,} bytes left,")
         return done
 
-    def receive_answer(self, limit: Deadline | None = None) -> tuple[dict[str, Any], int]:
+    def receive_answer(self, limit: Limit | None = None) -> tuple[dict[str, Any], int]:
         """The header and body length of an OK frame; an ERROR frame is raised as the error it names."""
         return self.accept_answer(self.receive_frame(limit))
 
@@ -183,7 +189,7 @@ class WireSocket:
         """Answer a request with an error."""
         self.send(wire.encode(wire.Type.ERROR, {"kind": error.kind, "message": str(error)[:2000]}))
 
-    def send_file(self, fd: int, offset: int, length: int, limit: Deadline) -> None:
+    def send_file(self, fd: int, offset: int, length: int, limit: Limit) -> None:
         """A run of a file, straight from the page cache. The file must be that long.
 
         Raises TooSlow soon after ``limit``, also for a peer that takes a byte now and then: the kernel would

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
+from distfs.blocks import BlockPool
 from distfs.coding import code_for
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
@@ -62,10 +63,11 @@ class FragmentMaker:
         db: UpkeepDB,
         directory: NodeDirectory,
         config: NodeConfig,
+        pool: BlockPool,
         note_damage: NoteDamage,
     ) -> None:
         self.db, self.directory = db, directory
-        self._meta, self._config, self._note_damage = meta, config, note_damage
+        self._meta, self._config, self._pool, self._note_damage = meta, config, pool, note_damage
         self._random = Random()
 
     def nodes(self, deadline: Deadline) -> dict[int, Node]:
@@ -108,8 +110,8 @@ class FragmentMaker:
         reader = SliceReader(
             task.piece, task.block_size, code, stores, order, span, deadline, self._note_damage
         )
-        buffer = memoryview(bytearray(min(task.block_size, task.piece.size)))
-        with contextlib.closing(reader):
+        size = min(task.block_size, task.piece.size)
+        with self._pool.lent(deadline, code.beside(size), size) as buffer, contextlib.closing(reader):
             rebuild(identity, task.piece, index, reader, stores(target, deadline), buffer, deadline)
 
     def copy(self, task: SliceTask, index: int, source: int, target: int, deadline: Deadline) -> None:
@@ -119,13 +121,15 @@ class FragmentMaker:
         """
         deadline = deadline.sooner(2 * self._config.base_timeout + task.fragment_size / self._config.min_rate)
         id = FragmentId(task.piece.id, index)
-        with _reading(id, source):
-            opened = self.directory.store(source, deadline).get(id, 0, MAX_CELLS, deadline)
-        with contextlib.closing(opened) as reader:
+        size = code_for(task.policy).cell_size(min(task.block_size, task.piece.size))
+        with contextlib.ExitStack() as held:
+            buffer = held.enter_context(self._pool.lent(deadline, size=size))
+            with _reading(id, source):
+                opened = self.directory.store(source, deadline).get(id, 0, MAX_CELLS, deadline)
+            reader = held.enter_context(contextlib.closing(opened))
             if reader.table.digest(task.block_size) != task.piece.digest:
                 raise Corrupt(f"fragment {id} on node {source}: its table is not the slice's")
             entries = reader.table.entries
-            buffer = memoryview(bytearray(max((e.length for e in entries), default=0)))
             header = self._identity(task, deadline).header(task.piece.id, task.piece.ordinal, index)
             store = self.directory.store(target, deadline)
             writer = store.put(header, sum(e.length for e in entries), deadline)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from distfs.blocks import BlockPool
 from distfs.config import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
@@ -46,8 +47,10 @@ _POOL_SIZE = 4
 class Upkeep:
     """All workers of one service. ``start`` and ``close`` once each."""
 
-    def __init__(self, config: Config, directory: NodeDirectory, note_damage: NoteDamage) -> None:
-        """Connects to nothing. ``directory``: the service's own; ``note_damage``: as the downloads' is."""
+    def __init__(
+        self, config: Config, directory: NodeDirectory, pool: BlockPool, note_damage: NoteDamage
+    ) -> None:
+        """Connects to nothing. ``directory``, ``pool``: the service's own; ``note_damage``: as the downloads' is."""
         own = replace(
             config.metadb,
             pool_size=min(config.metadb.pool_size, _POOL_SIZE),
@@ -57,7 +60,7 @@ class Upkeep:
         self.db = UpkeepDB(self._meta)
         self._config = config.upkeep
         self._executor = ThreadPoolExecutor(3 * PARALLEL, thread_name_prefix="upkeep")
-        maker = FragmentMaker(self._meta, self.db, directory, config.node, note_damage)
+        maker = FragmentMaker(self._meta, self.db, directory, config.node, pool, note_damage)
         db, upkeep, executor = self.db, config.upkeep, self._executor
         workers: Mapping[str, MakeWorker] = {
             Repair.name: lambda: Repair(maker, upkeep, executor),

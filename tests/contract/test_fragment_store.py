@@ -235,13 +235,13 @@ def refused(subject: Subject, cells: list[tuple[CellEntry, bytes]], slice_size: 
 def test_a_cell_that_is_not_what_its_entry_says_is_refused(subject: Subject) -> None:
     good = entry_of(b"cell")
     refused(subject, [(good, b"cold")], 4)
-    refused(subject, [(good, b"cell"), (replace(good, checksum=good.checksum ^ 1), b"cell")], 5000)
+    refused(subject, [(good, b"cell"), (good._replace(checksum=good.checksum ^ 1), b"cell")], 5000)
 
 
 @pytest.mark.parametrize("length", [0, 3, 5, 4096])
 def test_a_cell_of_another_length_than_its_entrys_is_refused(subject: Subject, length: int) -> None:
     data = b"cell"
-    refused(subject, [(replace(entry_of(data), length=length), data)], 4)
+    refused(subject, [(entry_of(data)._replace(length=length), data)], 4)
 
 
 @pytest.mark.parametrize("slice_size", [0, 1, 4096, 8193, 100_000])

@@ -153,6 +153,23 @@ def test_without_a_budget_a_late_node_is_waited_for(metadb_url: str, tmp_path: P
         assert ways.services.directory.hedging.hedged == 0
 
 
+def test_without_memory_for_a_second_copy_a_late_node_is_waited_for(metadb_url: str, tmp_path: Path) -> None:
+    with proxied(metadb_url, tmp_path, hedge_budget=Fraction(0.99), **PATIENT) as ways:
+        file = ways.upload(DATA)
+        pool, hedging = ways.services.pool, ways.services.directory.hedging
+        borrowed = 0
+        while pool.borrow(BLOCK):
+            borrowed += BLOCK
+        ways.proxies[read_first(file)].down.delay = 0.2
+        assert ways.download(file) == DATA
+        assert hedging.hedged == 0
+        pool.repay(borrowed)
+        ways.services.directory.close()  # what is known of the late node is forgotten
+        assert ways.download(file) == DATA
+        assert hedging.hedged > 0
+        assert pool.usage().spooled == 0
+
+
 @pytest.mark.parametrize("at", [0, 3, 9, 17, 30, 60, 100, 140, 200, 300, 1000, BLOCK + 500, 2 * SLICE])
 def test_a_bit_flipped_on_the_way_is_never_delivered(
     metadb_url: str, tmp_path: Path, policy: Policy, at: int

@@ -12,7 +12,9 @@ from random import Random
 
 import pytest
 
+from distfs.blocks import BlockPool
 from distfs.deadline import Deadline
+from distfs.download import Downloader
 from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import File, FragmentId, Policy, Slice
@@ -90,6 +92,18 @@ def test_a_range_asks_only_for_the_slices_it_touches(shared: Ways, own: File) ->
     assert shared.download(own, SLICE, 3 * SLICE) == DATA[SLICE : 3 * SLICE]
     with pytest.raises(Corrupt):
         shared.download(own, SLICE - 1, SLICE + 1)
+
+
+@pytest.mark.parametrize("size", [BLOCK // 2, 2 * BLOCK])
+def test_a_file_of_other_blocks_than_the_service_writes_now_is_read(
+    shared: Ways, own: File, size: int
+) -> None:
+    pool = BlockPool(size, 2)
+    downloader = Downloader(shared.services.directory, pool)
+    for start, stop in ((0, SIZE), (BLOCK + 1, SLICE + 5)):
+        read = b"".join(map(bytes, downloader.read(own, start, stop, soon())))
+        assert read == DATA[start:stop]
+    assert pool.usage().blocks == 0
 
 
 def test_an_empty_file_asks_nobody(ways: Ways) -> None:

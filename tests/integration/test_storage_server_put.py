@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def refuse(raw: Raw, kind: type[DistfsError]) -> None:
 
 def test_a_cell_frame_of_another_length_than_its_entry_is_refused(raw: Raw) -> None:
     raw.begin_put(header())
-    raw.cell(b"12345", replace(entry_of(b"12345"), length=4))
+    raw.cell(b"12345", entry_of(b"12345")._replace(length=4))
     refuse(raw, ProtocolError)
 
 

@@ -183,7 +183,7 @@ def cluster(tmp_path: Path, metadb_url: str) -> Iterator[UpkeepCluster]:
 def test_a_cluster_heals_without_anybody(cluster: UpkeepCluster) -> None:
     data = bytes_of(5)
     file, hurt = cluster.upload(data), cluster.upload(bytes_of(2, 2))
-    services = [Upkeep(cluster.config, cluster.directory, not_noted) for _ in range(2)]
+    services = [Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted) for _ in range(2)]
     for service in services:
         service.start()
     try:
@@ -208,7 +208,7 @@ def test_a_cluster_heals_without_anybody(cluster: UpkeepCluster) -> None:
 
 def test_upkeep_that_is_switched_off_does_nothing(cluster: UpkeepCluster) -> None:
     off = replace(cluster.config, upkeep=replace(FAST, enabled=False, interval=Seconds(0.01)))
-    service = Upkeep(off, cluster.directory, not_noted)
+    service = Upkeep(off, cluster.directory, cluster.pool, not_noted)
     service.start()
     service.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("upkeep")]
@@ -216,7 +216,7 @@ def test_upkeep_that_is_switched_off_does_nothing(cluster: UpkeepCluster) -> Non
 
 
 def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
-    service = Upkeep(cluster.config, cluster.directory, not_noted)
+    service = Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted)
     service.start()
     cluster.wait(lambda: len(cluster.db.workers(soon())) == 5, "every worker has stepped")
     service.close()
@@ -224,7 +224,7 @@ def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
         lambda: not [t for t in threading.enumerate() if t.name.startswith("upkeep")],
         "its threads have ended",
     )
-    again = Upkeep(cluster.config, cluster.directory, not_noted)
+    again = Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted)
     again.start()
     file = cluster.upload(bytes_of(1))
     cluster.sql("UPDATE slice SET nodes[1] = 0")

@@ -135,13 +135,14 @@ class UpkeepCluster:
         self.db = UpkeepDB(self.meta)
         self.directory = NodeDirectory(self.meta, config.node)
         self._stack.callback(self.directory.close)
-        pool = BlockPool(config.storage.block_size, 64)
-        self.uploader = Uploader(self.meta, self.directory, Placement(Random(1)), pool, config.storage, 4)
+        self.pool = BlockPool(config.storage.block_size, 64)
+        self.uploader = Uploader(
+            self.meta, self.directory, Placement(Random(1)), self.pool, config.storage, 4
+        )
         self._stack.callback(self.uploader.close)
         self.damage = DamageNotes(self.db)
         self._stack.callback(self.damage.close)
-        executor = self.uploader.executor
-        self.downloader = Downloader(self.directory, pool, executor, self.damage, self.meta.file)
+        self.downloader = Downloader(self.directory, self.pool, self.damage, self.meta.file)
         self.executor = ThreadPoolExecutor(12)
         self._stack.callback(self.executor.shutdown)
         self._stack.callback(self._stop_nodes)
@@ -271,7 +272,7 @@ class UpkeepCluster:
     # --- workers --------------------------------------------------------------------------------------
 
     def maker(self) -> FragmentMaker:
-        return FragmentMaker(self.meta, self.db, self.directory, self.config.node, self.damage)
+        return FragmentMaker(self.meta, self.db, self.directory, self.config.node, self.pool, self.damage)
 
     def repair(self, parallel: int = 4) -> Repair:
         return Repair(self.maker(), self.config.upkeep, self.executor, parallel)

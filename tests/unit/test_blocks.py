@@ -25,6 +25,23 @@ def test_no_more_blocks_are_out_than_the_limit() -> None:
     second.release()
 
 
+def test_a_block_of_another_size_is_counted_by_its_bytes_and_not_kept() -> None:
+    pool = BlockPool(16, 3)
+    odd = pool.take(Deadline(5), size=40)
+    assert len(odd.view) == 40
+    with pytest.raises((Unavailable, TooSlow)):
+        pool.take(Deadline(0.01))
+    odd.release()
+    usage = pool.usage()
+    assert (usage.blocks, usage.idle) == (0, 0)
+    huge = pool.take(Deadline(5), size=100)  # alone it gets it
+    huge.release()
+    blocks = [pool.take(Deadline(5)) for _ in range(3)]
+    assert {len(block.view) for block in blocks} == {16}
+    for block in blocks:
+        block.release()
+
+
 def test_a_deadline_that_has_passed_is_told() -> None:
     pool = BlockPool(16, 1)
     block = pool.take(Deadline(5))
