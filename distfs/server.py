@@ -120,7 +120,7 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         self._accept_after = 0.0
         self._ending = False
         self._gone = False
-        self._trigger_lock = threading.Lock()
+        self._trigger_lock = threading.RLock()  # a signal handler may find its own thread has it
         dispatcher = Dispatcher(config.threads, config.reserve_threads)
         address = listener.getsockname()
         super().__init__(
@@ -179,18 +179,15 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         poll = select.poll()
         served = {c.socket.fileno(): c for c in self.active_channels.values() if c.with_worker}
         for number in served:
-            poll.register(number, select.POLLRDHUP)
+            poll.register(number, select.POLLRDHUP | select.POLLIN)
         for number, events in poll.poll(0) if served else ():
-            if events & ~select.POLLRDHUP:
+            if events & ~(select.POLLRDHUP | select.POLLIN):
                 served[number].client_left()
-            else:
+            elif events & select.POLLRDHUP or served[number].stands_still():
                 served[number].ask_client()
 
     def pull_trigger(self, thunk: Callable[[], None] | None = None) -> None:
         """Wake the loop, to run ``thunk``. After the loop's end, nothing: its pipe is closed."""
-        if thunk is None:  # close(), perhaps from a signal handler: no lock
-            self.trigger.pull_trigger()
-            return
         with self._trigger_lock:
             if not self._gone:
                 self.trigger.pull_trigger(thunk)

@@ -35,6 +35,8 @@ DIRECT = 64 * KIB
 #: closing with unread bytes would reset the connection, and take the answer from it.
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 * MIB
+#: How often a client is asked whether it is still there, at most.
+ASK_AGAIN_SECONDS = 5.0
 
 NOTHING = memoryview(b"")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -71,6 +73,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.hang_up = Scope()  # what is done for its client
         self._asking = threading.Lock()  # the one thing that the loop may send while a worker has it
         self._may_ask = False  # from a request's beginning to its answer's
+        self._ask_from = 0.0  # not before, on the monotonic clock
+        self._moved = -1  # bytes, at the last look
         super().__init__(server, sock, addr, adj, map)
 
     @property
@@ -168,17 +172,29 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.hang_up.cancel("the client hung up")
         self.handle_close()
 
+    def stands_still(self) -> bool:
+        """Bytes of a body came that nobody took since the last look: a FIN behind them would not be seen.
+
+        Only of clients that said they expect a 100, and so know what to make of another.
+        """
+        request, client = next(iter(self.requests), None), self._client
+        if request is None or client is None or not request.expect_continue:
+            return False
+        before, self._moved = self._moved, client.moved
+        return before == self._moved
+
     def ask_client(self) -> None:
-        """It has closed its sending side. Is it gone, or does it wait for its answer as some that have said all do?
+        """Is it gone, or does it wait for its answer? It may have closed only its sending side, having said all.
 
         The two look the same until something is sent: TCP answers with a reset when nobody is there. A 100 is what
         every client of HTTP/1.1 has to overlook (RFC 9110, 15.2).
         """
         with self._asking:
-            if self._may_ask and not self.unsent:
+            now = time.monotonic()
+            if self._may_ask and not self.unsent and now >= self._ask_from:
+                self._ask_from = now + ASK_AGAIN_SECONDS
                 self.unsent = CONTINUE
                 self._flush()
-                self._may_ask = False
 
     def settle(self) -> None:
         """Take the connection's end one step further, if it is to end."""
@@ -258,7 +274,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.request = None
             if not request.empty:
                 self.requests.append(request)
-                self._may_ask = request.version == "1.1"
+                self._may_ask, self._ask_from = request.version == "1.1", 0.0
                 return True
         self.ahead = NOTHING  # not an empty part of something large
         return False
@@ -408,7 +424,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return request.body is None or request.body.look_ahead()
 
     def _ask_no_more(self) -> None:
-        """From here on only the worker sends. What it sends asks as well."""
+        """Now only the worker sends. What it sends asks as well."""
         if self._may_ask:
             with self._asking:
                 self._may_ask = False
@@ -417,6 +433,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self._ask_no_more()
         waiting, self.unsent = self.unsent, b""
         self.client.send(waiting, CONTINUE)
+        self._may_ask = True
 
     def cut_off(self) -> None:
         """Any thread: make the worker's reads, writes and waits end, so that it gives the connection back."""

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,48 @@ def test_who_waits_for_memory_that_another_has_gives_everything_back(
         for other in others:
             assert other.makefile("rb").readline().split()[1] == b"201"
     assert gone(access) == 1
+
+
+def fill(sock: socket.socket, data: bytes) -> int:
+    """Send what the sockets hold though nobody reads it; -> how much that was."""
+    sock.settimeout(0.3)
+    sent = 0
+    with suppress(TimeoutError):
+        while sent < len(data):
+            sent += sock.send(data[sent : sent + BLOCK])
+    sock.settimeout(PATIENCE)
+    return sent
+
+
+def status_after_100s(sock: socket.socket) -> int:
+    """Of the answer, after any number of 100s."""
+    with sock.makefile("rb") as stream:
+        while (status := int(stream.readline().split()[1])) == 100:
+            assert stream.readline() == b"\r\n"
+        return status
+
+
+def test_who_is_killed_with_much_of_his_body_under_way_is_asked_if_he_expects_a_100(
+    service: TestService,
+) -> None:
+    """A FIN behind bytes that nobody reads is not seen. Others who wait like him are asked too, and go on."""
+    body = bytes(LARGE)
+    expecting = request("PUT", "/upload/x", f"Content-Length: {LARGE}", "Expect: 100-continue")
+    with memory_used_up(service) as others:
+        eventually(lambda: waiting(service)["blocks"] == 2, "the memory is used up")
+        killed, waits = (send(service, expecting, b"some") for _ in range(2))
+        eventually(lambda: waiting(service)["for a block"] == 2, "two wait for it")
+        assert fill(killed, body) > BLOCK
+        sent = 4 + fill(waits, body[4:])
+        close(killed)
+        eventually(lambda: waiting(service)["for a block"] == 1, "one is gone")
+        for other in others:
+            other.sendall(bytes(LARGE - 4))
+        for other in others:
+            assert status_after_100s(other) == 201
+        with closing(waits):
+            waits.sendall(body[sent:])
+            assert status_after_100s(waits) == 201
 
 
 @pytest.mark.parametrize("leave", WAYS)
@@ -341,7 +383,7 @@ def test_who_only_closes_his_sending_side_is_asked_and_answered() -> None:
         client.send(put(b"one"), put(b"two"))
         client.half_close()
         assert client.head().status == 100
-        assert client.is_silent(), "once is enough"
+        assert client.is_silent(), "he is not asked again for a while"
         app.go.set()
         assert [client.answer().body, client.answer().body] == [b"one", b"two"]
         assert client.rest() == b""
