@@ -61,6 +61,11 @@ def storable_content_type(content_type: str) -> str:
     return _storable("content type", content_type, MAX_TYPE_BYTES)
 
 
+def answer_within(config: MetaDBConfig) -> float:
+    """Seconds after which a question to MetaDB is answered or given up."""
+    return config.statement_timeout + _GRACE_S
+
+
 class MetaDB:
     """Thread-safe; connects when it is first asked for something.
 
@@ -72,7 +77,7 @@ class MetaDB:
         """``down_after``: seconds of silence after which a node is down. Raises ConfigError for the URL."""
         self._config = config
         self.down_after = down_after
-        self._budget = config.statement_timeout + _GRACE_S
+        self._budget = answer_within(config)
         self._cluster_id: UUID | None = None
         self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.parse(config.url)
         self._pool = Pool(self._where, config.pool_size, config.connect_timeout, config.statement_timeout)
