@@ -19,7 +19,7 @@ from pg8000.native import DatabaseError
 
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.errors import Cancelled, DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
 from distfs.metadb import embedded_postgres
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.link import Link, translate
@@ -61,6 +61,11 @@ def storable_content_type(content_type: str) -> str:
     return _storable("content type", content_type, MAX_TYPE_BYTES)
 
 
+def answer_within(config: MetaDBConfig) -> float:
+    """Seconds after which a question to MetaDB is answered or given up."""
+    return config.statement_timeout + _GRACE_S
+
+
 class MetaDB:
     """Thread-safe; connects when it is first asked for something.
 
@@ -72,7 +77,7 @@ class MetaDB:
         """``down_after``: seconds of silence after which a node is down. Raises ConfigError for the URL."""
         self._config = config
         self.down_after = down_after
-        self._budget = config.statement_timeout + _GRACE_S
+        self._budget = answer_within(config)
         self._cluster_id: UUID | None = None
         self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.parse(config.url)
         self._pool = Pool(self._where, config.pool_size, config.connect_timeout, config.statement_timeout)
@@ -178,7 +183,7 @@ class MetaDB:
         if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
             ids = [file.id for file in stored]
             try:
-                created = {row[0]: row[1] for row in self.read("committed", budget, ids=ids)}
+                created = {row[0]: row[1] for row in self.read("committed", budget.uncancelled(), ids=ids)}
             except DistfsError as e:
                 raise OutcomeUnknown(str(e)) from e
         if len(created) < len(stored):
@@ -221,27 +226,31 @@ class MetaDB:
                 try:
                     return link.run(query, budget, params)
                 except Unavailable as e:
+                    budget.check_cancelled()  # then that is why
                     if not (link.reused and link.broken and _has_time(budget)):
                         raise (Unavailable(str(e)) if isinstance(e, OutcomeUnknown) else e) from e
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
-        """Until MetaDB has answered or there is no time left.
+        """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.
 
         ``again``: the query that, after a try was lost, tells from an empty answer whether that try had
         already done it. Raises OutcomeUnknown when a try was lost and could not be settled, whatever the tries
         after it met: their error says nothing of that one.
         """
         budget = deadline.sooner(self._budget)
+        whole = budget.uncancelled()
         lost: OutcomeUnknown | None = None
         error: Unavailable | None = None
         pause = _RETRY_FIRST_S
         while True:
             try:
-                with self._pool.link(budget) as link:
-                    rows = link.run(query, budget, params)
+                with self._pool.link(whole if lost else budget) as link:
+                    rows = link.run(query, whole, params)
                     if not rows and lost and again:
-                        rows = link.run(again, budget, params)
+                        rows = link.run(again, whole, params)
                     return rows
+            except Cancelled:
+                raise
             except OutcomeUnknown as e:
                 lost = error = e
             except TooSlow as e:
@@ -252,7 +261,7 @@ class MetaDB:
                 if lost is None:
                     raise
                 raise lost from e
-            if not _has_time(budget, pause):
+            if not _has_time(whole, pause):
                 raise error
             time.sleep(pause)
             pause = min(2 * pause, _RETRY_MOST_S)

@@ -7,6 +7,8 @@ and what it was due never drift apart by more than a few fragments, which weight
 
 from __future__ import annotations
 
+import heapq
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +22,8 @@ K = TypeVar("K")  # nodes or zones
 
 #: Credit noise: about one fragment. More spreads the pairs better, less spreads the bytes better.
 _NOISE = 1.0
+#: Who is due how much is worked out anew when the room on some disk has changed by this part of it.
+_DRIFT = 0.01
 
 
 def shares(weights: Mapping[K, float], width: float) -> dict[K, float]:
@@ -43,8 +47,8 @@ def shares(weights: Mapping[K, float], width: float) -> dict[K, float]:
     return due
 
 
-def zoned_shares(zones: Mapping[str, Mapping[int, float]], width: int) -> dict[int, float]:
-    """How much of one slice each node is due, when ``choose`` spreads fragments over zones.
+def zoned_shares(zones: Mapping[str, Mapping[int, float]], width: int) -> dict[str, dict[int, float]]:
+    """How much of one slice each node of each zone is due, when ``choose`` spreads fragments over zones.
 
     ``zones``: the weights of each zone's nodes. Every zone gets a first fragment before any gets a second.
     """
@@ -56,28 +60,64 @@ def zoned_shares(zones: Mapping[str, Mapping[int, float]], width: int) -> dict[i
         for zone, share in shares(able, now).items():
             quota[zone] += share
         left, deal = left - now, deal + 1
-    return {node: due for zone in zones for node, due in shares(zones[zone], quota[zone]).items()}
+    return {zone: shares(inside, quota[zone]) for zone, inside in zones.items()}
 
 
-def choose(
-    nodes: Sequence[Node],
-    width: int,
-    credit: Mapping[int, float],
-    random: Random,
-) -> list[int]:
-    """``width`` different node ids, those with the most credit first in zones not yet used.
+def choose(zones: Mapping[str, Mapping[int, float]], width: int) -> list[int]:
+    """``width`` different nodes, those with the most credit first, in zones not yet used.
 
-    Zones repeat only when there are fewer zones than fragments.
+    ``zones``: the credit of each zone's nodes. Zones repeat only when there are fewer zones than fragments.
     """
-    noisy = {n.id: credit.get(n.id, 0.0) + random.random() * _NOISE for n in nodes}
-    zone = {n.id: n.zone for n in nodes}
-    ranked = sorted(noisy, key=lambda node: -noisy[node])
-    chosen: list[int] = []
-    while len(chosen) < width:
-        crowd = {z: sum(zone[c] == z for c in chosen) for z in set(zone.values())}
-        left = [node for node in ranked if node not in chosen]
-        chosen.append(min(left, key=lambda node: crowd[zone[node]]))
-    return chosen
+    offers = (  # of each zone its best, then its second, which counts for less than any zone's best ...
+        (-turn, credit[node], node)
+        for credit in zones.values()
+        for turn, node in enumerate(heapq.nlargest(width, credit, key=credit.__getitem__))
+    )
+    return [node for _, _, node in heapq.nlargest(width, offers)]
+
+
+class _Deal:
+    """Who is due how much of every slice. It holds while the nodes and, nearly, their room stay as they are."""
+
+    def __init__(
+        self, nodes: Sequence[Node], width: int, fragment_size: int, in_flight: Mapping[int, int]
+    ) -> None:
+        """``in_flight``: bytes by node that ``Node.free`` does not show yet."""
+        self._nodes, self._width = list(nodes), width
+        self._disk = {n.id: n.disk_key for n in nodes}
+        self._moved = Counter[str]()  # bytes by disk, since
+        moving = Counter[str]()
+        for n in nodes:
+            moving[n.disk_key] += in_flight.get(n.id, 0)
+        left = {n.id: n.free - moving[n.disk_key] for n in nodes if n.writable}
+        self._may_move: dict[str, float] = {}
+        for node, bytes_left in left.items():
+            disk = self._disk[node]
+            self._may_move[disk] = min(max(0, bytes_left) * _DRIFT, self._may_move.get(disk, math.inf))
+        able = [n for n in nodes if left.get(n.id, 0) >= max(1, fragment_size)]
+        sharing = Counter(n.disk_key for n in able)
+        weights: dict[str, dict[int, float]] = {}
+        for n in able:
+            weights.setdefault(n.zone, {})[n.id] = left[n.id] / sharing[n.disk_key]
+        self.width = min(width, len(able))  # of the slices that can be placed
+        self.due = zoned_shares(weights, self.width)
+        self.slices = 0  # placed so far
+        self._holds = True
+        # A fragment between these sizes fits on the same nodes, however much of what may move has moved.
+        fit = {n.id for n in able}
+        self._more_than = max((left[n] for n in left.keys() - fit), default=0) * (1 + _DRIFT)
+        self._at_most = min((left[n] for n in fit), default=0) * (1 - _DRIFT)
+
+    def is_for(self, nodes: Sequence[Node], width: int, fragment_size: int) -> bool:
+        """Whether such a slice can be dealt by it."""
+        fits = self._more_than < max(1, fragment_size) <= self._at_most
+        return self._holds and fits and width == self._width and nodes == self._nodes
+
+    def moved(self, node: int, size: int) -> None:
+        """So many bytes more, or fewer, are in flight to a node."""
+        if (disk := self._disk.get(node)) in self._may_move:
+            self._moved[disk] += size
+            self._holds &= abs(self._moved[disk]) <= self._may_move[disk]
 
 
 class Placement:
@@ -86,7 +126,8 @@ class Placement:
     def __init__(self, random: Random | None = None) -> None:
         self._random = random or Random()
         self._lock = threading.Lock()
-        self._credit: dict[int, float] = {}
+        self._credit: dict[int, float] = {}  # without what ``_deal`` gave
+        self._deal: _Deal | None = None
         self._in_flight: dict[int, int] = {}
 
     def place(self, nodes: Sequence[Node], width: int, fragment_size: int, fewest: int) -> list[int]:
@@ -95,33 +136,44 @@ class Placement:
         Count the bytes as in flight until ``landed``. Raises Unavailable, or Full, saying what is missing.
         """
         with self._lock:
-            in_flight = Counter[str]()  # by disk
-            for n in nodes:
-                in_flight[n.disk_key] += self._in_flight.get(n.id, 0)
-            left = {n.id: n.free - in_flight[n.disk_key] for n in nodes if n.writable}
-            candidates = [n for n in nodes if left.get(n.id, 0) >= max(1, fragment_size)]
-            sharing = Counter(n.disk_key for n in candidates)
-            weights = {n.id: left[n.id] / sharing[n.disk_key] for n in candidates}
-            width = min(width, len(weights))
-            if width < fewest:
+            deal = self._deal
+            if deal is None or not deal.is_for(nodes, width, fragment_size):
+                deal = self._deal_anew(nodes, width, fragment_size)
+            if deal.width < fewest:
                 able = sum(n.writable for n in nodes)
                 missing = Full if able >= fewest else Unavailable  # the nodes are there, their room is not
-                raise missing(shortage(fewest, len(weights), len(nodes), sum(n.alive for n in nodes)))
-            zones: dict[str, dict[int, float]] = {}
-            for n in candidates:
-                zones.setdefault(n.zone, {})[n.id] = weights[n.id]
-            for node, due in zoned_shares(zones, width).items():
-                self._credit[node] = self._credit.get(node, 0.0) + due
-            chosen = choose(candidates, width, self._credit, self._random)
+                raise missing(shortage(fewest, deal.width, len(nodes), sum(n.alive for n in nodes)))
+            deal.slices += 1
+            chosen = choose(self._noisy_credit(deal), deal.width)
             for node in chosen:
-                self._credit[node] -= 1
-                self._in_flight[node] = self._in_flight.get(node, 0) + fragment_size
+                self._credit[node] = self._credit.get(node, 0.0) - 1
+                self._move(node, fragment_size)
             return chosen
 
     def landed(self, node: int, fragment_size: int) -> None:
         """A fragment placed on ``node`` is stored, or given up."""
         with self._lock:
-            self._in_flight[node] = max(0, self._in_flight.get(node, 0) - fragment_size)
+            self._move(node, -min(fragment_size, self._in_flight.get(node, 0)))
+
+    def _deal_anew(self, nodes: Sequence[Node], width: int, fragment_size: int) -> _Deal:
+        if (before := self._deal) and before.slices:
+            for inside in before.due.values():
+                for node, due in inside.items():
+                    self._credit[node] = self._credit.get(node, 0.0) + due * before.slices
+        self._deal = _Deal(nodes, width, fragment_size, self._in_flight)
+        return self._deal
+
+    def _noisy_credit(self, deal: _Deal) -> dict[str, dict[int, float]]:
+        credit, slices, noise = self._credit.get, deal.slices, self._random.random
+        return {
+            zone: {node: credit(node, 0.0) + due * slices + noise() * _NOISE for node, due in inside.items()}
+            for zone, inside in deal.due.items()
+        }
+
+    def _move(self, node: int, size: int) -> None:
+        self._in_flight[node] = self._in_flight.get(node, 0) + size
+        if self._deal:
+            self._deal.moved(node, size)
 
 
 def shortage(fewest: int, able: int, known: int, up: int) -> str:

@@ -20,10 +20,10 @@ from uuid import uuid4
 
 from distfs.blocks import Block, BlockPool
 from distfs.coding import code_for
-from distfs.config import StorageConfig
+from distfs.config import MetaDBConfig, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, OutcomeUnknown, Unavailable
-from distfs.meta import MetaDB
+from distfs.meta import MetaDB, answer_within
 from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
 from distfs.node_directory import NodeDirectory
 from distfs.placement import Placement
@@ -37,10 +37,13 @@ log = logging.getLogger("distfs.upload")
 
 #: How long removing the fragments of a failed upload may take; the orphan sweep finds what is left.
 DISCARD_LIMIT_S = 5.0
-#: Nodes that were there so short a while ago are believed to be there when the file is committed,
+#: Nodes that were there so short a while ago are believed to be there when the file is committed.
 _TRUSTED_S = 1.0
-#: and this long after a node was seen, at most, the commit that names it has ended: two answers of MetaDB.
-COMMIT_WITHIN_S = 10.0
+
+
+def commit_within(metadb: MetaDBConfig) -> float:
+    """Seconds after MetaDB told of a node in which every commit that names it has ended."""
+    return answer_within(metadb) + _TRUSTED_S + answer_within(metadb)
 
 
 class Uploader:
@@ -164,6 +167,7 @@ class UploadSession:
         Raises Unavailable when less than k + min_redundancy of it is safe in the end.
         """
         self._landed(plan)
+        self._deadline.check_cancelled()  # no node is to blame
         for index, node in enumerate(plan.nodes):
             if index in failed:
                 self._failed_nodes.add(node)
@@ -195,17 +199,20 @@ class UploadSession:
     def _still_safe(self) -> list[NewFile]:
         """The files as they can be committed: slices that landed long ago may have lost nodes since.
 
-        What a node keeps that is down, forgotten or being drained is made anew on others first. So who drains a
-        node knows that no upload names it any more once COMMIT_WITHIN_S have passed.
+        What a node keeps that is down, forgotten or being drained is made anew on others first; that may take
+        long, and then they are looked at again. So who drains a node knows that no upload names it any more once
+        ``commit_within`` has passed.
         """
-        if self._placed_at is None or time.monotonic() - self._placed_at < _TRUSTED_S:
-            return [file for _, file in self._files]
-        nodes = self._uploader.directory.nodes(self._deadline, fresh=True)
-        staying = {node.id for node in nodes if node.alive and node.state != "draining"}
-        return [
-            replace(file, slices=tuple(self._on_staying(identity, piece, staying) for piece in file.slices))
-            for identity, file in self._files
-        ]
+        files, seen_at = self._files, self._placed_at
+        while seen_at is not None and time.monotonic() - seen_at >= _TRUSTED_S:
+            nodes = self._uploader.directory.nodes(self._deadline, fresh=True)
+            seen_at = time.monotonic()
+            staying = {node.id for node in nodes if node.alive and node.state != "draining"}
+            files = [
+                (of, replace(f, slices=tuple(self._on_staying(of, piece, staying) for piece in f.slices)))
+                for of, f in files
+            ]
+        return [file for _, file in files]
 
     def _on_staying(self, identity: FileIdentity, piece: Slice, staying: Container[int]) -> Slice:
         """The slice with what other nodes keep of it made anew. Raises Unavailable when too little is safe then."""
@@ -357,6 +364,7 @@ class _FileUpload:
             with self._session.deadline.scope() as self._scope:
                 self._run(first, source, digest)
         except Unavailable as e:
+            self._session.deadline.check_cancelled()
             if not self._lost:
                 raise
             # Why the first slice was lost; all that came after was only given up.

@@ -13,7 +13,7 @@ from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
 from distfs.model import Node
 from distfs.upkeep.rebalance import dry_drain
-from distfs.upload import COMMIT_WITHIN_S
+from distfs.upload import commit_within
 
 
 def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int:
@@ -31,7 +31,7 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
         return operator.db.fragments_left(node.id, operator.deadline())
 
     # An upload that saw the node before may name it until then.
-    settled = time.monotonic() + COMMIT_WITHIN_S
+    settled = time.monotonic() + commit_within(operator.config.metadb)
     while not (reason := wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)):
         if (rest := settled - time.monotonic()) <= 0:
             break

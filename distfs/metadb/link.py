@@ -91,12 +91,20 @@ class Link:
         """Run the named query as one transaction; -> its rows.
 
         Raises Unavailable when it certainly did not happen, OutcomeUnknown when the connection was lost after
-        it was sent, Refused for a refusal of the schema's own, DistfsError for a bug of ours.
+        it was sent, also by cancelling ``deadline``, Refused for a refusal of the schema's own, DistfsError for a
+        bug of ours.
         """
+        left = deadline.remaining("waiting for MetaDB")
+        unwatch = deadline.watch(self._interrupt)
+        try:
+            return self._run(name, left, params)
+        finally:
+            unwatch()
+
+    def _run(self, name: str, left: float, params: dict[str, Any]) -> Sequence[Sequence[Any]]:
         sent = False
         self._busy = True
         try:
-            left = deadline.remaining("waiting for MetaDB")
             self.raw._usock.settimeout(left)
             self._limit_to(left)
             statement = self._statements.get(name)
@@ -116,6 +124,13 @@ class Link:
             raise (OutcomeUnknown(lost) if sent else Unavailable(lost)) from e
         self._busy = False
         return rows
+
+    def _interrupt(self) -> None:
+        """From another thread: ``run`` fails at once. A statement that is only waited for costs the connection."""
+        with contextlib.suppress(
+            OSError
+        ):  # not SSLSocket's own, which would take its state from under a read
+            socket.socket.shutdown(self.raw._usock, socket.SHUT_RDWR)
 
     def _limit_to(self, left: float) -> None:
         """Let the server give a statement up while we still listen: then it is known to be undone.

@@ -87,6 +87,8 @@ class Upkeep:
         for runner in self._runners:
             if runner.ident is not None:
                 runner.join(max(0.0, ends - time.monotonic()))
+        for runner in self._runners:
+            runner.give_up()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._meta.close()
 
@@ -109,6 +111,7 @@ class Runner(threading.Thread):
         self._interval, self._step_limit, self._stopping = interval, step_limit, stopping
         self._lead: Leadership | None = None
         self._worker: Worker | None = None
+        self._step: Deadline | None = None  # of the step that runs
         self._trouble = ""
         self._shown: tuple[str, Mapping[str, object]] = "", {}
         self._shown_at = 0.0
@@ -128,6 +131,11 @@ class Runner(threading.Thread):
         if self._lead is not None:
             self._lead.release()
 
+    def give_up(self) -> None:
+        """Wake the step that runs: a thread that waits for a silent node would hold up the end of the process."""
+        if self._step is not None:
+            self._step.cancel("upkeep stops")
+
     def _turn(self) -> float:
         """One step if this thread leads; -> how long to wait before the next turn."""
         if self._lead is not None and not self._lead.held(Deadline(_CALL_LIMIT_S)):
@@ -139,7 +147,9 @@ class Runner(threading.Thread):
                 return self._interval * _STANDBY_INTERVALS
             log.info("upkeep %s: this service leads", self._worker_name)
         self._worker = self._worker or self._make()
-        step = self._worker.step(Deadline(self._step_limit))
+        with Deadline(self._step_limit).scope() as self._step:
+            step = self._worker.step(self._step)
+            self._step.check_cancelled()  # MetaDB is gone then, too
         self._show(step)
         match step.pace:
             case Pace.BUSY:
@@ -161,6 +171,8 @@ class Runner(threading.Thread):
 
     def _failed(self, error: DistfsError) -> float:
         """A node or MetaDB does not answer: say so once, and try again after a while."""
+        if self._stopping.is_set():
+            return 0.0
         if str(error) != self._trouble:
             log.warning("upkeep %s: %s", self._worker_name, error)
             self._trouble = str(error)

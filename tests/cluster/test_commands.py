@@ -6,13 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from distfs import config_file as configuration
+from distfs.commands.drain import drain
+from distfs.commands.operator import operator
 from distfs.deadline import Deadline
+from distfs.metadb.link import Link
+from distfs.metadb.url import MetaURL
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import clean_environment, wait_until
 from tests.cluster.operating import BY_HAND, QUICK, SLICE, distfs, fill, url_of
@@ -123,10 +132,28 @@ def test_status_asks_what_is_no_service_and_says_so(cluster: Cluster) -> None:
 # --- drain, undrain, forget -----------------------------------------------------------------------------
 
 
+def settle_soon(cluster: Cluster) -> str:
+    """Commands believe that MetaDB answers uploads at once, so that a drain need not wait long; -> its URL."""
+    cluster.settings["metadb"]["statement_timeout"] = "100ms"  # the service has started with its own
+    cluster.write_settings()
+    return cluster.metadb_url
+
+
+@contextmanager
+def no_commits(url: str) -> Iterator[Callable[[], object]]:
+    """No file is committed meanwhile, until what is given here is called."""
+    parsed = MetaURL.parse(url)
+    with closing(Link(parsed, parsed.hosts[0], connect_timeout=10, statement_timeout=60)) as link:
+        link.raw.run("BEGIN")
+        link.raw.run("LOCK TABLE file IN SHARE MODE")
+        yield lambda: link.raw.run("COMMIT")
+
+
 def test_a_drained_node_is_empty_safe_to_unplug_and_can_be_forgotten(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(config=QUICK)
     files = fill(cluster)
     node = cluster.node(0)
+    settle_soon(cluster)
     ended = distfs(cluster, "drain", str(node.address))
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
@@ -138,6 +165,24 @@ def test_a_drained_node_is_empty_safe_to_unplug_and_can_be_forgotten(make_cluste
     assert distfs(cluster, "forget", str(node.id)).code == 0
     assert len(distfs(cluster, "nodes", "--json").entry) == 2
     assert distfs(cluster, "fsck", "--deep").code == 0
+
+
+def test_a_drained_node_is_not_named_by_an_upload_that_saw_it_before(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config=QUICK)
+    url = settle_soon(cluster)
+    with ThreadPoolExecutor(1) as uploads, no_commits(url) as let_commit:
+        upload = uploads.submit(cluster.upload, b"on its way")
+        waiting = (
+            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        wait_until(lambda: run_sql(url, waiting), "its commit is under way")
+        node = next(cluster.node(i).id for i in range(3) if cluster.fragments(i))
+        threading.Timer(0.3, let_commit).start()
+        with operator(configuration.load(str(cluster.folder / "config.yml"))) as one:
+            assert drain(one, str(node), wait=True, patience=60) == 0
+        assert upload.done(), "safe to unplug, while an upload may still name the node"
+        assert run_sql(url, "SELECT FROM slice WHERE :id = ANY(nodes)", id=node) == []
+    assert cluster.download(upload.result()) == b"on its way"
 
 
 def test_a_drain_that_cannot_end_says_why_and_can_be_taken_back(make_cluster: MakeCluster) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -186,17 +185,25 @@ def test_trash_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(3, settings("1+1", upkeep=AGES, node=NO_BREAKER))
     files = fill(cluster, count=6)
     for seed, step in enumerate(("upkeep-deleted", "upkeep-before-drop", "keeper-deleted")):
-        deleted = fill_node(cluster, 1, seed) | fill(cluster, seed=50 + seed)
+        deleted = fill_node(cluster, 1, seed)
+        dies = cluster.service if step.startswith("upkeep") else cluster.nodes[1]
+
+        def died_of_one_more(dies: Process = dies) -> bool:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                uuid = cluster.request("PUT", "/upload/more", noise(SIZE)).text.strip()
+                cluster.request("DELETE", f"/files/{uuid}")
+            return not dies.alive
 
         def delete(
-            uuids: tuple[str, ...] = tuple(deleted), of_node: bool = step.startswith("keeper")
+            uuids: tuple[str, ...] = tuple(deleted),
+            died: Callable[[], bool] = died_of_one_more,
+            step: str = step,
         ) -> None:
-            """One after another: for a moment the service may think that a node just started is down."""
+            """And more files: those that end while a node is thought to be down are not asked of it."""
             for uuid in uuids:
-                if of_node and cluster.nodes[1].alive:
-                    time.sleep(0.1)
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     cluster.request("DELETE", f"/files/{uuid}")
+            wait_until(died, f"it has come to {step}")
 
         dies_and_resumes(cluster, step, delete)
         wait_until(lambda: trashed(cluster) == 0, f"{step}: the trash is empty")

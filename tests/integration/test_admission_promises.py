@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ import distfs.admission.promises
 from distfs.admission.db import Reservation, ReservationDB
 from distfs.admission.gate import Gate
 from distfs.admission.promises import Admission, Promise
-from distfs.config import Bytes, CallersConfig, HttpConfig, MetaDBConfig, StorageConfig
+from distfs.config import Bytes, CallersConfig, HttpConfig, MetaDBConfig, Seconds, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, TooLarge, Unavailable
 from distfs.meta import MetaDB
@@ -247,6 +249,29 @@ def test_without_metadb_nothing_is_admitted() -> None:
             admit(admission, size)
     admission.close()
     meta.close()
+
+
+def test_all_who_wait_are_refused_at_once_when_metadb_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distfs.admission.promises, "_DECIDE_LIMIT_S", 0.5)
+    uploads = 12
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none?sslmode=disable"
+        meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(0.5), connect_timeout=Seconds(5)))
+        admission = Admission(ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig(), CallersConfig())
+
+        def upload(_: int) -> float:
+            began = time.monotonic()
+            with pytest.raises(Unavailable) as refused:
+                admit(admission, 10 * MIB)
+            assert refused.value.status == 503
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(uploads) as clients:
+            assert max(clients.map(upload, range(uploads))) < 3.0, (
+                "one after the other they take half a minute"
+            )
+        admission.close()
+        meta.close()
 
 
 @pytest.mark.parametrize("fail", [False, True], ids=["done", "failed"])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+import distfs.upkeep.runner
 from distfs.config import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.node_directory import NodeDirectory
 from distfs.slice_read import not_noted
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.runner import Runner, Upkeep
@@ -230,3 +234,32 @@ def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
     cluster.sql("UPDATE slice SET nodes[1] = 0")
     cluster.wait(lambda: all(n for _, n in cluster.fragments(file)), "the next one leads")
     again.close()
+
+
+def test_a_node_that_hangs_holds_up_no_end(cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads are waited for when the process ends, so they must not wait for the node."""
+    monkeypatch.setattr(distfs.upkeep.runner, "_STOP_LIMIT_S", 0.1)
+    patient = replace(cluster.config.node, stall_timeout=Seconds(300), base_timeout=Seconds(600))
+    config = replace(cluster.config, node=patient)
+    file = cluster.upload(bytes_of(1))
+    [(_, node), *_] = cluster.fragments(file)
+    cluster.stop_node(node)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        cluster.sql(
+            "UPDATE node SET address = :address, stopped = false, heartbeat_at = now() + interval '1 h' "
+            "WHERE id = :id",
+            address=f"127.0.0.1:{silent.getsockname()[1]}",
+            id=node,
+        )
+        with closing(NodeDirectory(cluster.meta, patient)) as directory:
+            service = Upkeep(config, directory, cluster.pool, not_noted)
+            service.start()
+            silent.accept()[0].close()  # of the look whether it can be reached; the next one is the scrub's
+            connection, _ = silent.accept()
+            with connection:
+                connection.recv(1)
+                service.close()
+                eventually(
+                    lambda: not [t for t in threading.enumerate() if t.name.startswith("upkeep")],
+                    "its threads have ended",
+                )

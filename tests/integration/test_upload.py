@@ -22,7 +22,7 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.meta import MetaDB
-from distfs.model import MAX_NAME_BYTES, File, NewFile, Policy
+from distfs.model import MAX_NAME_BYTES, File, FragmentId, NewFile, Policy
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Source, Ways, byte_ways, header_of
@@ -327,8 +327,37 @@ def test_a_file_whose_slice_was_lost_before_the_commit_is_refused_and_nothing_st
     assert files(ways) == []
 
 
+def test_a_node_that_is_drained_while_another_is_made_up_for_is_not_named(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = ways.nodes
+    began_to_drain: list[int] = []
+
+    def then(file: NewFile) -> None:
+        kept, other = file.slices[0].nodes
+        [target] = {first, second, third} - {kept, other}
+        store, url = ways.nodes[target].store, ways.services.config.metadb.url
+        publish = store.publish
+        take_away(ways, kept, "draining")
+
+        def publish_late(temp: Path, id: FragmentId) -> None:
+            publish(temp, id)
+            run_sql(url, "UPDATE node SET state = 'active' WHERE id = :id", id=kept)
+            take_away(ways, other, "draining")
+            began_to_drain.append(other)
+            threading.Event().wait(1.1)
+
+        monkeypatch.setattr(store, "publish", publish_late)
+
+    file = slow_upload(ways, random_bytes(100), then)
+    assert began_to_drain
+    assert not set(began_to_drain) & set(file.slices[0].nodes)
+    assert all(file.slices[0].nodes), "at full redundancy"
+
+
 def test_no_upload_may_take_longer_than_the_orphan_sweep_leaves_it(ways: Ways) -> None:
     services = ways.services
     ttl = services.config.upkeep.upload_ttl
-    assert services.upload_deadline(None).remaining() <= ttl < services.transfer_deadline(None).remaining()
-    assert services.upload_deadline(1).remaining() < ttl
+    unbounded = services.transfer_deadline(None, None).remaining()
+    assert services.upload_deadline(None, None).remaining() <= ttl < unbounded
+    assert services.upload_deadline(1, None).remaining() < ttl

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distfs.errors import Full, Unavailable
 from distfs.model import Address, Node
-from distfs.placement import Placement, shares
+from distfs.placement import Placement, shares, zoned_shares
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -128,17 +128,24 @@ def test_shares_within_a_zone_follow_free_bytes(seed: int) -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 1000), st.sampled_from(["", "a", "b", "c"])), min_size=1, max_size=10),
     st.integers(1, 6),
-    st.randoms(use_true_random=False),
+    st.integers(0, 1 << 32),
 )
 def test_what_a_node_got_and_what_it_was_due_never_drift_apart(
-    shape: list[tuple[int, str]], width: int, random: Random
+    shape: list[tuple[int, str]], width: int, seed: int
 ) -> None:
+    random = Random(seed)
     nodes = [node(n, free * GIB, zone) for n, (free, zone) in enumerate(shape, 1)]
-    placement = Placement(random)
+    weights: dict[str, dict[int, float]] = {}
+    for each in nodes:
+        weights.setdefault(each.zone, {})[each.id] = each.free
     width = min(width, len(nodes))
-    for _ in range(120):
-        placement.place(nodes, width, 0, width)
-    assert max(map(abs, placement._credit.values())) < 4, placement._credit
+    due = {each: share for inside in zoned_shares(weights, width).values() for each, share in inside.items()}
+    placement, got = Placement(random), Counter[int]()
+    for count in range(1, 121):
+        got.update(placement.place(nodes, width, 0, width))
+        if random.random() < 0.1:  # the list was read again
+            nodes = [replace(each, heartbeat_age=count) for each in nodes]
+    assert max(abs(got[each] - 120 * due[each]) for each in due) < 4, (got, due)
 
 
 # --- who may be chosen --------------------------------------------------------------------------------------
@@ -201,6 +208,38 @@ def test_bytes_in_flight_steer_the_next_slices_elsewhere() -> None:
     got = place_many(placement, [replace(n, free=n.free) for n in nodes], 60)
     assert got[3] > got[1]
     assert got[3] > got[2]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.sampled_from("xyz")), min_size=1, max_size=6),
+    st.integers(0, 1 << 32),
+)
+def test_every_node_is_given_what_it_has_room_for_and_no_more(
+    shape: list[tuple[int, str]], seed: int
+) -> None:
+    """Whatever was placed and landed before, and of whatever sizes."""
+    random = Random(seed)
+    nodes = [node(n, free, disk=disk if free % 2 else "") for n, (free, disk) in enumerate(shape, 1)]
+    disk = {n.id: n.disk_key for n in nodes}
+    placement = Placement(random)
+    in_flight: list[tuple[int, int]] = []
+    for _ in range(60):
+        if in_flight and random.random() < 0.5:
+            placement.landed(*in_flight.pop(random.randrange(len(in_flight))))
+            continue
+        size, width = random.randrange(30), random.randint(1, 3)
+        taken = Counter[str]()
+        for id, bytes_there in in_flight:
+            taken[disk[id]] += bytes_there
+        able = {n.id for n in nodes if n.free - taken[n.disk_key] >= max(1, size)}
+        if not able:
+            with pytest.raises(Unavailable):
+                placement.place(nodes, width, size, 1)
+            continue
+        chosen = placement.place(nodes, width, size, 1)
+        assert len(chosen) == min(width, len(able))
+        assert set(chosen) <= able
+        in_flight.extend((id, size) for id in chosen)
 
 
 def test_what_landed_twice_is_not_counted_below_nothing() -> None:
