@@ -91,6 +91,10 @@ class Deadline:
         finally:
             unwatch()
 
+    def shielded(self) -> Deadline:
+        """A child of the same length that is not cancelled with it: for what must be seen through once it began."""
+        return Deadline(max(0.0, self.expires_at - self._clock()), self._clock)
+
     def cancel(self, reason: str) -> None:
         """Wake whoever waits under this scope: from now on all that asks for time raises Cancelled."""
         if self._scope is not None:

@@ -19,7 +19,7 @@ from pg8000.native import DatabaseError
 
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.errors import Cancelled, DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
 from distfs.metadb import embedded_postgres
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.link import Link, translate
@@ -178,7 +178,7 @@ class MetaDB:
         if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
             ids = [file.id for file in stored]
             try:
-                created = {row[0]: row[1] for row in self.read("committed", budget, ids=ids)}
+                created = {row[0]: row[1] for row in self.read("committed", budget.shielded(), ids=ids)}
             except DistfsError as e:
                 raise OutcomeUnknown(str(e)) from e
         if len(created) < len(stored):
@@ -225,7 +225,8 @@ class MetaDB:
                         raise (Unavailable(str(e)) if isinstance(e, OutcomeUnknown) else e) from e
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
-        """Until MetaDB has answered or there is no time left.
+        """Until MetaDB has answered or there is no time left. Cancelling ends this as long as nothing was sent; what
+        becomes of a change that was, is waited for.
 
         ``again``: the query that, after a try was lost, tells from an empty answer whether that try had
         already done it. Raises OutcomeUnknown when a try was lost and could not be settled, whatever the tries
@@ -238,13 +239,16 @@ class MetaDB:
         while True:
             try:
                 with self._pool.link(budget) as link:
-                    rows = link.run(query, budget, params)
+                    budget.check_cancelled()
+                    settled = budget.shielded()
+                    rows = link.run(query, settled, params)
                     if not rows and lost and again:
-                        rows = link.run(again, budget, params)
+                        rows = link.run(again, settled, params)
                     return rows
             except OutcomeUnknown as e:
                 lost = error = e
-            except TooSlow as e:
+                budget = budget.shielded()
+            except (TooSlow, Cancelled) as e:
                 raise error or e from e  # what failed before says more
             except Unavailable as e:
                 error = lost or e

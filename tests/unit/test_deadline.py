@@ -103,3 +103,14 @@ def test_a_deadline_without_a_scope_cannot_be_cancelled() -> None:
     deadline.watch(lambda: None)()
     assert not deadline.cancelled
     deadline.remaining()
+
+
+def test_what_is_shielded_ends_in_time_but_not_with_the_scope() -> None:
+    clock = Clock()
+    with Deadline(5, clock).scope() as scope:
+        shielded = scope.shielded()
+        scope.cancel("gone")
+        assert shielded.remaining() == 5
+        clock.now += 6
+        with pytest.raises(TooSlow):
+            shielded.remaining()
