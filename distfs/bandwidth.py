@@ -164,6 +164,13 @@ class _Way:
         return 0 if lane is None else lane.schedule.waiting
 
     def take(self, share: Share, amount: int, deadline: Deadline) -> int:
+        unwatch = deadline.watch(lambda: self._rouse(share))
+        try:
+            return self._take(share, amount, deadline)
+        finally:
+            unwatch()
+
+    def _take(self, share: Share, amount: int, deadline: Deadline) -> int:
         with self._lock:
             while (lane := self.lane) is not None:
                 transfer = share.join(lane, self._order)
@@ -227,6 +234,11 @@ class _Way:
 
     def _wake_all(self, lane: _Lane | None) -> None:
         for share in lane.shares.values() if lane else ():
+            self._wake(share)
+
+    def _rouse(self, share: Share) -> None:
+        """Its request was cancelled."""
+        with self._lock:
             self._wake(share)
 
     def _wake(self, share: Share) -> None:

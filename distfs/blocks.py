@@ -58,15 +58,23 @@ class BlockPool:
         """
         size = self.size if size is None else size
         with self._condition:
-            if self._line or not self._has_room(size + beside):
+            at_once = not self._line and self._has_room(size + beside)
+            buffer = self._lend(size, beside) if at_once else None
+        if not at_once:
+            with deadline.waking(self._condition), self._condition:
                 self._wait_in_line(deadline, size + beside)
-            buffer = self._free.pop() if self._free and size == self.size else None
-            if buffer is None:
-                self._blocks += size
-            self._beside += beside
-            self._make_room_for(0)
-            self._note_most()
+                buffer = self._lend(size, beside)
         return Block(self, bytearray(size) if buffer is None else buffer, freed, beside)
+
+    def _lend(self, size: int, beside: int) -> bytearray | None:
+        """Count one more block as in use; -> an idle one, or None: it has to be made."""
+        buffer = self._free.pop() if self._free and size == self.size else None
+        if buffer is None:
+            self._blocks += size
+        self._beside += beside
+        self._make_room_for(0)
+        self._note_most()
+        return buffer
 
     def _has_room(self, count: int) -> bool:
         """For ``count`` bytes more; who is alone gets them however many."""

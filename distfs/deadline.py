@@ -14,8 +14,8 @@ def _nothing() -> None:
     pass
 
 
-class _Scope:
-    """What is cancelled together."""
+class Scope:
+    """What is cancelled together. ``reason``: why, once it is."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -24,6 +24,7 @@ class _Scope:
         self._serial = 0
 
     def cancel(self, reason: str) -> None:
+        """From any thread, once or more often: the first reason stays."""
         with self._lock:
             if self.reason is None:
                 self.reason = reason
@@ -54,8 +55,9 @@ class Deadline:
     __slots__ = ("_clock", "_scope", "expires_at", "seconds")
 
     def __init__(
-        self, seconds: float, clock: Callable[[], float] = time.monotonic, scope: _Scope | None = None
+        self, seconds: float, clock: Callable[[], float] = time.monotonic, scope: Scope | None = None
     ) -> None:
+        """``scope``: what else it is cancelled with; None: by nobody."""
         self._clock = clock
         self._scope = scope
         self.seconds = seconds
@@ -79,21 +81,21 @@ class Deadline:
         left = max(0.0, min(seconds, self.expires_at - self._clock()))
         return Deadline(left, self._clock, self._scope)
 
+    def uncancelled(self) -> Deadline:
+        """The same time, for what must not be given up in its middle: nobody cancels it."""
+        return Deadline(max(0.0, self.expires_at - self._clock()), self._clock)
+
     # --- cancelling ---------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[Deadline]:
         """A child of the same length, for work that is given up together: by its ``cancel`` or this one's."""
-        scope = _Scope()
+        scope = Scope()
         unwatch = self.watch(lambda: scope.cancel("the request was given up"))
         try:
             yield Deadline(self.expires_at - self._clock(), self._clock, scope)
         finally:
             unwatch()
-
-    def shielded(self) -> Deadline:
-        """A child of the same length that is not cancelled with it: for what must be seen through once it began."""
-        return Deadline(max(0.0, self.expires_at - self._clock()), self._clock)
 
     def cancel(self, reason: str) -> None:
         """Wake whoever waits under this scope: from now on all that asks for time raises Cancelled."""
@@ -103,9 +105,24 @@ class Deadline:
     def watch(self, wake: Callable[[], object]) -> Callable[[], None]:
         """Have ``wake`` called, once, when this is cancelled; at once if it is already. -> call it to unwatch.
 
-        ``wake`` must neither wait nor come back here: it ends a wait, by an event or by shutting a socket down.
+        ``wake`` must neither wait nor come back here: it ends a wait, by an event or by shutting a socket down. A
+        lock that it takes for that must not be held by who watches or unwatches.
         """
         return self._scope.watch(wake) if self._scope is not None else _nothing
+
+    @contextlib.contextmanager
+    def waking(self, condition: threading.Condition) -> Iterator[None]:
+        """Within, cancelling this wakes all who wait for ``condition``. Enter and leave it without holding that."""
+
+        def wake() -> None:
+            with condition:
+                condition.notify_all()
+
+        unwatch = self.watch(wake)
+        try:
+            yield
+        finally:
+            unwatch()
 
     @property
     def cancelled(self) -> bool:

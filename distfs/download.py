@@ -90,6 +90,7 @@ class Downloader:
                 number += 1
             return
         except (Corrupt, Unavailable):
+            deadline.check_cancelled()
             piece = self._moved(file, reader.piece, known, deadline)
             if piece is None:
                 raise

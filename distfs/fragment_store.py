@@ -100,7 +100,8 @@ class FragmentStore(Protocol):
         """At most ``limit`` fragments after ``cursor`` ("" is the start)."""
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
-        """Put a fragment aside: no longer read or listed, not deleted either. Replaces what is aside by that id.
+        """Put a fragment aside: no longer read or listed, not deleted either. Replaces what is aside by that id,
+        unless that is good and this one is not: then this one is deleted.
 
         False, and nothing is done, unless there is one that was written at least ``min_age`` seconds ago: one
         that came after the caller's decision is not what was decided about.

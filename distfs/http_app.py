@@ -119,7 +119,7 @@ class HttpApp:
             view, arguments = self._map.bind_to_environ(request.environ).match()
             response: Response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
-            response = _refusal(request, e)
+            response = _refusal(request, request.because_of_hang_up(e) or e)
         return response
 
 
@@ -178,6 +178,8 @@ class _Answer:
             self._outcome = "done"
             raise
         except DistfsError as e:
+            if gone := self._request.because_of_hang_up(e):
+                raise gone from e
             log.warning("the answer is cut after %d bytes: %s: %s", self._sent, e.kind, e)
             raise
         self._sent += len(chunk)

@@ -178,7 +178,7 @@ class MetaDB:
         if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
             ids = [file.id for file in stored]
             try:
-                created = {row[0]: row[1] for row in self.read("committed", budget.shielded(), ids=ids)}
+                created = {row[0]: row[1] for row in self.read("committed", budget.uncancelled(), ids=ids)}
             except DistfsError as e:
                 raise OutcomeUnknown(str(e)) from e
         if len(created) < len(stored):
@@ -221,34 +221,36 @@ class MetaDB:
                 try:
                     return link.run(query, budget, params)
                 except Unavailable as e:
+                    budget.check_cancelled()  # then that is why
                     if not (link.reused and link.broken and _has_time(budget)):
                         raise (Unavailable(str(e)) if isinstance(e, OutcomeUnknown) else e) from e
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
-        """Until MetaDB has answered or there is no time left. Cancelling ends this as long as nothing was sent; what
-        becomes of a change that was, is waited for.
+        """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.
 
         ``again``: the query that, after a try was lost, tells from an empty answer whether that try had
         already done it. Raises OutcomeUnknown when a try was lost and could not be settled, whatever the tries
         after it met: their error says nothing of that one.
         """
         budget = deadline.sooner(self._budget)
+        whole = budget.uncancelled()
         lost: OutcomeUnknown | None = None
         error: Unavailable | None = None
         pause = _RETRY_FIRST_S
         while True:
             try:
-                with self._pool.link(budget) as link:
-                    budget.check_cancelled()
-                    settled = budget.shielded()
-                    rows = link.run(query, settled, params)
+                limit = whole if lost else budget
+                with self._pool.link(limit) as link:
+                    limit.check_cancelled()
+                    rows = link.run(query, whole, params)
                     if not rows and lost and again:
-                        rows = link.run(again, settled, params)
+                        rows = link.run(again, whole, params)
                     return rows
+            except Cancelled:
+                raise
             except OutcomeUnknown as e:
                 lost = error = e
-                budget = budget.shielded()
-            except (TooSlow, Cancelled) as e:
+            except TooSlow as e:
                 raise error or e from e  # what failed before says more
             except Unavailable as e:
                 error = lost or e
@@ -256,7 +258,7 @@ class MetaDB:
                 if lost is None:
                     raise
                 raise lost from e
-            if not _has_time(budget, pause):
+            if not _has_time(whole, pause):
                 raise error
             time.sleep(pause)
             pause = min(2 * pause, _RETRY_MOST_S)

@@ -109,6 +109,7 @@ class NodeDirectory:
             try:
                 nodes = {node.id: node for node in self._meta.nodes(deadline)}
             except Unavailable:
+                deadline.check_cancelled()  # it says nothing to others
                 # Where nodes are changes rarely: what runs already can end well without MetaDB.
                 if not self._nodes:
                     raise

@@ -11,6 +11,7 @@ at a pace of its own: see ``HttpApp``.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import sys
 import threading
@@ -121,7 +122,7 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         self._accept_after = 0.0
         self._ending = False
         self._gone = False
-        self._trigger_lock = threading.Lock()
+        self._trigger_lock = threading.RLock()  # a signal handler may find its own thread has it
         dispatcher = Dispatcher(config.threads, config.reserve_threads)
         address = listener.getsockname()
         super().__init__(
@@ -170,15 +171,25 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
 
     def maintenance(self, now: float) -> None:
         """waitress calls it from the loop, every cleanup_interval."""
+        self._look_for_hang_ups()
         self.task_dispatcher.end_waits(time.monotonic())
         for channel in list(self.active_channels.values()):
             channel.check_time(time.monotonic())
 
+    def _look_for_hang_ups(self) -> None:
+        """While a request waits or is served, nobody else looks whether its client is still there."""
+        poll = select.poll()
+        served = {c.socket.fileno(): c for c in self.active_channels.values() if c.with_worker}
+        for number in served:
+            poll.register(number, select.POLLRDHUP | select.POLLIN)
+        for number, events in poll.poll(0) if served else ():
+            if events & ~(select.POLLRDHUP | select.POLLIN):
+                served[number].client_left()
+            elif events & select.POLLRDHUP or served[number].stands_still():
+                served[number].ask_client()
+
     def pull_trigger(self, thunk: Callable[[], None] | None = None) -> None:
         """Wake the loop, to run ``thunk``. After the loop's end, nothing: its pipe is closed."""
-        if thunk is None:  # close(), perhaps from a signal handler: no lock
-            self.trigger.pull_trigger()
-            return
         with self._trigger_lock:
             if not self._gone:
                 self.trigger.pull_trigger(thunk)

@@ -11,7 +11,7 @@ from distfs.admission.promises import Admission
 from distfs.bandwidth import Bandwidth
 from distfs.blocks import BlockPool
 from distfs.config import Config
-from distfs.deadline import Deadline
+from distfs.deadline import Deadline, Scope
 from distfs.download import Downloader
 from distfs.meta import MetaDB
 from distfs.node_directory import NodeDirectory
@@ -35,11 +35,13 @@ class Services:
     bandwidth: Bandwidth
     damage: DamageNotes
 
-    def answer_deadline(self) -> Deadline:
-        """For a request that moves no file."""
-        return Deadline(self.config.node.base_timeout)
+    # ``hang_up``: cancelled when the client is gone; None: nobody tells.
 
-    def transfer_deadline(self, size: int | None) -> Deadline:
+    def answer_deadline(self, hang_up: Scope | None) -> Deadline:
+        """For a request that moves no file."""
+        return Deadline(self.config.node.base_timeout, scope=hang_up)
+
+    def transfer_deadline(self, size: int | None, hang_up: Scope | None) -> Deadline:
         """For a request that moves ``size`` bytes to or from a client; None: as many as are allowed.
 
         Generous, since a client may be slow: one that stops is noticed sooner, by the server's stall limit,
@@ -47,11 +49,11 @@ class Services:
         """
         http, node = self.config.http, self.config.node
         most = http.max_file_size + http.max_form_overhead if size is None else size
-        return Deadline(node.base_timeout + most / http.client_min_rate)
+        return Deadline(node.base_timeout + most / http.client_min_rate, scope=hang_up)
 
-    def upload_deadline(self, size: int | None) -> Deadline:
+    def upload_deadline(self, size: int | None, hang_up: Scope | None) -> Deadline:
         """The same for an upload: the orphan sweep takes fragments that are older for nobody's."""
-        return self.transfer_deadline(size).sooner(self.config.upkeep.upload_ttl)
+        return self.transfer_deadline(size, hang_up).sooner(self.config.upkeep.upload_ttl)
 
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from distfs.blocks import BlockPool
 from distfs.coding import Code
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
+from distfs.errors import Cancelled, Corrupt, DistfsError, NotFound, TooSlow, Unavailable
 from distfs.fragment import checksum
 from distfs.model import FragmentId, Slice
 from distfs.node.hedge import HedgeBudget
@@ -102,12 +102,16 @@ class SliceReader:
 
     def open(self) -> None:
         """Ask k nodes for their fragments, so that bytes are on their way; answers and failures are left to
-        ``blocks``."""
-        while len(self._open) < self._code.policy.k:
-            index = self._candidate(set(self._open))
-            if index is None:
-                return
-            self._start(index, self._first)
+        ``blocks``. Raises Cancelled; then it is closed."""
+        try:
+            while len(self._open) < self._code.policy.k:
+                index = self._candidate(set(self._open))
+                if index is None:
+                    return
+                self._start(index, self._first)
+        except Cancelled:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the connections, also in the middle."""
@@ -306,7 +310,11 @@ class SliceReader:
             return None
 
     def _note(self, index: int, error: DistfsError, stream: bool = False) -> None:
-        """Remember what failed. A whole fragment that is gone or wrong is not asked again."""
+        """Remember what failed. A whole fragment that is gone or wrong is not asked again.
+
+        Raises Cancelled when nobody waits for it any more: then no node is to blame.
+        """
+        self._deadline.check_cancelled()
         hopeless = stream and isinstance(error, Corrupt | NotFound)
         self._failures[index] = self._failures.get(index, 0) + (_TRIES if hopeless else stream)
         self._errors[index] = error

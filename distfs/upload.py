@@ -164,6 +164,7 @@ class UploadSession:
         Raises Unavailable when less than k + min_redundancy of it is safe in the end.
         """
         self._landed(plan)
+        self._deadline.check_cancelled()  # no node is to blame
         for index, node in enumerate(plan.nodes):
             if index in failed:
                 self._failed_nodes.add(node)
@@ -357,6 +358,7 @@ class _FileUpload:
             with self._session.deadline.scope() as self._scope:
                 self._run(first, source, digest)
         except Unavailable as e:
+            self._session.deadline.check_cancelled()
             if not self._lost:
                 raise
             # Why the first slice was lost; all that came after was only given up.

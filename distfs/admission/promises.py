@@ -41,6 +41,7 @@ STEP_SLICES = 8
 _CALL_LIMIT_S, _GIVE_BACK_LIMIT_S = 5.0, 2.0
 #: So that a MetaDB that hangs is a 503 within 5 s for all who wait, and not for one after another.
 _DECIDE_LIMIT_S = 4.5
+_LOOK_S = 0.25  # how soon a request that was cancelled is not in line any more
 
 
 class Admission:
@@ -160,8 +161,8 @@ class Admission:
 
     def _reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
         share = share_of(size, policy.k, self.storage.slice_size)
-        if not self._deciding.acquire(timeout=deadline.remaining("waiting to be admitted")):
-            raise TooSlow("waiting to be admitted passed its deadline")
+        while not self._deciding.acquire(timeout=deadline.bound(_LOOK_S, "waiting to be admitted")):
+            pass  # until ``bound`` raises
         try:
             fresh = False
             for _ in range(TRIES):
@@ -332,9 +333,9 @@ class Promise:
             return
         self._policy = policy
         if self._reserved:
-            before, self._reserved = self._reserved, []
+            self._admission.give_back(self._reserved, self._deadline)
+            self._reserved = []
             covered, self.covered = self.covered, 0
-            self._admission.give_back(before, self._deadline)
             self.cover(covered)
 
     def watch(self, source: Source) -> Source:

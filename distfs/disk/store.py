@@ -225,7 +225,13 @@ class DiskStore:
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         self._check_home(f"quarantine {id}")
         with translated(f"quarantine {id}"):
+            judged = self._files.identity(id)
+            if judged and self._aside.identity(id) and self._is_worse_than_aside(id, deadline):
+                return self._files.remove(id, min_age, judged)
             return self._files.move_to(self._aside, id, min_age)
+
+    def _is_worse_than_aside(self, id: FragmentId, deadline: Deadline) -> bool:
+        return not _passes(self.path(id), id, deadline) and _passes(self._aside.path(id), id, deadline)
 
     def release(self, id: FragmentId, deadline: Deadline) -> bool:
         self._check_home(f"release {id}")
@@ -458,3 +464,12 @@ class DiskReader:
 
     def _pread(self, length: int, offset: int) -> bytes:
         return os.pread(self.fd, length, offset)
+
+
+def _passes(path: Path, id: FragmentId, deadline: Deadline) -> bool:
+    """Whether a file is all of that fragment, every cell good."""
+    try:
+        with contextlib.closing(DiskReader(path, id, 0)) as reader:
+            return not reader.verify(deadline)
+    except (Corrupt, NotFound):
+        return False

@@ -92,12 +92,23 @@ class FragmentTree:
         fsync_folder(source.parent)
         return True
 
-    def remove(self, id: FragmentId, min_age: float = 0.0) -> bool:
-        """Whether there was such a file, at least ``min_age`` seconds old (0: any); then it is there no more."""
+    def identity(self, id: FragmentId) -> tuple[int, int] | None:
+        """Tells a file from another that takes its name; None when there is none."""
+        try:
+            stat = self.path(id).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    def remove(self, id: FragmentId, min_age: float = 0.0, identity: tuple[int, int] | None = None) -> bool:
+        """Whether there was such a file, at least ``min_age`` seconds old (0: any); then it is there no more.
+
+        ``identity``: of the only one that may be removed.
+        """
         path = self.path(id)
         with self._renaming:
             try:
-                if _too_young(path, min_age):
+                if _too_young(path, min_age) or identity not in (None, self.identity(id)):
                     return False
                 path.unlink()
             except FileNotFoundError:

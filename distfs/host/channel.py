@@ -12,12 +12,14 @@ import contextlib
 import enum
 import socket
 import struct
+import threading
 import time
 from typing import Any
 
 from waitress.channel import HTTPChannel
 
 from distfs.config import KIB, MIB, HttpConfig
+from distfs.deadline import Scope
 from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Unavailable
 from distfs.host.body_framing import Framing
 from distfs.host.client_socket import Bytes, ClientSocket
@@ -33,6 +35,8 @@ DIRECT = 64 * KIB
 #: closing with unread bytes would reset the connection, and take the answer from it.
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 * MIB
+#: How often a client is asked whether it is still there, at most.
+ASK_AGAIN_SECONDS = 5.0
 
 NOTHING = memoryview(b"")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -66,6 +70,11 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.began = self.since  # the request's first byte
         self.answered = self.since  # the last answer was given, though some of it may be unsent
         self._client: ClientSocket | None = None
+        self.hang_up = Scope()  # what is done for its client
+        self._asking = threading.Lock()  # the one thing that the loop may send while a worker has it
+        self._may_ask = False  # from a request's beginning to its answer's
+        self._ask_from = 0.0  # not before, on the monotonic clock
+        self._moved = -1  # bytes, at the last look
         super().__init__(server, sock, addr, adj, map)
 
     @property
@@ -80,6 +89,11 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def refuse_busy(self) -> None:
         """The request that is ready has waited for a worker for too long."""
         self.requests[0].error = Busy("every worker is busy with other requests: try again soon")
+
+    @property
+    def gone(self) -> bool:
+        """Nobody waits for the answer any more."""
+        return self.hang_up.reason is not None
 
     @property
     def busy(self) -> bool:
@@ -152,6 +166,35 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.request.close()
             self.request = None
         super().handle_close()
+
+    def client_left(self) -> None:
+        """Its connection was reset: what is done for it is given up."""
+        self.hang_up.cancel("the client hung up")
+        self.handle_close()
+
+    def stands_still(self) -> bool:
+        """Bytes of a body came that nobody took since the last look: a FIN behind them would not be seen.
+
+        Only of clients that said they expect a 100, and so know what to make of another.
+        """
+        request, client = next(iter(self.requests), None), self._client
+        if request is None or client is None or not request.expect_continue:
+            return False
+        before, self._moved = self._moved, client.moved
+        return before == self._moved
+
+    def ask_client(self) -> None:
+        """Is it gone, or does it wait for its answer? It may have closed only its sending side, having said all.
+
+        The two look the same until something is sent: TCP answers with a reset when nobody is there. A 100 is what
+        every client of HTTP/1.1 has to overlook (RFC 9110, 15.2).
+        """
+        with self._asking:
+            now = time.monotonic()
+            if self._may_ask and not self.unsent and now >= self._ask_from:
+                self._ask_from = now + ASK_AGAIN_SECONDS
+                self.unsent = CONTINUE
+                self._flush()
 
     def settle(self) -> None:
         """Take the connection's end one step further, if it is to end."""
@@ -231,6 +274,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.request = None
             if not request.empty:
                 self.requests.append(request)
+                self._may_ask, self._ask_from = request.version == "1.1", 0.0
                 return True
         self.ahead = NOTHING  # not an empty part of something large
         return False
@@ -301,6 +345,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _serve(self, request: RequestParser) -> Ending | None:
         """How the connection ends after this request; None: it goes on."""
         try:
+            if self.hang_up.reason is not None:
+                request.error = ClientGone(self.hang_up.reason)
             if request.streamed and not request.error:
                 self._open_body(request, request.streamed)
             ending = self._answer(request)
@@ -363,6 +409,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def write(self, *buffers: Bytes) -> None:
         """Send in order, after all that waits. ``buffers`` may be reused afterwards. Raises ClientGone."""
+        self._ask_no_more()
         if len(self.unsent) + sum(map(len, buffers)) < DIRECT:
             self.unsent = b"".join((self.unsent, *buffers))
             self._flush()
@@ -378,13 +425,22 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             return False
         return request.body is None or request.body.look_ahead()
 
+    def _ask_no_more(self) -> None:
+        """Now only the worker sends. What it sends asks as well."""
+        if self._may_ask:
+            with self._asking:
+                self._may_ask = False
+
     def _invite(self) -> None:
+        self._ask_no_more()
         waiting, self.unsent = self.unsent, b""
         self.client.send(waiting, CONTINUE)
+        self._may_ask = True
 
     def cut_off(self) -> None:
-        """Any thread: make the worker's reads and writes end, so that it gives the connection back."""
+        """Any thread: make the worker's reads, writes and waits end, so that it gives the connection back."""
         self.ending = Ending.CUT
+        self.hang_up.cancel("the service is stopping")
         with contextlib.suppress(OSError, AttributeError):
             self.socket.shutdown(socket.SHUT_RDWR)
 

@@ -35,6 +35,11 @@ class ClientSocket:
             raise Unavailable(f"no descriptor for the transfer: {e.strerror}; try again later") from e
         self._socket.settimeout(stall_timeout)
 
+    @property
+    def moved(self) -> int:
+        """Bytes received and sent until now; any thread may look."""
+        return self._moved
+
     def receive_into(self, view: memoryview) -> int:
         """At least one byte into ``view``; 0 when the client has closed its sending side."""
         began = time.monotonic()

@@ -32,6 +32,10 @@ class Task(Protocol):
     @property
     def lane(self) -> Lane: ...
 
+    @property
+    def gone(self) -> bool:
+        """Nobody waits for the answer any more."""
+
     def refuse_busy(self) -> None:
         """The request has waited for a worker for too long."""
 
@@ -79,12 +83,14 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
             self._start_waiting()
 
     def end_waits(self, now: float) -> None:
-        """Answer those that waited for too long; any worker does that."""
+        """Answer those that waited for too long, and end those whose clients are gone; any worker does that."""
         with self.lock:
             for waiting in self._waiting.values():
-                while waiting and waiting[0][0] <= now:
-                    task = waiting.popleft()[1]
-                    task.refuse_busy()
+                over = [(until, task) for until, task in waiting if until <= now or task.gone]
+                for until, task in over:
+                    waiting.remove((until, task))
+                    if not task.gone:
+                        task.refuse_busy()
                     self._run(task, Lane.AT_ONCE)
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:

@@ -93,8 +93,8 @@ class Link:
         """Run the named query as one transaction; -> its rows.
 
         Raises Unavailable when it certainly did not happen, OutcomeUnknown when the connection was lost after
-        it was sent, Cancelled at once when ``deadline`` is (it may have happened, and this link is broken), Refused
-        for a refusal of the schema's own, DistfsError for a bug of ours.
+        it was sent, also by cancelling ``deadline``, Refused for a refusal of the schema's own, DistfsError for a
+        bug of ours.
         """
         sent = False
         left = deadline.remaining("waiting for MetaDB")
@@ -115,7 +115,6 @@ class Link:
                 raise OutcomeUnknown(str(error)) from e
             raise error from e
         except _BROKEN as e:
-            deadline.check_cancelled()  # then that is why
             lost = f"lost the connection to MetaDB at {self.host}: {_reason(e)}"
             raise (OutcomeUnknown(lost) if sent else Unavailable(lost)) from e
         self._busy = False

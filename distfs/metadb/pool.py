@@ -79,11 +79,7 @@ class Pool:
             link.close()
 
     def _take(self, deadline: Deadline) -> Link:
-        unwatch = deadline.watch(self._wake_all)
-        try:
-            link = self._idle_or_none(deadline)
-        finally:
-            unwatch()
+        link = self._idle_or_none(deadline)
         if link is not None and link.gone_stale():
             link.close()
             link = None
@@ -99,14 +95,10 @@ class Pool:
     def _idle_or_none(self, deadline: Deadline) -> Link | None:
         """An idle link, or None and with it the right to connect one."""
         with self._changed:
-            while True:
-                if self._closed:
-                    raise Unavailable("this service is stopping")
-                if self._idle:
-                    return self._idle.pop()
-                if self._count < self._size:
-                    self._count += 1
-                    return None
+            if self._has_one():
+                return self._pick()
+        with deadline.waking(self._changed), self._changed:
+            while not self._has_one():
                 try:
                     left = deadline.remaining()
                 except TooSlow as e:
@@ -114,10 +106,19 @@ class Pool:
                         f"all {self._size} connections to MetaDB are busy; metadb.pool_size sets how many"
                     ) from e
                 self._changed.wait(left)
+            return self._pick()
 
-    def _wake_all(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+    def _has_one(self) -> bool:
+        """Whether a link is idle, or one more may be connected. Raises Unavailable."""
+        if self._closed:
+            raise Unavailable("this service is stopping")
+        return bool(self._idle) or self._count < self._size
+
+    def _pick(self) -> Link | None:
+        if self._idle:
+            return self._idle.pop()
+        self._count += 1
+        return None
 
     def _give_back(self, link: Link) -> None:
         with self._changed:

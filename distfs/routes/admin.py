@@ -63,7 +63,7 @@ def get_ready(services: Services, request: Request) -> Response:
     missing = []
     if request.environ.get("distfs.draining"):
         missing.append("draining: this service ends the requests that run, and stops")
-    deadline = Deadline(READY_WITHIN_S)
+    deadline = Deadline(READY_WITHIN_S, scope=request.hang_up)
     try:
         services.meta.ping(deadline)
         up = sum(node.writable for node in services.meta.nodes(deadline))

@@ -26,7 +26,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> R
     uuid = request.args.get("uuid", "") if uuid is None else uuid
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
-    file = services.meta.file(parse_uuid(uuid), services.answer_deadline())
+    file = services.meta.file(parse_uuid(uuid), services.answer_deadline(request.hang_up))
     headers = {
         "ETag": f'"{etag(file)}"',
         "Last-Modified": http_date(file.created_at),
@@ -68,7 +68,7 @@ def _blocks(
     def read(span: Span) -> Iterator[memoryview]:
         return services.downloader.read(file, *span, deadline)
 
-    deadline = services.transfer_deadline(sum(stop - start for start, stop in spans))
+    deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
     blocks = parts.body(read) if parts else read(spans[0])
     blocks = services.bandwidth.outgoing(blocks, request.caller, deadline)
     first = next(blocks, None)

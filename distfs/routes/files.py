@@ -20,7 +20,7 @@ def get_facts(services: Services, request: Request, uuid: str) -> Response:
     yet; repair makes them anew. ``nodes``: the ids of all that keep a part of it. ``last_verified``: each of its
     fragments was written, or read again and checked, at this time or later.
     """
-    deadline = services.answer_deadline()
+    deadline = services.answer_deadline(request.hang_up)
     file = services.meta.file(parse_uuid(uuid), deadline)
     health = UpkeepDB(services.meta).health(file.id, deadline)
     entry = {
@@ -39,12 +39,12 @@ def list_files(services: Services, request: Request) -> Response:
     if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LIMIT):
         raise Refused(f"limit must be 1 to {MAX_LIMIT}")
     start = parse_uuid(after) if after else None
-    found = services.meta.list_files(start, int(limit), services.answer_deadline())
+    found = services.meta.list_files(start, int(limit), services.answer_deadline(request.hang_up))
     following = str(found[-1].id) if len(found) == int(limit) else None
     return as_json({"files": [facts(request, file) for file in found], "next": following})
 
 
 def delete_file(services: Services, request: Request, uuid: str) -> Response:
     """From now on nobody can read the file."""
-    services.meta.delete_file(parse_uuid(uuid), services.answer_deadline())
+    services.meta.delete_file(parse_uuid(uuid), services.answer_deadline(request.hang_up))
     return Response(status=204)

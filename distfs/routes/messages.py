@@ -14,7 +14,8 @@ from werkzeug.wrappers import Request as BaseRequest
 from werkzeug.wrappers import Response
 
 from distfs.callers import Caller
-from distfs.errors import Refused
+from distfs.deadline import Scope
+from distfs.errors import Cancelled, ClientGone, Refused
 from distfs.ingest import source_of
 from distfs.model import File
 from distfs.problem import JSON, asks_for
@@ -49,6 +50,18 @@ class Request(BaseRequest):
     @property
     def caller(self) -> Caller:
         return Caller(self.environ.get("REMOTE_ADDR", ""), self.headers.get)
+
+    @property
+    def hang_up(self) -> Scope | None:
+        """Cancelled when the client is gone, by a host that looks for it: ours."""
+        found: Scope | None = self.environ.get("distfs.hang_up")
+        return found
+
+    def because_of_hang_up(self, error: Exception) -> ClientGone | None:
+        """What ``error`` comes to when the request was given up because its client is gone."""
+        if isinstance(error, Cancelled) and self.hang_up is not None and self.hang_up.reason is not None:
+            return ClientGone(self.hang_up.reason)
+        return None
 
     @property
     def received(self) -> int:

@@ -70,7 +70,7 @@ def _store(services: Services, request: Request, files_in: Files, digest: bytes 
     _refuse_encoded(request)
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     size = declared_size(request.environ)
-    deadline = services.upload_deadline(size)
+    deadline = services.upload_deadline(size, request.hang_up)
     incoming = files_in(services.bandwidth.incoming(request.body, request.caller, deadline, size))
     with (
         _admitted(services, request, policy, deadline) as promise,

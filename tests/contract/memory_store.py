@@ -70,7 +70,8 @@ class MemoryStore:
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         with self._lock:
-            return _move(self.fragments, self.aside, id, min_age)
+            worse = _passes(self.aside, id, deadline) and not _passes(self.fragments, id, deadline)
+            return _move(self.fragments, {} if worse else self.aside, id, min_age)
 
     def release(self, id: FragmentId, deadline: Deadline) -> bool:
         with self._lock:
@@ -130,6 +131,13 @@ def _move(source: _Kept, target: _Kept, id: FragmentId, min_age: float) -> bool:
         return False
     target[id] = source.pop(id)[0], time.monotonic()
     return True
+
+
+def _passes(kept: _Kept, id: FragmentId, deadline: Deadline) -> bool:
+    try:
+        return id in kept and not failing_cells(_reader(kept[id][0], 0), deadline)
+    except Corrupt:
+        return False
 
 
 def _reader(data: bytearray, first: int) -> _MemoryReader:

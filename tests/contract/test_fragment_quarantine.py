@@ -60,6 +60,32 @@ def test_a_new_fragment_does_not_give_way_to_the_one_put_aside(store: FragmentSt
     assert whole(store, head.id) == b"new"
 
 
+@pytest.mark.parametrize("offset", [-400, -1, 3], ids=["cell", "footer", "header"])
+def test_a_bad_fragment_does_not_take_the_place_of_a_good_one_aside(subject: Subject, offset: int) -> None:
+    store, head = subject.store, header()
+    data = random_bytes(9000)
+    put(store, head, data)
+    assert store.quarantine(head.id, 0, soon())
+    put(store, head, data)
+    damage(subject, head.id, offset)
+    assert not store.quarantine(head.id, 3600, soon()), "it is too young"
+    assert store.quarantine(head.id, 0, soon())
+    assert (listed(store), aside(store)) == ([], [head.id])
+    assert store.release(head.id, soon())
+    assert whole(store, head.id) == data
+
+
+def test_of_two_bad_ones_the_later_is_kept_aside(subject: Subject) -> None:
+    store, head = subject.store, header()
+    for _ in range(2):
+        put(store, head, random_bytes(9000))
+        damage(subject, head.id, -400)
+        assert store.quarantine(head.id, 0, soon())
+    assert (listed(store), aside(store)) == ([], [head.id])
+    with pytest.raises(Corrupt):
+        store.release(head.id, soon())
+
+
 def test_a_damaged_fragment_stays_aside(subject: Subject) -> None:
     store = subject.store
     fragment = put(store, header(), random_bytes(9000))

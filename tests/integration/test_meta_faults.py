@@ -15,7 +15,16 @@ import pytest
 
 from distfs.config import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.errors import ConfigError, DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.errors import (
+    Cancelled,
+    ConfigError,
+    DistfsError,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    TooSlow,
+    Unavailable,
+)
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
 from distfs.metadb.link import Link
@@ -372,3 +381,41 @@ def _busy_at_once(meta: MetaDB, count: int) -> None:
     for thread in threads:
         thread.join()
     assert failed == []
+
+
+# --- cancelled ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", Cut)
+def test_a_commit_that_was_sent_is_settled_though_its_request_is_cancelled(
+    meta: MetaDB, through: MetaDB, proxy: Proxy, where: Cut
+) -> None:
+    file = new_file((1, 2))
+    with soon().scope() as scope:
+        proxy.cut(str(file.id), where, then=lambda: scope.cancel("the client hung up"))
+        committed = through.commit_files([file], scope)
+        assert scope.cancelled
+    assert committed == [meta.file(file.id, soon())]
+
+
+def test_a_cancelled_commit_that_was_not_sent_did_not_happen(meta: MetaDB, through: MetaDB) -> None:
+    file = new_file()
+    with soon().scope() as scope:
+        scope.cancel("the client hung up")
+        with pytest.raises(Cancelled, match="hung up"):
+            through.commit_files([file], scope)
+    with pytest.raises(NotFound):
+        meta.file(file.id, soon())
+
+
+def test_who_waits_for_a_connection_is_woken_and_the_next_gets_it(metadb_url: str) -> None:
+    meta = MetaDB(MetaDBConfig(url=metadb_url, pool_size=1))
+    with contextlib.closing(meta), ThreadPoolExecutor(2) as threads, Deadline(60).scope() as scope:
+        with meta._pool.link(soon()):
+            cancelled, next_one = threads.submit(meta.ping, scope), threads.submit(meta.ping, soon())
+            eventually(lambda: len(meta._pool._changed._waiters) == 2, "both wait")  # type: ignore[attr-defined]
+            scope.cancel("the client hung up")
+            with pytest.raises(Cancelled):
+                cancelled.result(10)
+            assert not next_one.done()
+        next_one.result(10)

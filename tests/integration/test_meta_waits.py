@@ -140,16 +140,11 @@ def test_a_statement_ends_with_the_request_it_is_for_and_its_connection_is_close
     assert len(single.list_files(None, 10, soon())) == 1
 
 
-def test_who_waits_for_a_connection_goes_with_the_request_it_is_for(single: MetaDB) -> None:
-    with ThreadPoolExecutor(2) as threads, single._pool.link(soon()) as lent:
-        for call, *args in ((single.list_files, None, 10), (single.commit_files, [new_file()])):
-            waiting, cancel = _called(threads, call, *args)
-            time.sleep(0.05)  # it waits, or is about to: both end the same way
-            cancel()
-            with pytest.raises(Cancelled, match="the client hung up"):
-                waiting.result(2)
-    with single._pool.link(soon()) as link:
-        assert link is lent
+def test_a_commit_of_a_request_that_was_given_up_is_not_sent_on_a_connection_at_hand(single: MetaDB) -> None:
+    with soon().scope() as scope:
+        scope.cancel("the client hung up")
+        with pytest.raises(Cancelled, match="the client hung up"):
+            single.commit_files([new_file()], scope)
     assert len(single.list_files(None, 10, soon())) == 1
 
 
@@ -163,20 +158,6 @@ def test_a_commit_that_was_sent_is_seen_through_after_its_request_was_given_up(
         cancel()
         time.sleep(0.1)
         assert not committing.done()
-        lock.raw.run("ROLLBACK")
-        [committed] = committing.result(5)
-    assert committed == single.file(file.id, soon())
-
-
-def test_a_commit_that_is_lost_is_settled_after_its_request_was_given_up(
-    single: MetaDB, lock: Link, metadb_url: str
-) -> None:
-    file = new_file()
-    with ThreadPoolExecutor(1) as threads:
-        committing, cancel = _called(threads, single.commit_files, [file])
-        _wait_for_lock(metadb_url)
-        cancel()
-        run_sql(metadb_url, "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE NOT granted")
         lock.raw.run("ROLLBACK")
         [committed] = committing.result(5)
     assert committed == single.file(file.id, soon())

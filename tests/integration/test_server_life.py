@@ -246,3 +246,13 @@ def test_nothing_is_left_of_clients_that_went_in_any_state(tmp_path: Path) -> No
         with RawClient(server) as client:
             client.send(request())
             assert client.head().status == 200
+
+
+def test_a_signal_that_comes_when_all_has_ended_does_no_harm() -> None:
+    server = Server(echo, CONFIG)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    server.drain()
+    thread.join(PATIENCE)
+    server.drain()
+    server.close()

@@ -11,7 +11,7 @@ import pytest
 
 from distfs.coding import code_for
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NodeUnavailable, NotFound, TooSlow, Unavailable
+from distfs.errors import Cancelled, Corrupt, DistfsError, NodeUnavailable, NotFound, TooSlow, Unavailable
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy, Slice
 from distfs.rebuild import rebuild
@@ -275,3 +275,14 @@ def test_a_small_slice_tells_which_fragment_failed_and_keeps_the_others(call: st
     for node, store in stores.items():
         kept = store.list("", 10, soon()).fragments
         assert [f.id for f in kept] == ([] if node == 2 else [FragmentId(plan.id, node - 1)])
+
+
+def test_who_is_cancelled_while_it_asks_leaves_no_reader_open_and_asks_nobody_else() -> None:
+    stored = Stored(Policy(2, 1), BLOCK)
+    stored.break_({1: gone(*ALWAYS)})
+    with soon().scope() as scope:
+        scope.cancel("the client hung up")
+        with pytest.raises(Cancelled):
+            stored.reader(deadline=scope).open()
+    assert [len(stored.gets(index)) for index in range(3)] == [1, 1, 0]
+    assert all(store.readers_open == 0 for store in stored.stores.values())

@@ -12,7 +12,7 @@ from distfs.bandwidth import Bandwidth, Direction, Share
 from distfs.callers import Caller, CallerMatch, Network
 from distfs.config import MIB, BandwidthConfig, CallersConfig
 from distfs.deadline import Deadline
-from distfs.errors import TooSlow, Unavailable
+from distfs.errors import Cancelled, TooSlow, Unavailable
 
 PATIENCE_S = 30.0
 
@@ -245,3 +245,33 @@ def test_a_unix_socket_has_no_address_and_matches_no_range() -> None:
 def test_what_is_no_match_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not an address range such as 10\.0\.0\.0/8"):
         CallerMatch.parse(text)
+
+
+def test_who_is_cancelled_stops_waiting_and_the_others_go_on(bandwidth: Bandwidth) -> None:
+    """The first to wait is the one that wakes the others."""
+    bandwidth.configure(*settings(cap_out="1"))
+    first, second = bandwidth.transfer(caller(), "out"), bandwidth.transfer(caller(), "out")
+    done = []
+
+    def go(share: Share, deadline: Deadline) -> None:
+        try:
+            take_all(share, 10 * MIB, deadline)
+            done.append("done")
+        except Cancelled:
+            done.append("cancelled")
+
+    with Deadline(PATIENCE_S).scope() as scope:
+        threads = [
+            threading.Thread(target=go, args=(first, scope)),
+            threading.Thread(target=go, args=(second, Deadline(PATIENCE_S))),
+        ]
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            while bandwidth.waiting("out") < count:
+                threading.Event().wait(0.005)
+        scope.cancel("the client hung up")
+        threads[0].join(PATIENCE_S)
+        assert done == ["cancelled"]
+        bandwidth.configure(*settings(cap_out="100MiB"))
+        threads[1].join(PATIENCE_S)
+    assert done == ["cancelled", "done"]

@@ -9,7 +9,7 @@ import pytest
 
 from distfs.blocks import BlockPool, PoolUsage
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, TooSlow, Unavailable
+from distfs.errors import Cancelled, DistfsError, TooSlow, Unavailable
 
 
 def test_no_more_blocks_are_out_than_the_limit() -> None:
@@ -225,3 +225,22 @@ def test_what_cells_take_beside_their_block_counts_as_long_as_it_is_held() -> No
     huge = pool.take(Deadline(5), beside=1000)
     huge.release()
     assert pool.usage().blocks == 0
+
+
+def test_who_is_cancelled_leaves_the_line_at_once_and_the_next_gets_the_block() -> None:
+    pool = BlockPool(16, 1)
+    held = pool.take(Deadline(5))
+    with ThreadPoolExecutor(2) as threads, Deadline(60).scope() as scope:
+        cancelled = threads.submit(pool.take, scope)
+        while pool.usage().waiting < 1:
+            threading.Event().wait(0.001)
+        behind = threads.submit(pool.take, Deadline(60))
+        while pool.usage().waiting < 2:
+            threading.Event().wait(0.001)
+        scope.cancel("the client hung up")
+        with pytest.raises(Cancelled):
+            cancelled.result(10)
+        assert not behind.done()
+        held.release()
+        behind.result(10).release()
+    assert (pool.usage().waiting, pool.usage().blocks) == (0, 0)

@@ -105,12 +105,12 @@ def test_a_deadline_without_a_scope_cannot_be_cancelled() -> None:
     deadline.remaining()
 
 
-def test_what_is_shielded_ends_in_time_but_not_with_the_scope() -> None:
+def test_what_is_not_to_be_cancelled_ends_in_time_all_the_same() -> None:
     clock = Clock()
     with Deadline(5, clock).scope() as scope:
-        shielded = scope.shielded()
+        uncancelled = scope.uncancelled()
         scope.cancel("gone")
-        assert shielded.remaining() == 5
+        assert uncancelled.remaining() == 5
         clock.now += 6
         with pytest.raises(TooSlow):
-            shielded.remaining()
+            uncancelled.remaining()
