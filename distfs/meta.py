@@ -244,7 +244,9 @@ class MetaDB:
         pause = _RETRY_FIRST_S
         while True:
             try:
-                with self._pool.link(whole if lost else budget) as link:
+                limit = whole if lost else budget
+                with self._pool.link(limit) as link:
+                    limit.check_cancelled()
                     rows = link.run(query, whole, params)
                     if not rows and lost and again:
                         rows = link.run(again, whole, params)

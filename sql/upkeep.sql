@@ -204,6 +204,31 @@ LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
 LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed
 ORDER BY kept.id LIMIT :limit;
 
+-- name: crowded_slices
+-- Of the next :scan slices those with at least two fragments more in one zone than in another of :zones, which have
+-- nodes that are written to; and the last one looked at. A row of nulls when none is.
+WITH page AS (
+    SELECT * FROM slice WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :scan
+), crowd AS (
+    SELECT page.id, node.zone, count(*) AS fragments, node.zone = ANY (CAST(:zones AS text[])) AS open
+    FROM page, unnest(page.nodes) AS kept (node) JOIN node ON node.id = kept.node
+    GROUP BY page.id, node.zone
+), uneven AS (
+    SELECT id FROM crowd GROUP BY id
+    HAVING max(fragments) >= 2 + CASE
+        WHEN count(*) FILTER (WHERE open) < cardinality(CAST(:zones AS text[])) THEN 0
+        ELSE min(fragments) FILTER (WHERE open) END
+), crowded AS (
+    SELECT page.* FROM page JOIN uneven USING (id) ORDER BY id LIMIT :limit
+)
+SELECT f.id, f.name, f.content_type, f.k, f.m, f.block_size,
+    crowded.id, crowded.ordinal, crowded.size, crowded.digest, crowded.nodes,
+    (SELECT id FROM page ORDER BY id DESC LIMIT 1)
+FROM (VALUES (1)) AS always (one)
+LEFT JOIN crowded ON true
+LEFT JOIN file AS f ON f.id = crowded.file_id
+ORDER BY crowded.id;
+
 -- name: fragments_left
 SELECT (SELECT count(*) FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)])
     + (SELECT count(*) FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]);

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -205,6 +205,23 @@ class UpkeepDB:
             piece = _piece(row[6:11])
             tasks.append(MoveTask(*_facts(row[:6]), piece, index=piece.nodes.index(node), trashed=row[11]))
         return tasks
+
+    def crowded_slices(
+        self, zones: Collection[str], after: UUID | None, scan: int, limit: int, deadline: Deadline
+    ) -> tuple[list[MoveTask], UUID | None]:
+        """Of the ``scan`` slices after ``after`` at most ``limit`` that one zone has two fragments more of than
+        another of ``zones``; and where to go on, None: that was the last. The tasks' index is 0."""
+        params: dict[str, Any] = {
+            "after": after or _START,
+            "scan": scan,
+            "limit": limit,
+            "zones": list(zones),
+        }
+        rows = self._meta.read("crowded_slices", deadline, **params)
+        tasks = [
+            MoveTask(*_facts(row[:6]), _piece(row[6:11]), index=0, trashed=False) for row in rows if row[6]
+        ]
+        return tasks, tasks[-1].piece.id if len(tasks) == limit else rows[0][11]
 
     def fragments_left(self, node: int, deadline: Deadline) -> int:
         """How many fragments a node keeps, trash included. A draining node with none is drained."""

@@ -159,3 +159,23 @@ def generic_plan(url: str, name: str) -> list[str]:
         return plan
     finally:
         connection.close()
+
+
+def test_the_slices_that_are_crowded_in_a_zone_are_found_in_pages(big: Big) -> None:
+    """Nobody reads all slices into memory to find those."""
+    run_sql(big.url, "UPDATE node SET zone = CASE WHEN id % 10 < 5 THEN 'a' ELSE 'b' END")
+    try:
+        expected = {
+            piece
+            for piece, nodes in run_sql(big.url, "SELECT id, nodes FROM slice")
+            if len({node % 10 < 5 for node in nodes}) == 1
+        }
+        found, after, pages = [], None, 0
+        while after is not None or not pages:
+            tasks, after = big.upkeep.crowded_slices(["a", "b"], after, 5000, 10_000, soon())
+            found += [task.piece.id for task in tasks]
+            pages += 1
+        assert (len(found), set(found)) == (len(expected), expected)
+        assert pages == SLICES // 5000 + 1
+    finally:
+        run_sql(big.url, "UPDATE node SET zone = ''")
