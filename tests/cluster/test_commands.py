@@ -143,7 +143,7 @@ def settle_soon(cluster: Cluster) -> str:
 def no_commits(url: str) -> Iterator[Callable[[], object]]:
     """No file is committed meanwhile, until what is given here is called."""
     parsed = MetaURL.parse(url)
-    with closing(Link(parsed, parsed.hosts[0], connect_timeout=10, statement_timeout=60)) as link:
+    with closing(Link(parsed, parsed.hosts[0], Deadline(10), statement_timeout=60)) as link:
         link.raw.run("BEGIN")
         link.raw.run("LOCK TABLE file IN SHARE MODE")
         yield lambda: link.raw.run("COMMIT")
