@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +95,29 @@ def postgres(copy_of_postgres: Callable[[Path], EmbeddedPostgres]) -> Iterator[E
             server.stop()
 
 
-@pytest.fixture
-def make_database(postgres: EmbeddedPostgres) -> Iterator[Callable[[str], str]]:
-    """-> a function: template ("migrated", or "template1" for an empty one) -> the URL of a new database."""
+@contextmanager
+def databases(server: EmbeddedPostgres) -> Iterator[Callable[[str], str]]:
+    """-> a function: template ("migrated", or "template1" for an empty one) -> the URL of a new database.
+
+    They are dropped in the end.
+    """
     names = []
 
     def make(template: str) -> str:
         names.append(f"test_{next(_numbers)}")
-        run_sql(postgres.url, f"CREATE DATABASE {names[-1]} TEMPLATE {template} STRATEGY FILE_COPY")
-        return database_url(postgres, names[-1])
+        run_sql(server.url, f"CREATE DATABASE {names[-1]} TEMPLATE {template} STRATEGY FILE_COPY")
+        return database_url(server, names[-1])
 
     yield make
     for name in names:
-        run_sql(postgres.url, f"DROP DATABASE {name} WITH (FORCE)")
+        run_sql(server.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def make_database(postgres: EmbeddedPostgres) -> Iterator[Callable[[str], str]]:
+    """``databases`` on the server all tests share."""
+    with databases(postgres) as make:
+        yield make
 
 
 @pytest.fixture

@@ -34,8 +34,10 @@ from distfs.deadline import Deadline
 from distfs.disk.store import read_identity
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import Node
 from distfs.parent_watch import FLAG
+from tests.postgres import databases
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,13 +150,23 @@ class Process:
 class Cluster:
     """Storage nodes and one service on a MetaDB that is there already. Ready when entered."""
 
-    def __init__(self, folder: Path, metadb_url: str, nodes: int = 3, config: Settings | None = None) -> None:
-        """``metadb_url``: of a migrated database of the test's own. ``config``: as in config.yml."""
+    def __init__(
+        self,
+        folder: Path,
+        metadb_url: str,
+        nodes: int = 3,
+        config: Settings | None = None,
+        through: str = "",
+    ) -> None:
+        """``metadb_url``: of a migrated database of the test's own. ``config``: as in config.yml.
+
+        ``through``: a module that runs each process; it is told the process's name, its module and its flags.
+        """
         self.folder, self.url = folder, ""
         folder.mkdir(parents=True, exist_ok=True)
         settings = {section: dict(values) for section, values in (config or {}).items()}
         settings.setdefault("metadb", {}).setdefault("url", metadb_url)
-        self.settings, self.metadb_url = settings, metadb_url
+        self.settings, self.metadb_url, self._through = settings, metadb_url, through
         self.write_settings()
         self.meta = MetaDB(MetaDBConfig(url=metadb_url), self._down_after(settings))
         self.nodes = [
@@ -172,7 +184,8 @@ class Cluster:
         return configuration.parse(settings).node.down_after
 
     def _process(self, name: str, module: str, *flags: str) -> Process:
-        argv = [sys.executable, "-m", module, *flags]
+        through = [self._through, name] if self._through else []
+        argv = [sys.executable, "-m", *through, module, *flags]
         return Process(name, argv, self.folder, self.folder / f"{name}.log")
 
     def __enter__(self) -> Cluster:
@@ -353,19 +366,38 @@ class Cluster:
 MakeCluster = Callable[..., Cluster]
 
 
-@pytest.fixture
-def make_cluster(tmp_path: Path, make_database: Callable[[str], str]) -> Iterator[MakeCluster]:
-    """-> a function: (nodes=3, config={...}) -> a ready Cluster on a database of its own."""
-    clusters: list[Cluster] = []
+@contextlib.contextmanager
+def clusters(folder: Path, make_database: Callable[[str], str]) -> Iterator[MakeCluster]:
+    """-> a function: (nodes=3, config={...}) -> a ready Cluster on a database of its own. They end with this."""
+    made: list[Cluster] = []
 
-    def make(nodes: int = 3, config: Settings | None = None) -> Cluster:
-        folder = tmp_path / f"cluster{len(clusters)}"
-        clusters.append(Cluster(folder, make_database("migrated"), nodes, config))
-        return clusters[-1].__enter__()
+    def make(nodes: int = 3, config: Settings | None = None, through: str = "") -> Cluster:
+        path = folder / f"cluster{len(made)}"
+        made.append(Cluster(path, make_database("migrated"), nodes, config, through))
+        return made[-1].__enter__()
 
     yield make
-    for cluster in clusters:
+    for cluster in made:
         cluster.close(show=True)  # pytest shows it when the test failed
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path, make_database: Callable[[str], str]) -> Iterator[MakeCluster]:
+    """``clusters`` of this test."""
+    with clusters(tmp_path, make_database) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def share_cluster(
+    tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres
+) -> Iterator[MakeCluster]:
+    """``clusters`` of all tests of a module, each of which leaves them as ready as it found them."""
+    with (
+        databases(postgres) as make_database,
+        clusters(tmp_path_factory.mktemp("shared"), make_database) as make,
+    ):
+        yield make
 
 
 @pytest.fixture

@@ -1,60 +1,75 @@
-"""A part of distfs that kills itself with -9 at one exact step: ``python -m tests.faults.dying STEP MODULE ...``.
+"""A part of distfs that kills itself with -9 at one exact step: ``python -m tests.faults.dying NAME MODULE ...``.
 
-The step is the call of one method of the store, the uploader or MetaDB; it dies at the first such call after
-the file ``die`` appears in its working folder. Everything else is the real process.
+The step is the call of one method of the store, the uploader or MetaDB; ``die_at`` says which, and the process
+called so dies at the first such call from then on. Everything else is the real process.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distfs.disk.store import DiskStore, DiskWriter
-from distfs.meta import MetaDB
-from distfs.node.client import NodeClient
-from distfs.node.transfer import RemoteWriter
-from distfs.slice_upload import SliceUpload
-from distfs.upkeep.db import UpkeepDB
-from distfs.upkeep.maker import FragmentMaker
-from distfs.upload import Uploader
+#: What runs the processes of a cluster, for ``Cluster``.
+MODULE = "tests.faults.dying"
 
-#: step -> (class, method, whether it dies before the method runs, which call)
-STEPS: dict[str, tuple[type, str, bool, int]] = {
-    "node-mid-slice": (DiskWriter, "receive_cell", False, 2),
-    "node-before-rename": (DiskStore, "publish", True, 1),
-    "node-after-rename": (DiskStore, "publish", False, 1),
-    "service-headers-in": (Uploader, "begin", True, 1),
-    "service-mid-slice": (SliceUpload, "write", False, 3),
-    "service-before-commit": (MetaDB, "commit_files", True, 1),
-    "service-after-commit": (MetaDB, "commit_files", False, 1),
-    "upkeep-mid-slice": (RemoteWriter, "write_cell", False, 3),
-    "upkeep-made": (FragmentMaker, "confirm", False, 2),
-    "upkeep-switched": (UpkeepDB, "move_fragment", False, 2),
-    "upkeep-put-aside": (NodeClient, "quarantine", False, 2),
-    "upkeep-deleted": (NodeClient, "delete", False, 2),
-    "upkeep-before-drop": (UpkeepDB, "drop_trash", True, 1),
-    "upkeep-before-discard": (NodeClient, "discard", True, 1),
-    "keeper-put-aside": (DiskStore, "quarantine", False, 1),
-    "keeper-before-discard": (DiskStore, "discard", True, 1),
-    "keeper-deleted": (DiskStore, "delete", False, 1),
+#: step -> (class, method, whether it dies before the method runs, which call). Of nodes: node-, keeper-.
+STEPS: dict[str, tuple[str, str, bool, int]] = {
+    "node-mid-slice": ("distfs.disk.store:DiskWriter", "receive_cell", False, 2),
+    "node-before-rename": ("distfs.disk.store:DiskStore", "publish", True, 1),
+    "node-after-rename": ("distfs.disk.store:DiskStore", "publish", False, 1),
+    "service-headers-in": ("distfs.upload:Uploader", "begin", True, 1),
+    "service-mid-slice": ("distfs.slice_upload:SliceUpload", "write", False, 3),
+    "service-before-commit": ("distfs.meta:MetaDB", "commit_files", True, 1),
+    "service-after-commit": ("distfs.meta:MetaDB", "commit_files", False, 1),
+    "upkeep-mid-slice": ("distfs.node.transfer:RemoteWriter", "write_cell", False, 3),
+    "upkeep-made": ("distfs.upkeep.maker:FragmentMaker", "confirm", False, 2),
+    "upkeep-switched": ("distfs.upkeep.db:UpkeepDB", "move_fragment", False, 2),
+    "upkeep-put-aside": ("distfs.node.client:NodeClient", "quarantine", False, 2),
+    "upkeep-deleted": ("distfs.node.client:NodeClient", "delete", False, 2),
+    "upkeep-before-drop": ("distfs.upkeep.db:UpkeepDB", "drop_trash", True, 1),
+    "upkeep-before-discard": ("distfs.node.client:NodeClient", "discard", True, 1),
+    "keeper-put-aside": ("distfs.disk.store:DiskStore", "quarantine", False, 1),
+    "keeper-before-discard": ("distfs.disk.store:DiskStore", "discard", True, 1),
+    "keeper-deleted": ("distfs.disk.store:DiskStore", "delete", False, 1),
 }
 
 
-def _arm(step: str) -> None:
-    cls, name, before, which = STEPS[step]
+def of_node(step: str) -> bool:
+    """Whether it is a storage node that comes to the step."""
+    return step.startswith(("node", "keeper"))
+
+
+@contextmanager
+def die_at(step: str, folder: Path, name: str) -> Iterator[None]:
+    """In the body the process called ``name`` dies when it comes to the step."""
+    mark, fresh = folder / f"{name}.die", folder / f"{name}.die.new"
+    fresh.write_text(step)
+    fresh.replace(mark)
+    try:
+        yield
+    finally:
+        mark.unlink()
+
+
+def _arm(step: str, mark: Path) -> None:
+    place, name, before, which = STEPS[step]
+    module, _, of = place.partition(":")
+    cls = getattr(importlib.import_module(module), of)
     original: Callable[..., Any] = getattr(cls, name)
     numbers = itertools.count(1)  # calls may overlap: each has its own
 
     @functools.wraps(original)
     def dying(*args: Any, **kwargs: Any) -> Any:
-        dies = Path("die").exists() and next(numbers) == which
+        dies = mark.exists() and mark.read_text() == step and next(numbers) == which
         if before and dies:
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(*args, **kwargs)
@@ -66,6 +81,9 @@ def _arm(step: str) -> None:
 
 
 if __name__ == "__main__":
-    _arm(sys.argv[1])
+    mark, is_node = Path(f"{sys.argv[1]}.die"), sys.argv[2] == "distfs.storage_server"
+    for each in STEPS:
+        if of_node(each) == is_node:
+            _arm(each, mark)
     sys.argv = sys.argv[2:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -19,8 +19,8 @@ from distfs.deadline import Deadline
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
 from distfs.metadb.url import MetaURL
 from distfs.model import File
-from tests.cluster.harness import Answer, Cluster, MakeCluster, Process, wait_until
-from tests.faults.dying import STEPS
+from tests.cluster.harness import Answer, Cluster, MakeCluster, wait_until
+from tests.faults.dying import MODULE, STEPS, die_at
 from tests.integration.meta_proxy import Cut, Proxy
 
 SMALL_SLICES = {"storage": {"block_size": "64KiB", "slice_size": "256KiB", "window": "1MiB"}}
@@ -30,13 +30,17 @@ NODE_STEPS = [step for step in STEPS if step.startswith("node")]
 SERVICE_STEPS = [step for step in STEPS if step.startswith("service")]
 
 
-def replace_by_dying(process: Process, step: str) -> None:
-    process.stop()
-    process.argv = [sys.executable, "-m", "tests.faults.dying", step, *process.argv[2:]]
+@pytest.fixture(scope="module")
+def shared(share_cluster: MakeCluster) -> Cluster:
+    """Its processes can be told to die, and run again at the end of each test."""
+    return share_cluster(3, {**SMALL_SLICES, "node": {"breaker_failures": 1_000_000}}, MODULE)
 
 
-def arm(cluster: Cluster) -> None:
-    (cluster.folder / "die").touch()
+@pytest.fixture
+def mortal(shared: Cluster) -> Iterator[Cluster]:
+    """``shared``; what it logged is shown when the test failed."""
+    yield shared
+    print(shared.logs(), file=sys.stderr)
 
 
 def is_gone(server: EmbeddedPostgres) -> bool:
@@ -61,66 +65,54 @@ def put(cluster: Cluster, data: bytes) -> Answer | None:
 
 @pytest.mark.parametrize("size", [len(DATA), 3000], ids=["slices", "one-block"])
 @pytest.mark.parametrize("step", NODE_STEPS)
-def test_a_node_killed_during_an_upload_loses_nothing(
-    make_cluster: MakeCluster, step: str, size: int
-) -> None:
+def test_a_node_killed_during_an_upload_loses_nothing(mortal: Cluster, step: str, size: int) -> None:
     if step == "node-mid-slice" and size < 10_000:
         size = 60_000
-    cluster = make_cluster(config=SMALL_SLICES)
-    replace_by_dying(cluster.nodes[0], step)
-    cluster.start_node(0)
-    arm(cluster)
+    before = {file.id for file in files(mortal)}
     acknowledged: dict[str, bytes] = {}
 
     def dies() -> bool:
         number = len(acknowledged)
         data = DATA[number : number + size]
-        acknowledged[cluster.upload(data)] = data
-        return not cluster.nodes[0].alive
+        acknowledged[mortal.upload(data)] = data
+        return not mortal.nodes[0].alive
 
-    wait_until(dies, "the service knows of the node, and it has come to the step")
+    with die_at(step, mortal.folder, mortal.nodes[0].name):
+        wait_until(dies, "the service knows of the node, and it has come to the step")
     for uuid, data in acknowledged.items():
-        assert cluster.download(uuid) == data
-    assert len(files(cluster)) == len(acknowledged)
-    for file in files(cluster):
-        whole = cluster.meta.file(file.id, Deadline(30))
+        assert mortal.download(uuid) == data
+    assert {file.id for file in files(mortal)} - before == set(map(UUID, acknowledged))
+    for uuid in acknowledged:
+        whole = mortal.meta.file(UUID(uuid), Deadline(30))
         assert all(all(piece.nodes) for piece in whole.slices), (
             "redundancy is full: the third node has the rest"
         )
+    mortal.start_node(0)
 
 
 @pytest.mark.parametrize("step", SERVICE_STEPS)
-def test_a_service_killed_during_an_upload_leaves_all_of_the_file_or_none(
-    make_cluster: MakeCluster, step: str
-) -> None:
-    cluster = make_cluster(config=SMALL_SLICES)
-    kept = cluster.upload(b"from before")
-    replace_by_dying(cluster.service, step)
-    cluster.start_service()
-    arm(cluster)
-    assert put(cluster, DATA) is None
-    assert cluster.service.wait() == -9
-    (cluster.folder / "die").unlink()
-    cluster.start_service()
-    others = [file for file in files(cluster) if file.id != UUID(kept)]
+def test_a_service_killed_during_an_upload_leaves_all_of_the_file_or_none(mortal: Cluster, step: str) -> None:
+    before = {file.id for file in files(mortal)}
+    kept = mortal.upload(b"from before")
+    with die_at(step, mortal.folder, mortal.service.name):
+        assert put(mortal, DATA) is None
+        assert mortal.service.wait() == -9
+    mortal.start_service()
+    others = [file for file in files(mortal) if file.id not in before and file.id != UUID(kept)]
     assert len(others) == (1 if step == "service-after-commit" else 0)
     for file in others:
-        assert cluster.download(str(file.id)) == DATA
-    assert cluster.download(kept) == b"from before"
+        assert mortal.download(str(file.id)) == DATA
+    assert mortal.download(kept) == b"from before"
     for node in range(3):
-        wait_until(partial(is_empty, cluster.node_folder(node) / "tmp"), "no temp file is left")
+        wait_until(partial(is_empty, mortal.node_folder(node) / "tmp"), "no temp file is left")
 
 
-def test_a_file_sent_again_after_the_service_was_killed_is_stored(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(config=SMALL_SLICES)
-    replace_by_dying(cluster.service, "service-mid-slice")
-    cluster.start_service()
-    arm(cluster)
-    assert put(cluster, DATA) is None
-    (cluster.folder / "die").unlink()
-    cluster.service.wait()
-    cluster.start_service()
-    assert cluster.download(cluster.upload(DATA)) == DATA
+def test_a_file_sent_again_after_the_service_was_killed_is_stored(mortal: Cluster) -> None:
+    with die_at("service-mid-slice", mortal.folder, mortal.service.name):
+        assert put(mortal, DATA) is None
+        mortal.service.wait()
+    mortal.start_service()
+    assert mortal.download(mortal.upload(DATA)) == DATA
 
 
 def test_metadb_killed_during_an_upload_leaves_no_partial_file(
