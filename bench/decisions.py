@@ -13,7 +13,7 @@ from bench.report import Options, spread, table
 from distfs.config import MIB
 from distfs.model import Address, FragmentId, Node, Policy, Slice
 from distfs.placement import Placement
-from distfs.upkeep.decisions import Candidate, by_risk, choose_target, plan_moves
+from distfs.upkeep.decisions import Candidate, Spreadable, by_risk, choose_target, plan_moves
 from distfs.upkeep.model import RepairTask
 
 SLICES_ON_NODE = 100
@@ -47,6 +47,7 @@ def run(options: Options, cleanup: ExitStack) -> list[Decision]:
     for name, count, turns, decide in (
         ("order of repair", options.slices, options.runs, cluster.order),
         ("plan of a rebalancing", options.slices, options.runs, cluster.plan),
+        ("plan of spreading over zones", options.slices, options.runs, cluster.spread_out),
         ("targets of repair", some, 1, lambda: cluster.targets(some)),
         ("placement of new slices", some, 1, lambda: cluster.place(some)),
     ):
@@ -80,6 +81,10 @@ class _Cluster:
     def plan(self) -> str:
         moves = sum(1 for _ in plan_moves(self.nodes, THRESHOLD, self._fragments_on))
         return f"{moves:,} moves"
+
+    def spread_out(self) -> str:
+        slices = (Spreadable(UUID(int=n), held, FRAGMENT) for n, held in enumerate(self.held))
+        return f"{sum(1 for _ in plan_moves(self.nodes, 1.0, self._fragments_on, slices)):,} moves"
 
     def targets(self, slices: int) -> str:
         random = Random(2)

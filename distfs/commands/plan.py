@@ -41,6 +41,7 @@ class Plan:
         }
         self._rate = float(operator.config.upkeep.rebalance_rate)
         self.all = Amount()  # of what would move
+        self.spread = Amount()  # of that, to spread slices over zones
         self._pairs: dict[tuple[int, int], Amount] = defaultdict(Amount)  # by source and target
         self.stays: dict[str, Amount] = defaultdict(Amount)  # what nobody can take, by the reason
 
@@ -50,6 +51,8 @@ class Plan:
         else:
             self._pairs[step.source, step.target].add(step.size)
             self.all.add(step.size)
+            if step.spreads:
+                self.spread.add(step.size)
 
     @property
     def count(self) -> int:
@@ -71,8 +74,9 @@ class Plan:
             (str(source), str(target), f"{moved.fragments:,}", size(moved.bytes))
             for (source, target), moved in sorted(self._pairs.items())
         ]
+        zones = f", of that {self.spread} out of crowded zones" if self.spread.fragments else ""
         return (
-            f"{table(('FROM', 'TO', 'FRAGMENTS', 'BYTES'), pairs)}\n\n{text}\n\n{self.all} to move: "
+            f"{table(('FROM', 'TO', 'FRAGMENTS', 'BYTES'), pairs)}\n\n{text}\n\n{self.all} to move{zones}: "
             f"{self._time()} (upkeep.rebalance_rate)"
         )
 
@@ -85,6 +89,8 @@ class Plan:
             ],
             "fragments": self.all.fragments,
             "bytes": self.all.bytes,
+            "fragments_to_spread": self.spread.fragments,
+            "bytes_to_spread": self.spread.bytes,
             "bytes_per_second": self._rate or None,
             "seconds": None if self.seconds is None else round(self.seconds, 1),
             "nodes": [

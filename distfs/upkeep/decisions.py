@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +20,16 @@ CLOCK_LIMIT_S = 60.0
 _MARGIN = 0.2
 _LEAST_THRESHOLD = 0.01
 
+#: Of the emptiest nodes of a zone, so many more than a slice has fragments are looked at for room.
+_LOOKED_AT = 4
+
+
+# --- zones --------------------------------------------------------------------------------------------
+
 
 def crowding(zones: Mapping[int, str], held: Iterable[int]) -> Counter[str]:
-    """How many of a slice's fragments each zone has. ``zones``: by node; ``held``: the nodes, 0 for nobody."""
-    return Counter(zones[node] for node in held if node in zones)
+    """How many of a slice's fragments each zone has. ``held``: who keeps them; who has no zone counts nowhere."""
+    return Counter(zones[n] for n in held if n in zones)
 
 
 # --- repair -----------------------------------------------------------------------------------------
@@ -82,6 +89,16 @@ class Move:
     source: int
     target: int
     size: int  # bytes
+    spreads: bool = False  # for the sake of zones, not of free bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Spreadable:
+    """A slice whose fragments might be spread over zones: ``held`` says where they are."""
+
+    id: UUID
+    held: tuple[int, ...]
+    size: int  # bytes of one fragment
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,95 @@ class Stay:
     id: FragmentId
     size: int  # bytes
     reason: str
+
+
+class Spread:
+    """Fragments of slices that are crowded in a zone, and who takes them in another that has fewer of the slice.
+
+    A fragment moves only where the zone it comes to has no more of the slice than the one it left keeps. So each move
+    makes the sum of the squares of a slice's counts smaller, and no move of ``Balance`` makes it larger: between them
+    nothing goes round in a circle.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = {n.id: n for n in nodes}
+        self._zones = {n.id: n.zone for n in nodes}
+        self._free = {n.disk_key: n.free for n in nodes}  # less what was booked
+        self._takers: dict[str, list[tuple[float, int]]] = {}  # by zone, the emptiest node first
+        for n in nodes:
+            if n.writable and n.capacity > 0:
+                self._takers.setdefault(n.zone, []).append((fullness(n), n.id))
+        for takers in self._takers.values():
+            takers.sort()
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is a choice of zones at all."""
+        return bool(self._takers) and len(set(self._zones.values())) > 1
+
+    @property
+    def zones(self) -> Collection[str]:
+        """Those with nodes that take anything."""
+        return self._takers
+
+    def moves(self, piece: Spreadable) -> list[Move]:
+        """Every move that a slice needs, booked. No fragment moves twice."""
+        held, moves = list(piece.held), list[Move]()
+        while move := self._move(piece, held, {m.id.index for m in moves}):
+            held[move.id.index] = move.target
+            moves.append(move)
+        return moves
+
+    def _move(self, piece: Spreadable, held: Sequence[int], moved: Collection[int]) -> Move | None:
+        crowd = crowding(self._zones, held)
+        most = max(crowd.values(), default=0)
+        if most < 2 or all(crowd[zone] > most - 2 for zone in self._takers):
+            return None
+        for source, index in self._sources(crowd, held, moved):
+            target = self._taker(crowd, crowd[self._zones[source]] - 2, held, piece.size)
+            if target is not None:
+                return Move(FragmentId(piece.id, index), source, target, piece.size, spreads=True)
+        return None
+
+    def _sources(
+        self, crowd: Mapping[str, int], held: Sequence[int], moved: Collection[int]
+    ) -> list[tuple[int, int]]:
+        """Nodes and indexes of fragments that can be moved now: of the most crowded zone first, off the fullest node.
+
+        What drains is moved off as it is, and what is down is repair's.
+        """
+        able = []
+        for index, node in enumerate(held):
+            n = self._nodes.get(node)
+            if n and n.alive and n.state != "draining" and index not in moved and crowd[n.zone] >= 2:
+                able.append((crowd[n.zone], fullness(n), node, index))
+        return [(node, index) for _, _, node, index in sorted(able, reverse=True)]
+
+    def _taker(self, crowd: Mapping[str, int], most: int, held: Sequence[int], size: int) -> int | None:
+        """The emptiest node of the zones with the fewest of a slice, and no more than ``most``; it is booked."""
+        for count in range(most + 1):
+            zones = (takers for zone, takers in self._takers.items() if crowd.get(zone, 0) == count)
+            found = [best for takers in zones if (best := self._emptiest(takers, held, size))]
+            if found:
+                best = min(found)
+                self._book(best, size)
+                return best[1]
+        return None
+
+    def _book(self, entry: tuple[float, int], size: int) -> None:
+        node = self._nodes[entry[1]]
+        takers = self._takers[node.zone]
+        del takers[bisect_left(takers, entry)]
+        self._free[node.disk_key] -= size
+        insort(takers, (1 - self._free[node.disk_key] / node.capacity, node.id))
+
+    def _emptiest(
+        self, takers: list[tuple[float, int]], held: Sequence[int], size: int
+    ) -> tuple[float, int] | None:
+        """Looks at a few of the emptiest only: in a full zone it would look at all, for every slice."""
+        few = takers[: len(held) + _LOOKED_AT]
+        able = (e for e in few if e[1] not in held and self._free[self._nodes[e[1]].disk_key] >= size)
+        return next(able, None)
 
 
 class Balance:
@@ -103,7 +209,7 @@ class Balance:
 
     def __init__(self, nodes: Sequence[Node], threshold: float) -> None:
         self._nodes = {n.id: n for n in nodes if n.capacity > 0}
-        self._zones = {n.id: n.zone for n in self._nodes.values()}
+        self._zones = {n.id: n.zone for n in nodes}
         self.surplus: dict[int, float] = {}  # bytes each giver is still to give
         self.room: dict[int, float] = {}  # bytes each taker is still to take
         threshold = max(threshold, _LEAST_THRESHOLD)
@@ -180,60 +286,41 @@ class Balance:
         heapq.heappush(self._queue, (-self.room[target] / self._nodes[target].capacity, target))
 
 
-def spread(nodes: Sequence[Node], held: Sequence[int], size: int, random: Random) -> tuple[int, int] | None:
-    """A move that makes the zones of a slice more even: fragment index and target; None: they are as even as may be.
-
-    The most crowded zone gives, the fullest of its nodes; ``choose_target`` says who takes. Each such move makes
-    the squares of the zones' counts smaller, and no move of ``Balance`` makes them larger: so both come to rest.
-    """
-    by_id = {n.id: n for n in nodes}
-    zones = {n.id: n.zone for n in nodes}
-    crowd = crowding(zones, held)
-    readable = [i for i, node in enumerate(held) if node in by_id and by_id[node].alive]
-    if not readable or max(crowd.values()) < 2:
-        return None
-    index = max(readable, key=lambda i: (crowd[zones[held[i]]], fullness(by_id[held[i]]), -i))
-    target = choose_target(nodes, held, index, size, {held[index]}, random)
-    if target is None or crowd[zones[target]] + 1 >= crowd[zones[held[index]]]:
-        return None
-    return index, target
-
-
-def plan_spread(nodes: Sequence[Node], crowded: Iterable[Candidate], random: Random) -> Iterator[Move]:
-    """Every move that makes the zones of ``crowded`` slices, one candidate each, as even as they can be."""
-    for each in crowded:
-        held = each.held
-        while (found := spread(nodes, held, each.size, random)) is not None:
-            index, target = found
-            move = Move(FragmentId(each.id.slice, index), held[index], target, each.size)
-            nodes = after_moves(nodes, {(move.source, target): each.size})
-            held = (*held[:index], target, *held[index + 1 :])
-            yield move
-
-
 def plan_moves(
     nodes: Sequence[Node],
     threshold: float,
     fragments_on: Callable[[int], Iterable[Candidate]],
-    stay: Collection[UUID] = (),
+    slices: Iterable[Spreadable] = (),
 ) -> Iterator[Move]:
-    """Every move of a round of rebalancing, the fullest node's first. ``fragments_on``: what a node keeps;
-    ``stay``: slices of which nothing is moved."""
-    balance = Balance(nodes, threshold)
-    spent: set[int] = set()
+    """Every move of a round of rebalancing: ``slices`` are spread over zones, and then bytes over nodes, the fullest
+    node's first. ``fragments_on``: what a node keeps. Nothing is moved twice."""
     moved: dict[UUID, tuple[int, ...]] = {}  # where the fragments of a slice are after the moves so far
+    spread, settled, amounts = Spread(nodes), set[FragmentId](), Counter[tuple[int, int]]()
+    for piece in slices if spread.possible else ():
+        for move in spread.moves(piece):
+            moved[piece.id] = _after(move, moved.get(piece.id, piece.held))
+            settled.add(move.id)
+            amounts[move.source, move.target] += move.size
+            yield move
+    balance = Balance(after_moves(nodes, amounts), threshold)
+    spent: set[int] = set()
     while not balance.done and (source := balance.giver(spent)) is not None:
         spent.add(source)  # each node's fragments are gone through once
         for candidate in fragments_on(source):
             if balance.surplus[source] <= 0:
                 break
-            if candidate.id.slice in stay:
+            if candidate.id in settled:
                 continue
             held = moved.get(candidate.id.slice, candidate.held)
             target = balance.taker(replace(candidate, held=held), source)
             if target is not None:
-                moved[candidate.id.slice] = tuple(target if n == source else n for n in held)
-                yield Move(candidate.id, source, target, candidate.size)
+                move = Move(candidate.id, source, target, candidate.size)
+                moved[candidate.id.slice] = _after(move, held)
+                yield move
+
+
+def _after(move: Move, held: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(move.target if n == move.source else n for n in held)
 
 
 def plan_drain(

@@ -27,12 +27,11 @@ from distfs.upkeep.decisions import (
     Balance,
     Candidate,
     Move,
+    Spread,
+    Spreadable,
     Stay,
-    after_moves,
     plan_drain,
     plan_moves,
-    plan_spread,
-    spread,
 )
 from distfs.upkeep.listing import PAGE
 from distfs.upkeep.maker import FragmentMaker, SourceUnreadable
@@ -44,6 +43,7 @@ log = logging.getLogger("distfs.upkeep")
 
 _PAGE = 64
 _PAGE_OF_PLAN = 1000  # nothing is done with it, and there are many
+_REST = 200  # times as long as it took to go through all slices
 _SCAN = 5000  # slices whose zones are counted by one statement, in a tenth of a second
 #: A round of rebalancing is planned anew after so long: meanwhile files came and went.
 _ROUND_S = 600.0
@@ -127,11 +127,11 @@ class Rebalance:
         self._round_ends = 0.0
         self._walk: Walk | None = None
         self._spent: set[int] = set()  # givers gone through in this round
-        self._zones: Collection[str] = ()  # with nodes that are written to
+        self._places: set[tuple[int, str]] = set()  # nodes that were written to, and their zones
         self._crowded: CrowdedWalk | None = None
         self._spread_at = time.monotonic()  # when crowded slices are looked for again
+        self._spread_began = 0.0
         self._spread_any = False  # in this walk
-        self._random = Random()
         self._tally = Tally("moved")
         self._stuck = ""
         self._wake_up = WakeUp(maker.db, self.name)
@@ -206,30 +206,30 @@ class Rebalance:
     def _spreading(self, nodes: dict[int, Node], deadline: Deadline) -> list[_Job]:
         """The next few fragments of slices that are more crowded in a zone than they need be.
 
-        All slices are gone through when there are other zones than before, and now and then: repair and adoption
+        All slices are gone through when there are other nodes than before, and now and then: repair and adoption
         take what they can get. A page of them a step, until nothing is left to move.
         """
-        zones = {n.zone for n in nodes.values() if n.writable}
-        if zones != self._zones:
-            self._zones, self._crowded, self._spread_at = zones, None, time.monotonic()
+        spread, now = Spread(list(nodes.values())), time.monotonic()
+        places = {(n.id, n.zone) for n in nodes.values() if n.writable}
+        if not places <= self._places:
+            self._places |= places
+            self._crowded, self._spread_at = None, now
         if self._crowded is None:
-            if time.monotonic() < self._spread_at:
+            if now < self._spread_at or not spread.possible:
                 return []
-            self._crowded = CrowdedWalk(self._maker.db, zones)
+            self._crowded, self._spread_began = CrowdedWalk(self._maker.db, spread.zones), now
         jobs: list[_Job] = []
         while len(jobs) < self._parallel and (task := self._crowded.next(deadline)) is not None:
-            held, size = task.piece.nodes, task.fragment_size
-            found = None
-            if not self._backoff.wait(task.piece.id):
-                found = spread(list(nodes.values()), held, size, self._random)
-            if found is not None:
-                index, target = found
-                jobs.append(_Job(replace(task, index=index), held[index], target))
+            moves = [] if self._backoff.wait(task.piece.id) else spread.moves(_spreadable(task))
+            if moves:  # one at a time: the others are found again
+                move = moves[0]
+                jobs.append(_Job(replace(task, index=move.id.index), move.source, move.target))
         self._spread_any |= bool(jobs)
         if self._crowded.ended and not jobs:
             again, self._spread_any = self._spread_any, False
-            self._crowded = CrowdedWalk(self._maker.db, zones) if again else None
-            self._spread_at = time.monotonic() + _ROUND_S
+            self._crowded = CrowdedWalk(self._maker.db, spread.zones) if again else None
+            self._spread_at = now + max(_ROUND_S, _REST * (now - self._spread_began))
+            self._spread_began = now
         return jobs
 
     def _balancing(self, nodes: dict[int, Node], deadline: Deadline) -> list[_Job]:
@@ -357,18 +357,9 @@ def _bytes_aside(directory: NodeDirectory, node: Node, deadline: Deadline) -> in
 def dry_run(
     db: UpkeepDB, nodes: list[Node], threshold: float, deadline: Callable[[], Deadline]
 ) -> Iterator[Move]:
-    """What a round of rebalancing would move now, and where; nothing is moved. ``deadline``: for each page.
-
-    Out of crowded zones first, by the same chance every time.
-    """
-    spread_out: set[UUID] = set()
-    moved: Counter[tuple[int, int]] = Counter()
-    for move in plan_spread(nodes, _crowded(db, nodes, deadline), Random(0)):
-        spread_out.add(move.id.slice)
-        moved[move.source, move.target] += move.size
-        yield move
-    fragments_on = partial(_fragments_on, db, deadline=deadline)
-    yield from plan_moves(after_moves(nodes, moved), threshold, fragments_on, spread_out)
+    """What a round of rebalancing would move now, and where; nothing is moved. ``deadline``: for each page."""
+    slices = map(_spreadable, _crowded(db, Spread(nodes).zones, deadline))
+    return plan_moves(nodes, threshold, partial(_fragments_on, db, deadline=deadline), slices)
 
 
 def dry_drain(
@@ -384,13 +375,15 @@ def _fragments_on(db: UpkeepDB, node: int, deadline: Callable[[], Deadline]) -> 
         yield _candidate(task)
 
 
-def _crowded(db: UpkeepDB, nodes: list[Node], deadline: Callable[[], Deadline]) -> Iterator[Candidate]:
-    walk = CrowdedWalk(db, {n.zone for n in nodes if n.writable})
-    while True:
+def _crowded(db: UpkeepDB, zones: Collection[str], deadline: Callable[[], Deadline]) -> Iterator[MoveTask]:
+    walk = CrowdedWalk(db, zones)
+    while not walk.ended:
         while (task := walk.next(deadline())) is not None:
-            yield _candidate(task)
-        if walk.ended:
-            return
+            yield task
+
+
+def _spreadable(task: MoveTask) -> Spreadable:
+    return Spreadable(task.piece.id, task.piece.nodes, task.fragment_size)
 
 
 def _candidate(task: MoveTask) -> Candidate:

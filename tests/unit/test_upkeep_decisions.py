@@ -20,6 +20,8 @@ from distfs.upkeep.decisions import (
     Balance,
     Candidate,
     Move,
+    Spread,
+    Spreadable,
     Stay,
     absent,
     after_moves,
@@ -30,10 +32,8 @@ from distfs.upkeep.decisions import (
     fullness,
     plan_drain,
     plan_moves,
-    plan_spread,
     scrub_due_in,
     scrub_pace,
-    spread,
 )
 from distfs.upkeep.model import RepairTask, ScrubState
 
@@ -153,6 +153,7 @@ class Cluster:
     def __init__(self, nodes: Sequence[Node], base: dict[int, int]) -> None:
         """``base``: bytes on a node that are not fragments."""
         self.nodes = {n.id: n for n in nodes}
+        self.zones = {n.zone for n in nodes}
         self.held: dict[int, list[int]] = {}  # slice -> its nodes
         self.on: dict[int, set[tuple[int, int]]] = defaultdict(set)
         self.used = {n.id: base.get(n.id, 0) for n in nodes}
@@ -171,6 +172,16 @@ class Cluster:
             Candidate(FragmentId(UUID(int=s + 1), i), tuple(self.held[s]), SIZE)
             for s, i in sorted(self.on[number])
         ]
+
+    def slices(self) -> list[Spreadable]:
+        return [Spreadable(UUID(int=s + 1), tuple(held), SIZE) for s, held in self.held.items()]
+
+    def crowds(self, number: int) -> dict[str, int]:
+        """How many fragments of a slice each zone has, also those that have none."""
+        crowds = dict.fromkeys(self.zones, 0)
+        for each in self.held[number]:
+            crowds[self.nodes[each].zone] += 1
+        return crowds
 
     def move(self, move: Move) -> None:
         number, index = move.id.slice.int - 1, move.id.index
@@ -246,59 +257,6 @@ def test_what_is_balanced_enough_is_left_alone() -> None:
     assert not Balance(nodes, 0.03).done
 
 
-def zone_counts(cluster: Cluster, number: int) -> Counter[str]:
-    return Counter(cluster.nodes[n].zone for n in cluster.held[number])
-
-
-def test_zones_that_came_later_get_their_share_and_then_all_rests() -> None:
-    """4+2, written when there was one zone; then two more come, whose nodes are few or small."""
-    random = Random(11)
-    nodes = [node(n, capacity=40 * GIB, zone="a") for n in range(1, 31)]
-    cluster = Cluster(nodes, {})
-    for number in range(1000):
-        cluster.put(number, random.sample(range(1, 31), 6))
-    for n in range(31, 51):
-        cluster.nodes[n] = node(n, capacity=20 * GIB, zone="b")
-    for n in range(51, 53):
-        cluster.nodes[n] = node(n, capacity=40 * GIB, zone="c")
-    cluster.used |= dict.fromkeys(range(31, 53), 0)
-
-    def crowded() -> list[Candidate]:
-        return [
-            Candidate(FragmentId(UUID(int=s + 1), 0), tuple(held), SIZE) for s, held in cluster.held.items()
-        ]
-
-    def squares(*slices: int) -> int:
-        return sum(count * count for s in slices for count in zone_counts(cluster, s).values())
-
-    moves = list(plan_spread(cluster.now(), crowded(), random))
-    assert len({move.id for move in moves}) == len(moves), "nothing is moved twice"
-    for move in moves:
-        number = move.id.slice.int - 1
-        before = squares(number)
-        cluster.move(move)
-        assert squares(number) < before
-    for number in cluster.held:
-        assert sorted(zone_counts(cluster, number).values()) == [2, 2, 2]
-    assert list(plan_spread(cluster.now(), crowded(), random)) == []
-    spread_out = squares(*cluster.held)
-    for move in plan_moves(cluster.now(), 0.05, cluster.fragments_on):
-        cluster.move(move)
-    assert squares(*cluster.held) == spread_out, "balancing does not undo it"
-    assert list(plan_spread(cluster.now(), crowded(), random)) == []
-
-
-def test_what_no_zone_can_take_stays_and_a_silent_node_is_not_copied_from() -> None:
-    full, free = node(4, zone="b", free=SIZE - 1), node(4, zone="b")
-    here = [node(1, zone="a"), node(2, zone="a"), node(3, zone="a")]
-    silent = [replace(n, alive=False) for n in here]
-    assert spread([*here, full], (1, 2), SIZE, Random(1)) is None
-    assert spread([*silent, free], (1, 2), SIZE, Random(1)) is None
-    assert spread([*silent[:1], *here[1:], free], (1, 2), SIZE, Random(1)) == (1, 4)
-    assert spread([*here, free], (1, 4), SIZE, Random(1)) is None
-    assert spread([*here, free], (0, 0), SIZE, Random(1)) is None
-
-
 def test_zones_are_crowded_no_more_than_before() -> None:
     random = Random(4)
     nodes = [node(n, capacity=20 * GIB, zone="ab"[n % 2]) for n in range(1, 13)]
@@ -310,6 +268,102 @@ def test_zones_are_crowded_no_more_than_before() -> None:
         cluster.move(move)
     assert all(a % 2 != b % 2 for a, b in cluster.held.values())
     assert cluster.used[8] > 0
+
+
+# --- zones --------------------------------------------------------------------------------------------
+
+
+def test_of_a_hundred_thousand_slices_the_crowded_ones_are_spread_and_no_other() -> None:
+    random = Random(12)
+    nodes = [node(n, capacity=40 * GIB, zone=f"z{n % 8}") for n in range(1, 1001)]
+    cluster = filled(nodes, 100_000, 2, random, [1.0] * 1000)
+    zones = {n.id: n.zone for n in nodes}
+    crowded = {UUID(int=s + 1) for s, (one, two) in cluster.held.items() if zones[one] == zones[two]}
+    assert len(crowded) > 10_000
+    moves = list(plan_moves(cluster.now(), 1.0, cluster.fragments_on, cluster.slices()))
+    for move in moves:
+        cluster.move(move)
+    assert {m.id.slice for m in moves} == crowded
+    assert len(moves) == len(crowded), "one fragment of each, once"
+    assert all(zones[one] != zones[two] for one, two in cluster.held.values())
+    assert cluster.spread() < 0.1, "the emptiest nodes take them"
+    assert not list(plan_moves(cluster.now(), 1.0, cluster.fragments_on, cluster.slices()))
+
+
+def test_no_zone_keeps_two_fragments_more_than_one_that_has_room() -> None:
+    nodes = [node(n, zone="abc"[n % 3]) for n in range(1, 19)]
+    cluster = Cluster(nodes, {})
+    cluster.put(0, (3, 6, 9, 12, 15, 18))
+    cluster.put(1, (3, 6, 9, 12, 1, 2))
+    cluster.put(2, (3, 1, 4, 2, 5, 6))
+    moves = [move for piece in cluster.slices() for move in Spread(cluster.now()).moves(piece)]
+    for move in moves:
+        cluster.move(move)
+    assert [sum(m.id.slice.int == s + 1 for m in moves) for s in range(3)] == [4, 2, 0]
+    assert all(set(cluster.crowds(s).values()) == {2} for s in range(3))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"zone": "a"},
+        {"zone": "b", "free": SIZE - 1},
+        {"zone": "b", "state": "readonly"},
+        {"zone": "b", "alive": False},
+    ],
+    ids=str,
+)
+def test_what_no_other_zone_can_take_stays(other: dict[str, object]) -> None:
+    nodes = [node(1, zone="a"), node(2, zone="a"), node(3, **other)]  # type: ignore[arg-type]
+    assert Spread(nodes).moves(Spreadable(UUID(int=1), (1, 2), SIZE)) == []
+
+
+def test_what_drains_or_is_down_is_not_moved_for_its_zone() -> None:
+    piece = Spreadable(UUID(int=1), (1, 2), SIZE)
+    for away in ({"state": "draining"}, {"alive": False}):
+        nodes = [node(1, zone="a", **away), node(2, zone="a"), node(3, zone="b")]
+        assert [m.source for m in Spread(nodes).moves(piece)] == [2]
+        nodes[1] = node(2, zone="a", **away)
+        assert Spread(nodes).moves(piece) == []
+
+
+def test_room_is_booked() -> None:
+    nodes = [node(1, zone="a"), node(2, zone="a"), node(3, zone="b", free=SIZE), node(4, zone="b", free=SIZE)]
+    spread = Spread(nodes)
+    took = [m.target for n in range(3) for m in spread.moves(Spreadable(UUID(int=n), (1, 2), SIZE))]
+    assert sorted(took) == [3, 4]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_spreading_and_balancing_come_to_rest_together(seed: int) -> None:
+    """Zones of unequal size and room, slices of unequal width; rounds as the worker runs them, until none moves."""
+    random = Random(seed)
+    nodes = [node(n, capacity=random.choice((8, 16, 32)) * GIB, zone="aaabbc"[n % 6]) for n in range(1, 31)]
+    cluster = Cluster(nodes, {})
+    old = [n.id for n in nodes if n.zone == "a"]
+    for number in range(1000):
+        cluster.put(number, random.sample(old, random.choice((2, 3, 6))))
+    often, squares = Counter[FragmentId](), sum_of_squares(cluster)
+    for _ in range(6):
+        moves = list(plan_moves(cluster.now(), 0.05, cluster.fragments_on, cluster.slices()))
+        assert len({m.id for m in moves}) == len(moves), "nothing is moved twice in a round"
+        for move in moves:
+            cluster.move(move)
+            assert cluster.used[move.target] <= cluster.nodes[move.target].capacity
+        often.update(m.id for m in moves)
+        before, squares = squares, sum_of_squares(cluster)
+        assert squares <= before - 2 * sum(m.spreads for m in moves), "balancing crowds no zone again"
+        if not moves:
+            break
+    assert not moves, "it comes to rest"
+    assert max(often.values()) <= 2
+    for number in cluster.held:
+        crowds = cluster.crowds(number)
+        assert max(crowds.values()) - min(crowds.values()) <= 1
+
+
+def sum_of_squares(cluster: Cluster) -> int:
+    return sum(count**2 for number in cluster.held for count in cluster.crowds(number).values())
 
 
 def test_nodes_that_take_no_part_neither_give_nor_take() -> None:
