@@ -43,6 +43,10 @@ class Bandwidth:
         """For one upload ('in') or download ('out'), used by one thread at a time."""
         return Share(self._ways[direction], caller)
 
+    def capped(self, direction: Direction) -> bool:
+        """Whether anybody may have to wait."""
+        return self._ways[direction].lane is not None
+
     def waiting(self, direction: Direction) -> int:
         """How many transfers wait for their turn now."""
         return self._ways[direction].waiting

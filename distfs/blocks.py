@@ -102,10 +102,15 @@ class BlockPool:
             self._line.remove(me)
             self._condition.notify_all()
 
+    @property
+    def most_spooled(self) -> int:
+        """Bytes that may be borrowed in all."""
+        return self._limit // SPOOL_SHARE
+
     def borrow(self, count: int) -> bool:
         """Count ``count`` more bytes of a spool, or of a cell that is read twice, if there is room for them now."""
         with self._condition:
-            if self._spooled + count > self._limit // SPOOL_SHARE:
+            if self._spooled + count > self.most_spooled:
                 return False
             self._make_room_for(count)
             if self._used() + count > self._limit:

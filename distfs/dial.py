@@ -16,11 +16,15 @@ _Found = list[tuple[Any, Any, int, str, Any]]
 
 
 def dial(host: str, port: int, timeout: float) -> socket.socket:
-    """Connect within ``timeout`` seconds. Raises TimeoutError, or what the last address answered as OSError."""
+    """Connect within ``timeout`` seconds, of which each address of a name may use its part.
+
+    Raises TimeoutError, or what the last address answered as OSError.
+    """
     ends = time.monotonic() + timeout
     error = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in _look_up(host, port, timeout):
-        left = ends - time.monotonic()
+    found = _look_up(host, port, timeout)
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        left = (ends - time.monotonic()) / (len(found) - number)  # one that never answers takes only its part
         if left <= 0:
             raise TimeoutError(f"no connection to {host} within {timeout:.2f} s")
         sock = socket.socket(family, kind, protocol)
@@ -37,6 +41,8 @@ def dial(host: str, port: int, timeout: float) -> socket.socket:
 def _look_up(host: str, port: int, timeout: float) -> _Found:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except UnicodeError as e:
+        raise OSError(f"{host} is no name of a host: {e}") from e
     except socket.gaierror:
         pass  # a name: the system's resolver knows no time limit of ours, so a thread asks it
     answer: Future[_Found] = Future()

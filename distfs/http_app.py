@@ -101,6 +101,10 @@ class HttpApp:
         admission = self.services.admission
         admission.check(admission.callers.rule(Caller(address, header)), size)
 
+    def paces_bodies(self) -> bool:
+        """Whether bodies are read no faster than the bandwidth allows."""
+        return self.services.bandwidth.capped("in")
+
     @staticmethod
     def answers_while_draining(path: str) -> bool:
         """Health checks go on until the end: they tell a load balancer to send no more."""

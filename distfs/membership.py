@@ -93,6 +93,10 @@ class Membership:
                 if str(e) != trouble:
                     log.warning("no heartbeat: %s", e)
                 trouble = str(e)
+            except Exception as e:  # the thread's outermost edge
+                if repr(e) != trouble:
+                    log.exception("no heartbeat, by a bug; the next one tries again")
+                trouble = repr(e)
             self._stopping.wait(max(0.0, started + self._config.heartbeat - time.monotonic()))
 
     def _beat(self) -> int:

@@ -119,6 +119,7 @@ class MetaDB:
 
     def nodes(self, deadline: Deadline) -> list[Node]:
         """Every node that ever registered, by id; whether it is alive is judged by the database's clock."""
+        rows = self.read("nodes", deadline)
         return [
             Node(
                 id=number,
@@ -128,14 +129,13 @@ class MetaDB:
                 capacity=capacity,
                 free=free,
                 state=state,
-                alive=age < self.down_after and not stopped,
+                alive=age < self.down_after and not stopped and not given_up,
                 heartbeat_age=age,
                 used=used,
                 disk=disk,
+                unreachable=age < self.down_after and not stopped and given_up,
             )
-            for number, uuid, address, zone, capacity, free, state, age, used, stopped, disk in self.read(
-                "nodes", deadline
-            )
+            for number, uuid, address, zone, capacity, free, state, age, used, stopped, disk, given_up in rows
         ]
 
     def heartbeat(self, report: NodeReport, deadline: Deadline) -> int:
@@ -244,7 +244,9 @@ class MetaDB:
         pause = _RETRY_FIRST_S
         while True:
             try:
-                with self._pool.link(whole if lost else budget) as link:
+                limit = whole if lost else budget
+                with self._pool.link(limit) as link:
+                    limit.check_cancelled()
                     rows = link.run(query, whole, params)
                     if not rows and lost and again:
                         rows = link.run(again, whole, params)

@@ -80,10 +80,13 @@ class Node:
     capacity: int
     free: int  # what the node may still take: its reserve is already subtracted
     state: str  # 'active', 'draining', 'readonly'
-    alive: bool  # it did not stop, and its heartbeat is younger than ``node.down_after``, by the database's clock
+    alive: (
+        bool  # it did not stop, its heartbeat is younger than ``node.down_after``, and it is not unreachable
+    )
     heartbeat_age: float  # seconds, by the database's clock
     used: int = 0  # of the disk, by whatever uses it
     disk: str = ""  # as NodeReport has it
+    unreachable: bool = False  # it heartbeats, and was given up because it does not answer
 
     @property
     def disk_key(self) -> str:

@@ -4,7 +4,8 @@ The loop (`run`) accepts, reads headers and small bodies; `channel` has the conn
 answers, `request_body` the bodies. Any WSGI app runs on it; ours also uses what `environ` then promises:
 ``wsgi.input.readinto(view)`` as Source says, and ``distfs.writes_views``: the answer's iterable may give
 memoryviews that are valid only until the next one is asked for. And ours says of itself which answers
-may take long, which never wait, which are given to the end, and what it has against a body: see ``HttpApp``.
+may take long, which never wait, which are given to the end, what it has against a body, and whether it reads bodies
+at a pace of its own: see ``HttpApp``.
 """
 
 from __future__ import annotations
@@ -116,6 +117,7 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
             app, "answers_while_draining", lambda path: False
         )
         self.check_body: CheckBody = getattr(app, "check_body", lambda address, header, size: None)
+        self.paces_bodies: Callable[[], bool] = getattr(app, "paces_bodies", lambda: False)
         self.scratch = memoryview(bytearray(RECEIVE))  # the loop's, for what it receives
         self._accept_after = 0.0
         self._ending = False

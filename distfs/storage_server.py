@@ -163,11 +163,10 @@ class _Connection(socketserver.BaseRequestHandler):
 
     def _serve_one(self) -> bool:
         """One request; whether the connection may serve another."""
-        self.sock.set_receive_stall(IDLE_LIMIT_S)
         try:
-            frame = self.sock.receive_frame()
+            frame = self.sock.receive_request(IDLE_LIMIT_S, self.server.config.stall_timeout)
         except (NodeUnavailable, TooSlow):
-            return False  # closed, or idle for too long: neither is news
+            return False  # closed, idle for too long, or a request that does not come to an end: none is news
         except ProtocolError as e:  # another version, above all: its operator should read why
             log.warning("%s: %s", self.sock.peer, e)
             self._refuse(e)

@@ -5,7 +5,7 @@
 -- [free bytes, nodes]; what is promised, as {width: share}. What was written counts twice until every node has
 -- reported since.
 WITH up AS (
-    SELECT * FROM node WHERE NOT stopped AND heartbeat_at > now() - make_interval(secs => :down_after)
+    SELECT * FROM node WHERE NOT stopped AND NOT given_up AND heartbeat_at > now() - make_interval(secs => :down_after)
 ), promised AS (
     SELECT width, sum(share)::bigint AS share FROM reservation
     WHERE CASE WHEN ended_at IS NULL THEN expires_at > now() ELSE ended_at >= (SELECT min(heartbeat_at) FROM up) END

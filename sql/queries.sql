@@ -9,7 +9,8 @@ SELECT id FROM cluster;
 
 -- name: nodes
 SELECT id, uuid, address, zone, capacity, free, state,
-    extract(epoch FROM now() - heartbeat_at)::double precision AS heartbeat_age, used, stopped, disk
+    extract(epoch FROM now() - heartbeat_at)::double precision AS heartbeat_age, used, stopped, disk,
+    given_up
 FROM node ORDER BY id;
 
 -- name: node_heartbeat

@@ -30,12 +30,16 @@ CREATE TABLE node (
     heartbeat_at timestamptz NOT NULL DEFAULT now(),
     stopped boolean NOT NULL DEFAULT false,
     given_up boolean NOT NULL DEFAULT false,
-    disk text NOT NULL DEFAULT '' CHECK (octet_length(disk) <= 100)
+    disk text NOT NULL DEFAULT '' CHECK (octet_length(disk) <= 100),
+    unreachable_since timestamptz,
+    unreachable_at timestamptz
 ) WITH (fillfactor = 50); -- every node rewrites its row every two seconds: in place, on the same page
 COMMENT ON COLUMN node.state IS 'active or readonly: the node''s own report; draining: an operator''s word, which heartbeats keep.';
 COMMENT ON COLUMN node.stopped IS 'It said that it stops: down at once. Its next heartbeat clears it.';
-COMMENT ON COLUMN node.given_up IS 'An operator''s word: repair waits for it no longer. Its next heartbeat clears it.';
+COMMENT ON COLUMN node.given_up IS 'Repair waits for it no longer: an operator''s word, which its next heartbeat clears; or it was unreachable for too long, which heartbeats keep.';
 COMMENT ON COLUMN node.disk IS 'Nodes that name the same disk share its bytes. Empty: nobody else is on it, as far as the node can tell.';
+COMMENT ON COLUMN node.unreachable_since IS 'It heartbeats, and from then on did not answer the service that leads scrub. Null: it does, as far as is known.';
+COMMENT ON COLUMN node.unreachable_at IS 'When that was last found so. A heartbeat clears what was not found again for five minutes, or at another address, or before it stopped.';
 
 CREATE TABLE file (
     id uuid PRIMARY KEY,
@@ -151,6 +155,7 @@ DECLARE
     mine public.node%ROWTYPE;
     rival public.node%ROWTYPE;
     still_alive timestamptz := now() - make_interval(secs => p_down_after);
+    unreachable boolean;
 BEGIN
     IF p_state NOT IN ('active', 'readonly') THEN
         RAISE EXCEPTION 'a node may report itself active or readonly, not %', p_state USING ERRCODE = 'DF001';
@@ -175,10 +180,14 @@ BEGIN
         INSERT INTO public.node (uuid, address, zone, capacity, used, free, state, disk)
             VALUES (p_uuid, p_address, p_zone, p_capacity, p_used, p_free, p_state, p_disk) RETURNING * INTO mine;
     ELSE
+        unreachable := mine.address = p_address AND NOT mine.stopped
+            AND coalesce(mine.unreachable_at > now() - interval '5 minutes', false);
         UPDATE public.node SET
             address = p_address, zone = p_zone, capacity = p_capacity, used = p_used, free = p_free,
             state = CASE WHEN state = 'draining' THEN state ELSE p_state END, heartbeat_at = now(),
-            stopped = false, given_up = false, disk = p_disk
+            stopped = false, given_up = given_up AND unreachable, disk = p_disk,
+            unreachable_since = CASE WHEN unreachable THEN unreachable_since END,
+            unreachable_at = CASE WHEN unreachable THEN unreachable_at END
             WHERE id = mine.id;
     END IF;
     RETURN mine.id;
@@ -195,7 +204,7 @@ $$;
 REVOKE ALL ON FUNCTION node_leave FROM PUBLIC;
 
 -- Nodes whose fragments count as lost: nobody (0), nodes that were forgotten, and those silent for longer than
--- p_silence seconds; with p_stopped also those that said they stop. What an operator gave up is lost at once.
+-- p_silence seconds; with p_stopped also those that said they stop. What was given up is lost at once.
 CREATE FUNCTION lost_nodes(p_silence double precision, p_stopped boolean) RETURNS integer[]
 LANGUAGE sql STABLE
 AS $$

@@ -132,7 +132,7 @@ WHERE t.purge_at IS NULL AND kept.nodes[kept.index + 1] IS NOT NULL AND CAST(:no
     ));
 
 -- name: is_kept
--- Like wanted, but for one fragment, and false once the end of its file has begun: it may be gone at any moment.
+-- Whether the node is to keep the fragment; false once the end of its file has begun: it may be gone at any moment.
 SELECT id FROM slice WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :node
 UNION ALL
 SELECT s.id FROM trash_slice AS s JOIN trash ON trash.id = s.file_id
@@ -204,9 +204,43 @@ LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
 LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed
 ORDER BY kept.id LIMIT :limit;
 
+-- name: crowded_slices
+-- Of the next :scan slices those with at least two fragments more in one zone than in another of :zones, which have
+-- nodes that are written to; and the last one looked at. A row of nulls when none is.
+WITH page AS (
+    SELECT * FROM slice WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :scan
+), crowd AS (
+    SELECT page.id, node.zone, count(*) AS fragments, node.zone = ANY (CAST(:zones AS text[])) AS open
+    FROM page, unnest(page.nodes) AS kept (node) JOIN node ON node.id = kept.node
+    GROUP BY page.id, node.zone
+), uneven AS (
+    SELECT id FROM crowd GROUP BY id
+    HAVING max(fragments) >= 2 + CASE
+        WHEN count(*) FILTER (WHERE open) < cardinality(CAST(:zones AS text[])) THEN 0
+        ELSE min(fragments) FILTER (WHERE open) END
+), crowded AS (
+    SELECT page.* FROM page JOIN uneven USING (id) ORDER BY id LIMIT :limit
+)
+SELECT f.id, f.name, f.content_type, f.k, f.m, f.block_size,
+    crowded.id, crowded.ordinal, crowded.size, crowded.digest, crowded.nodes,
+    (SELECT id FROM page ORDER BY id DESC LIMIT 1)
+FROM (VALUES (1)) AS always (one)
+LEFT JOIN crowded ON true
+LEFT JOIN file AS f ON f.id = crowded.file_id
+ORDER BY crowded.id;
+
 -- name: fragments_left
 SELECT (SELECT count(*) FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)])
     + (SELECT count(*) FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]);
+
+-- name: bytes_kept
+SELECT coalesce(sum(ceil(s.size::numeric / f.k)), 0)::bigint FROM (
+    SELECT file_id, size, false AS trashed FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)]
+    UNION ALL
+    SELECT file_id, size, true FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]
+) AS s
+JOIN (SELECT id, k, false AS trashed FROM file UNION ALL SELECT id, k, true FROM trash) AS f
+    ON f.id = s.file_id AND f.trashed = s.trashed;
 
 -- name: expired_trash
 -- Marked before it is returned: what is marked cannot be undeleted while its fragments are being removed.
@@ -245,7 +279,20 @@ SELECT forget_node(:node, :down_after);
 
 -- name: give_up_silent_nodes
 UPDATE node SET given_up = true
-WHERE stopped OR heartbeat_at < now() - make_interval(secs => :down_after) RETURNING id;
+WHERE stopped OR heartbeat_at < now() - make_interval(secs => :down_after) OR unreachable_since IS NOT NULL
+RETURNING id;
+
+-- name: note_reach
+-- Of nodes that heartbeat, those that answered count again, and those that did not are given up in the end.
+UPDATE node SET
+    unreachable_since = CASE WHEN id = ANY(CAST(:silent AS integer[])) THEN coalesce(unreachable_since, now()) END,
+    unreachable_at = CASE WHEN id = ANY(CAST(:silent AS integer[])) THEN now() END,
+    given_up = id = ANY(CAST(:silent AS integer[])) AND (
+        given_up OR coalesce(unreachable_since < now() - make_interval(secs => :repair_delay), false)
+    )
+WHERE id = ANY(CAST(:silent AS integer[]))
+    OR (id = ANY(CAST(:answering AS integer[])) AND unreachable_since IS NOT NULL)
+RETURNING id, given_up;
 
 -- name: status
 WITH judged AS MATERIALIZED (

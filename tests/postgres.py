@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from distfs.config import MetaDBConfig
+from distfs.deadline import Deadline
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
@@ -48,7 +49,7 @@ def database_url(server: EmbeddedPostgres, database: str, user: str = "distfs") 
 def run_sql(url: str, sql: str, **params: Any) -> list[list[Any]]:
     """Run SQL on a connection of its own; -> rows."""
     parsed = MetaURL.parse(url)
-    link = Link(parsed, parsed.hosts[0], connect_timeout=10, statement_timeout=120)
+    link = Link(parsed, parsed.hosts[0], Deadline(10), statement_timeout=120)
     try:
         link.raw._usock.settimeout(120)  # it is the connection's own limit until now
         rows: list[list[Any]] | None = link.raw.run(sql, **params)

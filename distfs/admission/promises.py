@@ -384,8 +384,9 @@ class _Ledger:
             self._running[wanted.id] = wanted, left
             self._shares[wanted.id] = wanted.share
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="admission", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="admission", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def commit(self, those: list[Reservation]) -> None:
         with self._changed:
@@ -429,7 +430,10 @@ class _Ledger:
             with self._settling:
                 renew = time.monotonic() >= renew_at
                 renew_at = time.monotonic() + RENEW_S if renew else renew_at
-                self._settle(renew)
+                try:
+                    self._settle(renew)
+                except Exception:  # the thread's outermost edge
+                    log.exception("reservations were not settled, by a bug; the next renewal tries again")
 
     def _settle(self, renew: bool) -> None:
         with self._changed:

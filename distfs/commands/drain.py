@@ -75,6 +75,11 @@ def plan_drain(operator: Operator, named: str) -> int:
 
 
 def _require_up(node: Node) -> None:
+    if node.unreachable:
+        raise Refused(
+            f"node {node.id} ({node.address}) heartbeats and does not answer, so it cannot be drained: repair makes "
+            f"anew what it kept; stop it, and then `distfs forget {node.id}`"
+        )
     if not node.alive:
         raise Refused(
             f"node {node.id} ({node.address}) is down, so it cannot be drained: start it, or have `distfs repair "

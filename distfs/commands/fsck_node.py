@@ -16,7 +16,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
 from distfs.fragment_store import FragmentStore, Listed
 from distfs.model import FragmentId, Node
-from distfs.upkeep.model import MoveTask
+from distfs.upkeep.model import Claim, MoveTask
 
 _PAGE = 1000
 _AFTER_ALL = UUID(int=(1 << 128) - 1)
@@ -24,7 +24,7 @@ _AFTER_ALL = UUID(int=(1 << 128) - 1)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fragment that is not as it should be. ``file`` None: no file needs it."""
+    """One fragment that is not as it should be. ``file`` None: no file needs it here."""
 
     fragment: FragmentId
     node: int  # where MetaDB says it is, or where it was found; 0: nobody keeps it
@@ -47,7 +47,7 @@ class NodeFindings:
     checked: int = 0  # fragments a file needs, in the trash or not, that were looked at
     missing: list[Finding] = field(default_factory=list)
     corrupt: list[Finding] = field(default_factory=list)
-    unknown: list[Finding] = field(default_factory=list)  # kept by the node and needed by nobody
+    unknown: list[Finding] = field(default_factory=list)  # kept by the node, and not by MetaDB's word
     recent: int = 0  # the same, but so young that an upload may be about to need them
 
 
@@ -165,20 +165,31 @@ class NodeCheck:
             self._settle_surplus()
 
     def _settle_surplus(self) -> None:
-        """What MetaDB does not know even after the listing is nobody's."""
-        wanted = self._wanted([listed.id for listed in self._surplus])
+        """What MetaDB does not have here even after the listing. While its slice lacks one it may yet be needed."""
+        db, ids = self._operator.db, [listed.id for listed in self._surplus]
+        claims = db.claims(self._node, ids, self._operator.deadline())
+        short = [id for id in ids if claims[id].short and not claims[id].here]
+        delay = self._operator.config.upkeep.repair_delay
+        strays = db.strays(self._node, short, delay, self._operator.deadline()) if short else []
+        lost = {task.fragment: task for task in strays}
         for listed in self._surplus:
-            if wanted[listed.id]:
+            claim = claims[listed.id]
+            if claim.here:
                 continue
             if listed.age < self._young:
                 self._found.recent += 1
             else:
-                reason = f"no file needs it ({listed.size} bytes)"
-                self._found.unknown.append(Finding(listed.id, self._node, reason))
+                self._found.unknown.append(self._surplus_is(listed, claim, lost.get(listed.id)))
         self._surplus.clear()
 
-    def _wanted(self, fragments: list[FragmentId]) -> dict[FragmentId, bool]:
-        return self._operator.db.wanted(self._node, fragments, self._operator.deadline())
+    def _surplus_is(self, listed: Listed, claim: Claim, lost: MoveTask | None) -> Finding:
+        """What becomes of a fragment that is not to be here, as the orphan sweep decides it."""
+        id, size = listed.id, f"({listed.size} bytes)"
+        if lost:
+            reason = f"lost where MetaDB has it: upkeep takes this one in if it is good {size}"
+            return Finding.of(lost, id, self._node, reason)
+        reason = "upkeep leaves it while its slice lacks a fragment" if claim.short else "no file needs it"
+        return Finding(id, self._node, f"{reason} {size}")
 
 
 def _place(fragment: FragmentId | None) -> tuple[UUID, int]:

@@ -21,7 +21,10 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
     }
     away = unreachable(operator.db.workers(operator.deadline()))
     if as_json:
-        entries = [_entry(node, left.get(node.id)) | {"unreachable": node.id in away} for node in nodes]
+        entries = [
+            _entry(node, left.get(node.id)) | {"unreachable": node.unreachable or node.id in away}
+            for node in nodes
+        ]
         print(json.dumps(entries, indent=2))
     elif nodes:
         print(table(_HEADS, [_row(node, left.get(node.id), node.id in away) for node in nodes]))
@@ -32,7 +35,7 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
 
 def state_of(node: Node, left: int | None, away: bool = False) -> str:
     """In words. ``left``: fragments on a node that is draining; ``away``: it does not answer."""
-    words = [] if node.alive else ["down"]
+    words = ["unreachable, given up"] if node.unreachable else [] if node.alive else ["down"]
     if node.state == "draining":
         words.append(f"draining: {counted(left, 'fragment')} left" if left else "drained")
     elif node.alive:

@@ -75,7 +75,7 @@ def _flag(name: str, help: str) -> Callable[[argparse.ArgumentParser], object]:
 
 _json = _flag("--json", "for programs: all of it, sizes in bytes")
 _dry_run = _flag("--dry-run", "print what would move where, and change nothing")
-_now = _flag("--now", "do not wait upkeep.repair_delay for nodes that are down now")
+_now = _flag("--now", "do not wait upkeep.repair_delay for nodes that are down or unreachable now")
 _deep = _flag("--deep", "let the nodes read every fragment again")
 _no_note = _flag("--no-note", "do not note for repair what is found")
 

@@ -1,4 +1,5 @@
-"""``distfs rebalance``: have fragments moved from full nodes to empty ones at once, or see what would be."""
+"""``distfs rebalance``: have fragments moved out of crowded zones and from full nodes to empty ones at once, or see
+what would be."""
 
 from __future__ import annotations
 
@@ -36,9 +37,10 @@ def plan_rebalance(operator: Operator, *, as_json: bool) -> int:
         print(json.dumps(plan.entry() | {"bytes_wanted": wanted}, indent=2))
         return 0
     print(plan.in_words())
-    if not wanted:
+    if not wanted and not plan.count:
         print(
-            "\nnothing to move: the nodes that take part are equally full, within upkeep.rebalance_threshold"
+            "\nnothing to move: the nodes that take part are equally full, within upkeep.rebalance_threshold, and "
+            "no slice has more fragments in one zone than it must"
         )
     elif not plan.count:
         print("\nnothing can be moved: no fragment on the fuller nodes may go to an emptier one")

@@ -18,7 +18,9 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
         given_up = operator.db.give_up_silent_nodes(operator.deadline())
         operator.db.wake_worker("repair", operator.deadline())
         if given_up:
-            print(f"not waiting for {named_nodes(given_up)}, down now: what they kept is made anew")
+            print(
+                f"not waiting for {named_nodes(given_up)}, down or unreachable now: what they kept is made anew"
+            )
     delay = operator.config.upkeep.repair_delay
 
     def left() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from distfs.commands.display import counted, duration, size, table
 from distfs.commands.operator import Operator
@@ -19,14 +19,10 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool) -
     """Everything at a glance, ``services`` (URLs; none: the configured one) included. The exit code is 0."""
     status = operator.db.status(operator.deadline())
     backlog = operator.db.backlog(operator.config.upkeep.repair_delay, operator.deadline())
-    draining = {
-        n.id: operator.db.fragments_left(n.id, operator.deadline())
-        for n in status.nodes
-        if n.state == "draining"
-    }
+    drains = _drains(operator, status)
     told = [ask_service(url) for url in services or [default_service(operator.config.http)]]
     if as_json:
-        print(json.dumps(_entry(status, backlog, draining) | {"services": told}, indent=2))
+        print(json.dumps(_entry(status, backlog, drains) | {"services": told}, indent=2))
         return 0
     lines = [
         ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
@@ -36,9 +32,8 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool) -
         ("damage", f"{counted(status.damaged, 'fragment')} known to be corrupt or missing"),
         ("to repair", to_repair(backlog, status.workers)),
     ]
-    for node, left in draining.items():
-        done = "empty: safe to unplug"
-        lines.append((f"node {node}", f"draining: {counted(left, 'fragment')} left" if left else done))
+    lines += [(worker.name, left) for worker in status.workers if (left := _round_left(worker))]
+    lines += [(f"node {drain.node}", drain.in_words()) for drain in drains]
     print("\n".join(f"{name:10} {text}" for name, text in lines))
     print(_workers(status.workers))
     for each in told:
@@ -51,7 +46,7 @@ def to_repair(backlog: Backlog, workers: Sequence[WorkerState]) -> str:
     if not backlog.slices:
         return "nothing"
     text = f"{counted(backlog.fragments, 'fragment')} of {counted(backlog.slices, 'slice')}, {size(backlog.bytes)}"
-    rate = repair_rate(workers)
+    rate = _rate_of("repair", workers)
     if rate and backlog.slices > backlog.hopeless:
         text += f"; about {duration(backlog.bytes / rate)} at {size(rate)}/s"
     if backlog.hopeless:
@@ -59,10 +54,61 @@ def to_repair(backlog: Backlog, workers: Sequence[WorkerState]) -> str:
     return text
 
 
-def repair_rate(workers: Sequence[WorkerState]) -> float:
-    """Bytes a second that repair made lately; 0: it made none."""
-    rates = (w.detail.get("bytes_per_second") for w in workers if w.name == "repair")
-    return next((float(rate) for rate in rates if isinstance(rate, int | float)), 0.0)
+def _round_left(worker: WorkerState) -> str:
+    """What a worker has before it of a round that runs, and how long that may take; empty: it tells of none."""
+    left = _figure(worker, "bytes_left")
+    if not left or not is_running(worker):
+        return ""
+    seconds = _seconds_left(worker)
+    about = f"; about {duration(seconds)} at {size(_figure(worker, 'bytes_per_second'))}/s" if seconds else ""
+    return f"{size(left)} left of its round{about}"
+
+
+def _rate_of(name: str, workers: Sequence[WorkerState]) -> float:
+    """Bytes a second that a worker moved or read lately; 0: none."""
+    return next((_figure(w, "bytes_per_second") for w in workers if w.name == name), 0.0)
+
+
+def _seconds_left(worker: WorkerState) -> float | None:
+    """Of a round that runs; None: there is none, or nothing moves."""
+    left, rate = _figure(worker, "bytes_left"), _figure(worker, "bytes_per_second")
+    return left / rate if left and rate and is_running(worker) else None
+
+
+def _figure(worker: WorkerState, key: str) -> float:
+    value = worker.detail.get(key)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """A node that is to become empty."""
+
+    node: int
+    fragments: int  # it still keeps
+    rate: float  # bytes a second that leave draining nodes
+    seconds: float | None  # until it is empty; None: nobody can tell
+
+    def in_words(self) -> str:
+        if not self.fragments:
+            return "empty: safe to unplug"
+        about = f"; about {duration(self.seconds)} at {size(self.rate)}/s" if self.seconds is not None else ""
+        return f"draining: {counted(self.fragments, 'fragment')} left{about}"
+
+
+def _drains(operator: Operator, status: ClusterStatus) -> list[_Drain]:
+    """The worker empties one node after the other. One that is down is repair's."""
+    rate = _rate_of("rebalance", list(filter(is_running, status.workers)))
+    drains, before = [], 0
+    for node in status.nodes:
+        if node.state != "draining":
+            continue
+        left, seconds = operator.db.fragments_left(node.id, operator.deadline()), None
+        if left and rate and node.alive:
+            before += operator.db.bytes_kept(node.id, operator.deadline())
+            seconds = before / rate
+        drains.append(_Drain(node.id, left, rate, seconds))
+    return drains
 
 
 def unreachable(workers: Sequence[WorkerState]) -> set[int]:
@@ -81,7 +127,7 @@ def _nodes(status: ClusterStatus) -> str:
     away = unreachable(status.workers)
     for node in status.nodes:
         state = ("up" if node.state == "active" else node.state) if node.alive else "down"
-        if node.alive and node.id in away:
+        if node.unreachable or (node.alive and node.id in away):
             state = "unreachable"
         counts[state] = counts.get(state, 0) + 1
     room = sum({node.disk_key: node.free for node in status.nodes if node.writable}.values())
@@ -115,13 +161,15 @@ def _workers(workers: Sequence[WorkerState]) -> str:
 
 
 def _said(key: str, value: object) -> str:
+    if key == "bytes_left" and isinstance(value, int | float):
+        return f"{size(value)} left"
     if key == "bytes_per_second" and isinstance(value, int | float):
         return f"{size(value)}/s"
     return f"{key} {value}"
 
 
-def _entry(status: ClusterStatus, backlog: Backlog, draining: Mapping[int, int]) -> dict[str, object]:
-    rate = repair_rate(status.workers)
+def _entry(status: ClusterStatus, backlog: Backlog, drains: Sequence[_Drain]) -> dict[str, object]:
+    rate = _rate_of("repair", status.workers)
     return {
         "files": status.files,
         "bytes": status.bytes,
@@ -130,6 +178,13 @@ def _entry(status: ClusterStatus, backlog: Backlog, draining: Mapping[int, int])
         "slices_by_redundancy_left": {str(left): count for left, count in status.slices.items()},
         "damaged_fragments": status.damaged,
         "to_repair": asdict(backlog) | {"seconds_left": round(backlog.bytes / rate) if rate else None},
-        "draining": {str(node): left for node, left in draining.items()},
-        "workers": [asdict(worker) for worker in status.workers],
+        "draining": {str(drain.node): drain.fragments for drain in drains},
+        "drain_seconds_left": {str(drain.node): _rounded(drain.seconds) for drain in drains},
+        "workers": [
+            asdict(each) | {"seconds_left": _rounded(_seconds_left(each))} for each in status.workers
+        ],
     }
+
+
+def _rounded(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)

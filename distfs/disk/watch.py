@@ -28,8 +28,11 @@ class DiskWatch:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._store.probe()
-            self._tell(self._store.health.trouble)
+            try:
+                self._store.probe()
+                self._tell(self._store.health.trouble)
+            except Exception:  # the thread's outermost edge
+                log.exception("%s: the disk was not probed, by a bug", self._store.folder)
             self._stopping.wait(self._interval / _OFTENER if self._told else self._interval)
 
     def _tell(self, trouble: str) -> None:

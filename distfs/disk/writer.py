@@ -132,7 +132,7 @@ class DirectSink:
         self._current = buffers[0]
         self._view = memoryview(self._current)
         self._filled = self._length = 0
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._write, name="disk-writer", daemon=True)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_DIRECT, 0o644)
         try:
@@ -195,7 +195,7 @@ class DirectSink:
                     with memoryview(buffer) as view:
                         _write_all(self._fd, view[:n])
                     self._length += n
-                except OSError as e:  # kept for the thread that fills: it raises from ``space`` or ``close``
+                except Exception as e:  # noqa: BLE001 - raised by the thread that fills, from ``space`` or ``close``
                     self._failure = e
             self._empty.put(buffer)
 

@@ -290,10 +290,12 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """
         large = not framing.exact or framing.data_left > self.http.stream_threshold
         asks = request.expect_continue and not self.ahead  # the app may refuse before a byte of it is sent
+        # At a pace, what is not at hand anyway is left in the socket, so that the client feels it.
+        paced = framing.data_left > MAX_HEADER and self.server.paces_bodies()
         try:
             if large:
                 request.ticket = self.server.gate.enter(framing.data_left or request.announced)
-            if (large or asks) and self.server.task_dispatcher.may_stream(claimed=self.with_worker):
+            if (large or asks or paced) and self.server.task_dispatcher.may_stream(claimed=self.with_worker):
                 request.stream()
                 return
             size = framing.data_left or request.announced

@@ -155,7 +155,7 @@ class Spooler:
     def __init__(self, config: HttpConfig, pool: BlockPool | None = None) -> None:
         """``pool``: the memory; None: some of its own. Raises ConfigError when the spool folder takes no file."""
         self.pool = pool or BlockPool(config.memory_buffer, SPOOLS_IN_MEMORY * SPOOL_SHARE)
-        self.memory_each = config.memory_buffer
+        self.memory_each = min(config.memory_buffer, self.pool.most_spooled)
         self._folder = config.spool_dir or tempfile.gettempdir()
         try:
             self.open_file().close()

@@ -1,7 +1,6 @@
 """One connection to MetaDB, and the one place where the driver's errors become distfs's.
 
-pg8000 (native) speaks the protocol; the socket is made here, so that its timeout is the deadline's and its
-options are ours.
+pg8000 (native) speaks the protocol on a socket of ours (``db_socket``), whose time limit is the deadline's.
 """
 
 from __future__ import annotations
@@ -9,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import ssl
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedStatement
 
 from distfs.deadline import Deadline
-from distfs.dial import dial
 from distfs.errors import ConfigError, DistfsError, Full, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
+from distfs.metadb.db_socket import DBSocket
 from distfs.metadb.url import Host, MetaURL
 
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
@@ -31,34 +32,34 @@ _SPOILED = ("0A000", "26000", "25006")
 #: How long before a request's end the server gives its statement up.
 _LISTEN_S = 0.2
 
-#: Dead peers behind a silent firewall are found by the kernel: probes after this many idle seconds.
-_KEEPALIVE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_COUNT = 30, 5, 3
-
 
 class Link:
     """A connection with its prepared statements. Used by one thread at a time."""
 
-    def __init__(self, url: MetaURL, host: Host, connect_timeout: float, statement_timeout: float) -> None:
-        """``statement_timeout``: seconds after which the server gives a statement up; 0: never.
+    def __init__(self, url: MetaURL, host: Host, deadline: Deadline, statement_timeout: float) -> None:
+        """``deadline``: of all it takes until statements can be run: TCP, TLS, authentication.
+        ``statement_timeout``: seconds after which the server gives a statement up; 0: never.
 
-        Raises Unavailable with the server's reason, ConfigError for an unreadable certificate.
+        Raises Unavailable with the server's reason, TooSlow when there is no time to begin in, Cancelled,
+        ConfigError for an unreadable certificate.
         """
         self.host = host
         self.reused = False  # set by the pool when it lends this link again
-        self._busy = False
+        self._busy = self._interrupted = False
         self._most = self._limit = statement_timeout  # the server's: as agreed, and at present
         self._statements: dict[str, PreparedStatement] = {}
         context = url.ssl_context(host)
-        self._socket: socket.socket | None = None
+        self._socket: DBSocket | None = None
         try:
-            self._socket = _open_socket(host, connect_timeout)
+            self._socket = db_socket.connect(host, deadline)
+            if isinstance(context, ssl.SSLContext):
+                self._socket = db_socket.start_tls(self._socket, context, host.name)
             self.raw = Connection(
                 url.user,
-                host=host.name,
                 database=url.database,
                 password=url.password,
                 sock=self._socket,
-                ssl_context=context,
+                ssl_context=False,  # that is done
                 application_name="distfs",
                 startup_params={
                     "statement_timeout": str(round(statement_timeout * 1000)),
@@ -69,6 +70,7 @@ class Link:
         except (DatabaseError, *_BROKEN) as e:
             self._socket_close()
             raise Unavailable(f"{host}: {_reason(e)}") from e
+        self._socket.limit = None
 
     @property
     def writable(self) -> bool:
@@ -78,8 +80,8 @@ class Link:
 
     @property
     def broken(self) -> bool:
-        """It was left in the middle of an exchange, or the server ended it: close it."""
-        return self._busy
+        """It was left in the middle of an exchange, or interrupted, or the server ended it: close it."""
+        return self._busy or self._interrupted
 
     def gone_stale(self) -> bool:
         """Whether an idle link has heard anything: the server's goodbye, or the end of the connection."""
@@ -94,24 +96,17 @@ class Link:
         it was sent, also by cancelling ``deadline``, Refused for a refusal of the schema's own, DistfsError for a
         bug of ours.
         """
-        left = deadline.remaining("waiting for MetaDB")
-        unwatch = deadline.watch(self._interrupt)
-        try:
-            return self._run(name, left, params)
-        finally:
-            unwatch()
-
-    def _run(self, name: str, left: float, params: dict[str, Any]) -> Sequence[Sequence[Any]]:
         sent = False
+        left = deadline.remaining("waiting for MetaDB")
         self._busy = True
         try:
-            self.raw._usock.settimeout(left)
-            self._limit_to(left)
-            statement = self._statements.get(name)
-            if statement is None:
-                statement = self._statements[name] = self.raw.prepare(meta_schema.queries()[name])
-            sent = True
-            rows: Sequence[Sequence[Any]] = statement.run(**params)
+            with self._within(deadline):
+                self._limit_to(left)
+                statement = self._statements.get(name)
+                if statement is None:
+                    statement = self._statements[name] = self.raw.prepare(meta_schema.queries()[name])
+                sent = True
+                rows: Sequence[Sequence[Any]] = statement.run(**params)
         except DatabaseError as e:
             error = translate(e)
             ended = _field(e, "V") in ("FATAL", "PANIC")
@@ -125,12 +120,22 @@ class Link:
         self._busy = False
         return rows
 
-    def _interrupt(self) -> None:
-        """From another thread: ``run`` fails at once. A statement that is only waited for costs the connection."""
-        with contextlib.suppress(
-            OSError
-        ):  # not SSLSocket's own, which would take its state from under a read
-            socket.socket.shutdown(self.raw._usock, socket.SHUT_RDWR)
+    @contextlib.contextmanager
+    def _within(self, deadline: Deadline) -> Iterator[None]:
+        """Every wait for the server ends with ``deadline``, or when that is cancelled."""
+        usock = self.raw._usock
+        usock.limit = deadline
+
+        def interrupt() -> None:
+            self._interrupted = True
+            usock.interrupt()
+
+        unwatch = deadline.watch(interrupt)
+        try:
+            yield
+        finally:
+            unwatch()
+            usock.limit = None
 
     def _limit_to(self, left: float) -> None:
         """Let the server give a statement up while we still listen: then it is known to be undone.
@@ -195,31 +200,6 @@ def _reason(error: BaseException) -> str:
         return "no answer in time"
     if isinstance(cause, OSError):
         return cause.strerror or str(cause)
-    if str(cause) == "Server refuses SSL":
-        return "it speaks no TLS: turn that on there, or put ?sslmode=disable into metadb.url"
     if str(cause) == "network error":
         return "it closed the connection"
     return str(cause)
-
-
-def _open_socket(host: Host, timeout: float) -> socket.socket:
-    if host.socket_path is not None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(timeout)
-            sock.connect(host.socket_path)
-        except OSError:
-            sock.close()
-            raise
-        return sock
-    sock = dial(host.name, host.port, timeout)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", _KEEPALIVE_S),
-        ("TCP_KEEPINTVL", _KEEPALIVE_EVERY_S),
-        ("TCP_KEEPCNT", _KEEPALIVE_COUNT),
-    ):
-        if hasattr(socket, option):  # Linux and most BSDs
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    return sock

@@ -36,7 +36,7 @@ class Pool:
     def link(self, deadline: Deadline) -> Iterator[Link]:
         """Lend a link; it comes back by itself, or is closed when it was left broken.
 
-        Raises Unavailable: no server takes writes, or every link stayed busy until the deadline.
+        Raises Unavailable: no server takes writes, or every link stayed busy until the deadline; Cancelled.
         """
         link = self._take(deadline)
         try:
@@ -45,16 +45,20 @@ class Pool:
             self._give_back(link)
 
     def connect(self, deadline: Deadline, statement_timeout: float) -> Link:
-        """A link of the caller's own, to the first server that takes writes. Raises Unavailable."""
+        """A link of the caller's own, to the first server that takes writes. Raises Unavailable.
+
+        A server has ``connect_timeout`` for all of a connection's start-up.
+        """
         url = self._where()
         hosts = sorted(url.hosts, key=lambda host: host != self._writable)
         reasons: list[str] = []
-        # Each host gets its turn even if those before it never answer.
+        # Each host gets its turn even if those before it never answer, or never come to an end.
         timeout = min(self._connect_timeout, deadline.remaining("connecting to MetaDB") / len(hosts))
         for host in hosts:
             try:
-                link = Link(url, host, timeout, statement_timeout)
+                link = Link(url, host, deadline.sooner(timeout), statement_timeout)
             except Unavailable as e:
+                deadline.check_cancelled()
                 reasons.append(str(e))
                 continue
             if link.writable:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from distfs import wire
+from distfs.deadline import Deadline
 from distfs.dial import dial
 from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, by_kind
 from distfs.model import Buffer
@@ -134,6 +135,20 @@ class WireSocket:
         """The next frame; its body is still to be received. Raises ProtocolError, NodeUnavailable, TooSlow."""
         while (frame := self.receive_frame_or_late(limit)) is None:
             pass
+        return frame
+
+    def receive_request(self, idle: float, within: float) -> wire.Frame:
+        """The next frame, its first byte within ``idle`` seconds and all of its header soon after ``within`` more.
+
+        Raises what ``receive_frame`` does.
+        """
+        if not self._decoder.buffered:
+            self.set_receive_stall(idle)
+            self._decoder.feed(self._scratch[: self._receive(self._scratch, 0)])
+        frame = self._decoder.next_frame()
+        if frame is None:
+            self.set_receive_stall(within)
+            frame = self.receive_frame(Deadline(within))
         return frame
 
     def receive_frame_or_late(self, limit: Limit | None = None) -> wire.Frame | None:

@@ -48,8 +48,9 @@ class DamageNotes:
                 return
             self._told[key] = now
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="damage-notes", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="damage-notes", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def close(self) -> None:
         """Tell what waits, within a bound, and end."""
@@ -74,6 +75,9 @@ class DamageNotes:
                 log.info("damage of fragment %s on node %d is not noted: %s", fragment, node, e)
                 with self._lock:
                     self._told.pop((fragment, node), None)
+                continue
+            except Exception:  # the thread's outermost edge
+                log.exception("damage of fragment %s on node %d is not noted, by a bug", fragment, node)
                 continue
             if noted:
                 log.warning("fragment %s on node %d is to be made anew: %s", fragment, node, reason)

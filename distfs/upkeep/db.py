@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -130,15 +130,26 @@ class UpkeepDB:
         return int(count)
 
     def give_up_silent_nodes(self, deadline: Deadline) -> list[int]:
-        """Let repair wait no longer for the nodes that are down now; -> their ids. A heartbeat takes it back."""
+        """Let repair wait no longer for the nodes that are down now, or unreachable; -> their ids.
+
+        The heartbeat of one that was down takes it back, and the answer of one that was unreachable.
+        """
         rows = self._meta.write("give_up_silent_nodes", deadline, down_after=self._meta.down_after)
         return sorted(row[0] for row in rows)
 
-    # --- what is where ------------------------------------------------------------------------------
+    def note_reach(
+        self, answering: Sequence[int], silent: Sequence[int], repair_delay: float, deadline: Deadline
+    ) -> list[int]:
+        """Which nodes, of those that heartbeat, answered, and which did not; -> those that are given up now.
 
-    def wanted(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> dict[FragmentId, bool]:
-        """For each id whether a slice, or one in the trash, says that ``node`` keeps it. Answers for all of them."""
-        return {id: claim.here for id, claim in self.claims(node, ids, deadline).items()}
+        Given up is what was ``silent`` for ``repair_delay`` seconds, without a break, whoever noted it: it counts
+        as down from then on until it is ``answering``, registers anew, or is not noted for five minutes.
+        """
+        nodes: dict[str, Any] = {"answering": list(answering), "silent": list(silent)}
+        rows = self._meta.write("note_reach", deadline, repair_delay=repair_delay, **nodes)
+        return sorted(node for node, given_up in rows if given_up)
+
+    # --- what is where ------------------------------------------------------------------------------
 
     def claims(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> dict[FragmentId, Claim]:
         """For each id whether ``node`` is to keep it, and whether it might be missed. Answers for all of them."""
@@ -195,10 +206,32 @@ class UpkeepDB:
             tasks.append(MoveTask(*_facts(row[:6]), piece, index=piece.nodes.index(node), trashed=row[11]))
         return tasks
 
+    def crowded_slices(
+        self, zones: Collection[str], after: UUID | None, scan: int, limit: int, deadline: Deadline
+    ) -> tuple[list[MoveTask], UUID | None]:
+        """Of the ``scan`` slices after ``after`` at most ``limit`` that one zone has two fragments more of than
+        another of ``zones``; and where to go on, None: that was the last. The tasks' index is 0."""
+        params: dict[str, Any] = {
+            "after": after or _START,
+            "scan": scan,
+            "limit": limit,
+            "zones": list(zones),
+        }
+        rows = self._meta.read("crowded_slices", deadline, **params)
+        tasks = [
+            MoveTask(*_facts(row[:6]), _piece(row[6:11]), index=0, trashed=False) for row in rows if row[6]
+        ]
+        return tasks, tasks[-1].piece.id if len(tasks) == limit else rows[0][11]
+
     def fragments_left(self, node: int, deadline: Deadline) -> int:
         """How many fragments a node keeps, trash included. A draining node with none is drained."""
         [[count]] = self._meta.read("fragments_left", deadline, node=node)
         return int(count)
+
+    def bytes_kept(self, node: int, deadline: Deadline) -> int:
+        """Plain bytes of the fragments a node keeps, trash included. Reads every slice on it: for people."""
+        [[size]] = self._meta.read("bytes_kept", deadline, node=node)
+        return int(size)
 
     def unknown_nodes(self, deadline: Deadline) -> list[int]:
         """Ids that slices name and no node has: it was forgotten while they were written."""
@@ -258,9 +291,9 @@ class UpkeepDB:
     def save_worker(self, name: str, state: str, detail: Mapping[str, object], deadline: Deadline) -> None:
         """Make a worker's last result, of this process, visible to all. ``detail``: what JSON can say.
 
-        Commands show every key as it is, and know three: ``bytes_per_second``, what the worker lately moved, from
-        which they estimate the time left; ``stuck``, why it cannot go on, in words; and ``unreachable``, ids of
-        nodes that heartbeat and do not answer.
+        Commands show every key as it is, and know four: ``bytes_per_second``, what the worker lately moved or read,
+        and ``bytes_left``, of the round that runs, from which they estimate the time left; ``stuck``, why it cannot
+        go on, in words; and ``unreachable``, ids of nodes that heartbeat and do not answer.
         """
         params: dict[str, Any] = {"name": name, "state": state, "detail": json.dumps(dict(detail))}
         self._meta.write("save_worker", deadline, host=socket.gethostname(), pid=os.getpid(), **params)

@@ -20,6 +20,11 @@ _MARGIN = 0.2
 _LEAST_THRESHOLD = 0.01
 
 
+def crowding(zones: Mapping[int, str], held: Iterable[int]) -> Counter[str]:
+    """How many of a slice's fragments each zone has. ``zones``: by node; ``held``: the nodes, 0 for nobody."""
+    return Counter(zones[node] for node in held if node in zones)
+
+
 # --- repair -----------------------------------------------------------------------------------------
 
 
@@ -46,7 +51,7 @@ def choose_target(
     able = [n for n in nodes if n.writable and n.free >= size and n.id not in others and n.id not in refused]
     if not able:
         return None
-    crowd = Counter(n.zone for n in nodes if n.id in others)
+    crowd = crowding({n.id: n.zone for n in nodes if n.id in others}, others)
     best = min((crowd[n.zone], n.id == held[index]) for n in able)
     equals = [n for n in able if (crowd[n.zone], n.id == held[index]) == best]
     return random.choices(equals, [max(n.free, 1) for n in equals])[0].id
@@ -98,6 +103,7 @@ class Balance:
 
     def __init__(self, nodes: Sequence[Node], threshold: float) -> None:
         self._nodes = {n.id: n for n in nodes if n.capacity > 0}
+        self._zones = {n.id: n.zone for n in self._nodes.values()}
         self.surplus: dict[int, float] = {}  # bytes each giver is still to give
         self.room: dict[int, float] = {}  # bytes each taker is still to take
         threshold = max(threshold, _LEAST_THRESHOLD)
@@ -143,15 +149,15 @@ class Balance:
         if 2 * self.surplus.get(source, 0.0) < candidate.size:
             return None
         others = [n for n in candidate.held if n not in (0, source)]
-        crowd = Counter(self._nodes[n].zone for n in others if n in self._nodes)
-        most = crowd[self._nodes[source].zone]
+        crowd = crowding(self._zones, others)
+        most = crowd[self._zones[source]]
         passed: list[tuple[float, int]] = []
         chosen = None
         while self._queue and chosen is None:
             entry = heapq.heappop(self._queue)
             node = entry[1]
             fits = 2 * self.room[node] >= candidate.size and self._nodes[node].free >= candidate.size
-            if fits and node not in others and crowd[self._nodes[node].zone] <= most:
+            if fits and node not in others and crowd[self._zones[node]] <= most:
                 chosen = node
             else:
                 passed.append(entry)
@@ -174,10 +180,45 @@ class Balance:
         heapq.heappush(self._queue, (-self.room[target] / self._nodes[target].capacity, target))
 
 
+def spread(nodes: Sequence[Node], held: Sequence[int], size: int, random: Random) -> tuple[int, int] | None:
+    """A move that makes the zones of a slice more even: fragment index and target; None: they are as even as may be.
+
+    The most crowded zone gives, the fullest of its nodes; ``choose_target`` says who takes. Each such move makes
+    the squares of the zones' counts smaller, and no move of ``Balance`` makes them larger: so both come to rest.
+    """
+    by_id = {n.id: n for n in nodes}
+    zones = {n.id: n.zone for n in nodes}
+    crowd = crowding(zones, held)
+    readable = [i for i, node in enumerate(held) if node in by_id and by_id[node].alive]
+    if not readable or max(crowd.values()) < 2:
+        return None
+    index = max(readable, key=lambda i: (crowd[zones[held[i]]], fullness(by_id[held[i]]), -i))
+    target = choose_target(nodes, held, index, size, {held[index]}, random)
+    if target is None or crowd[zones[target]] + 1 >= crowd[zones[held[index]]]:
+        return None
+    return index, target
+
+
+def plan_spread(nodes: Sequence[Node], crowded: Iterable[Candidate], random: Random) -> Iterator[Move]:
+    """Every move that makes the zones of ``crowded`` slices, one candidate each, as even as they can be."""
+    for each in crowded:
+        held = each.held
+        while (found := spread(nodes, held, each.size, random)) is not None:
+            index, target = found
+            move = Move(FragmentId(each.id.slice, index), held[index], target, each.size)
+            nodes = after_moves(nodes, {(move.source, target): each.size})
+            held = (*held[:index], target, *held[index + 1 :])
+            yield move
+
+
 def plan_moves(
-    nodes: Sequence[Node], threshold: float, fragments_on: Callable[[int], Iterable[Candidate]]
+    nodes: Sequence[Node],
+    threshold: float,
+    fragments_on: Callable[[int], Iterable[Candidate]],
+    stay: Collection[UUID] = (),
 ) -> Iterator[Move]:
-    """Every move of a round of rebalancing, the fullest node's first. ``fragments_on``: what a node keeps."""
+    """Every move of a round of rebalancing, the fullest node's first. ``fragments_on``: what a node keeps;
+    ``stay``: slices of which nothing is moved."""
     balance = Balance(nodes, threshold)
     spent: set[int] = set()
     moved: dict[UUID, tuple[int, ...]] = {}  # where the fragments of a slice are after the moves so far
@@ -186,6 +227,8 @@ def plan_moves(
         for candidate in fragments_on(source):
             if balance.surplus[source] <= 0:
                 break
+            if candidate.id.slice in stay:
+                continue
             held = moved.get(candidate.id.slice, candidate.held)
             target = balance.taker(replace(candidate, held=held), source)
             if target is not None:
@@ -243,7 +286,7 @@ def _above(level: float, value: Mapping[int, float], weight: Mapping[int, float]
     return {n: (v - level) * weight[n] for n, v in value.items() if v > level}
 
 
-# --- scrub, orphans -----------------------------------------------------------------------------------
+# --- scrub, reach, orphans ----------------------------------------------------------------------------
 
 
 def scrub_due_in(state: ScrubState, period: float) -> float:
@@ -251,6 +294,11 @@ def scrub_due_in(state: ScrubState, period: float) -> float:
     if state.round_age is not None or state.last_round_age is None:
         return 0.0
     return max(0.0, period - state.last_round_age)
+
+
+def cut_off(asked: int, silent: int) -> bool:
+    """Whether who asked so many nodes, and had no answer of the ``silent``, is itself more probably out of reach."""
+    return 2 * silent >= asked
 
 
 def clock_in_doubt(node: float, before: float, after: float) -> bool:

@@ -1,4 +1,5 @@
-"""Rebalance and drain: healthy fragments move to other nodes, by free bytes; copied, verified, switched, put aside.
+"""Rebalance and drain: healthy fragments move to other nodes, by zones and free bytes; copied, verified, switched,
+put aside.
 
 What was put aside takes up room until the orphan sweep deletes it. A plan counts that room as free: else a node
 would still be too full after it gave what it should, and give the rest as well.
@@ -9,9 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from uuid import UUID
 
@@ -21,7 +23,17 @@ from distfs.errors import Corrupt, DistfsError, NotFound
 from distfs.model import FragmentId, Node
 from distfs.node_directory import NodeDirectory
 from distfs.upkeep.db import UpkeepDB
-from distfs.upkeep.decisions import Balance, Candidate, Move, Stay, plan_drain, plan_moves
+from distfs.upkeep.decisions import (
+    Balance,
+    Candidate,
+    Move,
+    Stay,
+    after_moves,
+    plan_drain,
+    plan_moves,
+    plan_spread,
+    spread,
+)
 from distfs.upkeep.listing import PAGE
 from distfs.upkeep.maker import FragmentMaker, SourceUnreadable
 from distfs.upkeep.model import MoveTask
@@ -32,6 +44,7 @@ log = logging.getLogger("distfs.upkeep")
 
 _PAGE = 64
 _PAGE_OF_PLAN = 1000  # nothing is done with it, and there are many
+_SCAN = 5000  # slices whose zones are counted by one statement, in a tenth of a second
 #: A round of rebalancing is planned anew after so long: meanwhile files came and went.
 _ROUND_S = 600.0
 #: After a round, nodes must have told how full they are now.
@@ -62,15 +75,36 @@ class Walk:
         return task
 
 
+class CrowdedWalk:
+    """Every slice with a more crowded zone than another that has nodes, a page at a time."""
+
+    def __init__(self, db: UpkeepDB, zones: Collection[str]) -> None:
+        self._db, self._zones = db, zones
+        self._after: UUID | None = None
+        self._page: list[MoveTask] = []
+        self.ended = len(zones) < 2
+
+    def next(self, deadline: Deadline) -> MoveTask | None:
+        """None when a page has none, or at the end. The task's index is to be chosen."""
+        if not self._page and not self.ended:
+            self._page, self._after = self._db.crowded_slices(
+                self._zones, self._after, _SCAN, _PAGE, deadline
+            )
+            self._page.reverse()
+            self.ended = self._after is None
+        return self._page.pop() if self._page else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     task: MoveTask
     source: int
     target: int | None  # None: whoever has room
+    booked: bool = False  # by the balance
 
 
 class Rebalance:
-    """A step moves a few fragments at once: off draining nodes first, then off full ones."""
+    """A step moves a few fragments at once: off draining nodes, else out of crowded zones, else off full nodes."""
 
     name = "rebalance"
 
@@ -93,6 +127,11 @@ class Rebalance:
         self._round_ends = 0.0
         self._walk: Walk | None = None
         self._spent: set[int] = set()  # givers gone through in this round
+        self._zones: Collection[str] = ()  # with nodes that are written to
+        self._crowded: CrowdedWalk | None = None
+        self._spread_at = time.monotonic()  # when crowded slices are looked for again
+        self._spread_any = False  # in this walk
+        self._random = Random()
         self._tally = Tally("moved")
         self._stuck = ""
         self._wake_up = WakeUp(maker.db, self.name)
@@ -107,15 +146,20 @@ class Rebalance:
             self._backoff.clear()
             self._round_ends = 0.0
             self._plan_at = min(self._plan_at, time.monotonic() + self._settle_s)
+            self._spread_at = time.monotonic()
         nodes = self._maker.nodes(deadline)
-        jobs = self._draining(nodes, deadline) or self._balancing(nodes, deadline)
+        jobs = (
+            self._draining(nodes, deadline)
+            or self._spreading(nodes, deadline)
+            or self._balancing(nodes, deadline)
+        )
         results = all_of(self._executor, lambda job: self._move_or_postpone(job, deadline), jobs)
         for job, moved in zip(jobs, results, strict=True):
-            if moved is None and job.target is not None and self._balance is not None:
+            if moved is None and job.booked and job.target is not None and self._balance is not None:
                 self._balance.unbook(job.source, job.target, job.task.fragment_size)
             self._bucket.spend(moved or 0)
             self._meter.add(moved or 0)
-        return paced(self._bucket.wait(), bool(jobs), self._detail())
+        return paced(self._bucket.wait(), bool(jobs) or self._crowded is not None, self._detail())
 
     def _detail(self) -> dict[str, object]:
         detail = self._tally.as_detail()
@@ -158,6 +202,35 @@ class Rebalance:
             self._backoff.failed(node)
         else:
             self._backoff.succeeded(node)
+
+    def _spreading(self, nodes: dict[int, Node], deadline: Deadline) -> list[_Job]:
+        """The next few fragments of slices that are more crowded in a zone than they need be.
+
+        All slices are gone through when there are other zones than before, and now and then: repair and adoption
+        take what they can get. A page of them a step, until nothing is left to move.
+        """
+        zones = {n.zone for n in nodes.values() if n.writable}
+        if zones != self._zones:
+            self._zones, self._crowded, self._spread_at = zones, None, time.monotonic()
+        if self._crowded is None:
+            if time.monotonic() < self._spread_at:
+                return []
+            self._crowded = CrowdedWalk(self._maker.db, zones)
+        jobs: list[_Job] = []
+        while len(jobs) < self._parallel and (task := self._crowded.next(deadline)) is not None:
+            held, size = task.piece.nodes, task.fragment_size
+            found = None
+            if not self._backoff.wait(task.piece.id):
+                found = spread(list(nodes.values()), held, size, self._random)
+            if found is not None:
+                index, target = found
+                jobs.append(_Job(replace(task, index=index), held[index], target))
+        self._spread_any |= bool(jobs)
+        if self._crowded.ended and not jobs:
+            again, self._spread_any = self._spread_any, False
+            self._crowded = CrowdedWalk(self._maker.db, zones) if again else None
+            self._spread_at = time.monotonic() + _ROUND_S
+        return jobs
 
     def _balancing(self, nodes: dict[int, Node], deadline: Deadline) -> list[_Job]:
         now = time.monotonic()
@@ -204,7 +277,7 @@ class Rebalance:
             if not self._backoff.wait(task.piece.id):
                 target = balance.taker(_candidate(task), source)
                 if target is not None:
-                    return _Job(task, source, target)
+                    return _Job(task, source, target, booked=True)
         return None
 
     # --- moving -----------------------------------------------------------------------------------------
@@ -284,8 +357,18 @@ def _bytes_aside(directory: NodeDirectory, node: Node, deadline: Deadline) -> in
 def dry_run(
     db: UpkeepDB, nodes: list[Node], threshold: float, deadline: Callable[[], Deadline]
 ) -> Iterator[Move]:
-    """What a round of rebalancing would move now, and where; nothing is moved. ``deadline``: for each page."""
-    return plan_moves(nodes, threshold, lambda node: _fragments_on(db, node, deadline))
+    """What a round of rebalancing would move now, and where; nothing is moved. ``deadline``: for each page.
+
+    Out of crowded zones first, by the same chance every time.
+    """
+    spread_out: set[UUID] = set()
+    moved: Counter[tuple[int, int]] = Counter()
+    for move in plan_spread(nodes, _crowded(db, nodes, deadline), Random(0)):
+        spread_out.add(move.id.slice)
+        moved[move.source, move.target] += move.size
+        yield move
+    fragments_on = partial(_fragments_on, db, deadline=deadline)
+    yield from plan_moves(after_moves(nodes, moved), threshold, fragments_on, spread_out)
 
 
 def dry_drain(
@@ -299,6 +382,15 @@ def _fragments_on(db: UpkeepDB, node: int, deadline: Callable[[], Deadline]) -> 
     walk = Walk(db, node, _PAGE_OF_PLAN)
     while (task := walk.next(deadline())) is not None:
         yield _candidate(task)
+
+
+def _crowded(db: UpkeepDB, nodes: list[Node], deadline: Callable[[], Deadline]) -> Iterator[Candidate]:
+    walk = CrowdedWalk(db, {n.zone for n in nodes if n.writable})
+    while True:
+        while (task := walk.next(deadline())) is not None:
+            yield _candidate(task)
+        if walk.ended:
+            return
 
 
 def _candidate(task: MoveTask) -> Candidate:

@@ -119,10 +119,7 @@ class Runner(threading.Thread):
     def run(self) -> None:
         while not self._stopping.is_set():
             try:
-                pause = self._turn()
-                self._trouble = ""
-            except DistfsError as e:
-                pause = self._failed(e)
+                pause = self._turn_or_failed()
             except Exception:  # the thread's outermost edge
                 log.exception("upkeep %s stumbled over a bug; it begins anew", self._worker_name)
                 self._worker = None
@@ -135,6 +132,14 @@ class Runner(threading.Thread):
         """Wake the step that runs: a thread that waits for a silent node would hold up the end of the process."""
         if self._step is not None:
             self._step.cancel("upkeep stops")
+
+    def _turn_or_failed(self) -> float:
+        try:
+            pause = self._turn()
+        except DistfsError as e:
+            return self._failed(e)
+        self._trouble = ""
+        return pause
 
     def _turn(self) -> float:
         """One step if this thread leads; -> how long to wait before the next turn."""

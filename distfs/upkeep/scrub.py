@@ -58,7 +58,8 @@ class Scrub:
         self._meter = Meter()
         self._tally = Tally("checked", "bad")
         self._stumbles: Counter[tuple[int, FragmentId]] = Counter()
-        self._reach = Reach(directory, executor)
+        self._reach = Reach(db, directory, executor, config.repair_delay)
+        self._left: dict[int, _Left] = {}  # by node, of the rounds that run
         self._unlisted: dict[int, str] = {}  # nodes that cannot list what they keep, and why
 
     def step(self, deadline: Deadline) -> Step:
@@ -66,6 +67,8 @@ class Scrub:
         read = sum(all_of(self._executor, lambda node: self._advance(node, deadline), ready))
         self._meter.add(read)
         detail = self._tally.as_detail() | {"nodes_at_work": len(self._rounds)}
+        if left := sum(each.bytes for each in self._left.values()):
+            detail["bytes_left"] = left
         if rate := round(self._meter.rate()):
             detail["bytes_per_second"] = rate
         if unreachable := self._reach.unreachable(deadline):
@@ -113,12 +116,14 @@ class Scrub:
             read = self._rounds[node].send(deadline)
         except StopIteration:
             del self._rounds[node]
+            del self._left[node]
             del self._due[node]
             del self._buckets[node]  # the next round may have more to read
             return 0
         except DistfsError as e:
             log.warning("the scrub of node %d pauses: %s", node, e)
             self._rounds.pop(node, None)
+            self._left.pop(node, None)
             self._due.pop(node, None)
             self._backoff.failed(node)
             return 0
@@ -130,6 +135,7 @@ class Scrub:
         cursor: str | None = state.cursor
         checked, bad = state.checked, state.bad
         deadline = yield 0
+        left = self._left[node] = _Left(self._db.fragments_left(node, deadline) - checked)
         while cursor is not None:
             store = self._directory.store(node, deadline)
             page = self._list(store, node, cursor, deadline)
@@ -153,6 +159,7 @@ class Scrub:
                 self._tally.add("checked")
                 self._tally.add("bad", failed)
                 read, count = read + each.size, count + 1
+                left.read(each.size)
                 if read >= _PIECE_BYTES or count >= _PIECE_FRAGMENTS:
                     self._db.save_scrub(node, str(each.id), checked, bad, deadline)
                     deadline = yield read
@@ -207,6 +214,25 @@ class Scrub:
             except DistfsError as e:  # a disk gone read-only; what is behind this one is to be looked at, too
                 log.info("fragment %s on node %d stays where it is until it was replaced: %s", id, node, e)
         return True
+
+
+@dataclass(slots=True)
+class _Left:
+    """What is left of a node's round, as large as what was read of it: MetaDB counts what a node keeps."""
+
+    fragments: int
+    _read_fragments: int = 0
+    _read_bytes: int = 0
+
+    def read(self, size: int) -> None:
+        self.fragments -= 1
+        self._read_fragments += 1
+        self._read_bytes += size
+
+    @property
+    def bytes(self) -> int:
+        """0 when nothing was read yet."""
+        return max(0, self.fragments) * self._read_bytes // max(1, self._read_fragments)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def settle_soon(cluster: Cluster) -> str:
 def no_commits(url: str) -> Iterator[Callable[[], object]]:
     """No file is committed meanwhile, until what is given here is called."""
     parsed = MetaURL.parse(url)
-    with closing(Link(parsed, parsed.hosts[0], connect_timeout=10, statement_timeout=60)) as link:
+    with closing(Link(parsed, parsed.hosts[0], Deadline(10), statement_timeout=60)) as link:
         link.raw.run("BEGIN")
         link.raw.run("LOCK TABLE file IN SHARE MODE")
         yield lambda: link.raw.run("COMMIT")
@@ -378,7 +378,7 @@ def test_repair_now_does_not_wait_for_a_dead_node(make_cluster: MakeCluster) -> 
     ended = distfs(cluster, "repair", "--now")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
-        f"not waiting for node {dead}, down now: what they kept is made anew\n"
+        f"not waiting for node {dead}, down or unreachable now: what they kept is made anew\n"
         "every slice has its full redundancy\n"
     )
     assert lacking > 0

@@ -185,7 +185,8 @@ def test_a_dry_rebalance_of_equally_full_nodes_has_nothing_to_move(by_hand: Clus
     ended = distfs(by_hand, "rebalance", "--dry-run")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.endswith(
-        "\nnothing to move: the nodes that take part are equally full, within upkeep.rebalance_threshold\n"
+        "\nnothing to move: the nodes that take part are equally full, within upkeep.rebalance_threshold, and no "
+        "slice has more fragments in one zone than it must\n"
     )
     entry = distfs(by_hand, "rebalance", "--dry-run", "--json").entry
     assert (entry["moves"], entry["fragments"], entry["bytes"], entry["bytes_wanted"]) == ([], 0, 0, 0)

@@ -207,7 +207,7 @@ def test_a_commit_that_waits_too_long_for_a_lock_is_undone(
 ) -> None:
     file = new_file()
     url = MetaURL.parse(own_postgres.url)
-    locker = Link(url, url.hosts[0], connect_timeout=5, statement_timeout=5)
+    locker = Link(url, url.hosts[0], Deadline(5), statement_timeout=5)
     locker.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
     with pytest.raises(TooSlow, match="statement timeout"):
         impatient.commit_files([file], soon())
@@ -222,7 +222,7 @@ def test_a_commit_that_has_to_ask_what_became_of_it_has_no_more_time_for_that(
 ) -> None:
     meta = MetaDB(MetaDBConfig(url=own_postgres.url, statement_timeout=Seconds(2)))
     url = MetaURL.parse(own_postgres.url)
-    first, second = (Link(url, url.hosts[0], connect_timeout=5, statement_timeout=30) for _ in range(2))
+    first, second = (Link(url, url.hosts[0], Deadline(5), statement_timeout=30) for _ in range(2))
     files = meta.commit_files([new_file()], soon())
     first.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
     with ThreadPoolExecutor(2) as threads:
@@ -257,7 +257,7 @@ def test_a_request_with_little_time_left_is_undone_in_time_and_costs_no_connecti
     url = MetaURL.parse(own_postgres.url)
     meta.nodes(soon())
     [[backend]] = _backends(own_postgres.url)
-    locker = Link(url, url.hosts[0], connect_timeout=5, statement_timeout=5)
+    locker = Link(url, url.hosts[0], Deadline(5), statement_timeout=5)
     locker.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
     file = new_file()
     with pytest.raises(TooSlow, match="statement timeout"):

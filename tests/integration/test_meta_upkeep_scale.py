@@ -99,8 +99,9 @@ def test_every_slice_of_a_node_is_listed_once(big: Big) -> None:
     )
     assert pages == [FragmentId(*row) for row in rows]
     assert big.upkeep.fragments_left(3, soon()) == len(pages)
-    assert all(big.upkeep.wanted(3, pages, soon()).values())
-    assert not any(big.upkeep.wanted(4, [i for i in pages if i.index == 0], soon()).values())
+    assert all(claim.here for claim in big.upkeep.claims(3, pages, soon()).values())
+    others = big.upkeep.claims(4, [i for i in pages if i.index == 0], soon())
+    assert not any(claim.here for claim in others.values())
 
 
 def test_status_adds_up(big: Big) -> None:
@@ -118,6 +119,7 @@ def test_status_adds_up(big: Big) -> None:
         "fragments_on(3, NULL, 100)",
         "slices_on(3, NULL, 100)",
         "fragments_left(3)",
+        "bytes_kept(3)",
         "claims",
         "strays",
         "note_damage",
@@ -157,3 +159,23 @@ def generic_plan(url: str, name: str) -> list[str]:
         return plan
     finally:
         connection.close()
+
+
+def test_the_slices_that_are_crowded_in_a_zone_are_found_in_pages(big: Big) -> None:
+    """Nobody reads all slices into memory to find those."""
+    run_sql(big.url, "UPDATE node SET zone = CASE WHEN id % 10 < 5 THEN 'a' ELSE 'b' END")
+    try:
+        expected = {
+            piece
+            for piece, nodes in run_sql(big.url, "SELECT id, nodes FROM slice")
+            if len({node % 10 < 5 for node in nodes}) == 1
+        }
+        found, after, pages = [], None, 0
+        while after is not None or not pages:
+            tasks, after = big.upkeep.crowded_slices(["a", "b"], after, 5000, 10_000, soon())
+            found += [task.piece.id for task in tasks]
+            pages += 1
+        assert (len(found), set(found)) == (len(expected), expected)
+        assert pages == SLICES // 5000 + 1
+    finally:
+        run_sql(big.url, "UPDATE node SET zone = ''")

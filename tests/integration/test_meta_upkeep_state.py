@@ -30,14 +30,15 @@ def age_trash(url: str, seconds: float) -> None:
 # --- what is wanted -----------------------------------------------------------------------------------
 
 
-def test_wanted_answers_for_every_fragment_asked_about(upkeep: UpkeepDB, meta: MetaDB) -> None:
+def test_claims_answer_for_every_fragment_asked_about(upkeep: UpkeepDB, meta: MetaDB) -> None:
     register(meta, 3)
     live, deleted = placed((1, 2)), placed((2, 1))
     meta.commit_files([live, deleted], soon())
     meta.delete_file(deleted.id, soon())
     kept, trashed, unknown = live.slices[0].id, deleted.slices[0].id, uuid4()
     asked = [FragmentId(piece, index) for piece in (kept, trashed, unknown) for index in (0, 1, 2)]
-    assert upkeep.wanted(1, [*asked, asked[0]], soon()) == {
+    claims = upkeep.claims(1, [*asked, asked[0]], soon())
+    assert {id: claim.here for id, claim in claims.items()} == {
         FragmentId(kept, 0): True,
         FragmentId(kept, 1): False,
         FragmentId(kept, 2): False,
@@ -48,7 +49,7 @@ def test_wanted_answers_for_every_fragment_asked_about(upkeep: UpkeepDB, meta: M
         FragmentId(unknown, 1): False,
         FragmentId(unknown, 2): False,
     }
-    assert upkeep.wanted(1, [], soon()) == {}
+    assert upkeep.claims(1, [], soon()) == {}
 
 
 def test_a_claim_tells_whether_the_slice_lacks_anything(
@@ -94,10 +95,10 @@ def test_a_stray_tells_its_file(upkeep: UpkeepDB, meta: MetaDB) -> None:
     assert (task.piece, task.policy) == (file.slices[0], ONE_COPY_MORE)
 
 
-def test_wanted_has_no_answer_while_metadb_is_away() -> None:
+def test_claims_have_no_answer_while_metadb_is_away() -> None:
     away = MetaDB(MetaDBConfig(url="postgresql://distfs@127.0.0.1:1/distfs"))
     with pytest.raises(Unavailable):
-        UpkeepDB(away).wanted(1, [FragmentId(uuid4(), 0)], soon())
+        UpkeepDB(away).claims(1, [FragmentId(uuid4(), 0)], soon())
     away.close()
 
 
@@ -167,9 +168,8 @@ def test_what_is_being_purged_cannot_be_undeleted_half(
     [expired] = upkeep.expired_trash(50, 10, soon())
     with pytest.raises(NotFound, match="in the trash"):
         meta.undelete_file(expired.id, soon())
-    assert upkeep.wanted(1, [FragmentId(file.slices[0].id, 0)], soon()) == {
-        FragmentId(file.slices[0].id, 0): True
-    }
+    [claim] = upkeep.claims(1, [FragmentId(file.slices[0].id, 0)], soon()).values()
+    assert claim.here
     assert upkeep.drop_trash(expired.id, soon())
     assert not upkeep.drop_trash(expired.id, soon())
     assert run_sql(metadb_url, "SELECT * FROM trash_slice") == []

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from distfs.blocks import BlockPool
 from distfs.config import Bytes
 from distfs.errors import BodyCutShort, ClientGone, Refused
+from distfs.host.body_framing import LengthFraming
+from distfs.host.request_body import Spooler
 from tests.integration.raw_http import (
     CONFIG,
     HASTY,
@@ -282,6 +285,16 @@ def test_spools_together_take_bounded_memory(tmp_path: Path) -> None:
             assert client.answer().body == body
             client.socket.close()
         eventually(lambda: on_disk() == 0, "a spool was left open")
+
+
+def test_what_spools_may_never_have_is_not_even_begun_in_memory(tmp_path: Path) -> None:
+    """A body of more than half of the pool, but less than ``memory_buffer``, would take all others' memory first."""
+    pool = BlockPool(64 * 1024, 4)
+    spooler = Spooler(replace(SPOOLING, spool_dir=str(tmp_path), memory_buffer=Bytes(1 << 20)), pool)
+    spool = spooler.spool(LengthFraming(200_000))
+    spool.received(bytes(100_000))
+    assert pool.usage().spooled == 0
+    spool.close()
 
 
 def test_no_room_to_spool_is_said(tmp_path: Path) -> None:

@@ -92,6 +92,22 @@ def test_small_uploads_that_wait_for_bandwidth_leave_a_worker_for_health_checks(
         eventually(lambda: soon(service, "/readyz") == 200, "all of them are served")
 
 
+def test_under_a_cap_a_small_upload_waits_in_the_clients_socket_and_not_in_a_spool(
+    serve: Callable[[Config], TestService], config: Config
+) -> None:
+    config = replace(config, http=replace(config.http, stream_threshold=Bytes(16 * MIB)))
+    service = serve(replace(config, bandwidth=BandwidthConfig(cap_in=BytesPerSecond(10 * KIB))))
+    body = some_bytes(8 * MIB)
+    with socket.create_connection((service.host, service.port)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
+        sock.sendall(f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # after what the sockets hold
+            sock.sendall(body)
+    service.app.services.reconfigure(replace(config, bandwidth=BandwidthConfig()))
+    eventually(lambda: service.app.services.bandwidth.waiting("in") == 0, "nobody waits for bandwidth")
+
+
 def test_a_callers_own_limit_comes_before_a_body_that_would_be_spooled(
     serve: Callable[[Config], TestService], config: Config
 ) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs import storage_server, wire
-from distfs.config import Bytes
+from distfs.config import Bytes, Seconds
 from distfs.errors import (
     Corrupt,
     NodeUnavailable,
@@ -28,7 +28,7 @@ from distfs.fragment import CellEntry
 from distfs.model import FragmentId
 from distfs.wire import Type
 from tests.contract.litter import assert_no_litter, eventually
-from tests.contract.nodes import NODE, KillableServer
+from tests.contract.nodes import NODE, KillableServer, serving
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole
 from tests.integration.raw_wire import Raw, assert_serves, handlers
 
@@ -266,6 +266,27 @@ def test_an_idle_connection_is_closed_quietly(
     assert raw.sock.recv(100) == b""
     raw.sock.close()
     eventually(lambda: handlers(server) == 0, "its thread has ended")
+
+
+@pytest.mark.parametrize("ahead", [0, wire.PREFIX_SIZE, 100])
+def test_a_request_that_comes_a_byte_now_and_then_holds_no_thread(tmp_path: Path, ahead: int) -> None:
+    """``ahead``: so much of it came with the one before. Its header has as long as the stall limit, in all."""
+    config = replace(NODE, stall_timeout=Seconds(0.3))
+    with serving(tmp_path / "node", config) as server:
+        raw = Raw(server)
+        header = wire.encode(Type.INFO, raw.request(request="x" * 10_000))
+        raw.sock.sendall(wire.encode(Type.INFO, raw.request()) + header[:ahead])
+        raw.wire.receive_answer()
+        ends = time.monotonic() + 5
+        with contextlib.suppress(OSError):
+            for at in range(ahead, len(header)):
+                raw.sock.sendall(header[at : at + 1])
+                time.sleep(0.03)
+                if not handlers(server):
+                    break
+                assert time.monotonic() < ends, "it holds a thread of the node"
+        eventually(lambda: handlers(server) == 0, "its thread has ended")
+        raw.sock.close()
 
 
 def test_too_many_connections_are_refused_in_words_and_room_comes_back(

@@ -147,6 +147,27 @@ def test_a_bug_does_not_end_upkeep(db: UpkeepDB, monkeypatch: pytest.MonkeyPatch
     assert work.made == 2
 
 
+def test_an_error_that_cannot_be_shown_does_not_end_upkeep(
+    db: UpkeepDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distfs.upkeep.runner._AFTER_BUG_S", 0.05)
+    save, bugs = db.save_worker, [ZeroDivisionError("a bug of ours")]
+
+    def failing(name: str, state: str, *rest: object) -> None:
+        if state == "failing" and bugs:
+            raise bugs.pop()
+        save(name, state, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(db, "save_worker", failing)
+    work = Work()
+    service = run(db, work, "a", [NodeUnavailable("node 3 is away")])
+    try:
+        eventually(lambda: work.steps.get("a", 0) > 5, "it works again")
+    finally:
+        service.stop()
+    assert not bugs
+
+
 def test_results_are_seen_by_all(db: UpkeepDB) -> None:
     work = Work()
     service = run(db, work, "a")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from distfs.commands.fsck import fsck
+from distfs.commands.operator import Operator
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable
 from distfs.model import File, FragmentId
@@ -64,6 +66,28 @@ def stray_copy(cluster: UpkeepCluster, file: File, index: int, age: float = OLD)
     cluster.maker().copy(task, index, source, node, soon())
     cluster.age(id, node, age)
     return id, node
+
+
+def test_fsck_says_of_a_stray_what_becomes_of_it(
+    cluster: UpkeepCluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+    file = cluster.upload(bytes_of(1))
+    id, node = stray_copy(cluster, file, 0)
+
+    def told() -> str:
+        fsck(operator, deep=False, note=False, as_json=False)
+        lines = capsys.readouterr().out.splitlines()
+        return next((line for line in lines if line.startswith(f"  {id} on node {node}")), "")
+
+    assert ": no file needs it (" in told()
+    cluster.sql("UPDATE slice SET nodes[2] = 0")
+    assert ": upkeep leaves it while its slice lacks a fragment (" in told()
+    cluster.sql("UPDATE slice SET nodes[1] = 0")
+    assert f" of file {file.id} (a.bin): lost where MetaDB has it: upkeep takes this one in" in told()
+    drive(cluster.orphans())
+    assert (id, node) in cluster.fragments(file)
+    assert told() == ""
 
 
 def test_the_last_good_copy_on_a_node_that_returns_is_kept_and_read(cluster: UpkeepCluster) -> None:

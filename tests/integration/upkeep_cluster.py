@@ -89,16 +89,21 @@ class RunningNode:
             self.store = DiskStore(folder, cluster, config.node)
         else:
             self.store = SmallDiskStore(folder, cluster, config, capacity)
-        self.server = StorageServer("127.0.0.1", port, self.store, config.node)
-        poll = {"poll_interval": 0.02}
-        self._thread = threading.Thread(target=self.server.serve_forever, kwargs=poll)
-        self._thread.start()
+        self._config = config.node
+        self.open_port(port)
         self._membership = Membership(self.store, meta, self.server.address, config.node, lambda _: None)
 
     def stop(self) -> None:
         self._membership.stop()
         self.close_port()
         self.store.close()
+
+    def open_port(self, port: int) -> None:
+        """0: any free one."""
+        self.server = StorageServer("127.0.0.1", port, self.store, self._config)
+        poll = {"poll_interval": 0.02}
+        self._thread = threading.Thread(target=self.server.serve_forever, kwargs=poll)
+        self._thread.start()
 
     def close_port(self) -> None:
         """Nobody can reach it any more; it goes on to heartbeat."""
@@ -172,6 +177,11 @@ class UpkeepCluster:
         """Nobody can reach the node with that id any more, and yet it heartbeats."""
         self.nodes[self.node(number)].close_port()
         self.directory.close()  # with the connections there were
+
+    def let_in(self, number: int) -> None:
+        """It can be reached again, where it was."""
+        node = self.nodes[self.node(number)]
+        node.open_port(node.server.address.port)
 
     def start_node(self, i: int, capacity: int | None = None) -> None:
         self.start_nodes([i], capacity)

@@ -103,3 +103,14 @@ def test_a_deadline_without_a_scope_cannot_be_cancelled() -> None:
     deadline.watch(lambda: None)()
     assert not deadline.cancelled
     deadline.remaining()
+
+
+def test_what_is_not_to_be_cancelled_ends_in_time_all_the_same() -> None:
+    clock = Clock()
+    with Deadline(5, clock).scope() as scope:
+        uncancelled = scope.uncancelled()
+        scope.cancel("gone")
+        assert uncancelled.remaining() == 5
+        clock.now += 6
+        with pytest.raises(TooSlow):
+            uncancelled.remaining()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -50,6 +51,27 @@ def test_the_next_address_of_a_name_is_tried(
     resolver(monkeypatch, ("127.0.0.1", 1), ("127.0.0.1", port_of(listener)))
     with dial("a-name", 0, 10) as sock:
         assert sock.getpeername() == listener.getsockname()
+
+
+def test_an_address_that_never_answers_leaves_time_for_the_next(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # more than its queue takes: the system drops what else comes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        with pytest.raises(TimeoutError):
+            dial("127.0.0.1", port_of(silent), 0.1)
+        resolver(monkeypatch, ("127.0.0.1", port_of(silent)), ("127.0.0.1", port_of(listener)))
+        with dial("a-name", 0, 0.6) as sock:
+            assert sock.getpeername() == listener.getsockname()
+
+
+def test_what_is_no_name_is_an_error() -> None:
+    with pytest.raises(OSError, match="is no name of a host"):
+        dial("a..b", 80, 10)
 
 
 def test_what_the_last_address_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

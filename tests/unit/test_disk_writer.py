@@ -190,3 +190,23 @@ def test_an_existing_file_is_never_written_over(pool: BufferPool, tmp_path: Path
         with pytest.raises(FileExistsError):
             open_sink(path, SIZE, chosen)
     assert path.read_bytes() == b"mine"
+
+
+def test_a_bug_in_the_writing_thread_is_raised_by_the_one_that_fills(
+    pool: BufferPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError
+
+    sink = open_sink(tmp_path / "f", 0, pool)
+    monkeypatch.setattr(disk_writer, "_write_all", fails)
+    filling = threading.Thread(target=_fill_in_vain, args=(sink,), daemon=True)
+    filling.start()
+    filling.join(10)
+    assert not filling.is_alive(), "it waits for a buffer that nobody empties"
+    sink.discard()
+
+
+def _fill_in_vain(sink: Sink) -> None:
+    with pytest.raises(ZeroDivisionError):
+        fill(sink, random_bytes(20 * SIZE), SIZE)

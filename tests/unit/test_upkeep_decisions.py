@@ -26,11 +26,14 @@ from distfs.upkeep.decisions import (
     by_risk,
     choose_target,
     clock_in_doubt,
+    cut_off,
     fullness,
     plan_drain,
     plan_moves,
+    plan_spread,
     scrub_due_in,
     scrub_pace,
+    spread,
 )
 from distfs.upkeep.model import RepairTask, ScrubState
 
@@ -243,6 +246,59 @@ def test_what_is_balanced_enough_is_left_alone() -> None:
     assert not Balance(nodes, 0.03).done
 
 
+def zone_counts(cluster: Cluster, number: int) -> Counter[str]:
+    return Counter(cluster.nodes[n].zone for n in cluster.held[number])
+
+
+def test_zones_that_came_later_get_their_share_and_then_all_rests() -> None:
+    """4+2, written when there was one zone; then two more come, whose nodes are few or small."""
+    random = Random(11)
+    nodes = [node(n, capacity=40 * GIB, zone="a") for n in range(1, 31)]
+    cluster = Cluster(nodes, {})
+    for number in range(1000):
+        cluster.put(number, random.sample(range(1, 31), 6))
+    for n in range(31, 51):
+        cluster.nodes[n] = node(n, capacity=20 * GIB, zone="b")
+    for n in range(51, 53):
+        cluster.nodes[n] = node(n, capacity=40 * GIB, zone="c")
+    cluster.used |= dict.fromkeys(range(31, 53), 0)
+
+    def crowded() -> list[Candidate]:
+        return [
+            Candidate(FragmentId(UUID(int=s + 1), 0), tuple(held), SIZE) for s, held in cluster.held.items()
+        ]
+
+    def squares(*slices: int) -> int:
+        return sum(count * count for s in slices for count in zone_counts(cluster, s).values())
+
+    moves = list(plan_spread(cluster.now(), crowded(), random))
+    assert len({move.id for move in moves}) == len(moves), "nothing is moved twice"
+    for move in moves:
+        number = move.id.slice.int - 1
+        before = squares(number)
+        cluster.move(move)
+        assert squares(number) < before
+    for number in cluster.held:
+        assert sorted(zone_counts(cluster, number).values()) == [2, 2, 2]
+    assert list(plan_spread(cluster.now(), crowded(), random)) == []
+    spread_out = squares(*cluster.held)
+    for move in plan_moves(cluster.now(), 0.05, cluster.fragments_on):
+        cluster.move(move)
+    assert squares(*cluster.held) == spread_out, "balancing does not undo it"
+    assert list(plan_spread(cluster.now(), crowded(), random)) == []
+
+
+def test_what_no_zone_can_take_stays_and_a_silent_node_is_not_copied_from() -> None:
+    full, free = node(4, zone="b", free=SIZE - 1), node(4, zone="b")
+    here = [node(1, zone="a"), node(2, zone="a"), node(3, zone="a")]
+    silent = [replace(n, alive=False) for n in here]
+    assert spread([*here, full], (1, 2), SIZE, Random(1)) is None
+    assert spread([*silent, free], (1, 2), SIZE, Random(1)) is None
+    assert spread([*silent[:1], *here[1:], free], (1, 2), SIZE, Random(1)) == (1, 4)
+    assert spread([*here, free], (1, 4), SIZE, Random(1)) is None
+    assert spread([*here, free], (0, 0), SIZE, Random(1)) is None
+
+
 def test_zones_are_crowded_no_more_than_before() -> None:
     random = Random(4)
     nodes = [node(n, capacity=20 * GIB, zone="ab"[n % 2]) for n in range(1, 13)]
@@ -343,6 +399,12 @@ def test_a_round_of_scrub_begins_a_period_after_the_last_one_began() -> None:
     assert scrub_due_in(state(last_round_age=30.0), 100) == 70
     assert scrub_due_in(state(last_round_age=130.0), 100) == 0
     assert scrub_due_in(state(round_age=1.0, last_round_age=30.0), 100) == 0
+
+
+def test_who_hears_nothing_of_half_the_nodes_is_cut_off_itself() -> None:
+    assert not cut_off(3, 1)
+    assert not cut_off(1000, 499)
+    assert all(cut_off(asked, silent) for asked, silent in ((1, 1), (2, 1), (4, 2)))
 
 
 def test_a_clock_is_in_doubt_beyond_a_minute() -> None:
