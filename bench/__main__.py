@@ -73,6 +73,7 @@ def main() -> int:
         repair_mb=arguments.repair_mb,
         idle_s=arguments.idle_s,
         slices=arguments.slices,
+        batch=arguments.batch,
     )
     _heed_signals()
     results: dict[str, object] = {}
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         default=100_000,
         help="decisions: slices, on a hundredth as many nodes (%(default)s)",
     )
+    add("--batch", type=_positive, default=50, help="admission: small files in a row (%(default)s)")
     add("--limit", metavar="S", type=_positive, default=900, help="seconds a scenario may take (%(default)s)")
     add(
         "--results",

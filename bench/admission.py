@@ -19,15 +19,17 @@ from distfs.config import KIB, MIB
 from distfs.errors import Unavailable
 
 SMALL, MIDDLE = 4 * KIB, MIB  # bytes: no row in MetaDB, and the smallest with one
-BATCH = 50  # uploads of them in a row; a figure is the mean of a batch
 GOAL = 0.03  # of the time, at most
 
 
 def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
-    """A large file as often as ``--runs`` says, small ones in batches. Raises Unavailable when an upload fails."""
+    """A large file as often as ``--runs`` says, small ones in batches: a figure of theirs is the mean of one.
+
+    Raises Unavailable when an upload fails.
+    """
     folder = cleanup.enter_context(workspace(options.work))
     size = options.mb * 10**6
-    small = 2 * 5 * options.runs * BATCH * (SMALL + MIDDLE)
+    small = 2 * 5 * options.runs * options.batch * (SMALL + MIDDLE)
     need_room(folder, 2 * (size * (2 * options.runs + 3) + small))
     distfs = cleanup.enter_context(Distfs.running(folder))
     off = cleanup.enter_context(distfs.service("bench.unadmitted"))
@@ -35,7 +37,7 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
     source = folder / "noise.bin"
     noise.write_file(source, size)
     overheads = [_large(off, on, source, size, options.runs)]
-    overheads += [_small(off, on, each, 5 * options.runs) for each in (MIDDLE, SMALL)]
+    overheads += [_small(off, on, each, 5 * options.runs, options.batch) for each in (MIDDLE, SMALL)]
     _print(overheads)
     return {"overhead": overheads}
 
@@ -49,9 +51,9 @@ def _large(off: str, on: str, source: Path, size: int, runs: int) -> Overhead:
     return _overhead(size, runs, upload)
 
 
-def _small(off: str, on: str, size: int, runs: int) -> Overhead:
+def _small(off: str, on: str, size: int, runs: int, batch: int) -> Overhead:
     body = os.urandom(size)
-    return _overhead(size, runs, lambda admitted: _batch(on if admitted else off, body))
+    return _overhead(size, runs, lambda admitted: _batch(on if admitted else off, body, batch))
 
 
 def _overhead(size: int, runs: int, upload: Callable[[bool], float]) -> Overhead:
@@ -62,18 +64,18 @@ def _overhead(size: int, runs: int, upload: Callable[[bool], float]) -> Overhead
     return overhead
 
 
-def _batch(url: str, body: bytes) -> float:
+def _batch(url: str, body: bytes, count: int) -> float:
     """Seconds for one upload, over one connection. Raises Unavailable."""
     place = urlsplit(url)
     with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
         start = time.perf_counter()
-        for _ in range(BATCH):
+        for _ in range(count):
             connection.request("PUT", "/upload/small", body)
             answer = connection.getresponse()
             words = answer.read().decode(errors="replace")
             if answer.status != http.HTTPStatus.CREATED:
                 raise Unavailable(f"an upload was answered with {answer.status}: {words}")
-        return (time.perf_counter() - start) / BATCH
+        return (time.perf_counter() - start) / count
 
 
 def _print(overheads: list[Overhead]) -> None:

@@ -27,6 +27,7 @@ class Options:
     repair_mb: int
     idle_s: int
     slices: int
+    batch: int
 
 
 def spread(values: Sequence[float], digits: int) -> str:

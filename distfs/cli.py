@@ -16,8 +16,10 @@ from distfs.config import Config
 from distfs.errors import ConfigError, Unavailable
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
+from distfs.model import url_here
 from distfs.reload import Reload
 from distfs.server import Server
+from distfs.signals import on_stop
 from distfs.telemetry import setup_logging
 from distfs.upkeep.runner import Upkeep
 
@@ -101,13 +103,12 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     app = create_app(config)
     server = Server(app, config.http, app.services.pool, app.services.admission.gate)
     upkeep = Upkeep(config, app.services.directory, app.services.pool, app.services.damage)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.drain())
+    on_stop(server.drain)
     reload = Reload(lambda: configuration.load(given.config), as_read, app.services)
     reload.on_signal(hung_up=server.drain)
     if given.exit_with_parent:
         parent_watch.exit_with_parent()
-    print(_url(*server.address), flush=True)
+    print(url_here(*server.address), flush=True)
     upkeep.start()
     try:
         server.run()
@@ -125,9 +126,3 @@ def _migrate(config: Config, given: argparse.Namespace) -> None:
     finally:
         meta.close()
     print(f"applied migrations {', '.join(map(str, applied))}" if applied else "MetaDB is up to date")
-
-
-def _url(host: str, port: int) -> str:
-    """By which this machine reaches a service that listens there."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"

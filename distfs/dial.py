@@ -1,18 +1,43 @@
-"""A TCP connection within one bound: the look-up of a name and every address it has included.
+"""TCP: a connection within one bound, the look-up of a name and every address it has included; and listening.
 
 ``socket.create_connection`` bounds each address by itself, and the look-up not at all.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
 from concurrent.futures import Future
 from typing import Any
 
+from distfs.errors import ConfigError
+
 #: What getaddrinfo gives for each address: family, type, protocol, canonical name, address.
 _Found = list[tuple[Any, Any, int, str, Any]]
+
+
+def keep_alive(sock: socket.socket, idle: int, every: int, count: int) -> None:
+    """Let the kernel find a peer whose machine vanished: ``count`` probes, ``every`` seconds, after ``idle`` seconds.
+
+    Linux and most BSDs let a connection have times of its own; elsewhere the system's hold.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", idle), ("TCP_KEEPINTVL", every), ("TCP_KEEPCNT", count)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def cannot_listen(host: str, port: int, error: OSError, other_host: str, other_port: str) -> ConfigError:
+    """Why nobody can listen there, in one line; ``other_host``, ``other_port``: how to choose another."""
+    if error.errno == errno.EADDRINUSE:
+        why, remedy = "another program listens there", other_port
+    elif error.errno == errno.EACCES:
+        why, remedy = "ports below 1024 need privileges", other_port
+    else:
+        why, remedy = error.strerror or str(error), other_host
+    return ConfigError(f"cannot listen on {host}:{port}: {why}; {remedy}")
 
 
 def dial(host: str, port: int, timeout: float) -> socket.socket:

@@ -9,7 +9,6 @@ the nodes listened, because MetaDB takes a node that comes back elsewhere for a 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import http.client
 import json
@@ -27,11 +26,12 @@ from distfs import parent_watch, supervisor
 from distfs.config import Config, MetaDBConfig
 from distfs.config_file import override
 from distfs.deadline import Deadline
+from distfs.dial import cannot_listen
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
 from distfs.metadb.schema import NODE_ROLE
-from distfs.signals import set_soon
+from distfs.signals import say_stop, set_soon
 from distfs.supervisor import Child, Stopped, say
 from distfs.terminal import Terminal
 
@@ -80,9 +80,7 @@ def _signals() -> Iterator[tuple[threading.Event, threading.Event, threading.Eve
         if number == signal.SIGHUP and not terminal.hung_up:
             set_soon(reload)
             return
-        if stopping.is_set():
-            set_soon(hurry)
-        set_soon(stopping)
+        say_stop(stopping, hurry)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, on_signal) for number in numbers]
@@ -283,11 +281,8 @@ def _check_port(host: str, port: int) -> None:
             probe.bind(address)
             probe.listen(1)
     except OSError as e:
-        busy = e.errno == errno.EADDRINUSE
-        reason = "another program listens there" if busy else (e.strerror or str(e))
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {reason}; choose another with --{'port' if busy else 'host'}"
-        ) from e
+        another = "choose another with"
+        raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e
 
 
 def _unready(url: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import threading
 
@@ -16,7 +15,7 @@ from distfs import config_file as configuration
 from distfs import parent_watch
 from distfs.errors import ConfigError
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from distfs.signals import set_soon
+from distfs.signals import on_stop, set_soon
 from distfs.telemetry import setup_logging
 
 log = logging.getLogger("distfs.metadb")
@@ -47,8 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
     given = parser.parse_args(argv)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: set_soon(stopping))
+    on_stop(lambda: set_soon(stopping))
     if given.exit_with_parent:
         parent_watch.exit_with_parent(STOP_GRACE)
     try:

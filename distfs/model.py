@@ -69,6 +69,12 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+def url_here(host: str, port: int) -> str:
+    """By which this machine reaches a service that listens at ``host``, which may be every address."""
+    reachable = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared
+    return f"http://{Address(reachable, port)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A storage node as MetaDB knows it. Sizes in bytes."""

@@ -26,7 +26,7 @@ from waitress.server import TcpWSGIServer
 from distfs.admission.gate import Gate
 from distfs.blocks import BlockPool
 from distfs.config import MIB, HttpConfig
-from distfs.errors import ConfigError
+from distfs.dial import cannot_listen
 from distfs.host.channel import Channel
 from distfs.host.dispatcher import Dispatcher
 from distfs.host.request_body import Spooler
@@ -229,30 +229,19 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
 
 def _listen(config: HttpConfig) -> socket.socket:
     """Raises ConfigError: the port, what is wrong, the remedy."""
-    where = f"{config.host}:{config.port}"
+    listener: socket.socket | None = None
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             config.host or None, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, proto)
-    except OSError as e:
-        raise ConfigError(
-            f"cannot listen on {where}: {e.strerror}; set http.host to an address of here"
-        ) from e
-    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as e:
-        listener.close()
-        if e.errno == errno.EADDRINUSE:
-            remedy = (
-                f"port {config.port} is in use; stop what listens there or set http.port to another (0: any)"
-            )
-        elif e.errno == errno.EACCES:
-            remedy = f"port {config.port} needs privileges; set http.port to one above 1023"
-        else:
-            remedy = f"{e.strerror}; set http.host to an address of here"
-        raise ConfigError(f"cannot listen on {where}: {remedy}") from e
+        if listener is not None:
+            listener.close()
+        other_host, other_port = "set http.host to an address of here", "set http.port to another (0: any)"
+        raise cannot_listen(config.host, config.port, e, other_host, other_port) from e
     return listener
 
 

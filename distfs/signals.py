@@ -7,7 +7,9 @@ wait, ``event.set()`` in the handler would wait for that lock for ever: a proces
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
+from collections.abc import Callable
 
 _LOOK_EVERY_S = 0.5
 
@@ -15,6 +17,19 @@ _LOOK_EVERY_S = 0.5
 def set_soon(event: threading.Event) -> None:
     """Set ``event`` from a thread of its own, at once. Takes no lock of Python's: safe in a signal handler."""
     _thread.start_new_thread(event.set, ())
+
+
+def on_stop(act: Callable[[], object]) -> None:
+    """Have ``act`` called at every SIGTERM and SIGINT. Call this in the main thread; ``act`` takes no lock."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: act())
+
+
+def say_stop(stopping: threading.Event, hurry: threading.Event) -> None:
+    """Set ``stopping`` the first time, and ``hurry`` after that. Safe in a signal handler."""
+    if stopping.is_set():
+        set_soon(hurry)
+    set_soon(stopping)
 
 
 def wait_for(event: threading.Event) -> None:

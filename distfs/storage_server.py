@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import signal
 import socket
 import socketserver
 import sys
@@ -25,6 +24,7 @@ from distfs import config_file as configuration
 from distfs import descriptors, parent_watch, wire
 from distfs.config import Config, NodeConfig
 from distfs.deadline import Deadline
+from distfs.dial import cannot_listen
 from distfs.disk.store import DiskStore, DiskWriter
 from distfs.disk.watch import DiskWatch
 from distfs.errors import (
@@ -40,7 +40,7 @@ from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
 from distfs.model import Address
 from distfs.node.wire_socket import WireSocket
-from distfs.signals import set_soon, wait_for
+from distfs.signals import on_stop, say_stop, wait_for
 from distfs.telemetry import setup_logging
 from distfs.wire import Frame, Type
 
@@ -387,24 +387,11 @@ def _arguments(argv: list[str]) -> tuple[Config, bool]:
     return configuration.override(config, "metadb", url=given.metadb), given.exit_with_parent
 
 
-def _signals() -> tuple[threading.Event, threading.Event]:
-    """-> (stopping, hurry): the first SIGTERM or SIGINT sets one, the next the other."""
-    stopping, hurry = threading.Event(), threading.Event()
-
-    def on_signal(*_: object) -> None:
-        if stopping.is_set():
-            set_soon(hurry)
-        set_soon(stopping)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    return stopping, hurry
-
-
 def serve(config: Config, with_parent: bool = False) -> None:
     """Run a node until SIGTERM or SIGINT, and the transfers that run then to their end; the second signal does
     not wait for them. Raises ConfigError for what an operator must mend."""
-    stopping, hurry = _signals()
+    stopping, hurry = threading.Event(), threading.Event()
+    on_stop(lambda: say_stop(stopping, hurry))
     descriptors.raise_limit()
     if with_parent:
         parent_watch.exit_with_parent()
@@ -419,10 +406,8 @@ def serve(config: Config, with_parent: bool = False) -> None:
     try:
         server = StorageServer(config.node.host, config.node.port, store, config.node)
     except OSError as e:
-        where = f"{config.node.host}:{config.node.port}"
-        raise ConfigError(
-            f"cannot listen on {where}: {e.strerror}; choose another with --host or --port"
-        ) from e
+        host, port, another = config.node.host, config.node.port, "choose another with"
+        raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e
     failure: list[DistfsError] = []
 
     def refused(error: DistfsError) -> None:

@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from distfs.commands.display import counted, size, table
-from distfs.config import HttpConfig
 
 #: A service that says nothing for so long is not waited for.
 SERVICE_WITHIN_S = 2.0
@@ -20,14 +18,6 @@ _MOST_BYTES = 1 << 22
 
 _COUNTS = ["lent", "idle", "waiting", "made", "reused", "stale", "broken"]
 _HEADS = ["NODE", "ADDRESS", *map(str.upper, _COUNTS), "LATENCY", "P95", "BREAKER"]
-
-
-def default_service(http: HttpConfig) -> str:
-    """The URL of the service that the configuration describes, as this machine reaches it."""
-    host = http.host
-    with contextlib.suppress(ValueError):
-        host = "localhost" if ip_address(host).is_unspecified else host
-    return f"http://{f'[{host}]' if ':' in host else host}:{http.port}"
 
 
 def ask_service(url: str) -> dict[str, Any]:

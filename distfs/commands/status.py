@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 
 from distfs.commands.display import counted, duration, size, table
 from distfs.commands.operator import Operator
-from distfs.commands.services import ask_service, default_service, in_words
+from distfs.commands.services import ask_service, in_words
+from distfs.model import url_here
 from distfs.upkeep.model import Backlog, ClusterStatus, WorkerState
 
 #: Workers show a result that does not change every half minute; one that is silent for longer does not run.
@@ -20,7 +21,8 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool) -
     status = operator.db.status(operator.deadline())
     backlog = operator.db.backlog(operator.config.upkeep.repair_delay, operator.deadline())
     drains = _drains(operator, status)
-    told = [ask_service(url) for url in services or [default_service(operator.config.http)]]
+    http = operator.config.http
+    told = [ask_service(url) for url in services or [url_here(http.host, http.port)]]
     if as_json:
         print(json.dumps(_entry(status, backlog, drains) | {"services": told}, indent=2))
         return 0

@@ -11,12 +11,11 @@ import ssl
 from typing import Any, cast
 
 from distfs.deadline import Deadline
-from distfs.dial import dial
+from distfs.dial import dial, keep_alive
 from distfs.errors import Cancelled, TooSlow
 from distfs.metadb.url import Host
 
-#: Dead peers behind a silent firewall are found by the kernel: probes after this many idle seconds.
-_KEEPALIVE_S, _KEEPALIVE_EVERY_S, _KEEPALIVE_COUNT = 30, 5, 3
+_KEEPALIVE = 30, 5, 3  # a server behind a firewall that went silent is noticed after 45 s
 
 #: Length 8 and the request's code (https://www.postgresql.org/docs/current/protocol-message-formats.html).
 _TLS_REQUEST, _TLS_GRANTED = b"\0\0\0\x08\x04\xd2\x16\x2f", b"S"
@@ -71,14 +70,7 @@ def connect(host: Host, limit: Deadline) -> DBSocket:
     else:
         sock = DBSocket(fileno=dial(host.name, host.port, left).detach())
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in (
-            ("TCP_KEEPIDLE", _KEEPALIVE_S),
-            ("TCP_KEEPINTVL", _KEEPALIVE_EVERY_S),
-            ("TCP_KEEPCNT", _KEEPALIVE_COUNT),
-        ):
-            if hasattr(socket, option):  # Linux and most BSDs
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        keep_alive(sock, *_KEEPALIVE)
     sock.limit = limit
     return sock
 

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 from distfs import wire
 from distfs.deadline import Deadline
-from distfs.dial import dial
+from distfs.dial import dial, keep_alive
 from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, by_kind
 from distfs.model import Buffer
 
 _TIMEVAL = struct.Struct("@ll")
 _READ_AHEAD = 16 << 10
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+_KEEPALIVE = 10, 5, 3  # a peer that sends no FIN is noticed after 25 s
 
 
 class Limit(Protocol):
@@ -47,10 +47,7 @@ class WireSocket:
         try:
             sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A peer whose machine vanished is noticed although it sends no FIN.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in _KEEPALIVE:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            keep_alive(sock, *_KEEPALIVE)
             self.set_send_stall(stall)
             self.set_receive_stall(stall)
         except OSError as e:

@@ -78,7 +78,7 @@ def test_throughput_measures_distfs_and_the_floor_and_leaves_nothing_behind(tmp_
 
 
 def test_fairness_compares_both_modes_and_counts_what_the_accounting_costs(tmp_path: Path) -> None:
-    with bench(tmp_path, "--only", "fairness", "--mb", "3", "--runs", "2") as process:
+    with bench(tmp_path, "--only", "fairness", "--mb", "2", "--runs", "2") as process:
         output, complaints = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, complaints) == (0, "")
     assert "Jain's index of the rates" in output
@@ -94,7 +94,7 @@ def test_fairness_compares_both_modes_and_counts_what_the_accounting_costs(tmp_p
 
 
 def test_admission_is_compared_with_a_service_that_lets_everything_in(tmp_path: Path) -> None:
-    with bench(tmp_path, "--only", "admission", "--mb", "3", "--runs", "1") as process:
+    with bench(tmp_path, "--only", "admission", "--mb", "3", "--runs", "1", "--batch", "5") as process:
         output, complaints = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, complaints) == (0, "")
     assert "time ratio, pair by pair" in output
@@ -119,7 +119,7 @@ def test_codes_are_compared_with_copies_also_with_two_nodes_down(tmp_path: Path)
 
 
 def test_repair_is_measured_beside_the_disk(tmp_path: Path) -> None:
-    with bench(tmp_path, "--only", "repair", "--repair-mb", "70", "--idle-s", "2") as process:
+    with bench(tmp_path, "--only", "repair", "--repair-mb", "10", "--idle-s", "1") as process:
         output, complaints = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, complaints) == (0, "")
     assert "the disk's own sequential writes" in output

@@ -39,11 +39,6 @@ def kill_and_notice(cluster: Cluster, i: int) -> int:
     return cluster.node(i).id
 
 
-@pytest.fixture
-def by_hand(make_cluster: MakeCluster) -> Cluster:
-    return make_cluster(config=BY_HAND)
-
-
 # --- nodes, status --------------------------------------------------------------------------------------
 
 
@@ -189,7 +184,7 @@ def test_a_drain_that_cannot_end_says_why_and_can_be_taken_back(make_cluster: Ma
     cluster = make_cluster(nodes=2, config=QUICK)
     files = fill(cluster)
     node = cluster.node(0)
-    ended = distfs(cluster, "drain", str(node.id), "--patience", "3")
+    ended = distfs(cluster, "drain", str(node.id), "--patience", "1")
     assert (ended.code, ended.out) == (1, "")
     assert f"node {node.id} ({node.address}) still keeps " in ended.err
     assert "do not unplug it" in ended.err
@@ -213,7 +208,8 @@ def test_a_node_that_is_down_is_not_drained_but_repaired_from_the_others(by_hand
     assert "is down, so it cannot be drained: start it, or have `distfs repair --now` make anew" in ended.err
 
 
-def test_a_live_node_is_not_forgotten_and_a_dead_one_is(by_hand: Cluster) -> None:
+def test_a_live_node_is_not_forgotten_and_a_dead_one_is(make_cluster: MakeCluster) -> None:
+    by_hand = make_cluster(config=BY_HAND)
     files = fill(by_hand)
     node = by_hand.node(0)
     refused = distfs(by_hand, "forget", str(node.id))
@@ -394,7 +390,7 @@ def test_repair_that_cannot_end_says_why(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(nodes=2, config=QUICK)
     fill(cluster, files=2)
     kill_and_notice(cluster, 0)
-    ended = distfs(cluster, "repair", "--now", "--patience", "3")
+    ended = distfs(cluster, "repair", "--now", "--patience", "1")
     assert ended.code == 1
     assert " cannot be repaired: " in ended.err
     assert "full redundancy" not in ended.out

@@ -52,11 +52,6 @@ def printed_moves(out: str) -> dict[tuple[int, int], int]:
     return {(int(row[0]), int(row[1])): int(row[2]) for row in cells}
 
 
-@pytest.fixture
-def by_hand(make_cluster: MakeCluster) -> Cluster:
-    return make_cluster(config=BY_HAND)
-
-
 # --- drain ----------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import distfs.upload
 from distfs.config import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import ClientGone, Unavailable
@@ -189,9 +190,10 @@ def test_a_client_that_hangs_up_ends_the_wait_for_a_node_that_stalls(
 
 @pytest.mark.parametrize("read_on", [False, True], ids=["at the window's end", "at the file's end"])
 def test_a_slice_that_fails_wakes_who_waits_for_its_siblings(
-    metadb_url: str, tmp_path: Path, read_on: bool
+    metadb_url: str, tmp_path: Path, read_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes are lost, the third stalls for ever: with k = 2 that is the end, and it comes at once."""
+    monkeypatch.setattr(distfs.upload, "DISCARD_LIMIT_S", 0.2)  # the one that stalls deletes nothing either
     with proxied(metadb_url, tmp_path, **PATIENT) as ways:
         stalls, *lost = ways.proxies.values()
         stalls.up.hold()

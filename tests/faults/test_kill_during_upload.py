@@ -19,11 +19,13 @@ from distfs.deadline import Deadline
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
 from distfs.metadb.url import MetaURL
 from distfs.model import File
-from tests.cluster.harness import Answer, Cluster, MakeCluster, wait_until
+from tests.cluster.harness import Answer, Cluster, MakeCluster, Settings, wait_until
 from tests.faults.dying import MODULE, STEPS, die_at
 from tests.integration.meta_proxy import Cut, Proxy
 
 SMALL_SLICES = {"storage": {"block_size": "64KiB", "slice_size": "256KiB", "window": "1MiB"}}
+#: For a MetaDB that goes away: it is given up soon.
+GIVES_UP: Settings = {**SMALL_SLICES, "metadb": {"statement_timeout": "1s"}}
 DATA = random.Random(7).randbytes(1_000_003)  # four slices
 
 NODE_STEPS = [step for step in STEPS if step.startswith("node")]
@@ -118,7 +120,7 @@ def test_a_file_sent_again_after_the_service_was_killed_is_stored(mortal: Cluste
 def test_metadb_killed_during_an_upload_leaves_no_partial_file(
     own_postgres: EmbeddedPostgres, tmp_path: Path
 ) -> None:
-    with Cluster(tmp_path / "cluster", own_postgres.url, config=SMALL_SLICES) as cluster:
+    with Cluster(tmp_path / "cluster", own_postgres.url, config=GIVES_UP) as cluster:
         kept = cluster.upload(DATA)
 
         def dying_midway() -> object:
@@ -146,7 +148,8 @@ def test_metadb_killed_around_the_commit_of_an_upload_leaves_all_of_the_file_or_
     own_postgres: EmbeddedPostgres, tmp_path: Path, where: Cut, returns: bool
 ) -> None:
     """kill -9 of all of PostgreSQL when the commit has been sent and not begun, or is done and not answered."""
-    with proxied(own_postgres) as (proxy, url), Cluster(tmp_path / "c", url, config=SMALL_SLICES) as cluster:
+    config = SMALL_SLICES if returns else GIVES_UP
+    with proxied(own_postgres) as (proxy, url), Cluster(tmp_path / "c", url, config=config) as cluster:
         kept = cluster.upload(b"from before")
 
         def kill() -> None:

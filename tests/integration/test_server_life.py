@@ -47,7 +47,9 @@ def test_the_address_is_the_one_bound() -> None:
 def test_a_busy_port_is_said_with_the_remedy() -> None:
     with serving(echo) as server:
         port = server.address[1]
-        with pytest.raises(ConfigError, match=rf"port {port} is in use.*http\.port") as raised:
+        with pytest.raises(
+            ConfigError, match=rf":{port}: another program listens there; .*http\.port"
+        ) as raised:
             Server(echo, replace(CONFIG, port=port))
         assert "\n" not in str(raised.value)
 
