@@ -138,16 +138,18 @@ def test_decisions_on_a_large_cluster_are_timed(tmp_path: Path) -> None:
     assert [(one["name"], one["count"]) for one in figures] == [
         ("order of repair", 3000),
         ("plan of a rebalancing", 3000),
+        ("plan of spreading over zones", 3000),
         ("targets of repair", 300),
         ("placement of new slices", 300),
     ]
-    assert [len(one["seconds"]) for one in figures] == [2, 2, 1, 1]
+    assert [len(one["seconds"]) for one in figures] == [2, 2, 2, 1, 1]
     assert all(min(one["seconds"]) > 0 for one in figures)
     outcomes = {one["name"]: one["outcome"] for one in figures}
     assert outcomes["order of repair"] == "begins at redundancy 0"
     assert outcomes["targets of repair"] == "300 found"
     assert outcomes["placement of new slices"] == "1,800 fragments"
-    assert int(outcomes["plan of a rebalancing"].split()[0].replace(",", "")) > 100
+    for plan in ("plan of a rebalancing", "plan of spreading over zones"):
+        assert int(outcomes[plan].split()[0].replace(",", "")) > 100
 
 
 def test_ctrl_c_stops_and_removes_everything(tmp_path: Path) -> None:
