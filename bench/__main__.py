@@ -15,6 +15,7 @@ from types import FrameType
 
 from bench import (
     admission,
+    deadlines,
     decisions,
     fairness,
     healing,
@@ -40,6 +41,7 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
         admission.run,
         "what it costs to promise room to an upload, beside a service that does not",
     ),
+    "deadlines": (deadlines.run, "what it costs to look at the clock wherever one waits, 600 MB up and down"),
     "pool": (pool.run, "connections to nodes kept, beside one a request: 4 KiB and 1 MiB"),
     "hedge": (hedge.run, "1 MiB downloads with one of three nodes 200 ms late, beside a healthy cluster"),
     "decisions": (decisions.run, "upkeep's and placement's decisions on a large cluster, without any I/O"),
@@ -53,6 +55,7 @@ DEFAULT = (
     "repair",
     "fairness",
     "admission",
+    "deadlines",
     "pool",
     "hedge",
     "decisions",

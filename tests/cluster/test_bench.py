@@ -107,6 +107,19 @@ def test_admission_is_compared_with_a_service_that_lets_everything_in(tmp_path: 
     assert left_behind(tmp_path) == []
 
 
+def test_deadlines_are_compared_with_a_service_that_has_none(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "deadlines", "--mb", "3", "--runs", "1") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "time ratio, pair by pair" in output
+    figures = saved(tmp_path)["results"]["deadlines"]["overhead"]
+    assert [(o["way"], len(o["off_s"]), len(o["on_s"])) for o in figures] == [
+        ("upload", 2, 2),
+        ("download", 2, 2),
+    ]
+    assert left_behind(tmp_path) == []
+
+
 def test_codes_are_compared_with_copies_also_with_two_nodes_down(tmp_path: Path) -> None:
     with bench(tmp_path, "--only", "codes", "--mb", "3", "--runs", "1") as process:
         output, complaints = process.communicate(timeout=PATIENCE_S)
