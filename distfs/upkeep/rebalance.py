@@ -82,16 +82,20 @@ class CrowdedWalk:
         self._db, self._zones = db, zones
         self._after: UUID | None = None
         self._page: list[MoveTask] = []
-        self.ended = len(zones) < 2
+        self._last = len(zones) < 2  # page
+
+    @property
+    def ended(self) -> bool:
+        return self._last and not self._page
 
     def next(self, deadline: Deadline) -> MoveTask | None:
         """None when a page has none, or at the end. The task's index is to be chosen."""
-        if not self._page and not self.ended:
+        if not self._page and not self._last:
             self._page, self._after = self._db.crowded_slices(
                 self._zones, self._after, _SCAN, _PAGE, deadline
             )
             self._page.reverse()
-            self.ended = self._after is None
+            self._last = self._after is None
         return self._page.pop() if self._page else None
 
 
@@ -219,7 +223,10 @@ class Rebalance:
                 return []
             self._crowded, self._spread_began = CrowdedWalk(self._maker.db, spread.zones), now
         jobs: list[_Job] = []
-        while len(jobs) < self._parallel and (task := self._crowded.next(deadline)) is not None:
+        for _ in range(_PAGE):  # a step is bounded, also when nothing can be moved
+            task = self._crowded.next(deadline) if len(jobs) < self._parallel else None
+            if task is None:
+                break
             moves = [] if self._backoff.wait(task.piece.id) else spread.moves(_spreadable(task))
             if moves:  # one at a time: the others are found again
                 move = moves[0]
