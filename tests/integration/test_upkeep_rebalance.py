@@ -404,49 +404,6 @@ def test_a_dry_run_tells_the_plan_and_moves_nothing(small: UpkeepCluster) -> Non
     assert max(after.values()) - min(after.values()) < 0.05 + rounding
 
 
-@pytest.mark.parametrize("policy", [Policy(1, 1), Policy(2, 2)], ids=str)
-def test_a_zone_that_joins_gets_its_share_of_every_slice(
-    tmp_path: Path, metadb_url: str, policy: Policy
-) -> None:
-    zones = ["rack1"] * 4 + ["rack2"] * 2
-    with UpkeepCluster(tmp_path, metadb_url, nodes=4, zones=zones) as cluster:
-        data = bytes_of(6)
-        files = [cluster.upload(data, policy), cluster.upload(bytes_of(2, 2), policy)]
-        small = cluster.upload(b"one block", policy)
-        rebalance = cluster.rebalance()
-        assert drive(rebalance).detail["moved"] == 0
-        cluster.start_nodes([4, 5])
-        new = {cluster.id(4), cluster.id(5)}
-        moves = list(dry_run(cluster.db, cluster._nodes(), 0.99, soon))
-        drive(rebalance)
-        share = policy.width // 2
-        for file in [*files, small]:
-            for piece in cluster.file(file).slices:
-                assert len(new.intersection(piece.nodes)) == share
-                assert len(set(piece.nodes)) == policy.width
-        slices = sum(len(file.slices) for file in [*files, small])
-        assert len({move.id for move in moves}) == len(moves) == share * slices, "the plan had told so"
-        assert cluster.download(files[0]) == data
-        assert list(dry_run(cluster.db, cluster._nodes(), 0.99, soon)) == []
-
-
-def test_crowded_slices_are_found_a_page_at_a_time(tmp_path: Path, metadb_url: str) -> None:
-    with UpkeepCluster(tmp_path, metadb_url, nodes=2, zones=["a", "a", "b"]) as cluster:
-        files = [cluster.upload(bytes_of(1, seed)) for seed in range(7)]
-        cluster.start_node(2)
-        alone = cluster.upload(bytes_of(1, 9), Policy(1, 0))
-        ids = sorted(piece.id for file in files for piece in file.slices)
-        for scan, limit in ((2, 5), (3, 2), (100, 3), (100, 100)):
-            after, found = None, []
-            while True:
-                tasks, after = cluster.db.crowded_slices(["a", "b"], after, scan, limit, soon())
-                found += [task.piece.id for task in tasks]
-                if after is None:
-                    break
-            assert found == ids, (scan, limit)
-        assert alone.slices[0].id not in ids
-
-
 def test_equally_full_nodes_are_left_alone(small: UpkeepCluster) -> None:
     files = fill(small)
     before = small.fragments(*files)

@@ -327,6 +327,15 @@ def test_what_drains_or_is_down_is_not_moved_for_its_zone() -> None:
         assert Spread(nodes).moves(piece) == []
 
 
+def test_nothing_moves_between_zones_that_would_only_change_places() -> None:
+    """Nothing can leave the most crowded zone; from the next it would go to and fro."""
+    crowded = [node(n, zone="a", state="draining") for n in (1, 2, 3)]
+    nodes = [*crowded, *(node(n, zone="b") for n in (4, 5)), *(node(n, zone="c") for n in (6, 7))]
+    piece = Spreadable(UUID(int=1), (1, 2, 3, 4, 5, 6), SIZE)
+    assert Spread(nodes).moves(piece) == []
+    assert [m.target for m in Spread([*nodes, node(8, zone="d")]).moves(piece)] == [8]
+
+
 def test_room_is_booked() -> None:
     nodes = [node(1, zone="a"), node(2, zone="a"), node(3, zone="b", free=SIZE), node(4, zone="b", free=SIZE)]
     spread = Spread(nodes)
