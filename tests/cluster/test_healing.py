@@ -14,8 +14,8 @@ from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import wait_until
 from tests.cluster.healing import health, is_whole, noise, settings, wait_whole
 
-#: Bytes of the file that goes through the losses. `HEALING_MB=200` is what the release is tried with.
-SIZE = int(os.environ.get("HEALING_MB", "20")) * 1_000_000
+#: Bytes of the file that goes through the losses.
+SIZE = int(os.environ.get("HEALING_MB", "200")) * 1_000_000
 _PART = 64 * 1024
 
 LARGE = {"slice_size": "2MiB", "block_size": "256KiB", "window": "8MiB"}
