@@ -150,7 +150,7 @@ class SliceReader:
         """The block fails its checksum: cells that fail theirs are not used again; if none does, all of them."""
         bad = [index for index, view in block.cells.items() if checksum(view) != block.sums[index]]
         for index in bad or list(block.cells):
-            self._note(index, Corrupt(f"cell {block.number} fails its checksum"))
+            self._note(index, Corrupt(f"{'cell' if bad else 'block'} {block.number} fails its checksum"))
             del block.cells[index]
             block.spent.add(index)
 

@@ -6,6 +6,7 @@ late, be it a server that is overloaded or something else that listens on its po
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from typing import Any, cast
@@ -44,12 +45,9 @@ class DBSocket(socket.socket):
 
     def interrupt(self) -> None:
         """From any thread: whoever waits here fails at once, and the connection is of no more use."""
-        try:
-            socket.socket.shutdown(
-                self, socket.SHUT_RDWR
-            )  # TLS's own would also forget its state, in mid-call
-        except OSError:
-            pass  # it has ended already
+        with contextlib.suppress(OSError):  # it has ended already
+            # Not TLS's own, which would also forget its state, in mid-call.
+            socket.socket.shutdown(self, socket.SHUT_RDWR)
 
 
 class _TLSSocket(DBSocket, ssl.SSLSocket):

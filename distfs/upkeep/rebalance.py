@@ -82,7 +82,7 @@ class CrowdedWalk:
         self._db, self._zones = db, zones
         self._after: UUID | None = None
         self._page: list[MoveTask] = []
-        self._last = len(zones) < 2  # page
+        self._last = False  # page
 
     @property
     def ended(self) -> bool:

@@ -6,8 +6,12 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
+
+import pytest
+
+from distfs.metadb.url import MetaURL
 
 
 class Cut(Enum):
@@ -135,3 +139,33 @@ class Proxy:
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
 _READY_FOR_QUERY = b"Z\0\0\0\x05I"
 _SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
+
+
+MakeProxy = Callable[..., Proxy]
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[MakeProxy]:
+    """-> a function: a server's URL, and perhaps a TLS context -> a proxy before it."""
+    proxies: list[Proxy] = []
+
+    def make(url: str, tls: ssl.SSLContext | None = None) -> Proxy:
+        path = MetaURL.parse(url).hosts[0].socket_path
+        assert path is not None
+        proxies.append(Proxy(path, tls))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def proxy(make_proxy: MakeProxy, metadb_url: str) -> Proxy:
+    """A proxy before this test's database."""
+    return make_proxy(metadb_url)
+
+
+def proxied_url(proxy: Proxy, metadb_url: str) -> str:
+    """The database of ``metadb_url``, through ``proxy``."""
+    return f"postgresql://distfs@127.0.0.1:{proxy.port}/{MetaURL.parse(metadb_url).database}"

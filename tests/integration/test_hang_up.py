@@ -15,10 +15,9 @@ import pytest
 
 from distfs.config import BandwidthConfig, Bytes, BytesPerSecond, Config, MetaDBConfig, Seconds
 from distfs.http_app import HttpApp
-from distfs.metadb.url import MetaURL
 from tests.faults.proxied import PATIENT, proxied
 from tests.forms import some_bytes
-from tests.integration.meta_proxy import Cut, Proxy
+from tests.integration.meta_proxy import Cut, Proxy, proxied_url
 from tests.integration.raw_http import (
     CONFIG,
     PATIENCE,
@@ -57,20 +56,10 @@ Leave = Callable[[socket.socket], None]
 
 
 @pytest.fixture
-def proxy(metadb_url: str) -> Iterator[Proxy]:
-    """A proxy before this test's database."""
-    path = MetaURL.parse(metadb_url).hosts[0].socket_path
-    assert path is not None
-    proxy = Proxy(path)
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
 def config(proxy: Proxy, metadb_url: str) -> Config:
     """Two blocks of memory for all, next to no bandwidth out, one connection to a MetaDB that is waited for."""
     config = small_config(metadb_url)
-    url = f"postgresql://distfs@127.0.0.1:{proxy.port}/{MetaURL.parse(metadb_url).database}"
+    url = proxied_url(proxy, metadb_url)
     return replace(
         config,
         http=replace(config.http, idle_timeout=OFTEN.idle_timeout),

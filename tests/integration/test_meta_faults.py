@@ -31,24 +31,14 @@ from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
-from tests.integration.meta_proxy import Cut, Proxy
+from tests.integration.meta_proxy import Cut, Proxy, proxied_url
 from tests.postgres import run_sql
-
-
-@pytest.fixture
-def proxy(metadb_url: str) -> Iterator[Proxy]:
-    """A proxy before this test's database."""
-    path = MetaURL.parse(metadb_url).hosts[0].socket_path
-    assert path is not None
-    proxy = Proxy(path)
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture
 def through(proxy: Proxy, metadb_url: str) -> Iterator[MetaDB]:
     """A MetaDB that reaches this test's database through ``proxy``, and gives up soon."""
-    url = f"postgresql://distfs@127.0.0.1:{proxy.port}/{MetaURL.parse(metadb_url).database}"
+    url = proxied_url(proxy, metadb_url)
     meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(0.5)))
     yield meta
     meta.close()

@@ -6,7 +6,7 @@ import dataclasses
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,26 +21,8 @@ from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
 from tests.integration.meta_examples import new_file, report, soon
-from tests.integration.meta_proxy import Proxy
+from tests.integration.meta_proxy import MakeProxy, proxied_url
 from tests.postgres import database_url, run_sql
-
-MakeProxy = Callable[..., Proxy]
-
-
-@pytest.fixture
-def make_proxy() -> Iterator[MakeProxy]:
-    """-> a function: a server's URL, and perhaps a TLS context -> a proxy before it."""
-    proxies: list[Proxy] = []
-
-    def make(url: str, tls: ssl.SSLContext | None = None) -> Proxy:
-        path = MetaURL.parse(url).hosts[0].socket_path
-        assert path is not None
-        proxies.append(Proxy(path, tls))
-        return proxies[-1]
-
-    yield make
-    for proxy in proxies:
-        proxy.close()
 
 
 @pytest.fixture
@@ -221,7 +203,7 @@ def tls_url(metadb_url: str, certificate: Path, make_proxy: MakeProxy) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     proxy = make_proxy(metadb_url, context)
-    return f"postgresql://distfs@127.0.0.1:{proxy.port}/{MetaURL.parse(metadb_url).database}"
+    return proxied_url(proxy, metadb_url)
 
 
 def test_tls_carries_everything_there_is_to_say(tls_url: str, certificate: Path) -> None:
