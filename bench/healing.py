@@ -183,17 +183,18 @@ def _repair(folder: Path, size: int, cleanup: ExitStack) -> Repaired:
     }
     cluster = cleanup.enter_context(cluster_of(folder, REPAIR_NODES, config))
     uuid, content = curl.put_stream(f"{cluster.url}/upload/noise.bin", size)
-    cluster.kill_node(0)
-    _wait(lambda: not cluster.node(0).alive, "the lost node is noticed")
+    kept = [sum(path.stat().st_size for path in cluster.fragments(i)) for i in range(REPAIR_NODES)]
+    lost = kept.index(max(kept))  # one that keeps nothing would tell nothing, and a small file may leave one out
+    cluster.kill_node(lost)
+    _wait(lambda: not cluster.node(lost).alive, "the lost node is noticed")
     db = UpkeepDB(cluster.meta)
-    lost = sum(path.stat().st_size for path in cluster.fragments(0))
     began = time.perf_counter()
     db.give_up_silent_nodes(Deadline(30))
     _wait(lambda: not db.backlog(600.0, Deadline(30)).slices, "the lost node is made anew")
     seconds = time.perf_counter() - began
-    cluster.kill_node(1)
+    cluster.kill_node((lost + 1) % REPAIR_NODES)
     curl.fetch(f"{cluster.url}/download/{uuid}", size).expect(content, "after two losses, one repaired")
-    return Repaired(lost, seconds, (before, disk.sequential_write(folder, min(size, 10**9))))
+    return Repaired(kept[lost], seconds, (before, disk.sequential_write(folder, min(size, 10**9))))
 
 
 def _idle(folder: Path, seconds: float) -> dict[str, Mapping[str, float]]:
