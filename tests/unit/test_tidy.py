@@ -29,7 +29,7 @@ LAYERS = """
     membership admission
     node_directory storage_server
     slice_read slice_upload
-    rebuild
+    rebuild file_upload
     upload download
     ingest upkeep
     services
