@@ -70,7 +70,7 @@ class HttpAddress:
     port: int
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self.host, self.port, timeout=30)
+        return http.client.HTTPConnection(self.host, self.port, timeout=60)
 
     def ask(
         self,
@@ -170,7 +170,7 @@ def running_service(config: Config, folder: Path, nodes: int = 3) -> Iterator[Te
 
 def _wait_for_nodes(config: Config, count: int) -> None:
     meta = MetaDB(config.metadb)
-    deadline = Deadline(20)
+    deadline = Deadline(60)
     pause = threading.Event()
     try:
         while sum(node.writable for node in meta.nodes(deadline)) < count:

@@ -11,11 +11,11 @@ from pathlib import Path
 from distfs.disk.store import DiskStore
 
 
-def eventually(holds: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+def eventually(holds: Callable[[], object], what: str | Callable[[], str], seconds: float = 60.0) -> None:
     """Wait until ``holds``; fails, saying ``what``, when it does not in time."""
     end = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, what if isinstance(what, str) else what()
         time.sleep(0.005)
 
 
@@ -56,4 +56,4 @@ def litter(store: DiskStore) -> list[object]:
 
 def assert_no_litter(store: DiskStore) -> None:
     """Nothing of an unfinished fragment is left; at once, or soon where another thread ends it."""
-    eventually(lambda: not litter(store), f"left behind: {litter(store)}")
+    eventually(lambda: not litter(store), lambda: f"left behind: {litter(store)}")

@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 def soon() -> Deadline:
     """Enough for anything a test does with one fragment."""
-    return Deadline(30)
+    return Deadline(120)
 
 
 def header(

@@ -13,7 +13,7 @@ from tests.postgres import run_sql
 
 def soon() -> Deadline:
     """A deadline no test should come near."""
-    return Deadline(30)
+    return Deadline(120)
 
 
 ONE_COPY_MORE = Policy(1, 1)

@@ -19,7 +19,7 @@ from distfs.server import Server
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[Any]]
 
-PATIENCE = 20.0  # seconds after which a test is stuck, not slow
+PATIENCE = 60.0  # seconds after which a test is stuck, not slow
 
 #: Small limits, so that little data takes every way.
 THRESHOLD = 16 * 1024
