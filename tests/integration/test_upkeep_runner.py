@@ -51,8 +51,9 @@ class Counting:
         if not self._work.running.acquire(blocking=False):
             self._work.overlaps += 1
         try:
-            if self._fails:
-                raise self._fails.pop(0)
+            for error in self._fails[:1]:
+                del self._fails[:1]
+                raise error
             self._work.steps[self._service] = self._work.steps.get(self._service, 0) + 1
             threading.Event().wait(0.002)
             return Step(Pace.BUSY, {"steps": self._work.steps[self._service]})
@@ -122,13 +123,15 @@ def test_a_leader_that_lost_its_connection_begins_anew(db: UpkeepDB, metadb_url:
 
 def test_an_error_is_shown_and_waited_out(db: UpkeepDB) -> None:
     work = Work()
-    fails: list[Exception] = [NodeUnavailable("node 3 is away")] * 3
+    fails: list[Exception] = [NodeUnavailable("node 3 is away")] * 100_000
     service = run(db, work, "a", fails)
     try:
         eventually(
             lambda: any(w.detail.get("stuck") == "node 3 is away" for w in db.workers(soon())),
             "everybody can see it",
         )
+        assert len(fails) > 3
+        fails.clear()
         eventually(lambda: work.steps.get("a", 0) > 5, "it works again")
         eventually(lambda: db.workers(soon())[0].state == "busy", "that is shown, too")
     finally:
@@ -207,15 +210,17 @@ def cluster(tmp_path: Path, metadb_url: str) -> Iterator[UpkeepCluster]:
 
 def test_a_cluster_heals_without_anybody(cluster: UpkeepCluster) -> None:
     data = bytes_of(5)
-    file, hurt = cluster.upload(data), cluster.upload(bytes_of(2, 2))
+    file, hurt = cluster.upload(data), cluster.upload(bytes_of(1, 2))
+    before = cluster.fragments(file)
+    (id, node), (_, other) = cluster.fragments(hurt)  # nothing but a good copy can heal it
+    flip(cluster.path(id, node), 9000)
     services = [Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted) for _ in range(2)]
     for service in services:
         service.start()
     try:
-        id, node = cluster.fragments(hurt)[0]
-        flip(cluster.path(id, node), 9000)
         cluster.db.note_damage(id.slice, id.index, node, "a reader's word", soon())
-        lost = cluster.stop_node(3)
+        lost = cluster.stop_node(next(i for i in cluster.nodes if cluster.id(i) not in (node, other)))
+        assert lost in {holder for _, holder in before}
         cluster.wait(
             lambda: all(n not in (0, lost) for _, n in cluster.fragments(file, hurt)),
             "nothing is on the lost node any more",

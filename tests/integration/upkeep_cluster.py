@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -58,7 +58,10 @@ class SmallDiskStore(DiskStore):
         super().__init__(folder, cluster, config.node)
 
     def _space(self) -> tuple[int, int, int]:
-        used = sum(p.stat().st_size for p in self.folder.rglob("*.*") if p.is_file())
+        used = 0
+        for path in self.folder.rglob("*.*"):
+            with suppress(FileNotFoundError):  # renamed or deleted meanwhile, by another thread
+                used += path.stat().st_size if path.is_file() else 0
         return self.capacity, used, self.capacity - used
 
     def disk(self) -> str:
@@ -215,7 +218,7 @@ class UpkeepCluster:
         return self.nodes[self.node(number)].store
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < ends, f"waited in vain until {what}"
             time.sleep(0.02)
