@@ -36,7 +36,8 @@ def connections(url: str) -> int:
     """How many connections distfs has to a database, not counting the one that asks."""
     [[count]] = run_sql(
         url,
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+        "AND backend_type = 'client backend'",  # and not autovacuum's
     )
     return int(count)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from pg8000.native import Connection
 
-from distfs.config import MetaDBConfig
+from distfs.config import MetaDBConfig, Seconds
 from distfs.meta import MetaDB
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
@@ -62,7 +62,7 @@ def big(postgres: EmbeddedPostgres) -> Iterator[Big]:
     run_sql(postgres.url, "CREATE DATABASE big TEMPLATE migrated")
     url = database_url(postgres, "big")
     run_sql(url, _FILL)
-    meta = MetaDB(MetaDBConfig(url=url))
+    meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(60)))
     yield Big(url, UpkeepDB(meta))
     meta.close()
     run_sql(postgres.url, "DROP DATABASE big WITH (FORCE)")
