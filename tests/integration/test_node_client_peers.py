@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def test_cells_that_come_a_byte_now_and_then_are_too_slow(server: KillableServer
             connection.sendall(b"x")
             pause.wait(0.01)
 
-    with scripted(script, config=IMPATIENT) as client:
+    with scripted(script, config=replace(IMPATIENT, base_timeout=Seconds(0.4))) as client:
         with contextlib.closing(client.get(fragment, 0, 1, soon())) as reader:
             with pytest.raises(TooSlow):
                 reader.read_cell(memoryview(bytearray(4096)))
@@ -121,21 +122,25 @@ def test_a_node_that_went_between_two_requests_has_failed_once() -> None:
         assert client.link.pool.snapshot().lent == 0
 
 
-def test_a_user_who_pauses_is_not_the_nodes_fault(server: KillableServer) -> None:
+def test_a_user_who_pauses_is_not_the_nodes_fault(
+    server: KillableServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The node's time limit counts what it kept us waiting, not what we kept it waiting."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a busy disk would be the node's fault
+    config = replace(IMPATIENT, base_timeout=Seconds(0.4), stall_timeout=Seconds(0.4))
     pause = threading.Event()
-    blocks = cut(random_bytes(3 * 4096), 4096)
-    with client_of(server, IMPATIENT) as client:
+    blocks = cut(random_bytes(2 * 4096), 4096)
+    with client_of(server, config) as client:
         head = header()
-        writer = client.put(head, 3 * 4096, soon())
+        writer = client.put(head, 2 * 4096, soon())
         for block in blocks:
             writer.write_cell(entry_of(block), memoryview(block))
-            pause.wait(IMPATIENT.base_timeout)
-        writer.finish(3 * 4096, True)
+            pause.wait(0.25)
+        writer.finish(2 * 4096, True)
         writer.commit()
-        with contextlib.closing(client.get(head.id, 0, 3, soon())) as reader:
+        with contextlib.closing(client.get(head.id, 0, 2, soon())) as reader:
             for block in blocks:
-                pause.wait(IMPATIENT.base_timeout)
+                pause.wait(0.25)
                 cell = bytearray(4096)
                 reader.read_cell(memoryview(cell))
                 assert cell == block
@@ -145,10 +150,14 @@ def test_a_transfer_ends_with_its_own_deadline_at_the_latest() -> None:
     with scripted(answering(), answering()) as client:
         with pytest.raises(TooSlow):
             client.info(Deadline(0.1))
-        writer = client.put(header(), 0, Deadline(0.1))
-        writer.finish(0, True)
         with pytest.raises(TooSlow):
-            writer.commit()
+            _put_nothing(client, Deadline(0.1))
+
+
+def _put_nothing(client: NodeClient, deadline: Deadline) -> None:
+    writer = client.put(header(), 0, deadline)
+    writer.finish(0, True)
+    writer.commit()
 
 
 # --- a node that is wrong -----------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_a_reader_that_goes_in_the_middle_leaves_nothing(raw: Raw, server: Killa
 
 def test_a_reader_that_takes_nothing_is_let_go_at_its_deadline(raw: Raw, server: KillableServer) -> None:
     fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
-    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.1)
+    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.3)
     raw.sock.sendall(wire.encode(Type.GET, fields))
     eventually(lambda: handlers(server) == 0, "its thread has ended")
     assert_no_litter(server.store)
@@ -229,9 +229,9 @@ def test_a_reader_that_takes_a_little_now_and_then_is_let_go_soon_after_its_dead
 ) -> None:
     raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
-    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.5)
+    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.3)
     raw.sock.sendall(wire.encode(Type.GET, fields))
-    ends = time.monotonic() + 15
+    ends = time.monotonic() + 60
     while handlers(server):
         assert time.monotonic() < ends, "it holds a thread of the node"
         with contextlib.suppress(OSError):
@@ -277,7 +277,7 @@ def test_a_request_that_comes_a_byte_now_and_then_holds_no_thread(tmp_path: Path
         header = wire.encode(Type.INFO, raw.request(request="x" * 10_000))
         raw.sock.sendall(wire.encode(Type.INFO, raw.request()) + header[:ahead])
         raw.wire.receive_answer()
-        ends = time.monotonic() + 5
+        ends = time.monotonic() + 60
         with contextlib.suppress(OSError):
             for at in range(ahead, len(header)):
                 raw.sock.sendall(header[at : at + 1])
