@@ -90,28 +90,21 @@ def test_who_waits_gets_the_block_that_comes_free() -> None:
     taken.release()
 
 
-def test_who_gives_up_just_as_a_block_comes_free_does_not_lose_it() -> None:
+def test_who_gives_up_just_as_a_block_comes_free_does_not_lose_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wake-up of a waiter whose time is over was another's: it takes the block rather than forget it."""
     pool = BlockPool(16, 1)
     block = pool.take(Deadline(5))
-    took: list[bool] = []
+    waits = pool._condition.wait
 
-    def wait() -> None:
-        pool.take(Deadline(0.05)).release()
-        took.append(True)
-
-    waiter = threading.Thread(target=wait)
-    with pool._condition:
-        waiter.start()
-    while not pool._condition._waiters:  # type: ignore[attr-defined]
-        pass
-    with pool._condition:
-        waiter.join(0.2)  # its time passes; it wants the lock back
-        assert waiter.is_alive()
+    def wait_in_vain(_: float) -> bool:
+        """Its time passes; before it has the lock again, a block comes free."""
+        assert not waits(0.001)
         pool._free.append(block._buffer)
-        pool._condition.notify()
-    waiter.join()
-    assert took == [True]
+        return False
+
+    monkeypatch.setattr(pool._condition, "wait", wait_in_vain)
+    taken = pool.take(Deadline(30))
+    assert taken.view.obj is block.view.obj
 
 
 def test_many_threads_share_few_blocks() -> None:
