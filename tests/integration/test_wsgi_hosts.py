@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -155,7 +156,8 @@ def test_bad_uploads_are_refused_as_under_our_own_server(host: HttpAddress, serv
         assert expected.status in (400, 413)
         same(host.ask(method, path, body, headers), expected)
     assert host.ask("PUT", "/upload/x", iter([large])).status == 413
-    assert service.fragments() == before
+    # What an earlier upload left may go meanwhile: some hosts close a connection before the app has cleaned up.
+    wait_until(lambda: set(service.fragments()) <= set(before), "nothing of them is stored")
 
 
 def test_a_body_in_another_coding_is_refused(host: HttpAddress) -> None:
@@ -198,7 +200,11 @@ def test_the_connection_is_cut_when_the_rest_of_a_file_cannot_be_trusted(
     data = some_bytes(2 * SLICE, host.port)
     uuid = host.ask("PUT", "/upload/x", data).text.strip()
     probe = data[SLICE + 10 : SLICE + 60]
-    before = {path: kept for path in service.fragments() if probe in (kept := path.read_bytes())}
+    before: dict[Path, bytes] = {}
+    for path in service.fragments():
+        with suppress(FileNotFoundError):  # of an earlier upload, see above
+            if probe in (kept := path.read_bytes()):
+                before[path] = kept
     assert len(before) == 2
     for path, kept in before.items():
         path.write_bytes(kept.replace(probe, probe[::-1]))
