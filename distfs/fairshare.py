@@ -188,8 +188,9 @@ class Schedule:
         level, group = self._level_of(transfer), transfer.group
         start = level.serve(transfer, amount)
         if level is group.level:
-            late = self._level.floor(transfer) - (start + group.offset)
-            group.offset += max(0.0, late)  # what its cap took from the group is not made up for
+            # What its cap took from the group is not made up for. Who takes less than it might does not make it late.
+            late = self._level.floor(transfer) - (level.time + group.offset)
+            group.offset += max(0.0, late)
             self._level.time = max(self._level.time, start + group.offset)
 
     def _next_of_batch(self, ready: list[Transfer], now: float) -> Transfer:

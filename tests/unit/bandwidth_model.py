@@ -52,6 +52,8 @@ def simulate(
         transfers[client] = Transfer(next(numbers), client.weight, group=group)
         clients_of[transfers[client]] = client
         heapq.heappush(events, (client.arrives, next(numbers), client))
+        # Its buffer is full: what fills a slow one's, at the others' cost, comes once and is no share.
+        busy_until[client] = client.arrives + BUFFER * schedule.portion(transfers[client]) / client.speed
     now = 0.0
     while now <= until:
         while events and events[0][0] <= now:

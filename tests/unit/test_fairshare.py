@@ -56,9 +56,26 @@ def slow_ones_before_a_capped_one() -> tuple[list[Client], list[float]]:
     return [*(Client(weight=0.5, speed=speed) for speed in speeds), Client(rule=0)], [0.5 * MIB]
 
 
+def a_light_one_among_slow_ones_of_its_caller() -> tuple[list[Client], list[float]]:
+    """Their cap has room for all. Heavy ones that took less than their share had it lose a tenth of its own."""
+    weights = [(1.0, 4.0), (1.0, math.inf), (1.0, math.inf), (0.5, 0.7), (1.0, 0.7)]
+    members = [(3.0, 0.7), (0.5, 1.5), (4.0, 0.7), (1.0, 0.7)]
+    others = [Client(weight=weight, speed=speed * MIB) for weight, speed in weights]
+    return [*others, *(Client(weight=w, rule=0, speed=speed * MIB) for w, speed in members)], [4.0 * MIB]
+
+
+def slow_ones_beside_a_light_one() -> tuple[list[Client], list[float]]:
+    """Each has a little more than it can take, for as long as its buffer is not full."""
+    slow = [Client(weight=0.5, speed=0.7 * MIB), Client(weight=3.0, speed=4.0 * MIB)]
+    capped = [Client(weight=0.5, rule=0), Client(weight=3.0, rule=1)]
+    return [Client(weight=0.5), *slow, *capped], [0.5 * MIB, 4.0 * MIB]
+
+
 @settings(max_examples=60, deadline=None)
 @given(mixes())
 @example(slow_ones_before_a_capped_one())
+@example(a_light_one_among_slow_ones_of_its_caller())
+@example(slow_ones_beside_a_light_one())
 def test_every_mix_of_weights_caps_and_speeds_gets_its_share(mix: tuple[list[Client], list[float]]) -> None:
     clients, caps = mix
     until, since = 25.0, 5.0
