@@ -29,6 +29,7 @@ from tests.postgres import run_sql
 _WELCOME = b"R\0\0\0\x08\0\0\0\0" + b"Z\0\0\0\x05I"  # authenticated; ready for a query
 _NOTICE = b"N\0\0\x40\0"  # 16 KiB of it to come
 _TLS_RECORD = b"\x16\x03\x03\x40\0"  # 16 KiB of a handshake
+_IN_TIME = "no answer in time|passed its deadline"  # where the machine is slow, before it has asked
 _TRICKLE_S = 30.0  # whoever waits to its end hears that the connection was closed
 
 
@@ -39,7 +40,10 @@ def trickling(*answers: bytes) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # nobody came
+            return
         with connection, contextlib.suppress(OSError):
             for answer in answers:
                 connection.recv(1 << 16)
@@ -54,6 +58,7 @@ def trickling(*answers: bytes) -> Iterator[int]:
         yield listener.getsockname()[1]
     finally:
         ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
         thread.join()
         listener.close()
 
@@ -68,8 +73,8 @@ def test_a_server_that_trickles_cannot_hold_the_start_of_a_connection(
 ) -> None:
     with trickling(*answers) as port:
         url = MetaURL.parse(f"postgresql://distfs@127.0.0.1:{port}/distfs{query}")
-        pool = Pool(lambda: url, size=1, connect_timeout=0.3, statement_timeout=5)
-        with pytest.raises(Unavailable, match="no answer in time"):
+        pool = Pool(lambda: url, size=1, connect_timeout=0.5, statement_timeout=5)
+        with pytest.raises(Unavailable, match=_IN_TIME):
             pool.connect(soon(), 5)
 
 
@@ -78,7 +83,7 @@ def test_a_server_that_trickles_cannot_hold_a_statement_beyond_its_deadline() ->
         url = MetaURL.parse(f"postgresql://distfs@127.0.0.1:{port}/distfs")
         link = Link(url, url.hosts[0], soon(), 0)
         with pytest.raises(Unavailable, match="no answer in time"):
-            link.run("nodes", Deadline(0.3), {})
+            link.run("nodes", Deadline(0.5), {})
         assert link.broken
         link.close()
 

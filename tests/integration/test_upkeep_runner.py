@@ -271,6 +271,7 @@ def test_a_node_that_hangs_holds_up_no_end(cluster: UpkeepCluster, monkeypatch: 
     [(_, node), *_] = cluster.fragments(file)
     cluster.stop_node(cluster.node(node))
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
         cluster.sql(
             "UPDATE node SET address = :address, stopped = false, heartbeat_at = now() + interval '1 h' "
             "WHERE id = :id",
