@@ -142,9 +142,9 @@ class RawClient:
                 data, self._read = self._read, b""
                 return data
 
-    def is_silent(self) -> bool:
+    def is_silent(self, seconds: float = 0.1) -> bool:
         """Whether nothing has come, a moment after everything sent could have been answered."""
-        self.socket.settimeout(0.1)
+        self.socket.settimeout(seconds)
         try:
             self._fill()
         except TimeoutError:
