@@ -15,6 +15,7 @@ from typing import Any
 
 from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedStatement
 
+from distfs import descriptors
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError, Full, OutcomeUnknown, Refused, TooSlow, Unavailable
 from distfs.metadb import db_socket
@@ -199,7 +200,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(cause, TimeoutError):
         return "no answer in time"
     if isinstance(cause, OSError):
-        return cause.strerror or str(cause)
+        return descriptors.in_words(cause)
     if str(cause) == "network error":
         return "it closed the connection"
     return str(cause)
