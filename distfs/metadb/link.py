@@ -17,7 +17,16 @@ from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedSta
 
 from distfs import descriptors
 from distfs.deadline import Deadline
-from distfs.errors import ConfigError, DistfsError, Full, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.errors import (
+    ConfigError,
+    DistfsError,
+    Full,
+    NodesLeft,
+    OutcomeUnknown,
+    Refused,
+    TooSlow,
+    Unavailable,
+)
 from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.db_socket import DBSocket
@@ -171,6 +180,8 @@ def translate(error: DatabaseError) -> DistfsError:
     code, message = _field(error, "C"), _field(error, "M")
     if code == "DF001":
         return Refused(message)
+    if code == "DF002":
+        return NodesLeft(message)
     if code in ("42P01", "42703", "42883"):
         return Unavailable(f"MetaDB lacks what this version needs ({message}): run `distfs migrate`")
     if code == "42501":
