@@ -210,6 +210,10 @@ def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, TimeoutError):
         return "no answer in time"
+    if isinstance(
+        cause, ssl.SSLEOFError | ssl.SSLZeroReturnError
+    ):  # which OpenSSL calls a violation of protocol
+        return "it closed the connection"
     if isinstance(cause, OSError):
         return descriptors.in_words(cause)
     if str(cause) == "network error":
