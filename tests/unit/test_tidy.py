@@ -49,7 +49,7 @@ MAX_FUNCTION_LINES = 50
 
 #: Where everything is caught, because nobody is above to catch it: "module:function" -> why.
 OUTERMOST_EDGES = {
-    "admission.promises:_Ledger._run": "promises that are not renewed expire under uploads that run",
+    "admission.ledger:Ledger._run": "promises that are not renewed expire under uploads that run",
     "disk.watch:DiskWatch._run": "a disk that nobody probes stays what it was last",
     "disk.writer:DirectSink._write": "raised by the thread that fills the buffers, which waits for this one",
     "host.channel:Channel._answer": "any WSGI app may raise anything; a worker thread must outlive it",
