@@ -71,11 +71,20 @@ class StorageServer(socketserver.ThreadingTCPServer):
         self._transfers = self._connections = self._requests = 0
         self._draining = False
         self._lock = threading.Lock()
+        self._accept_trouble = descriptors.AcceptTrouble(log)
         super().__init__((host, port), _Connection)
 
     @property
     def address(self) -> Address:
         return Address(str(self.server_address[0]), int(self.server_address[1]))
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError as e:
+            if self._accept_trouble.pauses(e):
+                time.sleep(descriptors.ACCEPT_PAUSE_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for a new connection, unless there are too many already."""

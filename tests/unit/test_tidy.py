@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The layout of the design, lowest first. A module imports only from rows above its own.
 #: A folder stands for every module in it; within a folder any order without a circle.
 LAYERS = """
-    __init__ errors
-    callers problem deadline dial model parent_watch signals supervisor terminal descriptors
+    __init__ errors descriptors
+    callers problem deadline dial model parent_watch signals supervisor terminal
     config source blocks connection_pool
     config_rules
     config_file telemetry multipart placement fairshare coding fragment
