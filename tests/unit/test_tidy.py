@@ -27,7 +27,8 @@ LAYERS = """
     meta
     node disk
     membership admission
-    node_directory storage_server
+    node_directory node_connection
+    storage_server
     slice_read slice_upload
     rebuild file_upload
     upload download
@@ -56,7 +57,7 @@ OUTERMOST_EDGES = {
     "http_app:HttpApp._answer": "any bug of ours must be an answer, under any WSGI host",
     "disk.writer:open_sink": "gives back what it took, then lets all go on but a file system without O_DIRECT",
     "ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
-    "storage_server:_Connection.handle": "the end of a connection's thread",
+    "node_connection:Connection.handle": "the end of a connection's thread",
     "membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "upkeep.damage:DamageNotes._run": "what readers find is to be noted after one note failed, too",
     "upkeep.runner:Runner.run": "a worker that stumbles must not end upkeep",
