@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import queue
-import threading
 import time
-from collections import deque
 from collections.abc import Container, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from uuid import uuid4
 
@@ -22,14 +19,15 @@ from distfs.blocks import Block, BlockPool
 from distfs.coding import code_for
 from distfs.config import StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, Full, NodesLeft, OutcomeUnknown, Unavailable
+from distfs.errors import DistfsError, NodesLeft, OutcomeUnknown, Unavailable
+from distfs.file_upload import FileUpload, Means, refusal
 from distfs.meta import MetaDB
 from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
 from distfs.node_directory import NodeDirectory
 from distfs.placement import Placement
 from distfs.rebuild import rebuild
 from distfs.slice_read import SliceReader
-from distfs.slice_upload import FileIdentity, SlicePlan, SliceUpload, write_small
+from distfs.slice_upload import FileIdentity, SlicePlan, write_small
 from distfs.source import Source
 from distfs.telemetry import in_context
 
@@ -56,23 +54,18 @@ class Uploader:
         uploads: int,
     ) -> None:
         """``uploads``: how many may run at once; each finds the threads it needs free, so none waits."""
-        self.meta, self.directory, self.placement, self.pool, self.config = (
-            meta,
-            directory,
-            placement,
-            pool,
-            config,
-        )
+        self.meta, self.directory, self.placement = meta, directory, placement
         width = max(policy.width for policy in config.policies.values())
         threads = uploads * (1 + width * config.parallel_slices)
-        self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fragment")
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="fragment")
+        self.means = Means(pool, executor, directory.store, config)
 
     def begin(self, deadline: Deadline) -> UploadSession:
         """A request's upload; use it as a context manager."""
         return UploadSession(self, deadline)
 
     def close(self) -> None:
-        self.executor.shutdown(wait=False, cancel_futures=True)
+        self.means.executor.shutdown(wait=False, cancel_futures=True)
 
 
 class UploadSession:
@@ -106,14 +99,15 @@ class UploadSession:
         size_hint: int | None = None,
     ) -> NewFile:
         """Store one file's fragments durably. Raises what the source raises, and Unavailable, Full, TooSlow."""
-        block_size = self._uploader.config.block_size
+        block_size = self._uploader.means.config.block_size
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
         first = self._read_block(source, identity.code.beside(block_size))
         if len(first.view) < block_size:
             digest, slices = self._add_small(identity, first)
         else:
-            digest, slices = _FileUpload(self, identity, size_hint).run(first, source)
+            upload = FileUpload(self, self._uploader.means, identity, size_hint, self._deadline)
+            digest, slices = upload.run(first, source)
         size = sum(s.size for s in slices)
         file = NewFile(identity.id, name, content_type, size, digest, policy, block_size, tuple(slices))
         self._files.append((identity, file))
@@ -142,15 +136,7 @@ class UploadSession:
             self._keep = False
             raise
 
-    # --- used by _FileUpload ------------------------------------------------------------------------
-
-    @property
-    def uploader(self) -> Uploader:
-        return self._uploader
-
-    @property
-    def deadline(self) -> Deadline:
-        return self._deadline
+    # --- what FileUpload asks of its request --------------------------------------------------------
 
     def plan(self, file: FileIdentity, ordinal: int, size_hint: int) -> SlicePlan:
         """Place a new slice, on fewer nodes than k+m if need be. Raises Unavailable when it would not be safe."""
@@ -183,14 +169,8 @@ class UploadSession:
         missing = [index for index, node in enumerate(piece.nodes) if not node]
         for index in missing:
             piece = self._restore(plan.file, piece, index)
-        reasons = "; ".join(map(str, failed.values()))
-        self._require_safe(
-            plan.file,
-            piece,
-            _lost(failed)(
-                f"{len(failed)} of {len(piece.nodes)} storage nodes failed while the file was written: {reasons}"
-            ),
-        )
+        told = f"{len(failed)} of {len(piece.nodes)} storage nodes failed while the file was written: "
+        self._require_safe(plan.file, piece, refusal(failed, told))
         return piece
 
     def _require_safe(self, file: FileIdentity, piece: Slice, error: DistfsError) -> None:
@@ -232,7 +212,7 @@ class UploadSession:
 
     def _fewest(self, file: FileIdentity) -> int:
         """How many fragments of a slice must be safe before it may be committed."""
-        return self._uploader.config.fewest(file.code.policy)
+        return self._uploader.means.config.fewest(file.code.policy)
 
     def _place(
         self, file: FileIdentity, share: int, taken: Sequence[int], fewest: int, width: int = 0
@@ -265,7 +245,7 @@ class UploadSession:
         reader = SliceReader(piece, file.block_size, file.code, stores, order, span, deadline)
         try:
             beside = file.code.beside(file.block_size)
-            with contextlib.closing(reader), uploader.pool.lent(deadline, beside) as buffer:
+            with contextlib.closing(reader), uploader.means.pool.lent(deadline, beside) as buffer:
                 rebuild(file, piece, index, reader, stores(target, deadline), buffer, deadline)
         except DistfsError as e:
             self._failed_nodes.add(target)
@@ -276,7 +256,7 @@ class UploadSession:
         return _moved(piece, index, target)
 
     def _read_block(self, source: Source, beside: int) -> Block:
-        block = self._uploader.pool.take(self._deadline, beside=beside)
+        block = self._uploader.means.pool.take(self._deadline, beside=beside)
         try:
             block.cut(source.readinto(block.view))
         except BaseException:
@@ -291,7 +271,7 @@ class UploadSession:
             if not len(block.view):
                 return digest, []
             plan = self.plan(identity, 0, len(block.view))
-            failed = write_small(plan, block.view, self._uploader.directory.store, self._deadline)
+            failed = write_small(plan, block.view, self._uploader.means.stores, self._deadline)
             return digest, [self.settle(plan, failed)]
         finally:
             block.release()
@@ -300,7 +280,7 @@ class UploadSession:
         """Remove every fragment this session may have stored, on all nodes at once, within a bound."""
         deadline = Deadline(DISCARD_LIMIT_S)
         jobs = [
-            self._uploader.executor.submit(in_context(self._remove), node, fragment, deadline)
+            self._uploader.means.executor.submit(in_context(self._remove), node, fragment, deadline)
             for node, fragment in self._stored
         ]
         wait(jobs, DISCARD_LIMIT_S)
@@ -315,146 +295,3 @@ class UploadSession:
 def _moved(piece: Slice, index: int, to: int) -> Slice:
     """The slice with fragment ``index`` on node ``to``; 0: on none."""
     return replace(piece, nodes=tuple(to if i == index else node for i, node in enumerate(piece.nodes)))
-
-
-def _lost(failed: dict[int, DistfsError]) -> type[Unavailable]:
-    """What a slice that cannot be kept is refused with: Full when nothing else was the matter."""
-    return Full if failed and all(isinstance(e, Full) for e in failed.values()) else Unavailable
-
-
-class _Digest:
-    """sha-256 of the whole file in a thread of its own, beside the sending (hashlib releases the GIL)."""
-
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
-        self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
-        self._future: Future[bytes] = executor.submit(self._run)
-
-    def add(self, block: Block) -> None:
-        block.hold()
-        self._queue.put(block)
-
-    def finish(self) -> bytes:
-        self._queue.put(None)
-        return self._future.result()
-
-    def _run(self) -> bytes:
-        sha = hashlib.sha256()
-        while (block := self._queue.get()) is not None:
-            sha.update(block.view)
-            block.release()
-        return sha.digest()
-
-
-class _FileUpload:
-    """A file of more than one block: read here, hashed and sent by threads, several slices in flight."""
-
-    def __init__(self, session: UploadSession, identity: FileIdentity, size_hint: int | None) -> None:
-        self._session, self._identity = session, identity
-        self._config = session.uploader.config
-        self._beside = identity.code.beside(self._config.block_size)
-        self._left = size_hint  # bytes the source is expected to have, not counted yet
-        self._window = threading.Semaphore(self._config.window // self._config.block_size)
-        self._flying: deque[SliceUpload] = deque()
-        self._scope = session.deadline  # while it runs, a scope of its own: its slices are given up together
-        self._slices: list[Slice] = []
-        self._giving_up = threading.Lock()
-        self._lost: dict[int, DistfsError] = {}  # what failed of the first slice that cannot be saved
-
-    def run(self, first: Block, source: Source) -> tuple[bytes, list[Slice]]:
-        """The file's sha-256 and its slices, all durable. Takes over the hold of ``first``."""
-        digest = _Digest(self._session.uploader.executor)
-        try:
-            with self._session.deadline.scope() as self._scope:
-                self._run(first, source, digest)
-        except Unavailable as e:
-            self._session.deadline.check_cancelled()
-            if not self._lost:
-                raise
-            # Why the first slice was lost; all that came after was only given up.
-            raise _lost(self._lost)("; ".join(map(str, self._lost.values()))) from e
-        finally:
-            sha = digest.finish()
-        return sha, self._slices
-
-    def _run(self, first: Block, source: Source, digest: _Digest) -> None:
-        try:
-            block: Block | None = first
-            while block is not None:
-                sending = self._current(block)
-                self._send(block, sending, digest)
-                block = self._next(source)
-                if block is None or sending.plan.size >= self._config.slice_size:
-                    sending.finish(last=block is None)
-            while self._flying:
-                self._land_oldest()
-        except BaseException:
-            # Whoever waits for a node that stalls is woken: what is written now is of no use any more.
-            self._scope.cancel("another part of the upload failed")
-            for flying in self._flying:
-                flying.abort()
-            for flying in self._flying:
-                flying.wait()
-            raise
-
-    def _current(self, block: Block) -> SliceUpload:
-        """The slice that ``block`` goes to; a new one when the last is full and few enough are in flight."""
-        try:
-            if self._flying and not self._flying[-1].ended:
-                return self._flying[-1]
-            while len(self._flying) >= self._config.parallel_slices:
-                self._land_oldest()
-            size = self._config.slice_size if self._left is None else min(self._left, self._config.slice_size)
-            ordinal = len(self._slices) + len(self._flying)
-            plan = self._session.plan(self._identity, ordinal, max(size, len(block.view)))
-            uploader = self._session.uploader
-            shared = uploader.directory.store, uploader.executor, self._scope
-            self._flying.append(SliceUpload(plan, *shared, self._give_up))
-            return self._flying[-1]
-        except BaseException:
-            block.release()
-            raise
-
-    def _give_up(self, failed: dict[int, DistfsError]) -> None:
-        """A slice cannot be saved: nobody waits any longer for a node that stalls. From any sender's thread."""
-        with self._giving_up:
-            if not self._scope.cancelled:  # else nothing but that is the matter
-                self._lost = failed
-                self._scope.cancel("another part of the upload failed")
-
-    def _send(self, block: Block, sending: SliceUpload, digest: _Digest) -> None:
-        try:
-            if len(sending.plan.nodes) - len(sending.failed) < self._identity.code.policy.k:
-                # Do not read gigabytes more of a file that is lost already.
-                raise _lost(sending.failed)("; ".join(map(str, sending.failed.values())))
-            digest.add(block)
-            sending.write(block)
-            if self._left is not None:
-                self._left = max(0, self._left - len(block.view))
-        finally:
-            block.release()
-
-    def _next(self, source: Source) -> Block | None:
-        """The file's next block, None at its end. Waits while too many blocks are in flight."""
-        deadline = self._session.deadline
-        while not self._window.acquire(timeout=deadline.remaining("waiting for storage nodes")):
-            pass  # until ``remaining`` raises
-        try:
-            block = self._session.uploader.pool.take(deadline, self._window.release, self._beside)
-        except BaseException:
-            self._window.release()
-            raise
-        try:
-            block.cut(source.readinto(block.view))
-        except BaseException:
-            block.release()
-            raise
-        if len(block.view):
-            return block
-        block.release()
-        return None
-
-    def _land_oldest(self) -> None:
-        oldest = self._flying[0]
-        failed = oldest.wait()
-        self._flying.popleft()
-        self._slices.append(self._session.settle(oldest.plan, failed))

@@ -110,7 +110,7 @@ class Ways:
         server.cut()
 
     def blocks_out(self) -> int:
-        return self.services.uploader.pool.usage().blocks
+        return self.services.uploader.means.pool.usage().blocks
 
     def assert_clean(self) -> None:
         """Nothing of any transfer that has ended is held: blocks, in-flight bytes, temp files, buffers, threads."""
@@ -118,7 +118,7 @@ class Ways:
         assert not any(self.services.uploader.placement._in_flight.values())
         for server in self.nodes.values():
             assert_no_litter(server.store)
-        executor = self.services.uploader.executor
+        executor = self.services.uploader.means.executor
         eventually(executor._work_queue.empty, "no work waits for a thread")
         probes = [executor.submit(int) for _ in range(executor._max_workers)]
         assert [probe.result(10) for probe in probes] == [0] * len(probes)

@@ -1,0 +1,191 @@
+"""One file of more than one block on its way in: read here, hashed and sent by threads, several slices in flight."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from distfs.blocks import Block, BlockPool
+from distfs.config import StorageConfig
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, Full, Unavailable
+from distfs.model import Slice
+from distfs.node_directory import Stores
+from distfs.slice_upload import FileIdentity, SlicePlan, SliceUpload
+from distfs.source import Source
+
+
+class Slices(Protocol):
+    """What a file asks of the request that it is part of."""
+
+    def plan(self, file: FileIdentity, ordinal: int, size_hint: int) -> SlicePlan:
+        """Place a new slice. Raises Unavailable when it would not be safe."""
+
+    def settle(self, plan: SlicePlan, failed: dict[int, DistfsError]) -> Slice:
+        """A slice whose senders have ended -> its row. Raises Unavailable when too little of it is safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all uploads of a service share to move bytes."""
+
+    pool: BlockPool
+    executor: ThreadPoolExecutor
+    stores: Stores
+    config: StorageConfig
+
+
+def refusal(failed: dict[int, DistfsError], saying: str = "") -> Unavailable:
+    """The error for a slice that cannot be kept, with every reason; Full when nothing else was the matter."""
+    kind = Full if failed and all(isinstance(e, Full) for e in failed.values()) else Unavailable
+    return kind(saying + "; ".join(map(str, failed.values())))
+
+
+class _Digest:
+    """sha-256 of the whole file in a thread of its own, beside the sending (hashlib releases the GIL)."""
+
+    def __init__(self, executor: ThreadPoolExecutor) -> None:
+        self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
+        self._future: Future[bytes] = executor.submit(self._run)
+
+    def add(self, block: Block) -> None:
+        block.hold()
+        self._queue.put(block)
+
+    def finish(self) -> bytes:
+        self._queue.put(None)
+        return self._future.result()
+
+    def _run(self) -> bytes:
+        sha = hashlib.sha256()
+        while (block := self._queue.get()) is not None:
+            sha.update(block.view)
+            block.release()
+        return sha.digest()
+
+
+class FileUpload:
+    """Reads a file to its end, with a bounded number of its blocks in memory."""
+
+    def __init__(
+        self,
+        slices: Slices,
+        means: Means,
+        identity: FileIdentity,
+        size_hint: int | None,
+        deadline: Deadline,
+    ) -> None:
+        """``size_hint``: bytes the source is expected to have."""
+        self._request, self._means, self._identity, self._deadline = slices, means, identity, deadline
+        self._config = means.config
+        self._beside = identity.code.beside(self._config.block_size)
+        self._left = size_hint  # what of it has not come yet
+        self._window = threading.Semaphore(self._config.window // self._config.block_size)
+        self._flying: deque[SliceUpload] = deque()
+        self._scope = deadline  # while it runs, a scope of its own: its slices are given up together
+        self._slices: list[Slice] = []
+        self._giving_up = threading.Lock()
+        self._lost: dict[int, DistfsError] = {}  # what failed of the first slice that cannot be saved
+
+    def run(self, first: Block, source: Source) -> tuple[bytes, list[Slice]]:
+        """The file's sha-256 and its slices, all durable. Takes over the hold of ``first``."""
+        digest = _Digest(self._means.executor)
+        try:
+            with self._deadline.scope() as self._scope:
+                self._run(first, source, digest)
+        except Unavailable as e:
+            self._deadline.check_cancelled()
+            if not self._lost:
+                raise
+            # Why the first slice was lost; all that came after was only given up.
+            raise refusal(self._lost) from e
+        finally:
+            sha = digest.finish()
+        return sha, self._slices
+
+    def _run(self, first: Block, source: Source, digest: _Digest) -> None:
+        try:
+            block: Block | None = first
+            while block is not None:
+                sending = self._current(block)
+                self._send(block, sending, digest)
+                block = self._next(source)
+                if block is None or sending.plan.size >= self._config.slice_size:
+                    sending.finish(last=block is None)
+            while self._flying:
+                self._land_oldest()
+        except BaseException:
+            # Whoever waits for a node that stalls is woken: what is written now is of no use any more.
+            self._scope.cancel("another part of the upload failed")
+            for flying in self._flying:
+                flying.abort()
+            for flying in self._flying:
+                flying.wait()
+            raise
+
+    def _current(self, block: Block) -> SliceUpload:
+        """The slice that ``block`` goes to; a new one when the last is full and few enough are in flight."""
+        try:
+            if self._flying and not self._flying[-1].ended:
+                return self._flying[-1]
+            while len(self._flying) >= self._config.parallel_slices:
+                self._land_oldest()
+            size = self._config.slice_size if self._left is None else min(self._left, self._config.slice_size)
+            ordinal = len(self._slices) + len(self._flying)
+            plan = self._request.plan(self._identity, ordinal, max(size, len(block.view)))
+            shared = self._means.stores, self._means.executor, self._scope
+            self._flying.append(SliceUpload(plan, *shared, self._give_up))
+            return self._flying[-1]
+        except BaseException:
+            block.release()
+            raise
+
+    def _give_up(self, failed: dict[int, DistfsError]) -> None:
+        """A slice cannot be saved: nobody waits any longer for a node that stalls. From any sender's thread."""
+        with self._giving_up:
+            if not self._scope.cancelled:  # else nothing but that is the matter
+                self._lost = failed
+                self._scope.cancel("another part of the upload failed")
+
+    def _send(self, block: Block, sending: SliceUpload, digest: _Digest) -> None:
+        try:
+            if len(sending.plan.nodes) - len(sending.failed) < self._identity.code.policy.k:
+                # Do not read gigabytes more of a file that is lost already.
+                raise refusal(sending.failed)
+            digest.add(block)
+            sending.write(block)
+            if self._left is not None:
+                self._left = max(0, self._left - len(block.view))
+        finally:
+            block.release()
+
+    def _next(self, source: Source) -> Block | None:
+        """The file's next block, None at its end. Waits while too many blocks are in flight."""
+        deadline = self._deadline
+        while not self._window.acquire(timeout=deadline.remaining("waiting for storage nodes")):
+            pass  # until ``remaining`` raises
+        try:
+            block = self._means.pool.take(deadline, self._window.release, self._beside)
+        except BaseException:
+            self._window.release()
+            raise
+        try:
+            block.cut(source.readinto(block.view))
+        except BaseException:
+            block.release()
+            raise
+        if len(block.view):
+            return block
+        block.release()
+        return None
+
+    def _land_oldest(self) -> None:
+        oldest = self._flying[0]
+        failed = oldest.wait()
+        self._flying.popleft()
+        self._slices.append(self._request.settle(oldest.plan, failed))
