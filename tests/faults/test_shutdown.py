@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.harness import Cluster, MakeCluster, wait_until
+from tests.postgres import run_sql
 
 MIB = 1 << 20
 BODY = random.Random(5).randbytes(3 * MIB)
@@ -128,12 +129,14 @@ def test_what_does_not_end_is_cut(way: str, make_cluster: MakeCluster) -> None:
 
 def test_a_node_that_stops_ends_what_it_sends_and_receives(make_cluster: MakeCluster) -> None:
     """Two nodes and two copies: nothing can go elsewhere, so that both transfers prove it."""
-    cluster = make_cluster(nodes=2, config={"node": {"drain_timeout": "60s"}})
+    cluster = make_cluster(nodes=2, config={"node": {"drain_timeout": "60s", "down_after": "10min"}})
     held = HeldUpload(cluster)
     wait_until(lambda: on_disk(cluster) == 2, "both nodes receive")
     term(cluster.nodes[0].pid)
     wait_until(lambda: not cluster.node(0).alive, "the node has left the cluster")
     assert cluster.nodes[0].alive
+    # A commit a second after the nodes were chosen asks who is there still, and would be refused.
+    run_sql(cluster.metadb_url, "UPDATE node SET stopped = false WHERE id = :id", id=cluster.node(0).id)
     response, uuid = held.end()
     assert response.status == 201
     held.connection.close()
