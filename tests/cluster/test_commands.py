@@ -95,25 +95,25 @@ def test_status_shows_the_workers(make_cluster: MakeCluster) -> None:
     assert "\nrepair " in distfs(cluster, "status").out
 
 
-def test_status_shows_each_service_and_its_connections(cluster: Cluster) -> None:
-    cluster.download(cluster.upload(os.urandom(3 * SLICE)))
+def test_status_shows_each_service_and_its_connections(by_hand: Cluster) -> None:
+    by_hand.download(by_hand.upload(os.urandom(6 * SLICE)))  # every node keeps a few of its slices
     gone = "http://127.0.0.1:1"
-    told = distfs(cluster, "status", "--service", cluster.url, "--service", gone)
+    told = distfs(by_hand, "status", "--service", by_hand.url, "--service", gone)
     assert told.code == 0
-    assert f"service {cluster.url}: 0 large uploads in flight, " in told.out
+    assert f"service {by_hand.url}: 0 large uploads in flight, " in told.out
     assert f"service {gone} tells nothing: " in told.out
     services = {
         each["url"]: each
-        for each in distfs(cluster, "status", "--json", "--service", cluster.url, "--service", gone).entry[
+        for each in distfs(by_hand, "status", "--json", "--service", by_hand.url, "--service", gone).entry[
             "services"
         ]
     }
-    nodes = services[cluster.url]["nodes"]["nodes"]
-    assert {node["address"] for node in nodes.values()} == {str(cluster.node(i).address) for i in range(3)}
+    nodes = services[by_hand.url]["nodes"]["nodes"]
+    assert {node["address"] for node in nodes.values()} == {str(by_hand.node(i).address) for i in range(3)}
     assert sum(node["connections"]["made"] for node in nodes.values()) > 0
     assert all(node["connections"]["lent"] == 0 for node in nodes.values())
     assert all(node["address"] in told.out for node in nodes.values())
-    assert services[cluster.url]["waiting_for_bandwidth"] == {"in": 0, "out": 0}
+    assert services[by_hand.url]["waiting_for_bandwidth"] == {"in": 0, "out": 0}
     assert "refused" in services[gone]["error"]
 
 
