@@ -184,9 +184,8 @@ def _repair(folder: Path, size: int, cleanup: ExitStack) -> Repaired:
     cluster = cleanup.enter_context(cluster_of(folder, REPAIR_NODES, config))
     uuid, content = curl.put_stream(f"{cluster.url}/upload/noise.bin", size)
     kept = [sum(path.stat().st_size for path in cluster.fragments(i)) for i in range(REPAIR_NODES)]
-    lost = kept.index(
-        max(kept)
-    )  # one that keeps nothing would tell nothing, and a small file may leave one out
+    # One that keeps nothing would tell nothing, and a small file may leave one out.
+    lost = kept.index(max(kept))
     cluster.kill_node(lost)
     _wait(lambda: not cluster.node(lost).alive, "the lost node is noticed")
     db = UpkeepDB(cluster.meta)

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
+from distfs import descriptors
 from distfs.errors import ConfigError
 
 #: What getaddrinfo gives for each address: family, type, protocol, canonical name, address.
@@ -76,7 +77,7 @@ def _look_up(host: str, port: int, timeout: float) -> _Found:
         try:
             answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as e:
-            answer.set_exception(e)
+            answer.set_exception(descriptors.shortage() or e)
 
     threading.Thread(target=ask, name="look-up", daemon=True).start()
     try:

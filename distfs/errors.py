@@ -117,6 +117,15 @@ class OutcomeUnknown(Unavailable):
     kind = "outcome_unknown"
 
 
+class NodesLeft(DistfsError):
+    """A commit names a node that is being drained or was forgotten since: nothing was committed. The same again
+    would fare no better; with what that node keeps made anew elsewhere it may."""
+
+    status = 503
+    kind = "nodes_left"
+    retry_after: int | None = 5
+
+
 class NodeUnavailable(Unavailable):
     """One storage node failed to answer; another fragment or another node may serve."""
 

@@ -62,7 +62,7 @@ def storable_content_type(content_type: str) -> str:
 
 
 def answer_within(config: MetaDBConfig) -> float:
-    """Seconds after which a question to MetaDB is answered or given up."""
+    """Seconds after which a question to MetaDB is answered or given up, and nothing of it goes on there."""
     return config.statement_timeout + _GRACE_S
 
 
@@ -172,7 +172,8 @@ class MetaDB:
         """Make files readable, all or none, in one statement; -> them in the same order.
 
         May be called again with the same files, for example after OutcomeUnknown (the only error after which
-        their fragments must stay where they are). Raises Refused for a name or type that is too long.
+        their fragments must stay where they are). Raises Refused for a name or type that is too long, NodesLeft
+        for a node that is being drained or was forgotten.
         """
         stored = [_checked(file) for file in files]
         if not stored:

@@ -10,7 +10,6 @@ at a pace of its own: see ``HttpApp``.
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 import sys
@@ -23,6 +22,7 @@ from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.server import TcpWSGIServer
 
+from distfs import descriptors
 from distfs.admission.gate import Gate
 from distfs.blocks import BlockPool
 from distfs.config import MIB, HttpConfig
@@ -38,9 +38,6 @@ LOOP_SECONDS = 1.0  # how often time limits are looked at, at least
 #: Running requests get so long to end when the server closes (after drain(): drain_timeout); then they are cut.
 CLOSE_GRACE = 5.0
 CUT_GRACE = 2.0
-#: After running out of descriptors, the loop leaves new connections in the backlog for so long.
-ACCEPT_PAUSE = 0.5
-
 
 #: An app's word against a body before any of it came: from whom, its headers by name, bytes (0: not said).
 CheckBody = Callable[[str, Callable[[str], str | None], int], None]
@@ -120,6 +117,7 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         self.paces_bodies: Callable[[], bool] = getattr(app, "paces_bodies", lambda: False)
         self.scratch = memoryview(bytearray(RECEIVE))  # the loop's, for what it receives
         self._accept_after = 0.0
+        self._accept_trouble = descriptors.AcceptTrouble(logger)
         self._ending = False
         self._gone = False
         self._trigger_lock = threading.RLock()  # a signal handler may find its own thread has it
@@ -158,9 +156,8 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         try:
             connection, address = self.socket.accept()
         except OSError as e:
-            if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                logger.error("cannot accept a connection: %s; raise `ulimit -n`", e.strerror)
-                self._accept_after = time.monotonic() + ACCEPT_PAUSE
+            if self._accept_trouble.pauses(e):
+                self._accept_after = time.monotonic() + descriptors.ACCEPT_PAUSE_S
             return
         try:
             self.set_socket_options(connection)

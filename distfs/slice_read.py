@@ -46,18 +46,19 @@ class Hedging(NamedTuple):
 class _Gathering:
     """What has come of one block so far, by fragment index."""
 
-    __slots__ = ("cells", "number", "out", "spent", "sums")
+    __slots__ = ("cells", "late", "number", "out", "spent", "sums")
 
     def __init__(self, number: int, out: memoryview) -> None:
         self.number, self.out = number, out
         self.cells: dict[int, memoryview] = {}
         self.sums: dict[int, int] = {}  # what the cells' checksums should be
         self.spent: set[int] = set()  # fragments whose cell of this block is no good
+        self.late: set[int] = set()  # those of which nothing is known but that another was quicker
 
     @property
     def asked(self) -> set[int]:
-        """Fragments that need not be asked for this block again."""
-        return self.spent | set(self.cells)
+        """Fragments that need not be asked for this block again; those that were late, while there are others."""
+        return self.spent | self.late | set(self.cells)
 
 
 class SliceReader:
@@ -88,6 +89,7 @@ class SliceReader:
         self._scratch: dict[int, bytearray] = {}  # for cells that have no place in the block
         self._rooms: dict[tuple[int, int], memoryview] = {}  # by fragment index and length of the block
         self._failures: dict[int, int] = {}
+        self._outruns: dict[int, int] = {}  # how often each was late
         self._errors: dict[int, DistfsError] = {}
 
     @property
@@ -224,7 +226,7 @@ class SliceReader:
                 view[:] = room  # who was late receives no more
         block.cells[other] = view
         block.sums[other] = second.table.entries[block.number].checksum
-        block.spent.add(index)
+        block.late.add(index)
         return other
 
     @contextlib.contextmanager
@@ -255,7 +257,7 @@ class SliceReader:
         """Who was late is asked last from now on."""
         reader.abandon(waited)
         self._open.pop(index, None)
-        self._failures[index] = self._failures.get(index, 0) + 1
+        self._outruns[index] = self._outruns.get(index, 0) + 1
         node = self._slice.nodes[index]
         self._errors[index] = TooSlow(f"node {node} was late")
         log.info("fragment %s.%d on node %d is late; another was read", self._slice.id, index, node)
@@ -277,6 +279,9 @@ class SliceReader:
         """One cell more of this block, from a fragment not asked for it yet."""
         index = self._candidate(block.asked)
         if index is None:
+            block.late.clear()  # there is nobody else: they are waited for
+            index = self._candidate(block.asked)
+        if index is None:
             raise self._exhausted(block.number)
         if len(self._open) < self._code.policy.k:
             if self._start(index, block.number):
@@ -288,9 +293,12 @@ class SliceReader:
                 self._read(index, reader, block)
 
     def _candidate(self, excluded: set[int]) -> int | None:
-        """The best fragment left: of those that failed least, the first in order."""
+        """The best fragment left: of those that failed or were late least, the first in order."""
         usable = [i for i in self._order if i not in excluded and self._failures.get(i, 0) < _TRIES]
-        return min(usable, key=lambda i: self._failures.get(i, 0), default=None)
+        return min(usable, key=self._troubles, default=None)
+
+    def _troubles(self, index: int) -> int:
+        return self._failures.get(index, 0) + self._outruns.get(index, 0)
 
     def _start(self, index: int, number: int) -> bool:
         """Begin a stream of a fragment from block ``number`` to the end of the span."""
@@ -301,7 +309,7 @@ class SliceReader:
 
     def _request(self, index: int, first: int, count: int) -> LateReader | None:
         """A fragment asked for, if its node can be reached: soon, as long as there are others to try."""
-        hasty = self._hedging is not None and not self._failures.get(index) and len(self._order) > 1
+        hasty = self._hedging is not None and not self._troubles(index) and len(self._order) > 1
         try:
             store = self._stores(self._slice.nodes[index], self._deadline)
             return ask(store, FragmentId(self._slice.id, index), first, count, self._deadline, hasty)

@@ -17,11 +17,11 @@ from uuid import uuid4
 
 from distfs.blocks import Block, BlockPool
 from distfs.coding import code_for
-from distfs.config import MetaDBConfig, StorageConfig
+from distfs.config import StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, OutcomeUnknown, Unavailable
+from distfs.errors import DistfsError, NodesLeft, OutcomeUnknown, Unavailable
 from distfs.file_upload import FileUpload, Means, refusal
-from distfs.meta import MetaDB, answer_within
+from distfs.meta import MetaDB
 from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
 from distfs.node_directory import NodeDirectory
 from distfs.placement import Placement
@@ -37,11 +37,8 @@ log = logging.getLogger("distfs.upload")
 DISCARD_LIMIT_S = 5.0
 #: Nodes that were there so short a while ago are believed to be there when the file is committed.
 _TRUSTED_S = 1.0
-
-
-def commit_within(metadb: MetaDBConfig) -> float:
-    """Seconds after MetaDB told of a node in which every commit that names it has ended."""
-    return answer_within(metadb) + _TRUSTED_S + answer_within(metadb)
+#: How often MetaDB may say at the commit that yet another node is leaving.
+_COMMITS = 5
 
 
 class Uploader:
@@ -117,12 +114,22 @@ class UploadSession:
         return file
 
     def commit(self) -> list[File]:
-        """One transaction for all files. Raises Unavailable when what was safe is so no more, and OutcomeUnknown
-        when MetaDB was lost in the middle of it."""
-        files = self._still_safe()
+        """One transaction for all files. Raises Unavailable when what was safe is so no more, NodesLeft when node
+        after node is drained, and OutcomeUnknown when MetaDB was lost in the middle of it."""
+        if self._placed_at is not None and time.monotonic() - self._placed_at >= _TRUSTED_S:
+            self._make_up_for_lost()
+        for _ in range(_COMMITS - 1):
+            try:
+                return self._commit()
+            except NodesLeft as e:
+                log.info("not committed yet: %s", e)
+                self._make_up_for_lost()
+        return self._commit()
+
+    def _commit(self) -> list[File]:
         self._keep = True  # whatever happens now, never remove what may have been committed
         try:
-            return self._uploader.meta.commit_files(files, self._deadline)
+            return self._uploader.meta.commit_files([file for _, file in self._files], self._deadline)
         except OutcomeUnknown:
             raise
         except DistfsError:
@@ -176,23 +183,19 @@ class UploadSession:
                 "slice %s has %d of %d fragments; repair adds the rest", piece.id, safe, len(piece.nodes)
             )
 
-    def _still_safe(self) -> list[NewFile]:
-        """The files as they can be committed: slices that landed long ago may have lost nodes since.
+    def _make_up_for_lost(self) -> None:
+        """Slices that landed long ago may have lost nodes since: what one keeps that is down, forgotten or being
+        drained is made anew on others.
 
-        What a node keeps that is down, forgotten or being drained is made anew on others first; that may take
-        long, and then they are looked at again. So who drains a node knows that no upload names it any more once
-        ``commit_within`` has passed.
+        As well as is known: while MetaDB cannot be read, by the nodes it told of last. Who drains a node need not
+        rely on it: MetaDB takes no commit that names one which is drained or forgotten.
         """
-        files, seen_at = self._files, self._placed_at
-        while seen_at is not None and time.monotonic() - seen_at >= _TRUSTED_S:
-            nodes = self._uploader.directory.nodes(self._deadline, fresh=True)
-            seen_at = time.monotonic()
-            staying = {node.id for node in nodes if node.alive and node.state != "draining"}
-            files = [
-                (of, replace(f, slices=tuple(self._on_staying(of, piece, staying) for piece in f.slices)))
-                for of, f in files
-            ]
-        return [file for _, file in files]
+        nodes = self._uploader.directory.nodes(self._deadline, fresh=True)
+        staying = {node.id for node in nodes if node.alive and node.state != "draining"}
+        self._files = [
+            (of, replace(f, slices=tuple(self._on_staying(of, piece, staying) for piece in f.slices)))
+            for of, f in self._files
+        ]
 
     def _on_staying(self, identity: FileIdentity, piece: Slice, staying: Container[int]) -> Slice:
         """The slice with what other nodes keep of it made anew. Raises Unavailable when too little is safe then."""

@@ -21,7 +21,7 @@ SELECT node_leave(:uuid, :address);
 
 -- name: commit_files
 -- All files of one request with their slices, in one statement. A file that is there already (or was, and is in
--- the trash) is left as it is and not returned.
+-- the trash) is left as it is and not returned; any other may name only nodes that stay.
 WITH given AS (
     SELECT * FROM json_to_recordset(CAST(:files AS json)) AS g (
         id uuid, name text, content_type text, size bigint, sha256 text,
@@ -31,6 +31,9 @@ WITH given AS (
     INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size)
     SELECT id, name, content_type, size, decode(sha256, 'hex'), k, m, block_size FROM given
     WHERE NOT EXISTS (SELECT FROM trash WHERE trash.id = given.id)
+        AND CASE WHEN EXISTS (SELECT FROM file WHERE file.id = given.id) THEN true ELSE require_staying(ARRAY(
+            SELECT DISTINCT unnest(s.nodes) FROM json_to_recordset(given.slices) AS s (nodes integer[])
+        )) END
     ON CONFLICT (id) DO NOTHING
     RETURNING id, created_at
 ), new_slice AS (

@@ -30,9 +30,11 @@ WHERE NOT (s.trashed AND cardinality(s.nodes) - cardinality(s.lost) < f.k);
 
 -- name: move_fragment
 -- Compare-and-set of one position, wherever the slice is now. The new node must be known, and keep no other
--- fragment of the slice.
+-- fragment of the slice. One that began to drain while it was written to is not named: only if it is what kept the
+-- fragment anyway, or what is on its disk is all there is.
 WITH target AS (
-    SELECT id FROM node WHERE id = :new FOR KEY SHARE
+    SELECT id FROM node WHERE id = :new
+        AND (state <> 'draining' OR CAST(:old AS integer) = :new OR CAST(:adopted AS boolean)) FOR KEY SHARE
 ), moved AS (
     UPDATE slice SET nodes[CAST(:index AS integer) + 1] = :new
     WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :old AND EXISTS (SELECT FROM target)

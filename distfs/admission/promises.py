@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from distfs.admission.db import AdmissionState, Reservation, ReservationDB
 from distfs.admission.gate import Gate
+from distfs.admission.ledger import Ledger
 from distfs.admission.room import room, share_of, size_of, width_for
 from distfs.config import CallerRule, CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
@@ -30,15 +31,13 @@ from distfs.source import Source
 
 log = logging.getLogger("distfs.admission.promises")
 
-#: A promise is renewed so often and, when its service is gone, expires after so long.
-RENEW_S, EXPIRES_S = 5.0, 30.0
 #: Small files are judged by a state of at most this age.
 STATE_AGE_S = 1.0
 #: How often a decision is made anew because another came before it.
 TRIES = 50
 #: Room for a body of unknown length is found in steps, each as long as all before it; this long at most.
 STEP_SLICES = 8
-_CALL_LIMIT_S, _GIVE_BACK_LIMIT_S = 5.0, 2.0
+_GIVE_BACK_LIMIT_S = 2.0
 #: So that a MetaDB that hangs is a 503 within 5 s for all who wait, and not for one after another.
 _DECIDE_LIMIT_S = 4.5
 _LOOK_S = 0.25  # how soon a request that was cancelled is not in line any more
@@ -59,7 +58,7 @@ class Admission:
         self.gate, self.http, self.storage, self.callers = gate, http, storage, callers
         self._db = db
         self._deciding = threading.Lock()  # one decision of this service at a time: they would only collide
-        self._ledger = _Ledger(db)
+        self.ledger = Ledger(db)
         self._counting = threading.Lock()
         self._small = 0  # shares of the small files in flight
         self._uploads_of = Counter[str]()  # by whom rules match
@@ -176,7 +175,7 @@ class Admission:
                     fresh = True
                     continue
                 wanted = Reservation(uuid4(), width, share)
-                if self._db.reserve(wanted, state.grants, EXPIRES_S, deadline):
+                if self.ledger.reserve(wanted, state.grants, deadline):
                     demands = {**state.demands, width: state.demands.get(width, 0) + share}
                     self._learn(replace(state, grants=state.grants + 1, demands=demands), self._read_at)
                     return wanted
@@ -185,29 +184,17 @@ class Admission:
             self._deciding.release()
         raise Busy("too many uploads begin at once in this cluster: try again soon")
 
-    def follow(self, wanted: Reservation, left: Callable[[], float]) -> None:
-        """Renew it until its end; ``left``: which part of it is still to be written, 1 to 0."""
-        self._ledger.add(wanted, left)
-
-    def use_up(self, those: list[Reservation]) -> None:
-        """What they were for is committed: they count until every node has reported it."""
-        self._ledger.commit(those)
-
-    def give_back(self, those: list[Reservation], deadline: Deadline) -> None:
-        """Others may have that room when this returns, or a little later if MetaDB is away. Raises Unavailable."""
-        self._ledger.give_back(those, deadline)
-
     def close(self) -> None:
         """Give everything back that is still promised."""
         with contextlib.suppress(DistfsError):
-            self._ledger.close(Deadline(_GIVE_BACK_LIMIT_S))
+            self.ledger.close(Deadline(_GIVE_BACK_LIMIT_S))
 
     def usage(self) -> dict[str, int]:
         """For operators: what is in flight, in bytes and uploads."""
         return {
             "large_uploads": self.gate.uploads,
             "declared_bytes": self.gate.bytes,
-            "reservations": len(self._ledger),
+            "reservations": len(self.ledger),
         }
 
     # --- small files ------------------------------------------------------------------------------
@@ -295,10 +282,10 @@ class Promise:
         reserved, self._reserved = self._reserved, []
         self.ends.close()
         if self._kept:
-            self._admission.use_up(reserved)
+            self._admission.ledger.commit(reserved)
             return
         try:
-            self._admission.give_back(reserved, Deadline(_GIVE_BACK_LIMIT_S))
+            self._admission.ledger.give_back(reserved, Deadline(_GIVE_BACK_LIMIT_S))
         except DistfsError as e:
             log.warning("a reservation could not be given back, it expires by itself: %s", e)
 
@@ -314,7 +301,11 @@ class Promise:
         granted, more = self._reserve(more)
         self._reserved.append(granted)
         begin, end = self.covered, self.covered + more
-        self._admission.follow(granted, lambda: min(1.0, max(0.0, (end - self._received) / (end - begin))))
+
+        def left() -> float:
+            return min(1.0, max(0.0, (end - self._received) / (end - begin)))
+
+        self._admission.ledger.add(granted, left)
         self.covered = end
 
     def _reserve(self, more: int) -> tuple[Reservation, int]:
@@ -333,7 +324,7 @@ class Promise:
             return
         self._policy = policy
         if self._reserved:
-            self._admission.give_back(self._reserved, self._deadline)
+            self._admission.ledger.give_back(self._reserved, self._deadline)
             self._reserved = []
             covered, self.covered = self.covered, 0
             self.cover(covered)
@@ -358,96 +349,3 @@ class _Watched:
         count = self._source.readinto(view)
         self._promise.received(count)
         return count
-
-
-class _Ledger:
-    """This service's reservations, renewed by a thread that lives only while there are any.
-
-    What is written shows in the nodes' free bytes after their next report, so a share shrinks one renewal late:
-    for that long it counts twice, never not at all.
-    """
-
-    def __init__(self, db: ReservationDB) -> None:
-        self._db = db
-        self._changed = threading.Condition()
-        self._running: dict[UUID, tuple[Reservation, Callable[[], float]]] = {}
-        self._shares: dict[UUID, int] = {}  # what was left to write at the last renewal
-        self._committed: list[Reservation] = []
-        self._thread: threading.Thread | None = None
-        self._settling = threading.Lock()  # so that no renewal under way puts back what was given back
-
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def add(self, wanted: Reservation, left: Callable[[], float]) -> None:
-        with self._changed:
-            self._running[wanted.id] = wanted, left
-            self._shares[wanted.id] = wanted.share
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="admission", daemon=True)
-                thread.start()
-                self._thread = thread
-
-    def commit(self, those: list[Reservation]) -> None:
-        with self._changed:
-            for one in those:
-                if self._running.pop(one.id, None):
-                    self._committed.append(replace(one, share=self._shares.pop(one.id)))
-            self._changed.notify()
-
-    def give_back(self, those: list[Reservation], deadline: Deadline) -> None:
-        with self._changed:
-            for one in those:
-                self._running.pop(one.id, None)
-                self._shares.pop(one.id, None)
-            self._changed.notify()
-        if those and self._settling.acquire(timeout=deadline.remaining("giving room back")):
-            try:
-                self._db.settle([], [], those, EXPIRES_S, deadline)
-            finally:
-                self._settling.release()
-
-    def close(self, deadline: Deadline) -> None:
-        """Wait until what was committed is told, and give back what still runs."""
-        with self._changed:
-            left = [one for one, _ in self._running.values()]
-            thread = self._thread
-        self.give_back(left, deadline)
-        if thread is not None:
-            thread.join(deadline.remaining())
-
-    def _run(self) -> None:
-        renew_at = time.monotonic() + RENEW_S
-        while True:
-            with self._changed:
-                while self._running and not self._committed:
-                    if (wait := renew_at - time.monotonic()) <= 0:
-                        break
-                    self._changed.wait(wait)
-                if not (self._running or self._committed):
-                    self._thread = None
-                    return
-            with self._settling:
-                renew = time.monotonic() >= renew_at
-                renew_at = time.monotonic() + RENEW_S if renew else renew_at
-                try:
-                    self._settle(renew)
-                except Exception:  # the thread's outermost edge
-                    log.exception("reservations were not settled, by a bug; the next renewal tries again")
-
-    def _settle(self, renew: bool) -> None:
-        with self._changed:
-            running = self._shrunk() if renew else []
-            committed, self._committed = self._committed, []
-        try:
-            self._db.settle(running, committed, [], EXPIRES_S, Deadline(_CALL_LIMIT_S))
-        except DistfsError as e:
-            log.warning("reservations could not be settled, they expire by themselves: %s", e)
-
-    def _shrunk(self) -> list[Reservation]:
-        """What runs, with what was left to write one renewal ago."""
-        found = []
-        for id, (wanted, left) in self._running.items():
-            found.append(replace(wanted, share=self._shares[id]))
-            self._shares[id] = round(wanted.share * left())
-        return found

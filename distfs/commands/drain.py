@@ -11,9 +11,9 @@ from distfs.commands.operator import Operator
 from distfs.commands.plan import Plan
 from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
+from distfs.meta import answer_within
 from distfs.model import Node
 from distfs.upkeep.rebalance import dry_drain
-from distfs.upload import commit_within
 
 
 def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int:
@@ -30,8 +30,8 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
     def left() -> int:
         return operator.db.fragments_left(node.id, operator.deadline())
 
-    # An upload that saw the node before may name it until then.
-    settled = time.monotonic() + commit_within(operator.config.metadb)
+    # A commit that began before MetaDB knew may name the node until then; it takes none that begins later.
+    settled = time.monotonic() + answer_within(operator.config.metadb)
     while not (reason := wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)):
         if (rest := settled - time.monotonic()) <= 0:
             break

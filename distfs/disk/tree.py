@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+from distfs import descriptors
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
 from distfs.fragment_store import Listed, Page
 from distfs.model import MAX_K, MAX_M, FragmentId
@@ -47,7 +48,7 @@ def translated(doing: str, reading: bool = False) -> Iterator[None]:
             raise Full(f"{doing}: the disk is full") from e
         if reading and e.errno in _DAMAGE:
             raise Corrupt(f"{doing}: the disk cannot read it: {e.strerror}") from e
-        raise NodeUnavailable(f"{doing}: {e.strerror or e}") from e
+        raise NodeUnavailable(f"{doing}: {descriptors.in_words(e)}") from e
 
 
 class FragmentTree:
@@ -66,9 +67,10 @@ class FragmentTree:
         """Give a finished, fsynced file its name here; one that is there already is replaced."""
         path = self.path(id)
         self._ensure_folder(path.parent)
-        with self._renaming:
-            source.rename(path)
-        fsync_folder(path.parent)
+        with _opened(path.parent) as folder:
+            with self._renaming:
+                source.rename(path)
+            os.fsync(folder)
 
     def move_to(self, other: FragmentTree, id: FragmentId, min_age: float = 0.0) -> bool:
         """Move a file that is at least ``min_age`` seconds old (0: any) to ``other``, where its age begins anew.
@@ -79,17 +81,18 @@ class FragmentTree:
         if not source.exists():
             return False
         other._ensure_folder(target.parent)
-        with self._renaming:
-            try:
-                if _too_young(source, min_age):
-                    return False
-                # Before the move: a crash in between leaves a young fragment, which nobody takes for garbage.
-                os.utime(source)
-                source.rename(target)
-            except FileNotFoundError:
-                return False
-        fsync_folder(target.parent)
-        fsync_folder(source.parent)
+        try:
+            with _opened(target.parent) as new, _opened(source.parent) as old:
+                with self._renaming:
+                    if _too_young(source, min_age):
+                        return False
+                    # Before the move: a crash in between leaves a young fragment, which nobody takes for garbage.
+                    os.utime(source)
+                    source.rename(target)
+                os.fsync(new)
+                os.fsync(old)
+        except FileNotFoundError:
+            return False
         return True
 
     def identity(self, id: FragmentId) -> tuple[int, int] | None:
@@ -106,14 +109,15 @@ class FragmentTree:
         ``identity``: of the only one that may be removed.
         """
         path = self.path(id)
-        with self._renaming:
-            try:
-                if _too_young(path, min_age) or identity not in (None, self.identity(id)):
-                    return False
-                path.unlink()
-            except FileNotFoundError:
-                return False
-        fsync_folder(path.parent)
+        try:
+            with _opened(path.parent) as folder:
+                with self._renaming:
+                    if _too_young(path, min_age) or identity not in (None, self.identity(id)):
+                        return False
+                    path.unlink()
+                os.fsync(folder)
+        except FileNotFoundError:
+            return False
         return True
 
     def page(self, cursor: str, limit: int) -> Page:
@@ -158,9 +162,16 @@ def make_folder(folder: Path) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable."""
+    with _opened(folder) as fd:
+        os.fsync(fd)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """To make durable what is done inside. Opened before: without a descriptor to be had, nothing is done."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
 

@@ -408,14 +408,16 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         return self._client
 
     def write(self, *buffers: Bytes) -> None:
-        """Send in order, after all that waits. ``buffers`` may be reused afterwards. Raises ClientGone."""
+        """Send in order, after all that waits. ``buffers`` may be reused afterwards. Raises ClientGone; Busy,
+        and then nothing was sent."""
         self._ask_no_more()
         if len(self.unsent) + sum(map(len, buffers)) < DIRECT:
             self.unsent = b"".join((self.unsent, *buffers))
             self._flush()
         else:
+            client = self.client  # without one, nothing was sent
             waiting, self.unsent = self.unsent, b""
-            self.client.send(waiting, *buffers)
+            client.send(waiting, *buffers)
         if self.ending is Ending.CUT:
             raise ClientGone("the client closed the connection")
 

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distfs.errors import ClientGone, Unavailable
+from distfs import descriptors
+from distfs.errors import Busy, ClientGone
 
 Bytes = bytes | bytearray | memoryview
 
@@ -23,7 +24,7 @@ class ClientSocket:
     def __init__(self, sock: socket.socket, stall_timeout: float, min_rate: int) -> None:
         """A client that moves no byte for ``stall_timeout`` seconds counts as gone, and so does one for which
         we waited longer than that in all and that moved fewer than ``min_rate`` bytes for each of those seconds.
-        Raises Unavailable when this process may not open another descriptor.
+        Raises Busy when this process may not open another descriptor.
         """
         self._stall_timeout = stall_timeout
         self._min_rate = min_rate
@@ -32,7 +33,7 @@ class ClientSocket:
         try:
             self._socket = sock.dup()
         except OSError as e:
-            raise Unavailable(f"no descriptor for the transfer: {e.strerror}; try again later") from e
+            raise Busy(f"no socket for the transfer: {descriptors.in_words(e)}") from e
         self._socket.settimeout(stall_timeout)
 
     @property

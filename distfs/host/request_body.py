@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
+from distfs import descriptors
 from distfs.blocks import SPOOL_SHARE, BlockPool
 from distfs.config import KIB, HttpConfig
-from distfs.errors import BodyCutShort, ClientGone, ConfigError, DistfsError, Full
+from distfs.errors import BodyCutShort, Busy, ClientGone, ConfigError, DistfsError, Full
 from distfs.host.body_framing import Framing
 from distfs.host.client_socket import ClientSocket
 
@@ -166,7 +167,7 @@ class Spooler:
             ) from e
 
     def spool(self, framing: Framing) -> Spool:
-        """A place for one body. Raises Full when a temp file is needed and cannot be made."""
+        """A place for one body. Raises Full, Busy when a temp file is needed and cannot be made."""
         return Spool(framing, self)
 
     def open_file(self) -> IO[bytes]:
@@ -265,5 +266,7 @@ class Spool:
             self._spooler.pool.repay(borrowed)
 
 
-def _no_room(error: OSError) -> Full:
+def _no_room(error: OSError) -> DistfsError:
+    if descriptors.used_up(error):
+        return Busy(f"no file to keep the body in until a worker is free: {descriptors.in_words(error)}")
     return Full(f"no room to keep the body until a worker is free: {error.strerror}; try again later")

@@ -14,7 +14,7 @@ from typing import Any
 from waitress.task import WSGITask, hop_by_hop
 from waitress.utilities import build_http_date
 
-from distfs.errors import DistfsError
+from distfs.errors import Busy, DistfsError
 from distfs.host.client_socket import Bytes
 from distfs.problem import explained, phrase
 from distfs.telemetry import NO_REQUEST, current_request_id, enter_request
@@ -106,7 +106,7 @@ class Response(WSGITask):  # type: ignore[misc]
         if not self.complete:
             raise AssertionError("start_response was not called before the first byte of the answer")
         head = b"" if self.wrote_header else self.build_response_header()
-        self.wrote_header = True
+        begun, self.wrote_header = self.wrote_header, True
         size = len(data) if self.may_have_body else 0
         if self.content_length is not None and size > (
             left := self.content_length - self.content_bytes_written
@@ -115,11 +115,14 @@ class Response(WSGITask):  # type: ignore[misc]
             data, size = data[:left], left
         self.content_bytes_written += size
         if size and self.chunked_response:
-            self.channel.write(head, b"%X\r\n" % size, data, b"\r\n")
-        elif size:
-            self.channel.write(head, data)
+            parts: tuple[Bytes, ...] = (head, b"%X\r\n" % size, data, b"\r\n")
         else:
-            self.channel.write(head)
+            parts = (head, data) if size else (head,)
+        try:
+            self.channel.write(*parts)
+        except Busy:  # nothing of it was sent: another answer may still be given
+            self.wrote_header = begun
+            raise
 
     def finish(self) -> None:
         if not self.wrote_header:

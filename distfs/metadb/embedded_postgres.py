@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
+from distfs import descriptors
 from distfs.errors import ConfigError, Unavailable
 
 SCHEME = "embedded:"
@@ -81,7 +82,7 @@ def resolve(url: str) -> str:
     except FileNotFoundError as e:
         raise Unavailable(f"no MetaDB runs in {folder}: start it with `distfs up`") from e
     except OSError as e:
-        raise Unavailable(f"cannot look for MetaDB in {folder}: {e.strerror}") from e
+        raise Unavailable(f"cannot look for MetaDB in {folder}: {descriptors.in_words(e)}") from e
     if len(lines) < 5:
         raise Unavailable(f"MetaDB in {folder} is starting")
     return _url(user, lines[4])

@@ -15,8 +15,18 @@ from typing import Any
 
 from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedStatement
 
+from distfs import descriptors
 from distfs.deadline import Deadline
-from distfs.errors import ConfigError, DistfsError, Full, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.errors import (
+    ConfigError,
+    DistfsError,
+    Full,
+    NodesLeft,
+    OutcomeUnknown,
+    Refused,
+    TooSlow,
+    Unavailable,
+)
 from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.db_socket import DBSocket
@@ -170,6 +180,8 @@ def translate(error: DatabaseError) -> DistfsError:
     code, message = _field(error, "C"), _field(error, "M")
     if code == "DF001":
         return Refused(message)
+    if code == "DF002":
+        return NodesLeft(message)
     if code in ("42P01", "42703", "42883"):
         return Unavailable(f"MetaDB lacks what this version needs ({message}): run `distfs migrate`")
     if code == "42501":
@@ -198,8 +210,12 @@ def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, TimeoutError):
         return "no answer in time"
+    if isinstance(
+        cause, ssl.SSLEOFError | ssl.SSLZeroReturnError
+    ):  # which OpenSSL calls a violation of protocol
+        return "it closed the connection"
     if isinstance(cause, OSError):
-        return cause.strerror or str(cause)
+        return descriptors.in_words(cause)
     if str(cause) == "network error":
         return "it closed the connection"
     return str(cause)

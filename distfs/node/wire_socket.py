@@ -14,10 +14,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from distfs import wire
+from distfs import descriptors, wire
 from distfs.deadline import Deadline
 from distfs.dial import dial, keep_alive
-from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, by_kind
+from distfs.errors import Busy, DistfsError, NodeUnavailable, ProtocolError, TooSlow, by_kind
 from distfs.model import Buffer
 
 _TIMEVAL = struct.Struct("@ll")
@@ -56,13 +56,14 @@ class WireSocket:
 
     @classmethod
     def connect(cls, host: str, port: int, peer: str, timeout: float, stall: float) -> WireSocket:
-        """Raises NodeUnavailable, or TooSlow in the connect phase."""
+        """Raises NodeUnavailable, or TooSlow in the connect phase; Busy when it is this process that cannot."""
         try:
             sock = dial(host, port, timeout)
         except TimeoutError as e:
             raise TooSlow(f"{peer}: connect: no connection within {timeout:.2f} s") from e
         except OSError as e:
-            raise NodeUnavailable(f"{peer}: cannot connect: {e.strerror or e}") from e
+            kind = Busy if descriptors.used_up(e) else NodeUnavailable
+            raise kind(f"{peer}: cannot connect: {descriptors.in_words(e)}") from e
         return cls(sock, peer, stall)
 
     def set_send_stall(self, seconds: float) -> None:

@@ -42,7 +42,7 @@ def adopt(maker: FragmentMaker, task: MoveTask, node: int, deadline: Deadline, *
     except NotFound:
         return False
     old = task.piece.nodes[task.index]
-    if not maker.db.move_fragment(id.slice, id.index, old, node, deadline):
+    if not maker.db.move_fragment(id.slice, id.index, old, node, deadline, adopted=True):
         log.info("stray fragment %s on node %d is not needed any more", id, node)
         return False
     log.warning("fragment %s is lost on node %d; node %d has it, too, and keeps it now", id, old, node)

@@ -101,15 +101,18 @@ class UpkeepDB:
         [row] = self._meta.read("backlog", deadline, repair_delay=repair_delay)
         return Backlog(*row)
 
-    def move_fragment(self, slice_id: UUID, index: int, old: int, new: int, deadline: Deadline) -> bool:
+    def move_fragment(
+        self, slice_id: UUID, index: int, old: int, new: int, deadline: Deadline, *, adopted: bool = False
+    ) -> bool:
         """Compare-and-set: node ``new`` keeps the fragment now, not ``old`` (0: nobody). Clears its damage.
 
         ``old == new`` is right after a fragment was made anew where it was. Works on slices in the trash too.
         False, and nothing changed: the position was not ``old`` any more, the slice is gone, ``new`` was
-        forgotten or keeps another fragment of the slice.
+        forgotten, keeps another fragment of the slice, or is being drained, unless it has ``adopted`` the fragment.
         """
         params: dict[str, Any] = {"slice": slice_id, "index": index, "old": old, "new": new}
-        return bool(self._meta.write("move_fragment", deadline, again="is_moved", **params))
+        moved = self._meta.write("move_fragment", deadline, again="is_moved", adopted=adopted, **params)
+        return bool(moved)
 
     def note_damage(self, slice_id: UUID, index: int, node: int, reason: str, deadline: Deadline) -> bool:
         """A fragment is corrupt or missing on ``node``: repair is to make it anew.

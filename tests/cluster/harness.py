@@ -231,15 +231,16 @@ class Cluster:
 
     def start_node(self, i: int) -> None:
         """Start it again, on the port it had, and wait until MetaDB hears of it."""
-        before = self.node(i)
-        age = before.heartbeat_age
+        started = time.monotonic()
         self.nodes[i].start()
-        wait_until(lambda: self._heard_of(i, age), f"node {i} is back")
+        wait_until(lambda: self._heard_of(i, started), f"node {i} is back")
 
-    def _heard_of(self, i: int, age: float) -> bool:
+    def _heard_of(self, i: int, started: float) -> bool:
+        """Whether it has said that it lives since then: its last word of before may be as young as it likes."""
         self._require_alive(self.nodes[i])
+        since = time.monotonic() - started  # before MetaDB is asked, which takes its time
         now = self.node(i)
-        return now.alive and now.heartbeat_age < age
+        return now.alive and now.heartbeat_age < since
 
     def add_node(self, *flags: str) -> int:
         """Start one more, new and empty; -> its number, as soon as the cluster knows it."""

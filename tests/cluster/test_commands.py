@@ -95,25 +95,25 @@ def test_status_shows_the_workers(make_cluster: MakeCluster) -> None:
     assert "\nrepair " in distfs(cluster, "status").out
 
 
-def test_status_shows_each_service_and_its_connections(cluster: Cluster) -> None:
-    cluster.download(cluster.upload(os.urandom(3 * SLICE)))
+def test_status_shows_each_service_and_its_connections(by_hand: Cluster) -> None:
+    by_hand.download(by_hand.upload(os.urandom(6 * SLICE)))  # every node keeps a few of its slices
     gone = "http://127.0.0.1:1"
-    told = distfs(cluster, "status", "--service", cluster.url, "--service", gone)
+    told = distfs(by_hand, "status", "--service", by_hand.url, "--service", gone)
     assert told.code == 0
-    assert f"service {cluster.url}: 0 large uploads in flight, " in told.out
+    assert f"service {by_hand.url}: 0 large uploads in flight, " in told.out
     assert f"service {gone} tells nothing: " in told.out
     services = {
         each["url"]: each
-        for each in distfs(cluster, "status", "--json", "--service", cluster.url, "--service", gone).entry[
+        for each in distfs(by_hand, "status", "--json", "--service", by_hand.url, "--service", gone).entry[
             "services"
         ]
     }
-    nodes = services[cluster.url]["nodes"]["nodes"]
-    assert {node["address"] for node in nodes.values()} == {str(cluster.node(i).address) for i in range(3)}
+    nodes = services[by_hand.url]["nodes"]["nodes"]
+    assert {node["address"] for node in nodes.values()} == {str(by_hand.node(i).address) for i in range(3)}
     assert sum(node["connections"]["made"] for node in nodes.values()) > 0
     assert all(node["connections"]["lent"] == 0 for node in nodes.values())
     assert all(node["address"] in told.out for node in nodes.values())
-    assert services[cluster.url]["waiting_for_bandwidth"] == {"in": 0, "out": 0}
+    assert services[by_hand.url]["waiting_for_bandwidth"] == {"in": 0, "out": 0}
     assert "refused" in services[gone]["error"]
 
 
@@ -175,9 +175,10 @@ def test_a_drained_node_is_not_named_by_an_upload_that_saw_it_before(make_cluste
         threading.Timer(0.3, let_commit).start()
         with operator(configuration.load(str(cluster.folder / "config.yml"))) as one:
             assert drain(one, str(node), wait=True, patience=60) == 0
-        assert upload.done(), "safe to unplug, while an upload may still name the node"
+        uuid = upload.result()
         assert run_sql(url, "SELECT FROM slice WHERE :id = ANY(nodes)", id=node) == []
-    assert cluster.download(upload.result()) == b"on its way"
+        assert run_sql(url, "SELECT count(*) FROM slice WHERE 0 <> ALL(nodes)") == [[1]], "on another instead"
+    assert cluster.download(uuid) == b"on its way"
 
 
 def test_a_drain_that_cannot_end_says_why_and_can_be_taken_back(make_cluster: MakeCluster) -> None:

@@ -39,8 +39,7 @@ def test_a_stopped_process_ends_cleanly(cluster: Cluster) -> None:
     assert (cluster.stop_service(), cluster.stop_node(1)) == (0, 0)
 
 
-def test_a_paused_node_is_served_around(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(config={"node": {"stall_timeout": "500ms"}})
+def test_a_paused_node_is_served_around(cluster: Cluster) -> None:
     data = os.urandom(100_000)
     uuids = [cluster.upload(data) for _ in range(4)]
     cluster.pause_node(2)

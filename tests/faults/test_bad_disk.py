@@ -61,11 +61,11 @@ def cluster(url: str, folder: Path, special: Path, reserve: int = 0) -> Iterator
 def report(ways: Ways, number: int) -> Node:
     """What the node says of itself, as its heartbeat would, and what services read of it then.
 
-    But for its room: as if it had as much as the others, or it would hardly be chosen.
+    But for its room: as if it had more than any disk that this runs on, or it would hardly be chosen.
     """
     node = ways.nodes[number]
     info = node.store.info(soon())
-    told = NodeReport(info.node, node.address, "", 1 << 40, 0, 1 << 38, info.state)
+    told = NodeReport(info.node, node.address, "", 1 << 50, 0, 1 << 50, info.state)
     ways.services.meta.heartbeat(told, soon())
     return next(n for n in ways.services.directory.nodes(soon(), fresh=True) if n.id == number)
 

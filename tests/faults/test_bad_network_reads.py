@@ -19,7 +19,7 @@ from distfs.errors import DistfsError
 from distfs.model import File, Policy
 from distfs.node_directory import Standing
 from tests.contract.litter import eventually
-from tests.contract.samples import random_bytes, soon
+from tests.contract.samples import random_bytes
 from tests.faults.proxied import IMPATIENT, PATIENT, Proxied, known, proxied
 from tests.faults.proxy import Proxy
 from tests.integration.byte_ways import BLOCK, CODED, COPIES, SLICE
@@ -81,18 +81,21 @@ def read_first(file: File) -> int:
 
 
 def test_a_silent_node_is_outrun_and_then_asked_last(ways: Proxied) -> None:
-    file = ways.upload(DATA)
+    one_slice = DATA[
+        :SLICE
+    ]  # so that nobody but the silent one can be outrun: the other has only it beside it
+    file = ways.upload(one_slice)
     silent = read_first(file)
     ways.proxies[silent].blackhole()
     hedging = ways.services.directory.hedging
     for _ in range(100):
         if ways.services.directory.standing(ways.nodes)[silent] is not Standing.GOOD:
             break
-        assert ways.download(file) == DATA
+        assert ways.download(file) == one_slice
     assert hedging.won > 0
     won = hedging.won
-    for _ in range(5):
-        assert ways.download(file) == DATA
+    for _ in range(15):
+        assert ways.download(file) == one_slice
     assert hedging.won == won, "nobody has to outrun a node that is asked last"
 
 
@@ -104,15 +107,35 @@ def test_a_late_node_that_is_first_all_the_same_is_read_on_and_blamed_for_nothin
     noted: list[object] = []
     note = lambda fragment, node, error: noted.append((fragment, node, str(error)))  # noqa: E731
     monkeypatch.setattr(ways.services.downloader, "_note_damage", note)
-    assert ways.download(file) == DATA[:SLICE]  # how quick they are is known, and connections are there
+    directory = ways.services.directory
+    eventually(  # on a busy machine a node may have been late by itself
+        lambda: (
+            ways.download(file) == DATA[:SLICE]
+            and set(directory.standing(ways.nodes).values()) == {Standing.GOOD}
+        ),
+        "how quick they are is known, and connections are there",
+    )
+    hedged, won = directory.hedging.hedged, directory.hedging.won
     [piece] = file.slices
     wanted = {read_first(file)} if policy.k == 1 else set(piece.nodes[: policy.k])
     for node, proxy in ways.proxies.items():
         proxy.down.delay = 0.2 if node in wanted else 2
     assert ways.download(file) == DATA[:SLICE]
-    hedging = ways.services.directory.hedging
-    assert (hedging.hedged > 0, hedging.won) == (True, 0)
+    assert (directory.hedging.hedged > hedged, directory.hedging.won) == (True, won)
     assert noted == []
+
+
+def test_a_node_that_was_only_late_is_read_when_too_few_others_are_left(ways: Proxied) -> None:
+    """Two of three are needed. One is lost, one is late, and the third, which was quicker, is not enough."""
+    file = ways.upload(DATA, CODED)
+    for piece in file.slices:
+        ways.services.directory.close()  # nothing is known of any node
+        ways.paths(file, piece.ordinal)[0].unlink()
+        ways.proxies[piece.nodes[1]].down.delay = 0.2
+        at = piece.ordinal * SLICE
+        assert ways.download(file, at, at + piece.size) == DATA[at : at + piece.size]
+        ways.heal()
+    assert ways.services.directory.hedging.won > 0
 
 
 def test_a_node_that_is_quick_again_is_read_again(ways: Proxied) -> None:
@@ -249,10 +272,11 @@ def test_a_service_that_refuses_connections_is_read_around(ways: Proxied) -> Non
         proxy.refuses = False
 
 
-def test_no_thread_and_no_second_read_for_healthy_nodes(ways: Proxied) -> None:
-    file = ways.upload(DATA)
-    hedging = ways.services.directory.hedging
-    for _ in range(3):
-        assert ways.download(file, 0, SLICE) == DATA[:SLICE]
-    assert hedging.hedged == 0
-    assert soon().remaining() > 0
+def test_no_second_read_for_healthy_nodes(metadb_url: str, tmp_path: Path) -> None:
+    """Those that answer within ``hedge_min``: so long that only a node that is ill takes longer."""
+    healthy = PATIENT | {"hedge_budget": Fraction(0.99), "hedge_min": Seconds(20)}
+    with proxied(metadb_url, tmp_path, **healthy) as ways:
+        file = ways.upload(DATA)
+        for _ in range(3):
+            assert ways.download(file, 0, SLICE) == DATA[:SLICE]
+        assert ways.services.directory.hedging.hedged == 0

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from tests.integration.meta_proxy import make_proxy, proxy
+from tests.integration.meta_proxy import certificate, make_proxy, proxy, tls_proxy, tls_url
 from tests.integration.raw_wire import raw, server
 from tests.postgres import database_url, run_sql
 from tests.service import TestService, running_service, small_config
 
-__all__ = ["make_proxy", "proxy", "raw", "server", "service"]
+__all__ = ["certificate", "make_proxy", "proxy", "raw", "server", "service", "tls_proxy", "tls_url"]
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from enum import Enum
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +94,7 @@ class Proxy:
             if self._tls is not None and client.recv(8, socket.MSG_PEEK) == _SSL_REQUEST:
                 client.recv(8)
                 client.sendall(b"S")
+                client.getpeername()  # of one that was reset, Python's ssl leaves a socket open
                 self._open.discard(client)
                 client = self._tls.wrap_socket(client, server_side=True)
                 self._open.add(client)
@@ -164,6 +167,48 @@ def make_proxy() -> Iterator[MakeProxy]:
 def proxy(make_proxy: MakeProxy, metadb_url: str) -> Proxy:
     """A proxy before this test's database."""
     return make_proxy(metadb_url)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    subprocess.run(
+        [
+            *[
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+            ],
+            *("-keyout", str(path), "-out", f"{path}.crt"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls_proxy(metadb_url: str, certificate: Path, make_proxy: MakeProxy) -> Proxy:
+    """A proxy before this test's database that speaks TLS: the PostgreSQL that tests bring along was made without."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return make_proxy(metadb_url, context)
+
+
+@pytest.fixture
+def tls_url(metadb_url: str, tls_proxy: Proxy) -> str:
+    """The URL of this test's database behind TLS, without sslmode."""
+    return proxied_url(tls_proxy, metadb_url)
 
 
 def proxied_url(proxy: Proxy, metadb_url: str) -> str:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+import distfs.admission.ledger
 import distfs.admission.promises
 from distfs.admission.db import Reservation, ReservationDB
 from distfs.admission.gate import Gate
@@ -176,8 +177,8 @@ def test_what_a_dead_service_was_promised_expires(services: Services) -> None:
 def test_a_promise_is_renewed_and_shrinks_one_renewal_late(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distfs.admission.promises, "RENEW_S", 0.2)
-    monkeypatch.setattr(distfs.admission.promises, "EXPIRES_S", 3600.0)
+    monkeypatch.setattr(distfs.admission.ledger, "RENEW_S", 0.2)
+    monkeypatch.setattr(distfs.admission.ledger, "EXPIRES_S", 3600.0)
     services.nodes_have(100 * MIB, 100 * MIB)
     with admit(services.service(), 50 * MIB) as promise:
         whole = services.promised()

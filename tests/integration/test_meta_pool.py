@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
 from tests.integration.meta_examples import new_file, report, soon
-from tests.integration.meta_proxy import MakeProxy, proxied_url
+from tests.integration.meta_proxy import MakeProxy
 from tests.postgres import database_url, run_sql
 
 
@@ -168,43 +166,6 @@ def test_of_several_hosts_the_one_that_takes_writes_is_used(
     with pytest.raises(Unavailable, match="takes no writes"):
         alone.nodes(soon())
     alone.close()
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    subprocess.run(
-        [
-            *[
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-                "-days",
-                "2",
-            ],
-            *("-keyout", str(path), "-out", f"{path}.crt"),
-            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
-    return path
-
-
-@pytest.fixture
-def tls_url(metadb_url: str, certificate: Path, make_proxy: MakeProxy) -> str:
-    """The URL of this test's database behind TLS, without sslmode."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    proxy = make_proxy(metadb_url, context)
-    return proxied_url(proxy, metadb_url)
 
 
 def test_tls_carries_everything_there_is_to_say(tls_url: str, certificate: Path) -> None:

@@ -352,6 +352,22 @@ def test_nothing_moves_to_a_node_nobody_knows(upkeep: UpkeepDB, meta: MetaDB) ->
     assert not upkeep.move_fragment(uuid4(), 0, 1, 2, soon())
 
 
+def test_nothing_moves_to_a_node_that_began_to_drain_but_what_is_there_anyway(
+    upkeep: UpkeepDB, meta: MetaDB
+) -> None:
+    """`distfs drain` has perhaps said already that the node is empty."""
+    register(meta, 3)
+    file = placed((1, 2))
+    meta.commit_files([file], soon())
+    piece = file.slices[0].id
+    upkeep.set_node_state(3, "draining", soon())
+    assert not upkeep.move_fragment(piece, 0, 1, 3, soon())
+    upkeep.set_node_state(1, "draining", soon())
+    assert upkeep.move_fragment(piece, 0, 1, 1, soon()), "made anew in place"
+    assert upkeep.move_fragment(piece, 0, 1, 3, soon(), adopted=True)
+    assert nodes_of(meta, file.id) == (3, 2)
+
+
 def test_of_two_that_move_a_fragment_at_once_one_does(upkeep: UpkeepDB, meta: MetaDB) -> None:
     register(meta, 10)
     files = [placed((1, 2)) for _ in range(20)]

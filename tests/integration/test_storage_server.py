@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from distfs import storage_server, wire
+from distfs import node_connection, storage_server, wire
 from distfs.config import Bytes, Seconds
 from distfs.errors import (
     Corrupt,
@@ -261,7 +261,7 @@ def _listed(body: bytes) -> list[FragmentId]:
 def test_an_idle_connection_is_closed_quietly(
     server: KillableServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_server, "IDLE_LIMIT_S", 0.05)
+    monkeypatch.setattr(node_connection, "IDLE_LIMIT_S", 0.05)
     raw = Raw(server)
     assert raw.sock.recv(100) == b""
     raw.sock.close()

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-import distfs.admission.promises
+import distfs.admission.ledger
 from distfs.admission.db import ReservationDB
 from distfs.admission.gate import Gate
 from distfs.admission.promises import Admission
@@ -56,7 +56,7 @@ def traced(caplog: pytest.LogCaptureFixture) -> Any:
 def test_promises_are_renewed_after_a_bug(
     meta: MetaDB, metadb_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distfs.admission.promises, "RENEW_S", 0.05)
+    monkeypatch.setattr(distfs.admission.ledger, "RENEW_S", 0.05)
     for port in (9001, 9002):
         meta.heartbeat(report(port=port), soon())
     run_sql(metadb_url, "UPDATE node SET free = 1::bigint << 40, capacity = 1::bigint << 40")

@@ -6,15 +6,20 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from distfs.config import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import (
     BodyCutShort,
     ClientGone,
     DistfsError,
+    NodesLeft,
     OutcomeUnknown,
     Refused,
     TooLarge,
@@ -22,7 +27,10 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.meta import MetaDB
+from distfs.metadb.link import Link
+from distfs.metadb.url import MetaURL
 from distfs.model import MAX_NAME_BYTES, File, FragmentId, NewFile, Policy
+from distfs.services import build
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Source, Ways, byte_ways, header_of
@@ -353,6 +361,67 @@ def test_a_node_that_is_drained_while_another_is_made_up_for_is_not_named(
     assert began_to_drain
     assert not set(began_to_drain) & set(file.slices[0].nodes)
     assert all(file.slices[0].nodes), "at full redundancy"
+
+
+@contextmanager
+def unreadable_nodes(url: str) -> Iterator[None]:
+    """MetaDB does not say which nodes there are, until somebody has asked in vain."""
+    asked = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%heartbeat_age%'"
+    parsed = MetaURL.parse(url)
+    with (
+        ThreadPoolExecutor(1) as threads,
+        closing(Link(parsed, parsed.hosts[0], soon(), statement_timeout=0)) as link,
+    ):
+        link.raw.run("BEGIN; LOCK TABLE node IN ACCESS EXCLUSIVE MODE")
+
+        def end() -> None:
+            eventually(lambda: run_sql(url, asked), "somebody asks", 30)
+            eventually(lambda: not run_sql(url, asked), "and is not told", 30)
+            link.raw.run("ROLLBACK")
+
+        ended = threads.submit(end)
+        yield
+        ended.result()
+
+
+def test_a_node_that_began_to_drain_is_not_named_though_nobody_could_be_asked_before_the_commit(
+    ways: Ways, metadb_url: str
+) -> None:
+    config = ways.services.config
+    impatient = build(replace(config, metadb=replace(config.metadb, statement_timeout=Seconds(1))))
+    data = random_bytes(2 * SLICE)
+    with closing(impatient), ExitStack() as stack:
+        drained = []
+
+        def meanwhile(landed: NewFile) -> None:
+            drained.append(landed.slices[0].nodes[0])
+            take_away(ways, drained[0], "draining")
+            stack.enter_context(unreadable_nodes(metadb_url))
+
+        file = slow_upload(Ways(impatient, ways.nodes), data, meanwhile)
+        for piece in file.slices:
+            assert drained[0] not in piece.nodes
+            assert all(piece.nodes), "at full redundancy"
+    assert files(ways) == [replace(file, slices=())]
+    assert ways.download(file) == data
+
+
+@pytest.mark.parametrize("how", ["draining", "forgotten"])
+def test_metadb_takes_no_commit_that_names_a_node_that_leaves(ways: Ways, how: str) -> None:
+    """Not even from who looked a moment ago; one that was committed before is the same as ever."""
+    meta = ways.services.meta
+    before = ways.upload(random_bytes(100))
+    leaving = before.slices[0].nodes[0]
+    take_away(ways, leaving, how)
+    again, other = uuid4(), uuid4()
+    anew = replace(before, id=again, slices=(replace(before.slices[0], id=other),))
+    with pytest.raises(
+        NodesLeft, match=rf"nodes \{{{leaving}\}} are being drained or were forgotten"
+    ) as raised:
+        meta.commit_files([anew], soon())
+    assert (raised.value.status, raised.value.retry_after) == (503, 5)
+    assert meta.commit_files([before], soon()) == [before]
+    assert [file.id for file in files(ways)] == [before.id]
 
 
 def test_no_upload_may_take_longer_than_the_orphan_sweep_leaves_it(ways: Ways) -> None:

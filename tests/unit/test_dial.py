@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from distfs.dial import dial
-from distfs.errors import TooSlow
+from distfs.errors import Busy, NodeUnavailable, TooSlow
 from distfs.node.wire_socket import WireSocket
+from tests.starving import starved
 
 REAL = socket.getaddrinfo
 
@@ -105,3 +106,16 @@ def test_a_resolver_that_does_not_answer_costs_no_more_than_the_bound(
         assert not released.is_set()
     finally:
         released.set()
+
+
+def test_a_resolver_without_descriptors_has_not_found_that_there_is_no_such_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    with starved(), pytest.raises(Busy, match="ulimit -Hn"):
+        WireSocket.connect("a-name", 1, "node", 5, 5)
+    with pytest.raises(NodeUnavailable, match="Temporary failure"):
+        WireSocket.connect("a-name", 1, "node", 5, 5)

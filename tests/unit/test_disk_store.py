@@ -16,7 +16,6 @@ import pytest
 
 from distfs.coding import code_for
 from distfs.config import Bytes
-from distfs.disk import tree as disk_tree
 from distfs.disk.store import DiskStore, read_identity
 from distfs.disk.tree import FragmentTree
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
@@ -331,17 +330,17 @@ def test_a_folder_made_by_another_thread_is_durable_before_it_is_used(
     fragment = FragmentId(UUID(int=7), 0)
     made, go_on = threading.Event(), threading.Event()
     synced: dict[str, set[Path]] = {"first": set(), "second": set()}
-    fsync_folder = disk_tree.fsync_folder
+    fsync = os.fsync
 
-    def watched(folder: Path) -> None:
+    def watched(fd: int) -> None:
         who = threading.current_thread().name
         if who == "first" and not made.is_set():  # the folders are made; nothing is synced yet
             made.set()
             go_on.wait(10)
-        fsync_folder(folder)
-        synced[who].add(folder)
+        fsync(fd)
+        synced[who].add(Path(f"/proc/self/fd/{fd}").readlink())
 
-    monkeypatch.setattr(disk_tree, "fsync_folder", watched)
+    monkeypatch.setattr(os, "fsync", watched)
 
     def take_in(who: str) -> None:
         source = tmp_path / who
@@ -353,7 +352,7 @@ def test_a_folder_made_by_another_thread_is_durable_before_it_is_used(
     assert made.wait(10)
     threads[1].start()
     threads[1].join()
-    folder = tree.path(fragment).parent
+    folder = tree.path(fragment).parent.resolve()
     seen = set(synced["second"])
     go_on.set()
     threads[0].join()

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The layout of the design, lowest first. A module imports only from rows above its own.
 #: A folder stands for every module in it; within a folder any order without a circle.
 LAYERS = """
-    __init__ errors
-    callers problem deadline dial model parent_watch signals supervisor terminal descriptors
+    __init__ errors descriptors
+    callers problem deadline dial model parent_watch signals supervisor terminal
     config source blocks connection_pool
     config_rules
     config_file telemetry multipart placement fairshare coding fragment
@@ -27,7 +27,8 @@ LAYERS = """
     meta
     node disk
     membership admission
-    node_directory storage_server
+    node_directory node_connection
+    storage_server
     slice_read slice_upload
     rebuild file_upload
     upload download
@@ -49,14 +50,14 @@ MAX_FUNCTION_LINES = 50
 
 #: Where everything is caught, because nobody is above to catch it: "module:function" -> why.
 OUTERMOST_EDGES = {
-    "admission.promises:_Ledger._run": "promises that are not renewed expire under uploads that run",
+    "admission.ledger:Ledger._run": "promises that are not renewed expire under uploads that run",
     "disk.watch:DiskWatch._run": "a disk that nobody probes stays what it was last",
     "disk.writer:DirectSink._write": "raised by the thread that fills the buffers, which waits for this one",
     "host.channel:Channel._answer": "any WSGI app may raise anything; a worker thread must outlive it",
     "http_app:HttpApp._answer": "any bug of ours must be an answer, under any WSGI host",
     "disk.writer:open_sink": "gives back what it took, then lets all go on but a file system without O_DIRECT",
     "ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
-    "storage_server:_Connection.handle": "the end of a connection's thread",
+    "node_connection:Connection.handle": "the end of a connection's thread",
     "membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "upkeep.damage:DamageNotes._run": "what readers find is to be noted after one note failed, too",
     "upkeep.runner:Runner.run": "a worker that stumbles must not end upkeep",

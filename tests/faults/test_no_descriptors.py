@@ -1,0 +1,239 @@
+"""Out of file descriptors: who is connected is served, who comes waits, nobody else is blamed, nothing stays."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import resource
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+
+from distfs import wire
+from distfs.descriptors import WANTED
+from distfs.errors import Busy, NodeUnavailable
+from distfs.model import Address, FragmentId
+from distfs.node.breaker import State
+from distfs.node.client import NodeClient
+from distfs.wire import Type
+from tests.cluster.harness import Cluster, MakeCluster, wait_until
+from tests.contract.litter import assert_no_litter
+from tests.contract.nodes import NODE, KillableServer, serving
+from tests.contract.samples import header, put, soon, whole
+from tests.integration.raw_http import SPOOLING, Environ, RawClient, chunked, echo, noise, request
+from tests.integration.raw_http import serving as serving_http
+from tests.integration.raw_wire import Raw
+from tests.starving import starved, wait_until_calm
+
+REMEDY = "ulimit -Hn"
+USUAL = 1024
+BLOCK, SLICE = 64 * 1024, 256 * 1024
+#: No connection to a node is kept: each request needs a new one.
+SETTINGS = {
+    "storage": {"block_size": BLOCK, "slice_size": SLICE, "window": 8 * BLOCK, "parallel_slices": 2},
+    "node": {"connections": 0, "reserve": 0},
+    "http": {"stream_threshold": BLOCK},
+    "upkeep": {"enabled": False},
+}
+DATA = random.Random(5).randbytes(3 * SLICE)
+
+
+@pytest.fixture
+def few(make_cluster: MakeCluster) -> Cluster:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (USUAL, hard))  # as a login shell has it
+    try:
+        return make_cluster(nodes=2, config=SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def raw(cluster: Cluster, stack: contextlib.ExitStack) -> Raw:
+    """A connection to node 0, byte by byte."""
+    node = cluster.node(0)
+    store = SimpleNamespace(cluster=cluster.meta.cluster_id(soon()), node=node.uuid)
+    made = Raw(cast(KillableServer, SimpleNamespace(address=node.address, store=store)))
+    stack.callback(made.sock.close)
+    return made
+
+
+def kept(cluster: Cluster) -> list[Path]:
+    """What nodes have on their disks, whole or not."""
+    folders = [cluster.node_folder(i) / name for i in range(2) for name in ("data", "tmp", "quarantine")]
+    return [path for folder in folders for path in folder.rglob("*.*")]
+
+
+def test_every_server_takes_as_many_descriptors_as_it_may_have(few: Cluster) -> None:
+    for process in (*few.nodes, few.service):
+        soft, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        assert soft == min(hard, WANTED)
+
+
+# --- a node ---------------------------------------------------------------------------------------------------
+
+
+def test_a_node_without_descriptors_serves_who_is_connected_and_the_others_later(few: Cluster) -> None:
+    uuid = few.upload(DATA)
+    slice_id, _, index = few.fragments(0)[0].name.partition(".")
+    of_it = wire.encode_id(FragmentId(UUID(slice_id), int(index)))
+    log, pid = few.nodes[0].log, few.nodes[0].pid
+    with contextlib.ExitStack() as stack:
+        before = raw(few, stack)
+        assert before.ask(Type.INFO)[0]["state"] == "active"
+        with starved(pid):
+            waiting = [raw(few, stack) for _ in range(3)]
+            wait_until(lambda: "new connections have to wait" in log.read_text(), "it says so")
+            wait_until_calm(pid)
+            for _ in range(5):
+                before.sock.sendall(wire.encode(Type.GET, before.request(**of_it, first=0, count=1)))
+                error = before.error()
+                assert isinstance(error, NodeUnavailable), "neither damaged nor missing"
+                assert REMEDY in str(error)
+            assert before.ask(Type.INFO)[0]["state"] == "active", "the disk is not to blame"
+        for each in waiting:
+            assert each.ask(Type.INFO)[0]["state"] == "active"
+        assert before.ask(Type.VERIFY, **of_it)[0] == {"bad": []}
+    [line] = [line for line in log.read_text().splitlines() if "new connections have to wait" in line]
+    assert REMEDY in line
+    assert "no new fragments are taken" not in log.read_text()
+    assert few.download(uuid) == DATA
+
+
+def test_a_put_that_finds_no_descriptor_leaves_nothing(tmp_path: Path) -> None:
+    """Neither at its beginning nor at its end, when the fragment is to get its name."""
+    with serving(tmp_path / "node") as node:
+        for _ in range(5):
+            with starved(), pytest.raises(NodeUnavailable, match=REMEDY):
+                put(node.store, header(), b"a fragment")
+            writer = node.store.put(late := header(), 0, soon())
+            writer.finish(0, True)
+            with contextlib.ExitStack() as stack, pytest.raises(NodeUnavailable, match=REMEDY):
+                writer.commit(lambda: stack.enter_context(starved()))
+            assert not node.store.path(late.id).exists()
+        assert_no_litter(node.store)
+        assert node.store.info(soon()).state == "active"
+        fragment = put(node.store, header(), b"a fragment")
+        for act in (node.store.delete, lambda *a: node.store.quarantine(a[0], 0, a[1])):
+            with starved(), pytest.raises(NodeUnavailable, match=REMEDY):
+                act(fragment, soon())
+            assert whole(node.store, fragment) == b"a fragment"
+
+
+# --- a service ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_service_without_descriptors_does_not_blame_its_nodes(tmp_path: Path, host: str) -> None:
+    with serving(tmp_path / "node") as node:
+        address = Address(host, node.address.port)
+        client = NodeClient(node.store.node, address, node.store.cluster, replace(NODE, connections=0))
+        with contextlib.closing(client):
+            client.info(soon())
+            with starved():
+                for _ in range(2 * NODE.breaker_failures):
+                    with pytest.raises(Busy, match=REMEDY):
+                        client.info(soon())
+            assert client.link.breaker.state is State.CLOSED
+            client.info(soon())
+
+
+def connected(cluster: Cluster) -> http.client.HTTPConnection:
+    """A connection that the service has taken."""
+    connection = cluster.connect()
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().read() == b"ok\n"
+    return connection
+
+
+def assert_refused(answer: http.client.HTTPResponse) -> None:
+    text = answer.read().decode()
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5"), text
+    assert REMEDY in text
+
+
+def assert_well(cluster: Cluster) -> None:
+    """It said what to do, has nothing against its nodes, and works."""
+    assert REMEDY in cluster.service.log.read_text()
+    nodes = json.loads(cluster.request("GET", "/status").body)["nodes"]["nodes"]
+    assert {node["breaker_opened"] for node in nodes.values()} == {0}
+    assert cluster.download(cluster.upload(DATA)) == DATA
+
+
+def test_a_service_without_descriptors_answers_who_is_connected_and_the_others_later(few: Cluster) -> None:
+    uuid, pid, log = few.upload(DATA), few.service.pid, few.service.log
+    with contextlib.closing(connected(few)) as before, contextlib.closing(few.connect()) as waiting:
+        with starved(pid):
+            waiting.request("GET", "/healthz")
+            wait_until(lambda: "new connections have to wait" in log.read_text(), "it says so")
+            wait_until_calm(pid)
+            for method, path, body in (("GET", f"/download/{uuid}", None), ("PUT", "/upload/a", b"small")):
+                before.request(method, path, body)
+                assert_refused(before.getresponse())
+        assert waiting.getresponse().status == 200
+    assert log.read_text().count("new connections have to wait") == 1
+    assert_well(few)
+
+
+def test_an_upload_whose_service_runs_out_of_descriptors_in_its_middle_leaves_nothing(few: Cluster) -> None:
+    """The first slice is on its way when there is no socket for the second."""
+    with contextlib.closing(connected(few)) as client, ThreadPoolExecutor(1) as threads:
+        client.putrequest("PUT", "/upload/large")
+        client.putheader("Content-Length", str(len(DATA)))
+        client.endheaders()
+        client.send(DATA[: 2 * BLOCK])
+        wait_until(lambda: len(kept(few)) == 2, "the first slice is on its way to both nodes")
+        with starved(few.service.pid):
+            for i in range(2):
+                few.pause_node(i)  # so that no connection comes free
+            sending = threads.submit(client.send, DATA[2 * BLOCK :])
+            try:
+                wait_until(lambda: REMEDY in few.service.log.read_text(), "the second has failed")
+            finally:
+                for i in range(2):
+                    few.resume_node(i)
+            assert_refused(client.getresponse())
+            with contextlib.suppress(OSError):  # it is told before it has sent all
+                sending.result()
+    wait_until(lambda: not kept(few), "nothing is left")
+    assert_well(few)
+
+
+@pytest.mark.parametrize("body", ["announced", "chunked", "streamed"])
+def test_a_body_that_there_is_no_file_or_socket_for_is_refused(body: str) -> None:
+    data = noise(2 * SPOOLING.memory_buffer)
+    config = replace(SPOOLING, reserve_threads=1) if body == "streamed" else SPOOLING
+    framing = "Transfer-Encoding: chunked" if body == "chunked" else f"Content-Length: {len(data)}"
+    with serving_http(echo, config) as server, RawClient(server) as client:
+        client.send(request())
+        assert client.answer().status == 200
+        with starved():
+            client.send(request("PUT", "/", framing), chunked(data, [9000]) if body == "chunked" else data)
+            answer = client.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "5"), answer.body
+            assert REMEDY in answer.body.decode()
+
+
+def test_an_answer_that_there_is_no_socket_for_is_a_clean_503() -> None:
+    def large(environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "3000000")])
+        yield from [bytes(1_000_000)] * 3
+
+    with serving_http(large) as server, RawClient(server) as client:
+        client.send(request())
+        assert len(client.answer().body) == 3_000_000
+        with starved():
+            client.send(request())
+            answer = client.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "5"), answer.body
+            assert REMEDY in answer.body.decode()
+        with RawClient(server) as another:
+            another.send(request())
+            assert len(another.answer().body) == 3_000_000
