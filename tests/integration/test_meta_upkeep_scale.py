@@ -62,7 +62,8 @@ def big(postgres: EmbeddedPostgres) -> Iterator[Big]:
     run_sql(postgres.url, "CREATE DATABASE big TEMPLATE migrated")
     url = database_url(postgres, "big")
     run_sql(url, _FILL)
-    meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(60)))
+    # Nodes that nobody reports are up for as long as these tests may take; the silent ones have been for an hour.
+    meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(60)), down_after=1800.0)
     yield Big(url, UpkeepDB(meta))
     meta.close()
     run_sql(postgres.url, "DROP DATABASE big WITH (FORCE)")
