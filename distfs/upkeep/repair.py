@@ -95,7 +95,7 @@ class Repair:
                 self._tally.add("proved_good")
                 continue
             target = self._make(task, index, deadline)
-            if target is None:  # somebody else moved it, or the file is gone
+            if target is None:  # somebody else moved it, the file is gone, or another target is to be found
                 return written
             written += task.fragment_size
             nodes = tuple(target if i == index else n for i, n in enumerate(task.piece.nodes))
@@ -135,7 +135,8 @@ class Repair:
         old = piece.nodes[index]
         target = maker.place(task, index, write, maker.anywhere(task, index, deadline, own=True))
         if not maker.db.move_fragment(piece.id, index, old, target, deadline):
-            log.info("fragment %s.%d on node %d is not needed any more", piece.id, index, target)
+            what = "fragment %s.%d on node %d is not needed any more, or the node is being drained since"
+            log.info(what, piece.id, index, target)
             return None
         log.info("fragment %s.%d made anew on node %d, was on node %d", piece.id, index, target, old)
         self._tally.add("made")

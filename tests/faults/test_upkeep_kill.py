@@ -235,7 +235,9 @@ def test_of_two_services_with_upkeep_none_does_what_the_other_did(make_cluster: 
         wait_no_surplus(cluster)
         logs = cluster.service.log.read_text() + second.log.read_text()
         assert max(made(logs).values()) == 1
-        assert not in_vain(logs) & of_one_worker
+        # Repair may have made one on the drained node, which it knew a moment too short to be draining.
+        refused = set(re.findall(rf"fragment (\S+)\.\d on node {cluster.node(1).id} is not needed", logs))
+        assert not in_vain(logs) & (of_one_worker - refused)
         # the one that leads is killed: the other goes on
         cluster.start_node(0)
         cluster.kill_service()
