@@ -210,12 +210,7 @@ def _reason(error: BaseException) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, TimeoutError):
         return "no answer in time"
-    if isinstance(
-        cause, ssl.SSLEOFError | ssl.SSLZeroReturnError
-    ):  # which OpenSSL calls a violation of protocol
+    # OpenSSL calls it a violation of protocol, pg8000 a network error.
+    if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) or str(cause) == "network error":
         return "it closed the connection"
-    if isinstance(cause, OSError):
-        return descriptors.in_words(cause)
-    if str(cause) == "network error":
-        return "it closed the connection"
-    return str(cause)
+    return descriptors.in_words(cause) if isinstance(cause, OSError) else str(cause)

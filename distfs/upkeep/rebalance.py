@@ -323,7 +323,10 @@ class Rebalance:
 
         target = maker.place(task, task.index, write, self._choice(job, deadline))
         if not maker.db.move_fragment(piece.id, task.index, job.source, target, deadline):
-            log.info("fragment %s was moved or deleted by somebody else", id)
+            log.info(
+                "fragment %s was moved or deleted by somebody else, or its new node is being drained since",
+                id,
+            )
             return False
         maker.put_aside(id, job.source, began, deadline)
         self._tally.add("moved")
