@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from distfs.errors import Cancelled, TooSlow
+from distfs.errors import Cancelled, DistfsError, TooSlow
 
 
 def _nothing() -> None:
@@ -15,15 +15,15 @@ def _nothing() -> None:
 
 
 class Scope:
-    """What is cancelled together. ``reason``: why, once it is."""
+    """What is cancelled together. ``reason``: why, once it is; what the request comes to, where one says so."""
 
     def __init__(self) -> None:
-        self.reason: str | None = None
+        self.reason: str | DistfsError | None = None
         self._lock = threading.Lock()
         self._watchers: dict[int, Callable[[], object]] = {}
         self._serial = 0
 
-    def cancel(self, reason: str) -> None:
+    def cancel(self, reason: str | DistfsError) -> None:
         """From any thread, once or more often: the first reason stays."""
         with self._lock:
             if self.reason is None:
@@ -131,4 +131,4 @@ class Deadline:
     def check_cancelled(self) -> None:
         """Raises Cancelled when it is."""
         if self._scope is not None and self._scope.reason is not None:
-            raise Cancelled(self._scope.reason)
+            raise Cancelled(str(self._scope.reason))

@@ -139,6 +139,12 @@ class TooSlow(Unavailable):
     kind = "too_slow"
 
 
+class Stopping(Unavailable):
+    """This service ends, and what it was doing with it: another one may serve the request, or the next."""
+
+    kind = "stopping"
+
+
 class Busy(Unavailable):
     """Everything of ours that the request needs is in use, as much as may be; nobody else is to blame."""
 

@@ -119,7 +119,7 @@ class HttpApp:
             view, arguments = self._map.bind_to_environ(request.environ).match()
             response: Response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
-            response = _refusal(request, request.because_of_hang_up(e) or e)
+            response = _refusal(request, request.because_given_up(e) or e)
         return response
 
 
@@ -178,8 +178,8 @@ class _Answer:
             self._outcome = "done"
             raise
         except DistfsError as e:
-            if gone := self._request.because_of_hang_up(e):
-                raise gone from e
+            if given_up := self._request.because_given_up(e):
+                raise given_up from e
             log.warning("the answer is cut after %d bytes: %s: %s", self._sent, e.kind, e)
             raise
         self._sent += len(chunk)
@@ -205,4 +205,6 @@ class _Answer:
         }
         if self._sent and self._outcome == "cut":
             facts["outcome"] = "cut"
+            if (reason := self._request.given_up) is not None:
+                facts["reason"] = reason
         access_log.info("request", extra=facts)

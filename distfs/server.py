@@ -10,6 +10,7 @@ at a pace of its own: see ``HttpApp``.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
@@ -113,6 +114,7 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         self.answers_while_draining: Callable[[str], bool] = getattr(
             app, "answers_while_draining", lambda path: False
         )
+        self.cut, self._cutter = os.pipe()  # readable once nobody is to wait for a client any more
         self.check_body: CheckBody = getattr(app, "check_body", lambda address, header, size: None)
         self.paces_bodies: Callable[[], bool] = getattr(app, "paces_bodies", lambda: False)
         self.scratch = memoryview(bytearray(RECEIVE))  # the loop's, for what it receives
@@ -200,23 +202,30 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         self.accepting = False
         self.del_channel()
         self.socket.close()
+        self._give_up(lambda channel: not channel.with_worker)  # what still comes in
         self._poll_until_free(0 if self.draining else CLOSE_GRACE)
-        busy = [channel for channel in self.active_channels.values() if channel.with_worker]
-        for channel in busy:
-            channel.cut_off()
+        os.close(self._cutter)
+        self._give_up(lambda channel: True)
+        self.task_dispatcher.end_waits(time.monotonic())
         self._poll_until_free(CUT_GRACE)
         self.task_dispatcher.shutdown(timeout=1)
         with self._trigger_lock:
             self._gone = True
             self.trigger.close()
         wasyncore.close_all(self._map, ignore_all=True)
+        os.close(self.cut)
+
+    def _give_up(self, which: Callable[[Channel], bool]) -> None:
+        for channel in list(self.active_channels.values()):
+            if which(channel):
+                channel.give_up()
 
     def _poll_until_free(self, seconds: float) -> None:
-        """Go on with the channels that workers have or answers wait in, not with the idle ones."""
+        """Go on with the channels that something comes in or goes out by, not with the idle ones."""
         until = time.monotonic() + seconds
         while True:
             for channel in list(self.active_channels.values()):
-                if not channel.with_worker and not channel.unsent:
+                if not channel.busy:
                     channel.handle_close()
             left = until - time.monotonic()
             if not self.active_channels or left <= 0:

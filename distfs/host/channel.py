@@ -20,7 +20,7 @@ from waitress.channel import HTTPChannel
 
 from distfs.config import KIB, MIB, HttpConfig
 from distfs.deadline import Scope
-from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Unavailable
+from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Stopping, Unavailable
 from distfs.host.body_framing import Framing
 from distfs.host.client_socket import Bytes, ClientSocket
 from distfs.host.dispatcher import Lane
@@ -169,7 +169,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def client_left(self) -> None:
         """Its connection was reset: what is done for it is given up."""
-        self.hang_up.cancel("the client hung up")
+        self.hang_up.cancel(ClientGone("the client hung up"))
         self.handle_close()
 
     def stands_still(self) -> bool:
@@ -345,8 +345,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _serve(self, request: RequestParser) -> Ending | None:
         """How the connection ends after this request; None: it goes on."""
         try:
-            if self.hang_up.reason is not None:
-                request.error = ClientGone(self.hang_up.reason)
+            if isinstance(self.hang_up.reason, DistfsError):
+                request.error = self.hang_up.reason
             if request.streamed and not request.error:
                 self._open_body(request, request.streamed)
             ending = self._answer(request)
@@ -385,7 +385,8 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Answer with the error while that is still possible; else cut the answer that is on its way."""
         request_id = enter_request(failed.request_id)
         if failed.wrote_header:
-            logger.error("the answer was cut short", exc_info=error)
+            expected = isinstance(error, Stopping)  # what the app made of it is in the access log
+            logger.error("the answer was cut short: %s", error, exc_info=None if expected else error)
             return Ending.CUT
         if not isinstance(error, DistfsError):
             logger.error("the app failed", exc_info=error)
@@ -404,7 +405,9 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """The worker's own end of the connection, open until the request is served."""
         if self._client is None:
             http = self.http
-            self._client = ClientSocket(self.socket, http.client_stall_timeout, http.client_min_rate)
+            self._client = ClientSocket(
+                self.socket, http.client_stall_timeout, http.client_min_rate, self.server.cut
+            )
         return self._client
 
     def write(self, *buffers: Bytes) -> None:
@@ -439,12 +442,15 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.client.send(waiting, CONTINUE)
         self._may_ask = True
 
-    def cut_off(self) -> None:
-        """Any thread: make the worker's reads, writes and waits end, so that it gives the connection back."""
-        self.ending = Ending.CUT
-        self.hang_up.cancel("the service is stopping")
-        with contextlib.suppress(OSError, AttributeError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+    def give_up(self) -> None:
+        """The loop, when the service waits no longer: who still can be answered is told so by a worker, whose
+        waits end. Those for the client, by ``server.cut``; others by the scope."""
+        stopping = Stopping(
+            "this service stopped before the request was done: send it again, or to another one"
+        )
+        self.hang_up.cancel(stopping)
+        if not self.with_worker and self.request and self.request.headers_finished:
+            self._refuse(self.request, stopping)
 
     def cancel(self) -> None:
         """The dispatcher gives up a task it will never run."""

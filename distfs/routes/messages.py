@@ -15,7 +15,7 @@ from werkzeug.wrappers import Response
 
 from distfs.callers import Caller
 from distfs.deadline import Scope
-from distfs.errors import Cancelled, ClientGone, Refused
+from distfs.errors import Cancelled, DistfsError, Refused
 from distfs.ingest import source_of
 from distfs.model import File
 from distfs.problem import JSON, asks_for
@@ -53,15 +53,20 @@ class Request(BaseRequest):
 
     @property
     def hang_up(self) -> Scope | None:
-        """Cancelled when the client is gone, by a host that looks for it: ours."""
+        """Cancelled when the client is gone or the service stops, by a host that looks for it: ours. Its reason is
+        the error that the request comes to."""
         found: Scope | None = self.environ.get("distfs.hang_up")
         return found
 
-    def because_of_hang_up(self, error: Exception) -> ClientGone | None:
-        """What ``error`` comes to when the request was given up because its client is gone."""
-        if isinstance(error, Cancelled) and self.hang_up is not None and self.hang_up.reason is not None:
-            return ClientGone(self.hang_up.reason)
-        return None
+    @property
+    def given_up(self) -> DistfsError | None:
+        """Why nobody goes on with the request: ClientGone, Stopping; None: somebody does."""
+        reason = self.hang_up and self.hang_up.reason
+        return reason if isinstance(reason, DistfsError) else None
+
+    def because_given_up(self, error: Exception) -> DistfsError | None:
+        """What ``error`` comes to when it only says that the request was given up."""
+        return self.given_up if isinstance(error, Cancelled) else None
 
     @property
     def received(self) -> int:

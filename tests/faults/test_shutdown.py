@@ -115,13 +115,60 @@ def test_what_does_not_end_is_cut(way: str, make_cluster: MakeCluster) -> None:
     if way == "a second SIGTERM":
         wait_until(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
         term(cluster.service.pid)
-    assert cluster.service.wait() == 0
-    with pytest.raises((OSError, http.client.HTTPException)):
-        held.end()
+    answer = held.connection.getresponse()
+    assert answer.status == 503, "an upload hears who ended it"
+    assert b"stop" in answer.read()
+    assert int(answer.headers["Retry-After"]) > 0
     held.connection.close()
+    assert cluster.service.wait() == 0
     wait_until(lambda: on_disk(cluster) == 0, "what was written is removed")
+    assert lines_of(cluster, "PUT") == [503]
     cluster.start_service()
     assert cluster.request("GET", "/files").text.count("uuid") == 0
+
+
+def test_a_small_body_that_does_not_end_is_told_so_too(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config={"http": {"drain_timeout": "1s"}})
+    with closing(cluster.connect()) as held:
+        held.putrequest("PUT", "/upload/held")
+        held.putheader("Content-Length", "1000")
+        held.endheaders()
+        held.send(b"some of it")
+        wait_until(lambda: cluster.request("GET", "/healthz").status == 200, "the service reads")
+        term(cluster.service.pid)
+        answer = held.getresponse()
+        assert answer.status == 503
+        assert b"stop" in answer.read()
+    assert cluster.service.wait() == 0
+
+
+def test_a_download_that_is_cut_by_the_end_is_logged_as_the_service_s_doing(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(config={"storage": SMALL_BLOCKS, "http": {"drain_timeout": "1s"}})
+    uuid = cluster.upload(random.Random(6).randbytes(24 * MIB))
+    with closing(cluster.connect()) as connection:
+        connection.request("GET", f"/download/{uuid}")
+        response = connection.getresponse()
+        response.read(MIB)
+        term(cluster.service.pid)
+        assert cluster.service.wait() == 0
+        with pytest.raises((OSError, http.client.HTTPException)):
+            response.read()
+    [line] = [
+        line for line in cluster.service.log.read_text().splitlines() if f"path=/download/{uuid}" in line
+    ]
+    assert "outcome=cut" in line
+    assert "service stopped" in line
+    assert (
+        "client" not in cluster.service.log.read_text().split("the answer was cut short")[1].splitlines()[0]
+    )
+
+
+def lines_of(cluster: Cluster, method: str) -> list[int]:
+    """The statuses of the access log's lines about a method."""
+    lines = [line for line in cluster.service.log.read_text().splitlines() if f" method={method} " in line]
+    return [int(line.split(" status=")[1].split()[0]) for line in lines]
 
 
 # --- nodes ------------------------------------------------------------------------------------------
