@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.postgres", "tests.cluster.harness"]
@@ -15,3 +16,17 @@ def pytest_configure() -> None:
     # How long an example takes says what else the machine does, not whether we are right.
     settings.register_profile("distfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("distfs")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what their module made once run in one worker: else each worker would make it."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _shares(item) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+def _shares(test: pytest.Function) -> bool:
+    """Whether it asks for a fixture of its module's own scope."""
+    fixtures = test._fixtureinfo.name2fixturedefs
+    return any(fixtures[name][-1].scope == "module" for name in test.fixturenames if name in fixtures)

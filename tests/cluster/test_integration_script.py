@@ -15,6 +15,7 @@ import pytest
 
 from tests.cluster import Cluster, wait_until
 from tests.cluster.harness import ROOT, clean_environment
+from tests.processes import commands_naming
 
 SCRIPT = ROOT / "tests" / "integration-test.sh"
 NOBODY = "http://127.0.0.1:1"
@@ -63,13 +64,8 @@ def test_it_cleans_up_when_it_is_ended_in_the_middle(temp: Path) -> None:
         assert any(line.startswith("up") for line in script.stdout)
         script.send_signal(signal.SIGTERM)
         assert script.wait(60) == 143
-    wait_until(lambda: not processes_naming(temp), "its processes are gone")
+    wait_until(lambda: not commands_naming(temp), "its processes are gone")
     assert list(temp.iterdir()) == []
-
-
-def processes_naming(folder: Path) -> list[str]:
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listing.splitlines() if str(folder) in line]
 
 
 @contextmanager

@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from distfs.metadb.embedded_postgres import resolve
 from tests.cluster.harness import ROOT, clean_environment, wait_until
 from tests.postgres import run_sql
+from tests.processes import command_of, commands_naming
 
 START_LIMIT_S = 60.0
 
@@ -61,15 +63,14 @@ class Up:
 
     def children(self) -> dict[str, int]:
         """name -> process id, of its own children, by what they run."""
-        listing = ps("-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid))
         names = {}
-        for line in listing:
-            pid, _, args = line.strip().partition(" ")
-            if "<defunct>" in args or args.startswith("[") or " distfs up " in args:
+        for child in psutil.Process(self.process.pid).children():
+            args = command_of(child)
+            if not args or " distfs up " in args:
                 continue  # it has ended, ends at this moment, or has not become what it is to be
             name = re.search(r"/(node\d+|metadb) |distfs (serve) ", args + " ")
             assert name, args
-            names[name[1] or name[2]] = int(pid)
+            names[name[1] or name[2]] = child.pid
         return names
 
     def says(self, words: str) -> None:
@@ -99,15 +100,9 @@ class Up:
         self.process.stderr.close()
 
 
-def ps(*flags: str) -> list[str]:
-    return subprocess.run(["ps", *flags], capture_output=True, text=True).stdout.splitlines()
-
-
 def processes_in(data: Path) -> list[str]:
     """Processes that work on a data folder, PostgreSQL's among them."""
-    here = [
-        line for line in ps("-eww", "-o", "pid=,args=") if str(data) in line and " distfs up " not in line
-    ]
+    here = [line for line in commands_naming(data) if " distfs up " not in line]
     for cwd in Path("/proc").glob("[0-9]*/cwd"):
         with contextlib.suppress(OSError):
             if str(cwd.readlink()).startswith(str(data)):
