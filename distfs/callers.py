@@ -2,7 +2,8 @@
 
 A proxy says in X-Forwarded-For whom it speaks for, and anybody can say it: it is believed only from addresses
 that are listed as proxies, and of its entries only the last that is no such proxy (RFC 7239, 7.4, of its
-successor). Other headers a proxy sets, such as who has logged in, are believed from the same ones.
+successor). Other headers a proxy sets, such as who has logged in, or X-Forwarded-Proto, are believed from the
+same ones.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
 
 FORWARDED_FOR = "X-Forwarded-For"
+FORWARDED_PROTO = "X-Forwarded-Proto"
 
 _HEADER_IS = re.compile(r"([A-Za-z0-9-]+)=(.+)")
 #: An address as proxies write it: some add a port.
@@ -74,6 +76,11 @@ class Identity:
         if match.network is not None:
             return self.address is not None and self.address in match.network
         return (self.header(match.header) or "").strip() == match.value
+
+    def scheme(self, here: str) -> str:
+        """``http`` or ``https``, as the client speaks it to the proxy; ``here``: as it came to us."""
+        said = (self.header(FORWARDED_PROTO) or "").rpartition(",")[2].strip().lower()
+        return said if said in ("http", "https") else here
 
 
 def parse_network(text: str) -> Network:

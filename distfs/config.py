@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
 
-from distfs.callers import Caller, CallerMatch, Network
+from distfs.callers import Caller, CallerMatch, Identity, Network
 from distfs.model import Policy
 
 Bytes = NewType("Bytes", int)
@@ -69,11 +69,15 @@ class CallersConfig:
     rules: tuple[CallerRule, ...] = ()  # the first that matches counts
     trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For and other headers are believed
 
+    def identify(self, caller: Caller) -> Identity:
+        """Whom our proxies let us believe that is."""
+        return caller.identify(self.trusted_proxies)
+
     def rule(self, caller: Caller) -> CallerRule | None:
         """The row about a caller."""
         if not self.rules:
             return None
-        identity = caller.identify(self.trusted_proxies)
+        identity = self.identify(caller)
         return next((rule for rule in self.rules if identity.matches(rule.match)), None)
 
 

@@ -12,8 +12,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
-from distfs.callers import Caller
-from distfs.config import Config
+from distfs.callers import Caller, Identity
+from distfs.config import CallersConfig, Config
 from distfs.config_file import load
 from distfs.errors import DistfsError
 from distfs.problem import explained, phrase
@@ -79,9 +79,12 @@ class HttpApp:
         began = time.monotonic()
         enter_request(str(environ.get("HTTP_X_REQUEST_ID", "")))
         request = Request(environ)
+        identity = self._callers.identify(request.caller)
+        request.scheme = identity.scheme(request.scheme)
         response = self._answer(request)
         response.headers["X-Request-Id"] = current_request_id()
-        return _Answer(response(environ, start_response), request, response.status_code, began)
+        answer = response(environ, start_response)
+        return _Answer(answer, request, response.status_code, began, who(identity, request.caller))
 
     @staticmethod
     def takes_long(method: str, path: str) -> bool:
@@ -98,8 +101,12 @@ class HttpApp:
 
         Raises TooLarge, TooMany.
         """
-        admission = self.services.admission
-        admission.check(admission.callers.rule(Caller(address, header)), size)
+        self.services.admission.check(self._callers.rule(Caller(address, header)), size)
+
+    def who(self, address: str, header: Callable[[str], str | None]) -> dict[str, str]:
+        """Who sent a request, as the access log says it."""
+        caller = Caller(address, header)
+        return who(self._callers.identify(caller), caller)
 
     def paces_bodies(self) -> bool:
         """Whether bodies are read no faster than the bandwidth allows."""
@@ -114,6 +121,10 @@ class HttpApp:
         """Let go of every thread and connection; the app answers no more."""
         self.services.close()
 
+    @property
+    def _callers(self) -> CallersConfig:
+        return self.services.admission.callers
+
     def _answer(self, request: Request) -> Response:
         try:
             view, arguments = self._map.bind_to_environ(request.environ).match()
@@ -121,6 +132,14 @@ class HttpApp:
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
             response = _refusal(request, request.because_given_up(e) or e)
         return response
+
+
+def who(identity: Identity, caller: Caller) -> dict[str, str]:
+    """The client, and the proxy it came by: an access log's facts."""
+    client = str(identity.address or caller.address or "-")
+    return (
+        {"client": client} if client == caller.address else {"client": client, "via": caller.address or "-"}
+    )
 
 
 def _refusal(request: Request, error: Exception) -> Response:
@@ -162,9 +181,11 @@ def _allowed(error: MethodNotAllowed) -> str:
 class _Answer:
     """An answer on its way out: counts its bytes, and writes the access log's line when it is over."""
 
-    def __init__(self, body: Iterable[bytes], request: Request, status: int, began: float) -> None:
+    def __init__(
+        self, body: Iterable[bytes], request: Request, status: int, began: float, sender: dict[str, str]
+    ) -> None:
         self._body, self._chunks = body, iter(body)
-        self._request, self._status, self._began = request, status, began
+        self._request, self._status, self._began, self._sender = request, status, began, sender
         self._sent = 0
         self._outcome = "cut"  # until the last byte was handed over
 
@@ -201,7 +222,7 @@ class _Answer:
             "received": self._request.received,
             "sent": self._sent,
             "seconds": time.monotonic() - self._began,
-            "client": self._request.remote_addr or "-",
+            **self._sender,
         }
         if self._sent and self._outcome == "cut":
             facts["outcome"] = "cut"

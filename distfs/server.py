@@ -4,8 +4,8 @@ The loop (`run`) accepts, reads headers and small bodies; `channel` has the conn
 answers, `request_body` the bodies. Any WSGI app runs on it; ours also uses what `environ` then promises:
 ``wsgi.input.readinto(view)`` as Source says, and ``distfs.writes_views``: the answer's iterable may give
 memoryviews that are valid only until the next one is asked for. And ours says of itself which answers
-may take long, which never wait, which are given to the end, what it has against a body, and whether it reads bodies
-at a pace of its own: see ``HttpApp``.
+may take long, which never wait, which are given to the end, what it has against a body, whether it reads bodies
+at a pace of its own, and whom a request is from: see ``HttpApp``.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ CUT_GRACE = 2.0
 
 #: An app's word against a body before any of it came: from whom, its headers by name, bytes (0: not said).
 CheckBody = Callable[[str, Callable[[str], str | None], int], None]
+#: An app's word for the access log on whom a request is from: address, its headers by name -> facts.
+Who = Callable[[str, Callable[[str], str | None]], dict[str, str]]
 
 
 class Server:
@@ -116,6 +118,7 @@ class Host(TcpWSGIServer):  # type: ignore[misc]
         )
         self.cut, self._cutter = os.pipe()  # readable once nobody is to wait for a client any more
         self.check_body: CheckBody = getattr(app, "check_body", lambda address, header, size: None)
+        self.who: Who = getattr(app, "who", lambda address, header: {"client": address or "-"})
         self.paces_bodies: Callable[[], bool] = getattr(app, "paces_bodies", lambda: False)
         self.scratch = memoryview(bytearray(RECEIVE))  # the loop's, for what it receives
         self._accept_after = 0.0

@@ -299,7 +299,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 request.stream()
                 return
             size = framing.data_left or request.announced
-            self.server.check_body(self.addr[0] if self.addr else "", request.header, size)
+            self.server.check_body(self._address, request.header, size)
             request.spool(self.server.spooler.spool(framing))
         except DistfsError as e:
             request.error = e
@@ -423,6 +423,15 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             client.send(waiting, *buffers)
         if self.ending is Ending.CUT:
             raise ClientGone("the client closed the connection")
+
+    def who(self, request: RequestParser) -> dict[str, str]:
+        """Whose connection it is, as the access log says it."""
+        facts: dict[str, str] = self.server.who(self._address, request.header)
+        return facts
+
+    @property
+    def _address(self) -> str:
+        return self.addr[0] if self.addr else ""
 
     def may_go_on(self, request: RequestParser) -> bool:
         """Whether another request may follow on this connection once this one is answered."""

@@ -205,7 +205,7 @@ class Refusal(Response):
             "method": self.request.command or "-",
             "path": self.request.path or "-",
             "status": self._error.status,
-            "client": self.channel.addr[0] if self.channel.addr else "-",
+            **self.channel.who(self.request),
             "reason": reason,
         }
         level = logging.INFO if self._error.status < 500 else logging.WARNING

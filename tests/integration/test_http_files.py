@@ -12,7 +12,8 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.config import MetaDBConfig, StorageConfig
+from distfs.callers import parse_network
+from distfs.config import CallersConfig, MetaDBConfig, StorageConfig
 from distfs.http_app import HttpApp, create_app
 from distfs.model import Policy
 from tests.postgres import run_sql
@@ -211,3 +212,30 @@ def test_the_access_log_has_a_line_a_request(service: TestService, caplog: pytes
         ("PUT", "/upload/logged", 201, SLICE + 1, 37, "127.0.0.1"),
         ("PUT", "/upload/logged", 400, 0, len(refusal.body), "127.0.0.1"),
     ]
+
+
+FORWARDED = {"X-Forwarded-For": "198.51.100.7", "X-Forwarded-Proto": "https"}
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_trusted_proxy_tells_whom_it_speaks_for_and_how(
+    trusted: bool, service: TestService, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both in what the app logs and in what the host refuses; anybody else may say what it likes."""
+    caplog.set_level(logging.INFO, "distfs.access")
+    proxies = (parse_network("127.0.0.1"),) if trusted else ()
+    config = replace(service.config, callers=CallersConfig(trusted_proxies=proxies))
+    app = create_app(config)
+    with listening(app, config) as (host, port):
+        own = HttpAddress(host, port)
+        usage = own.ask("GET", "/", headers=FORWARDED)
+        refused = own.ask("PUT", "/upload/x", b"", {**FORWARDED, "Content-Length": "9" * 17})
+    app.close()
+    assert refused.status == 413
+    assert f"{'https' if trusted else 'http'}://{host}:{port}/upload" in usage.text
+    logged = [vars(record) for record in caplog.records if record.name == "distfs.access"]
+    lines = [line for line in logged if line["path"] in ("/", "/upload/x")]
+    assert sorted(line["status"] for line in lines) == [200, 413]
+    for line in lines:
+        expected = ("198.51.100.7", "127.0.0.1") if trusted else ("127.0.0.1", None)
+        assert (line["client"], line.get("via")) == expected

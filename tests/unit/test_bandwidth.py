@@ -275,3 +275,13 @@ def test_who_is_cancelled_stops_waiting_and_the_others_go_on(bandwidth: Bandwidt
         bandwidth.configure(*settings(cap_out="100MiB"))
         threads[1].join(PATIENCE_S)
     assert done == ["cancelled", "done"]
+
+
+@pytest.mark.parametrize(
+    ("said", "scheme"),
+    [("https", "https"), ("HTTPS", "https"), ("https, http", "http"), ("gopher", "http"), ("", "http")],
+)
+def test_the_scheme_is_what_the_last_proxy_says_if_it_is_one(said: str, scheme: str) -> None:
+    who = caller("10.0.0.9", X_Forwarded_Proto=said)
+    assert who.identify(trusting("10.0.0.9")).scheme("http") == scheme
+    assert who.identify(()).scheme("http") == "http"
