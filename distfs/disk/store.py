@@ -211,10 +211,10 @@ class DiskStore:
         self._check_home(f"delete {id}")
         with translated(f"delete {id}"):
             # First what is still being written: it finds no temp file to name, or has named it before ``remove``.
-            for temp in os.listdir(self._temp):
-                if temp.startswith(f"{id}."):
-                    with contextlib.suppress(FileNotFoundError):
-                        (self._temp / temp).unlink()
+            with contextlib.suppress(FileNotFoundError):  # nothing is being written, or somebody removed it
+                for temp in os.listdir(self._temp):
+                    if temp.startswith(f"{id}."):
+                        (self._temp / temp).unlink(missing_ok=True)
             return self._files.remove(id)
 
     def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
@@ -277,6 +277,7 @@ class DiskStore:
             return
         self.health.probe_begins()
         try:
+            make_folder(self._temp)
             with open(path, "wb", buffering=0) as file:
                 file.write(bytes(_PROBE))
                 os.fsync(file.fileno())
@@ -309,10 +310,16 @@ class DiskStore:
 
     def sink(self, path: Path, size_hint: int) -> Sink:
         direct = self._config.direct_io == "auto" and size_hint >= self._config.direct_io_threshold
-        return open_sink(path, size_hint, self._buffers if direct else None)
+        buffers = self._buffers if direct else None
+        try:
+            return open_sink(path, size_hint, buffers)
+        except FileNotFoundError:  # somebody removed the folder
+            make_folder(path.parent)
+            return open_sink(path, size_hint, buffers)
 
     def publish(self, temp: Path, id: FragmentId) -> None:
         """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted."""
+        self._check_home(f"store {id}")
         try:
             self._files.take_in(temp, id)
         except FileNotFoundError:

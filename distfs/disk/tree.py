@@ -66,8 +66,7 @@ class FragmentTree:
     def take_in(self, source: Path, id: FragmentId) -> None:
         """Give a finished, fsynced file its name here; one that is there already is replaced."""
         path = self.path(id)
-        self._ensure_folder(path.parent)
-        with _opened(path.parent) as folder:
+        with self._made(path.parent) as folder:
             with self._renaming:
                 source.rename(path)
             os.fsync(folder)
@@ -80,9 +79,8 @@ class FragmentTree:
         source, target = self.path(id), other.path(id)
         if not source.exists():
             return False
-        other._ensure_folder(target.parent)
         try:
-            with _opened(target.parent) as new, _opened(source.parent) as old:
+            with other._made(target.parent) as new, _opened(source.parent) as old:
                 with self._renaming:
                     if _too_young(source, min_age):
                         return False
@@ -132,11 +130,26 @@ class FragmentTree:
                 listed.append(Listed(fragment, stat.st_size, now - stat.st_mtime))
         return Page(tuple(listed), str(found[limit - 1][1]) if len(found) > limit else None)
 
-    def _ensure_folder(self, folder: Path) -> None:
-        for level in (self.root, folder.parent, folder):
+    @contextlib.contextmanager
+    def _made(self, folder: Path) -> Iterator[int]:
+        """A folder of a file to come, opened; made where it is missing, also when somebody removed it."""
+        levels = self.root, folder.parent, folder
+        try:
+            fd = self._make_and_open(*levels)
+        except FileNotFoundError:  # what is known is not so any more
+            self._known.difference_update(levels)
+            fd = self._make_and_open(*levels)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _make_and_open(self, *levels: Path) -> int:
+        for level in levels:
             if level not in self._known:
                 make_folder(level)
                 self._known.add(level)
+        return _open(levels[-1])
 
     def _walk(self, cursor: str) -> Iterator[tuple[Path, FragmentId]]:
         """Files after ``cursor`` in name order. A folder that cannot be read raises: it is not empty."""
@@ -169,11 +182,15 @@ def fsync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int]:
     """To make durable what is done inside. Opened before: without a descriptor to be had, nothing is done."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fd = _open(folder)
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def _open(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _too_young(path: Path, min_age: float) -> bool:
