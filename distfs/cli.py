@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import distfs
 from distfs import config_file as configuration
 from distfs import descriptors, local_cluster, parent_watch
 from distfs.commands.parser import add_commands, operate
 from distfs.config import Config
+from distfs.data_folder import check_is_meant
+from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Unavailable
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
@@ -67,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--data", metavar="DIR", help="folder of all data (local.data)")
     up.add_argument("--nodes", type=int, metavar="N", help="storage nodes to start (local.nodes)")
 
+    up.add_argument(
+        "--join", action="store_true", help="add a new data folder to a cluster with nodes elsewhere"
+    )
+
     serve = commands.add_parser("serve", help="start one HTTP service; run as many as you like")
     serve.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
 
@@ -89,7 +96,7 @@ def _up(config: Config, given: argparse.Namespace) -> None:
     config = configuration.override(config, "http", host=given.host, port=given.port)
     config = configuration.override(config, "local", data=given.data, nodes=given.nodes)
     setup_logging(config.log)
-    local_cluster.run(config, given.config)
+    local_cluster.run(config, given.config, join=given.join)
 
 
 def _serve(config: Config, given: argparse.Namespace) -> None:
@@ -122,6 +129,8 @@ def _migrate(config: Config, given: argparse.Namespace) -> None:
     setup_logging(config.log)
     meta = MetaDB(config.metadb)
     try:
+        data, limit = Path(config.local.data), Deadline(config.metadb.statement_timeout)
+        check_is_meant(data, meta, limit, url=given.metadb, config=given.config)
         applied = meta.migrate()
     finally:
         meta.close()

@@ -117,6 +117,12 @@ class OutcomeUnknown(Unavailable):
     kind = "outcome_unknown"
 
 
+class SchemaBehind(Unavailable):
+    """MetaDB lacks a table or function that this version knows: it was not migrated, or is an older version's."""
+
+    kind = "schema_behind"
+
+
 class NodesLeft(DistfsError):
     """A commit names a node that is being drained or was forgotten since: nothing was committed. The same again
     would fare no better; with what that node keeps made anew elsewhere it may."""

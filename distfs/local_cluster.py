@@ -1,15 +1,13 @@
 """``distfs up``: MetaDB, storage nodes and a service on this machine, each a process of its own.
 
-All data is in one folder: ``metadb/``, ``node1/``, ``node2/``, ... and three small files: ``up.lock`` is held by
-the one ``up`` that may use the folder; ``parts.lock`` is held by it and inherited by its children, so that an
-``up`` that follows a killed one waits until the last of its children is gone; ``ports.json`` remembers where
-the nodes listened, because MetaDB takes a node that comes back elsewhere for a second one for a while.
+All data is in one folder: ``metadb/``, ``node1/``, ``node2/``, ..., the locks of ``data_folder``, and
+``ports.json``, which remembers where the nodes listened, because MetaDB takes a node that comes back elsewhere for
+a second one for a while.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import signal
@@ -22,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from distfs import parent_watch, supervisor
+from distfs import data_folder, parent_watch, supervisor
 from distfs.config import Config, MetaDBConfig
 from distfs.config_file import override
 from distfs.deadline import Deadline
@@ -36,7 +34,6 @@ from distfs.supervisor import Child, Stopped, say
 from distfs.terminal import Terminal
 
 _START_LIMIT_S = 90.0  # for one child to say that it is there; PostgreSQL may have to recover first
-_LEFTOVER_LIMIT_S = 40.0  # for the children of a killed `up` to be gone
 _SAY_WHY_EVERY_S = 10.0
 _LOOK_EVERY_S = 0.1
 _PROBE_TIMEOUT_S = 6.0
@@ -49,21 +46,22 @@ distfs is ready at {url}  (data in {data}; Ctrl-C stops it)
 """
 
 
-def run(config: Config, config_file: str | None = None) -> None:
+def run(config: Config, config_file: str | None = None, *, join: bool = False) -> None:
     """Start everything, say so, keep it running; return when SIGTERM or SIGINT has stopped it all.
 
-    ``config_file``: what the children read; flags given to this process are passed on by it. Raises
-    ConfigError or Unavailable, with everything stopped, when it cannot be started.
+    ``config_file``: what the children read; flags given to this process are passed on by it. ``join``: a new folder
+    may become part of a cluster that has storage nodes elsewhere. Raises ConfigError or Unavailable, with
+    everything stopped, when it cannot be started.
     """
     data = Path(config.local.data).absolute()
     with (
         _signals() as (stopping, hurry, reload),
         contextlib.suppress(Stopped),
-        _data_folder(data, stopping) as lock,
+        data_folder.held(data, stopping) as lock,
     ):
         cluster = LocalCluster(config, config_file, data, lock, stopping)
         try:
-            cluster.start()
+            cluster.start(join)
             cluster.watch(reload)
         finally:
             cluster.stop(hurry)
@@ -91,43 +89,6 @@ def _signals() -> Iterator[tuple[threading.Event, threading.Event, threading.Eve
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _data_folder(data: Path, stopping: threading.Event) -> Iterator[int]:
-    """The folder for this ``up`` alone; -> the descriptor its children inherit. Raises ConfigError."""
-    with contextlib.ExitStack() as stack:
-        try:
-            data.mkdir(parents=True, exist_ok=True)
-            ours = stack.enter_context((data / "up.lock").open("w"))
-            parts = stack.enter_context((data / "parts.lock").open("w"))
-        except OSError as e:
-            raise ConfigError(
-                f"cannot write to the data folder {data}: {e.strerror}; choose another with --data"
-            ) from e
-        if not _locked(ours.fileno()):
-            raise ConfigError(
-                f"another `distfs up` uses {data}: stop it, or choose another folder with --data"
-            )
-        give_up = time.monotonic() + _LEFTOVER_LIMIT_S
-        waiting = False
-        while not _locked(parts.fileno()):
-            if not waiting:
-                say("distfs: waiting for what the last `distfs up` left running to stop")
-            waiting = True
-            if time.monotonic() > give_up:
-                raise ConfigError(f"processes of an earlier `distfs up` still use {data}: stop them first")
-            if stopping.wait(_LOOK_EVERY_S):
-                raise Stopped
-        yield parts.fileno()
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 class LocalCluster:
     """The children of one ``distfs up``, in the order they start."""
 
@@ -143,7 +104,7 @@ class LocalCluster:
         self._nodes: list[Child] = []
         self._service: list[Child] = []
 
-    def start(self) -> None:
+    def start(self, join: bool) -> None:
         """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
         _check_port(self._config.http.host, self._config.http.port)
         names = self._node_names()
@@ -151,6 +112,8 @@ class LocalCluster:
         self._env = supervisor.environment(DISTFS_METADB_URL=url, DISTFS_NODE_ADVERTISE="")
         meta = MetaDB(override(self._config, "metadb", url=url).metadb, self._config.node.down_after)
         try:
+            if not join:
+                data_folder.check_may_join(self._data, meta, Deadline(_PROBE_TIMEOUT_S))
             meta.migrate()
             self._check_stopping()
             ports = self._start_nodes(names, url)
@@ -188,7 +151,7 @@ class LocalCluster:
             if "?" in str(self._data):  # it would end the folder in the URL
                 raise ConfigError(f"data folder {self._data}: choose one without a question mark with --data")
             url = f"{embedded_postgres.SCHEME}{self._data / 'metadb'}"
-        folder = url.removeprefix(embedded_postgres.SCHEME).partition("?")[0]
+        folder = str(embedded_postgres.folder_of(url))
         embedded_postgres.binary("postgres")  # a missing wheel is said at once
         metadb = self._child("metadb", "distfs.local_metadb", folder, grace=30.0)
         self._metadb.append(metadb)

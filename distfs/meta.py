@@ -12,14 +12,24 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pg8000.native import DatabaseError
 
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import Cancelled, DistfsError, NotFound, OutcomeUnknown, Refused, TooSlow, Unavailable
+from distfs.errors import (
+    Cancelled,
+    DistfsError,
+    NotFound,
+    OutcomeUnknown,
+    Refused,
+    SchemaBehind,
+    TooSlow,
+    Unavailable,
+)
 from distfs.metadb import embedded_postgres
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.link import Link, translate
@@ -66,6 +76,13 @@ def answer_within(config: MetaDBConfig) -> float:
     return config.statement_timeout + _GRACE_S
 
 
+class Cluster(NamedTuple):
+    """What a MetaDB is the MetaDB of."""
+
+    id: UUID
+    has_nodes: bool  # one has registered, at any time
+
+
 class MetaDB:
     """Thread-safe; connects when it is first asked for something.
 
@@ -108,6 +125,24 @@ class MetaDB:
             raise Unavailable(
                 f"MetaDB is at migration {version}, not {meta_schema.latest()}: run `distfs migrate`"
             )
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people: without its password."""
+        return str(self._fixed or self._config.url.partition("?")[0])
+
+    def is_in(self, data: Path) -> bool:
+        """Whether it is an embedded one that keeps its data in that folder."""
+        folder = embedded_postgres.folder_of(self._config.url)
+        return folder is not None and data.resolve() in folder.resolve().parents
+
+    def known_cluster(self, deadline: Deadline) -> Cluster | None:
+        """The cluster it is of; None: it was never migrated. Also of a MetaDB that another version has migrated."""
+        try:
+            [[id, has_nodes]] = self.read("cluster", deadline)
+        except SchemaBehind:
+            return None
+        return Cluster(id, has_nodes)
 
     def cluster_id(self, deadline: Deadline) -> UUID:
         """The cluster's UUID, made by the first migration; asked for once."""

@@ -7,6 +7,10 @@ SELECT coalesce(max(number), 0) FROM migration;
 -- name: cluster_id
 SELECT id FROM cluster;
 
+-- name: cluster
+-- What any version's MetaDB can tell.
+SELECT id, EXISTS (SELECT FROM node) FROM cluster;
+
 -- name: nodes
 SELECT id, uuid, address, zone, capacity, free, state,
     extract(epoch FROM now() - heartbeat_at)::double precision AS heartbeat_age, used, stopped, disk,

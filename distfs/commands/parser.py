@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from distfs import config_file as configuration
 from distfs.commands.drain import drain, forget, plan_drain, undrain
@@ -16,6 +18,8 @@ from distfs.commands.repair import repair
 from distfs.commands.status import show_status
 from distfs.commands.undelete import undelete
 from distfs.config import Config
+from distfs.data_folder import check_is_meant
+from distfs.errors import ConfigError
 
 Given = argparse.Namespace
 
@@ -43,6 +47,7 @@ class _Command:
     flags: tuple[Callable[[argparse.ArgumentParser], object], ...] = ()
     codes: str = _CODES
     failed: int = 1
+    changes: bool = True  # it does something to the cluster
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,7 +60,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "--metadb", metavar="URL", help="postgresql://..., or embedded:DIR/metadb (metadb.url)"
         )
         parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
-        parser.set_defaults(act=each.act, failed=each.failed)
+        parser.set_defaults(act=each.act, failed=each.failed, changes=each.changes)
         for add_to in each.flags:
             add_to(parser)
 
@@ -63,7 +68,18 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def operate(config: Config, given: Given) -> int:
     """Run the command that was parsed; -> its exit code."""
     config = configuration.override(config, "metadb", url=given.metadb)
-    return run(config, lambda one: int(given.act(one, given)), given.failed)
+
+    def act(one: Operator) -> int:
+        data = Path(config.local.data)
+        try:
+            check_is_meant(data, one.meta, one.deadline(), url=given.metadb, config=given.config)
+        except ConfigError as e:
+            if given.changes:
+                raise
+            sys.stderr.write(f"distfs: {e}\n")
+        return int(given.act(one, given))
+
+    return run(config, act, given.failed)
 
 
 # --- flags ------------------------------------------------------------------------------------------------
@@ -150,12 +166,13 @@ def _undelete(operator: Operator, given: Given) -> int:
 
 
 _COMMANDS = (
-    _Command("nodes", "list the storage nodes: state, room, when last seen", _nodes, (_json,)),
+    _Command("nodes", "list the storage nodes: state, room, when last seen", _nodes, (_json,), changes=False),
     _Command(
         "status",
         "show what is kept, how safe it is, what upkeep does and how services do",
         _status,
         (_json, _service),
+        changes=False,
     ),
     _Command(
         "drain",
@@ -185,6 +202,7 @@ _COMMANDS = (
         (_deep, _no_note, _json),
         _FSCK,
         failed=2,
+        changes=False,
     ),
     _Command("undelete", "take a deleted file back out of the trash", _undelete, (_uuid,)),
 )

@@ -65,6 +65,11 @@ def is_embedded(url: str) -> bool:
     return url.startswith(SCHEME)
 
 
+def folder_of(url: str) -> Path | None:
+    """The folder that ``embedded:<folder>`` names; None: the URL is another."""
+    return Path(url.removeprefix(SCHEME).partition("?")[0]) if is_embedded(url) else None
+
+
 def resolve(url: str) -> str:
     """``embedded:<folder>[?user=<role>]`` -> the ``postgresql://`` URL of the server that runs there.
 

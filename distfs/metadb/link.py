@@ -24,6 +24,7 @@ from distfs.errors import (
     NodesLeft,
     OutcomeUnknown,
     Refused,
+    SchemaBehind,
     TooSlow,
     Unavailable,
 )
@@ -183,7 +184,7 @@ def translate(error: DatabaseError) -> DistfsError:
     if code == "DF002":
         return NodesLeft(message)
     if code in ("42P01", "42703", "42883"):
-        return Unavailable(f"MetaDB lacks what this version needs ({message}): run `distfs migrate`")
+        return SchemaBehind(f"MetaDB lacks what this version needs ({message}): run `distfs migrate`")
     if code == "42501":
         return ConfigError(f"MetaDB: {message}: the role in metadb.url has too few rights")
     if code == "57014":  # the statement's own limit: it was undone

@@ -6,7 +6,10 @@ import pytest
 
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.operating import BY_HAND, url_of
+from tests.cluster.test_up import data, up
 from tests.postgres import run_sql
+
+__all__ = ["by_hand", "data", "up"]
 
 
 @pytest.fixture(scope="module")

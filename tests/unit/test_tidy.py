@@ -38,7 +38,7 @@ LAYERS = """
     http_app
     host
     server
-    local_metadb reload
+    local_metadb reload data_folder
     local_cluster
     commands
     cli
