@@ -83,6 +83,7 @@ class HttpApp:
         request.scheme = identity.scheme(request.scheme)
         response = self._answer(request)
         response.headers["X-Request-Id"] = current_request_id()
+        response.headers["X-Content-Type-Options"] = "nosniff"
         answer = response(environ, start_response)
         return _Answer(answer, request, response.status_code, began, who(identity, request.caller))
 

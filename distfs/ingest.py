@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge, Unsupported
-from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES
+from distfs.headers import media_type
+from distfs.model import MAX_NAME_BYTES
 from distfs.multipart import FormLimits, MultipartReader, PartHead, boundary_of
 from distfs.source import Source
 
@@ -24,11 +25,8 @@ REMEDY = "curl -F file=@NAME URL/upload"
 POLICY_FIELD = "policy"
 
 UNNAMED = "file"
-UNTYPED = "application/octet-stream"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"  # noqa: S105 - RFC 9110's word
-_CONTENT_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:[ \t]*;[\t -~]*)?")
 
 
 class IncomingFile:
@@ -48,7 +46,7 @@ class IncomingFile:
         """``announced``: the most it will have, where ``size`` is not known. Raises TooLarge, before anything is read
         where one of the two tells."""
         self.name = clean_name(name)
-        self.content_type = clean_content_type(content_type)
+        self.content_type = str(media_type.read(content_type))
         self.fields: Mapping[str, str] = fields or {}  # the form's fields before this file
         self.size = size
         self._source = source
@@ -127,12 +125,6 @@ def clean_name(name: str) -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         raise Refused(f"the file's name is longer than {MAX_NAME_BYTES} bytes: send it under a shorter one")
     return name
-
-
-def clean_content_type(text: str) -> str:
-    """A media type fit for a response header; what is not one becomes application/octet-stream."""
-    text = text.strip(" \t")
-    return text if len(text) <= MAX_TYPE_BYTES and _CONTENT_TYPE.fullmatch(text) else UNTYPED
 
 
 # --- wsgi.input -----------------------------------------------------------------------------------

@@ -193,7 +193,8 @@ class Refusal(Response):
         body = answer.encode()
         self.status = f"{error.status} {phrase(error.status)}"
         self.content_length = len(body)
-        self.response_headers = [("Content-Type", kind), *self.response_headers]
+        safe = ("X-Content-Type-Options", "nosniff")
+        self.response_headers = [("Content-Type", kind), safe, *self.response_headers]
         if error.retry_after is not None:
             self.response_headers.append(("Retry-After", str(error.retry_after)))
         self._log(reason)

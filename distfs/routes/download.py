@@ -8,13 +8,18 @@ from werkzeug.http import http_date
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused, TooMuch
+from distfs.headers import disposition
 from distfs.model import File
 from distfs.routes.conditions import precondition, same_as_before
-from distfs.routes.messages import Request, content_disposition, etag, parse_uuid, repr_digest
+from distfs.routes.messages import Request, etag, parse_uuid, repr_digest, served_type
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
 from distfs.services import Services
 
 SIZE_HEADER = "Want-Max-Size"
+
+#: Whatever a file is, it runs on no page of ours: no type is guessed (that is said of every answer), and what is
+#: shown has no origin.
+SAFE = {"Content-Security-Policy": "sandbox"}
 
 
 def get_file(services: Services, request: Request, uuid: str | None = None) -> Response:
@@ -32,18 +37,18 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> R
         "Last-Modified": http_date(file.created_at),
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
-    }
+    } | SAFE
     if (status := precondition(request.headers, etag(file), file.created_at)) is not None:
         return Response(status=status, headers=headers)
     asked = _asked(request, file)
     spans = asked or [Span(0, file.size)]
-    parts = ByteRanges(spans, file.size, file.content_type) if len(spans) > 1 else None
+    kind = served_type(file)
+    parts = ByteRanges(spans, file.size, str(kind)) if len(spans) > 1 else None
     length = parts.length if parts else spans[0].stop - spans[0].start
     _check_size(request, length)
     headers |= {
         "Content-Length": str(length),
-        "Content-Disposition": content_disposition(file),
-        "X-Content-Type-Options": "nosniff",
+        "Content-Disposition": disposition.for_download(file.name, shown=kind.shown),
     }
     if len(asked) == 1:
         headers["Content-Range"] = content_range(spans[0], file.size)
@@ -53,7 +58,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> R
     response = Response(
         status=206 if asked else 200,
         headers=headers,
-        content_type=parts.content_type if parts else file.content_type,
+        content_type=parts.content_type if parts else str(kind),
         direct_passthrough=True,
     )
     response.response = body  # type: ignore[assignment]  # views, to a server that writes them

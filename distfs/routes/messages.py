@@ -7,7 +7,6 @@ import re
 from base64 import b64encode
 from collections.abc import Sequence
 from functools import cached_property
-from urllib.parse import quote
 from uuid import UUID
 
 from werkzeug.wrappers import Request as BaseRequest
@@ -16,15 +15,14 @@ from werkzeug.wrappers import Response
 from distfs.callers import Caller
 from distfs.deadline import Scope
 from distfs.errors import Cancelled, DistfsError, Refused
+from distfs.headers import media_type
+from distfs.headers.media_type import MediaType
 from distfs.ingest import source_of
 from distfs.model import File
 from distfs.problem import JSON, asks_for
 from distfs.source import Source
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
-
-#: Types a browser shows and does not execute. All others are served as attachments.
-_SHOWN = re.compile(r"(?:text/plain|image/(?!svg)[^;]+|audio/[^;]+|video/[^;]+)(?:;.*)?", re.IGNORECASE)
 
 
 class Body:
@@ -109,7 +107,7 @@ def facts(request: Request, file: File) -> dict[str, object]:
         "name": file.name,
         "size": file.size,
         "sha256": file.sha256.hex(),
-        "content_type": file.content_type,
+        "content_type": str(media_type.read(file.content_type)),
         "policy": str(file.policy),
         "created_at": file.created_at.isoformat(),
         "download": download_url(request, file),
@@ -138,12 +136,6 @@ def repr_digest(file: File) -> str:
     return f"sha-256=:{b64encode(file.sha256).decode()}:"
 
 
-def content_disposition(file: File) -> str:
-    """RFC 6266: how to show the file and what to call it. Never offers a path: separators become ``_``."""
-    kind = "inline" if _SHOWN.fullmatch(file.content_type) else "attachment"
-    name = re.sub(r"[/\\]", "_", file.name)
-    fallback = re.sub(r'[^ -~]|["%]', "_", name)
-    value = f'{kind}; filename="{fallback}"'
-    if fallback != name:
-        value += f"; filename*=UTF-8''{quote(name, safe='!#$&+-.^_`|~')}"  # RFC 8187's attr-char
-    return value
+def served_type(file: File) -> MediaType:
+    """As it was read anew: another version may have stored it as it came."""
+    return media_type.read(file.content_type).plain()

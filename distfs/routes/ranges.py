@@ -61,7 +61,8 @@ class ByteRanges:
             (
                 span,
                 f"\r\n--{boundary}\r\nContent-Type: {content_type}\r\n"
-                f"Content-Range: {content_range(span, size)}\r\n\r\n".encode("latin-1"),
+                f"Content-Range: {content_range(span, size)}\r\n"
+                "X-Content-Type-Options: nosniff\r\n\r\n".encode("latin-1"),
             )
             for span in spans
         ]

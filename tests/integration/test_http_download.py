@@ -6,6 +6,7 @@ import email
 import email.message
 import email.policy
 import hashlib
+import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.forms import some_bytes
+from tests.forms import FORM, file_part, form, some_bytes
+from tests.postgres import run_sql
 from tests.service import BLOCK, SLICE, Answer, TestService
 
 SIZE = 2 * SLICE + BLOCK + 100
@@ -73,6 +75,12 @@ def test_an_unknown_file_is_404_and_a_malformed_id_400(service: TestService) -> 
     assert "'x' is not a file's id" in service.ask("GET", "/download/x").text
 
 
+SET_TYPE = "UPDATE file SET content_type = :kind WHERE id = :id"
+
+#: Browsers take a list's last type.
+LIES = ["text/plain; x=x, text/html", "image/png;,text/html", 'text/plain; x="', "text/plain, image/svg+xml"]
+
+
 @pytest.mark.parametrize(
     ("content_type", "kept", "kind"),
     [
@@ -80,9 +88,10 @@ def test_an_unknown_file_is_404_and_a_malformed_id_400(service: TestService) -> 
         ("image/png", "image/png", "inline"),
         ("video/mp4", "video/mp4", "inline"),
         ("text/html", "text/html", "attachment"),
-        ("Text/HTML; charset=utf-8", "Text/HTML; charset=utf-8", "attachment"),
+        ("Text/HTML; charset=utf-8", "text/html; charset=utf-8", "attachment"),
         ("image/svg+xml", "image/svg+xml", "attachment"),
-        ("IMAGE/SVG+XML", "IMAGE/SVG+XML", "attachment"),
+        ("IMAGE/SVG+XML", "image/svg+xml", "attachment"),
+        *((lie, "application/octet-stream", "attachment") for lie in LIES),
         ("application/xhtml+xml", "application/xhtml+xml", "attachment"),
         ("application/javascript", "application/javascript", "attachment"),
         ("text/plain\tx", "application/octet-stream", "attachment"),
@@ -97,6 +106,47 @@ def test_what_a_browser_would_execute_is_an_attachment(
     assert answer.headers["Content-Disposition"].split(";")[0] == kind
 
 
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("way", ["a part's", "of the release before"])
+def test_no_way_in_makes_a_lie_a_type(service: TestService, lie: str, way: str) -> None:
+    if way == "a part's":
+        uuid = service.ask("POST", "/upload", form(file_part("n", b"x" * 50, lie)), FORM).text.strip()
+    else:
+        uuid = put(service, b"x" * 50)
+        run_sql(service.config.metadb.url, SET_TYPE, kind=lie, id=uuid)
+    for headers in ({}, {"Range": "bytes=0-1"}, {"Range": "bytes=0-1,5-6"}):
+        answer = service.ask("GET", f"/download/{uuid}", headers=headers)
+        kind = "application/octet-stream"
+        assert answer.headers.get_content_type() in (kind, "multipart/byteranges")
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="n"' or way != "a part's"
+        assert answer.headers["Content-Disposition"].startswith("attachment;")
+        if "," in headers.get("Range", ""):
+            assert [part[1] for part in parts_of(answer)] == [kind, kind]
+            assert answer.body.count(b"\r\nX-Content-Type-Options: nosniff\r\n") == 2
+    assert json.loads(service.ask("GET", f"/files/{uuid}").body)["content_type"] == kind
+
+
+def test_every_answer_about_a_file_keeps_browsers_from_running_it(service: TestService, uuid: str) -> None:
+    tag = service.ask("HEAD", f"/download/{uuid}").headers["ETag"]
+    for method, headers, status in (
+        ("GET", {}, 200),
+        ("HEAD", {}, 200),
+        ("GET", {"Range": "bytes=0-1"}, 206),
+        ("GET", {"Range": "bytes=0-1,5-6"}, 206),
+        ("GET", {"If-None-Match": tag}, 304),
+        ("GET", {"If-Match": '"x"'}, 412),
+    ):
+        answer = service.ask(method, f"/download/{uuid}", headers=headers)
+        assert answer.status == status
+        assert answer.headers["Content-Security-Policy"] == "sandbox"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/download/<script>", "/download", "/files?limit=<b>", "/"])
+def test_no_answer_lets_a_browser_guess_its_type(service: TestService, path: str) -> None:
+    assert service.ask("GET", quote(path, safe="/?=")).headers["X-Content-Type-Options"] == "nosniff"
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -106,6 +156,8 @@ def test_what_a_browser_would_execute_is_an_attachment(
         ("100%25", "filename=\"100_25\"; filename*=UTF-8''100%2525"),
         ("../../etc/passwd", 'filename=".._.._etc_passwd"'),
         ("C:\\x", 'filename="C:_x"'),
+        ("photo\u202egpj.exe", 'filename="photo_gpj.exe"'),
+        ("..", 'filename="__"'),
         ("a;b=c", 'filename="a;b=c"'),
     ],
 )

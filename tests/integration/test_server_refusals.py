@@ -47,6 +47,7 @@ def never(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
 def is_one_line_with_an_id(answer: Answer) -> bool:
     return (
         answer.headers["content-type"] == "text/plain; charset=utf-8"
+        and answer.headers["x-content-type-options"] == "nosniff"
         and len(answer.headers["x-request-id"]) > 8
         and answer.body.endswith(b"\n")
         and answer.body.count(b"\n") == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distfs.errors import BodyCutShort, ClientGone, Refused, TooLarge
-from distfs.ingest import IncomingFile, clean_content_type, clean_name, files_in_form, source_of
+from distfs.ingest import IncomingFile, clean_name, files_in_form, source_of
 from distfs.multipart import FormLimits
 from distfs.source import Source
 from tests.unit.test_ingest_multipart import B, Bytes, form
@@ -98,18 +98,6 @@ def test_names_have_no_control_characters_nor_halves_of_characters() -> None:
     assert clean_name("a\x00b\x1b[31mc\x7f\x85\u2028d\n") == "a_b_[31mc___d_"
     assert clean_name("\udce9") == "?"
     assert clean_name("") == "file"
-
-
-@pytest.mark.parametrize(
-    "text", ["text/plain", "text/html; charset=utf-8", 'a/b+c.d;x="y z"', "image/svg+xml"]
-)
-def test_a_media_type_is_kept(text: str) -> None:
-    assert clean_content_type(f" {text}") == text
-
-
-@pytest.mark.parametrize("text", ["", "text", "text/", "a/b\r\nX: y", "a/b; é", "a b/c", "a/" + "b" * 300])
-def test_what_is_no_media_type_becomes_octet_stream(text: str) -> None:
-    assert clean_content_type(text) == "application/octet-stream"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = """
     __init__ errors descriptors
     callers problem deadline dial model parent_watch signals supervisor terminal
-    config source blocks connection_pool
+    config source blocks connection_pool headers
     config_rules
     config_file telemetry multipart placement fairshare coding fragment
     wire bandwidth
