@@ -168,7 +168,7 @@ class UpkeepConfig:
     upload_ttl: Seconds = Seconds(86400)  # no upload takes longer; younger fragments are no orphans
     sweep_interval: Seconds = Seconds(3600)  # between two sweeps for orphans
     sweep_margin: Seconds = Seconds(3600)  # added to upload_ttl, for clocks that disagree
-    quarantine_ttl: Seconds = Seconds(7 * 86400)  # orphans are kept for so long after they were found
+    quarantine_ttl: Seconds = Seconds(7 * 86400)  # what was put aside is kept for so long
     trash_ttl: Seconds = Seconds(7 * 86400)  # deleted files can be undeleted for so long
     rebalance_threshold: Fraction = Fraction(0.05)  # difference in fullness that is left alone
     rebalance_rate: BytesPerSecond = BytesPerSecond(50 * MIB)

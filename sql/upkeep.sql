@@ -87,14 +87,14 @@ SELECT count(*) FROM damage JOIN slice ON slice.id = damage.slice_id
 
 -- name: claims
 -- Whether the node is to keep each fragment; whether its slice lacks any fragment now; who keeps it, 0: nobody. A
--- node that is down counts as lost at once: this tells what may be deleted, not what is to be copied. A slice that is
--- being purged lacks nothing.
+-- node that is down counts as lost at once: this tells what may be deleted, not what is to be copied. Of a slice that
+-- is being purged nobody is to keep anything.
 WITH up AS MATERIALIZED (
     SELECT coalesce(array_agg(id), '{}') AS nodes FROM node
     WHERE id <> ALL ((SELECT lost_nodes(:down_after, true))::integer[])
 )
 SELECT asked.slice_id, asked.index,
-    coalesce(CAST(:node AS integer) IN (s.nodes[asked.index + 1], t.nodes[asked.index + 1]), false),
+    coalesce(live.nodes[asked.index + 1] = :node, false),
     coalesce(NOT live.nodes <@ (SELECT nodes FROM up) OR EXISTS (
         SELECT FROM damage WHERE damage.slice_id = asked.slice_id
             AND damage.node_id = live.nodes[damage.index + 1]

@@ -60,6 +60,10 @@ def look_for(id: FragmentId, db: UpkeepDB, store: FragmentStore, node: int, dead
         store.stat(id, deadline)
         return False
     except NotFound:
+        if not db.is_kept(
+            id, node, deadline
+        ):  # moved since; or put aside by the end of its file, which has begun
+            return False
         try:
             if store.release(id, deadline):
                 log.warning("fragment %s on node %d was in quarantine and is wanted", id, node)

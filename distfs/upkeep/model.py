@@ -52,7 +52,7 @@ class MoveTask(SliceTask):
 class Claim:
     """What MetaDB says of one fragment that is on some node's disk."""
 
-    here: bool  # a slice, or one in the trash, says that this node keeps it
+    here: bool  # a slice that can still be wanted says that this node keeps it
     short: bool  # its slice can still be wanted, and lacks some fragment now: all there is may be needed
     keeper: int  # the node that is to keep it; 0: nobody, or no slice that can still be wanted
 

@@ -34,12 +34,10 @@ STEPS: dict[str, tuple[str, str, bool, int]] = {
     "upkeep-made": ("distfs.upkeep.maker:FragmentMaker", "confirm", False, 2),
     "upkeep-switched": ("distfs.upkeep.db:UpkeepDB", "move_fragment", False, 2),
     "upkeep-put-aside": ("distfs.node.client:NodeClient", "quarantine", False, 2),
-    "upkeep-deleted": ("distfs.node.client:NodeClient", "delete", False, 2),
     "upkeep-before-drop": ("distfs.upkeep.db:UpkeepDB", "drop_trash", True, 1),
     "upkeep-before-discard": ("distfs.node.client:NodeClient", "discard", True, 1),
     "keeper-put-aside": ("distfs.disk.store:DiskStore", "quarantine", False, 1),
     "keeper-before-discard": ("distfs.disk.store:DiskStore", "discard", True, 1),
-    "keeper-deleted": ("distfs.disk.store:DiskStore", "delete", False, 1),
 }
 
 

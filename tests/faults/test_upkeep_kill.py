@@ -187,7 +187,7 @@ def test_a_sweep_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
 def test_trash_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(3, settings("1+1", upkeep=AGES, node=NO_BREAKER), MODULE)
     files = fill(cluster, count=6)
-    for seed, step in enumerate(("upkeep-deleted", "upkeep-before-drop", "keeper-deleted")):
+    for seed, step in enumerate(("upkeep-put-aside", "upkeep-before-drop", "keeper-put-aside")):
         deleted = fill_node(cluster, 1, seed)
         dies = cluster.nodes[1] if of_node(step) else cluster.service
 

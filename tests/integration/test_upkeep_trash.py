@@ -1,4 +1,5 @@
-"""Trash: what was deleted long ago loses its fragments, then its rows; what was deleted lately can come back."""
+"""Trash: of what was deleted long ago the fragments are put aside, then the rows go; what was deleted lately can come
+back."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import pytest
 
 from distfs.errors import NotFound, Unavailable
 from distfs.model import File
+from distfs.upkeep.trash import purge
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of, drive, flip
 
@@ -32,6 +34,20 @@ def everything_on_disk(cluster: UpkeepCluster) -> int:
     return sum(len(cluster.on_disk(cluster.id(i))) for i in cluster.nodes)
 
 
+def everything_aside(cluster: UpkeepCluster) -> int:
+    return sum(len(cluster.quarantined(cluster.id(i))) for i in cluster.nodes)
+
+
+def purge_whose_commits_are_lost(cluster: UpkeepCluster, file: File) -> None:
+    """Its end, and a MetaDB that fails over to a standby to which neither the mark nor the end had come."""
+    cluster.sql("CREATE TABLE standby AS SELECT * FROM trash")
+    cluster.sql("CREATE TABLE standby_slice AS SELECT * FROM trash_slice")
+    assert drive(cluster.trash()).detail["files"] == 1
+    assert everything_on_disk(cluster) == 0
+    cluster.sql("INSERT INTO trash SELECT * FROM standby")
+    cluster.sql("INSERT INTO trash_slice SELECT * FROM standby_slice")
+
+
 def test_fragments_and_rows_go_when_the_time_is_over(cluster: UpkeepCluster) -> None:
     old, kept = cluster.upload(bytes_of(3)), cluster.upload(bytes_of(2, 2))
     delete(cluster, old, 7.1)
@@ -42,6 +58,49 @@ def test_fragments_and_rows_go_when_the_time_is_over(cluster: UpkeepCluster) -> 
     cluster.assert_whole(kept)
     with pytest.raises(NotFound):
         cluster.meta.undelete_file(old.id, soon())
+
+
+def test_what_was_purged_is_aside_until_its_quarantine_is_over(cluster: UpkeepCluster) -> None:
+    delete(cluster, cluster.upload(bytes_of(2)), 7.1)
+    drive(cluster.trash())
+
+    def sweep_after(days: float) -> object:
+        for node in map(cluster.id, cluster.nodes):
+            for id in cluster.quarantined(node):
+                cluster.age_quarantine(id, node, days * 86400)
+        return drive(cluster.orphans()).detail["deleted"]
+
+    assert (sweep_after(6.9), everything_aside(cluster)) == (0, 4)
+    assert (sweep_after(7.1), everything_aside(cluster)) == (4, 0)
+
+
+@pytest.mark.parametrize("heal", ["repair", "scrub", "orphans"])
+def test_a_purge_whose_commits_are_lost_can_be_undeleted(cluster: UpkeepCluster, heal: str) -> None:
+    data = bytes_of(3)
+    file = cluster.upload(data)
+    delete(cluster, file, 7.1)
+    purge_whose_commits_are_lost(cluster, file)
+    cluster.meta.undelete_file(file.id, soon())
+    if heal == "repair":  # a reader found nothing, and noted it
+        for id, node in cluster.fragments(file):
+            assert cluster.db.note_damage(id.slice, id.index, node, "no such fragment", soon())
+    drive({"repair": cluster.repair, "scrub": cluster.scrub, "orphans": cluster.orphans}[heal]())
+    cluster.assert_whole(file)
+    assert everything_aside(cluster) == 0
+    assert cluster.download(file) == data
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_purge_for_good_frees_the_room_at_once(cluster: UpkeepCluster, aside: bool) -> None:
+    """Also of what a step put aside that was killed before it was done."""
+    file = cluster.upload(bytes_of(3))
+    delete(cluster, file, 8)
+    [trashed] = cluster.db.expired_trash(7 * 86400, 1, soon())
+    if aside:
+        assert purge(cluster.directory, trashed, set(), soon(), for_good=False) == 6
+    assert purge(cluster.directory, trashed, set(), soon(), for_good=True) == 6
+    assert (everything_on_disk(cluster), everything_aside(cluster)) == (0, 0)
+    assert cluster.db.drop_trash(file.id, soon())
 
 
 def test_until_then_a_file_can_be_undeleted(cluster: UpkeepCluster) -> None:
