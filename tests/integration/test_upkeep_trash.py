@@ -3,13 +3,14 @@ back."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from distfs.errors import NotFound, Unavailable
 from distfs.model import File
+from distfs.upkeep.step import Worker
 from distfs.upkeep.trash import purge
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of, drive, flip
@@ -84,7 +85,9 @@ def test_a_purge_whose_commits_are_lost_can_be_undeleted(cluster: UpkeepCluster,
     if heal == "repair":  # a reader found nothing, and noted it
         for id, node in cluster.fragments(file):
             assert cluster.db.note_damage(id.slice, id.index, node, "no such fragment", soon())
-    drive({"repair": cluster.repair, "scrub": cluster.scrub, "orphans": cluster.orphans}[heal]())
+    workers: dict[str, Callable[[], Worker]]
+    workers = {"repair": cluster.repair, "scrub": cluster.scrub, "orphans": cluster.orphans}
+    drive(workers[heal]())
     cluster.assert_whole(file)
     assert everything_aside(cluster) == 0
     assert cluster.download(file) == data
