@@ -11,7 +11,7 @@ from pathlib import Path
 
 import distfs
 from distfs import config_file as configuration
-from distfs import descriptors, local_cluster, parent_watch
+from distfs import descriptors, local_cluster, parent_watch, supervisor
 from distfs.commands.parser import add_commands, operate
 from distfs.config import Config
 from distfs.data_folder import check_is_meant
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 def _up(config: Config, given: argparse.Namespace) -> None:
     config = configuration.override(config, "http", host=given.host, port=given.port)
     config = configuration.override(config, "local", data=given.data, nodes=given.nodes)
-    setup_logging(config.log)
+    setup_logging(config.log, part=supervisor.PARENT)
     local_cluster.run(config, given.config, join=given.join)
 
 

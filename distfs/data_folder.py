@@ -47,7 +47,7 @@ def held(data: Path, stopping: threading.Event) -> Iterator[int]:
         waiting = False
         while not _locked(parts.fileno()):
             if not waiting:
-                say("distfs: waiting for what the last `distfs up` left running to stop")
+                say("waiting for what the last `distfs up` left running to stop")
             waiting = True
             if time.monotonic() > give_up:
                 raise ConfigError(f"processes of an earlier `distfs up` still use {data}: stop them first")

@@ -136,7 +136,7 @@ class LocalCluster:
     def stop(self, hurry: threading.Event) -> None:
         """The service first, so that nothing is asked of the others any more; MetaDB last."""
         if self._stopping.is_set():
-            say("distfs: stopping")
+            say("stopping")
         supervisor.stop_all([self._service, self._nodes], hurry)
         supervisor.stop_all([self._metadb], threading.Event())  # hurried, it would leave PostgreSQL behind
 
@@ -189,7 +189,7 @@ class LocalCluster:
             )
         have = [int(p.name[4:]) for p in self._data.glob("node*") if p.is_dir() and p.name[4:].isdecimal()]
         if max(have, default=0) > wanted:
-            say(f"distfs: {self._data} holds data of {max(have)} storage nodes; starting all of them")
+            say(f"{self._data} holds data of {max(have)} storage nodes; starting all of them")
         return [f"node{i}" for i in range(1, max([wanted, *have]) + 1)]
 
     def _start_service(self) -> None:
@@ -223,7 +223,7 @@ class LocalCluster:
             for child in self._children():
                 child.require_alive()
             if time.monotonic() - told > _SAY_WHY_EVERY_S:
-                say(f"distfs: not ready yet: {reason}")
+                say(f"not ready yet: {reason}")
                 told = time.monotonic()
             time.sleep(_LOOK_EVERY_S / 2)
 

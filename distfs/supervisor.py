@@ -2,7 +2,7 @@
 
 Each child leads a session of its own, so that Ctrl-C reaches only the parent, which then stops them in its own
 order. Its standard input is a pipe that is never written to (see ``parent_watch``); what it writes goes on to
-the parent's standard error, line by line, under its name.
+the parent's standard error, line by line, under its name, in the format of the log.
 """
 
 from __future__ import annotations
@@ -20,20 +20,27 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from distfs.errors import Unavailable
+from distfs.telemetry import json_line, logs_json
 
 #: Seconds before a child that died is started again: the first time, and at most.
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 15.0
 #: A child that lived this long died for a new reason; its pause starts over.
 SETTLED_S = 30.0
 _POLL_S = 0.05
+#: The name under which the parent itself speaks.
+PARENT = "distfs"
 
 
 class Stopped(Exception):
     """The parent was told to stop while it waited."""
 
 
-def say(line: str) -> None:
-    """One line of the parent's own on standard error; a standard error that is gone is no reason to end."""
+def say(message: str, part: str = PARENT) -> None:
+    """A line of the parent's own, or of a child, on standard error; one that is gone is no reason to end."""
+    if logs_json():
+        line = json_line(part, message)
+    else:
+        line = f"{part}: {message}" if part == PARENT else f"{part:8} | {message}"
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
@@ -90,7 +97,7 @@ class Child:
             for line in stream:
                 if to_parent:
                     self._last.append(line.rstrip())
-                    say(f"{self.name:8} | {line.rstrip()}")
+                    say(line.rstrip(), self.name)
                 else:
                     self.announced.put(line.rstrip())
 
@@ -130,7 +137,7 @@ class Child:
                 self._put_off(f"could not be started: {e.strerror}")
 
     def _put_off(self, why: str) -> None:
-        say(f"distfs: {self.name} {why}; starting it again in {self._pause:g} s")
+        say(f"{self.name} {why}; starting it again in {self._pause:g} s")
         self._due = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, BACKOFF_MOST_S)
 
@@ -160,7 +167,7 @@ class Child:
         give_up = time.monotonic() + self.grace
         while self._process.poll() is None:
             if hurry.is_set() or time.monotonic() > give_up:
-                say(f"distfs: {self.name} does not stop by itself; ending it")
+                say(f"{self.name} does not stop by itself; ending it")
                 self._process.kill()
                 self._process.wait()
             time.sleep(_POLL_S / 5)

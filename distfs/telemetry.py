@@ -60,15 +60,23 @@ def in_context(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def setup_logging(config: LogConfig, stream: TextIO | None = None) -> None:
-    """Log everything of this process to ``stream`` (stderr) at the level and in the format of ``config``."""
+def setup_logging(config: LogConfig, stream: TextIO | None = None, *, part: str = "") -> None:
+    """Log everything of this process to ``stream`` (stderr) at the level and in the format of ``config``.
+
+    ``part``: what JSON calls this process, where several write to one stream.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter(part) if config.format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     set_level(config)
+
+
+def logs_json() -> bool:
+    """Whether the log of this process is JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
 def set_level(config: LogConfig) -> None:
@@ -91,8 +99,13 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, request_id, logger, message, the facts, and any traceback."""
 
+    def __init__(self, part: str = "") -> None:
+        """``part``: the name of this process, first of all; empty: none."""
+        super().__init__()
+        self._part: dict[str, object] = {"part": part} if part else {}
+
     def format(self, record: logging.LogRecord) -> str:
-        entry: dict[str, object] = {
+        entry: dict[str, object] = self._part | {
             "time": _time(record),
             "level": record.levelname,
             "request_id": current_request_id(),
@@ -103,6 +116,14 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
+
+
+def json_line(part: str, message: str) -> str:
+    """What another process wrote, as a JSON object of this log's: its own object, or a line of text."""
+    if message.startswith('{"time": '):  # JsonFormatter's
+        return f'{{"part": {json.dumps(part)}, {message[1:]}'
+    record = logging.makeLogRecord({"levelname": "INFO"})
+    return json.dumps({"part": part, "time": _time(record), "level": record.levelname, "message": message})
 
 
 def _time(record: logging.LogRecord) -> str:

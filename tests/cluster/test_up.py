@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -209,6 +210,20 @@ def test_a_child_that_dies_is_started_again_and_that_is_said(up: StartUp, data: 
     wait_until(lambda: answers(f"{running.url}/readyz"), "it is ready again")
     assert curl(f"{running.url}/download/{uuid}") == b"kept"
     assert running.stop() == 0
+
+
+def test_a_log_in_json_is_json_to_the_last_line(up: StartUp) -> None:
+    """What the parts log, what PostgreSQL and Python write without asking, and what the parent has to say."""
+    running = up(DISTFS_LOG_FORMAT="json").wait_ready()
+    os.kill(running.children()["node1"], signal.SIGKILL)
+    running.says("was killed by SIGKILL")
+    running.says("starting it again")
+    assert running.stop() == 0
+    told = [json.loads(line) for line in running.lines]
+    assert [line for line in told if not {"part", "time", "level", "message"} <= line.keys()] == []
+    assert {"distfs", "node1", "service"} <= {line["part"] for line in told}
+    assert any(line["message"] == "stopping" for line in told if line["part"] == "distfs")
+    assert any(line["part"] == "service" and line.get("path") == "/readyz" for line in told)
 
 
 def test_postgresql_itself_is_started_again_when_it_dies(up: StartUp, data: Path) -> None:
