@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,10 +13,12 @@ from pathlib import Path
 import distfs
 from distfs import config_file as configuration
 from distfs import descriptors, local_cluster, parent_watch, supervisor
+from distfs.commands.display import size
 from distfs.commands.parser import add_commands, operate
 from distfs.config import Config
 from distfs.data_folder import check_is_meant
 from distfs.deadline import Deadline
+from distfs.disk.home import make_home
 from distfs.errors import ConfigError, Unavailable
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
@@ -25,6 +28,8 @@ from distfs.server import Server
 from distfs.signals import on_stop
 from distfs.telemetry import setup_logging
 from distfs.upkeep.runner import Upkeep
+
+_NODE_CODES = "exit code: 0: the folder is a node's; 1: it cannot be one, for the reason on standard error"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +58,8 @@ def _run(given: argparse.Namespace) -> int:
                 _serve(config, given)
             case "migrate":
                 _migrate(config, given)
+            case "node":
+                _node_init(config, given)
     except (ConfigError, Unavailable) as e:
         print(f"distfs: {e}", file=sys.stderr)
         return int(getattr(given, "failed", 1))
@@ -79,6 +86,14 @@ def _parser() -> argparse.ArgumentParser:
 
     migrate = commands.add_parser("migrate", help="bring MetaDB's schema to this version's")
 
+    node = commands.add_parser("node", help="make a folder a storage node's")
+    acts = node.add_subparsers(required=True, metavar="ACT")
+    init_help = (
+        "make an empty folder a new node's, or say that a node's folder was moved to another disk on purpose"
+    )
+    init = acts.add_parser("init", help=init_help, description=f"{init_help}.", epilog=_NODE_CODES)
+    init.add_argument("--data", metavar="DIR", help="the folder (node.data)")
+
     for command in (up, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (http.host)")
         command.add_argument(
@@ -86,10 +101,21 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (serve, migrate):
         command.add_argument("--metadb", metavar="URL", help="PostgreSQL, postgresql://... (metadb.url)")
-    for command in (up, serve, migrate):
+    for command in (up, serve, migrate, init):
         command.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
     add_commands(commands)
     return parser
+
+
+def _node_init(config: Config, given: argparse.Namespace) -> None:
+    config = configuration.override(config, "node", data=given.data)
+    folder = Path(config.node.data).absolute()
+    node = make_home(folder).node
+    room = shutil.disk_usage(folder)
+    print(
+        f"{folder} is storage node {node}'s, on a disk of {size(room.total)} with {size(room.free)} free; "
+        f"start it: python -m distfs.storage_server --port PORT --data {folder}"
+    )
 
 
 def _up(config: Config, given: argparse.Namespace) -> None:

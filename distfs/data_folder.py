@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.disk.store import read_identity
+from distfs.disk.home import read_identity
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB
 from distfs.supervisor import Stopped, say
@@ -70,7 +70,8 @@ def cluster_in(data: Path) -> UUID | None:
         with contextlib.suppress(
             ConfigError
         ):  # what cannot be read says nothing; the node itself will say why
-            if known := read_identity(folder):
+            known = read_identity(folder)
+            if known is not None and known.cluster is not None:  # one that never ran has none
                 return known.cluster
     return None
 

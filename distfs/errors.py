@@ -24,6 +24,12 @@ class ConfigError(DistfsError):
     kind = "config"
 
 
+class NotHome(ConfigError):
+    """A data folder is no storage node's, or not the one it was: a disk that is not mounted, above all."""
+
+    kind = "not_home"
+
+
 # --- the caller must change the request ------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from distfs.config import Config, MetaDBConfig
 from distfs.config_file import override
 from distfs.deadline import Deadline
 from distfs.dial import cannot_listen
+from distfs.disk.home import make_home, read_identity
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
@@ -167,8 +168,9 @@ class LocalCluster:
             self._config.node.host,
             _NodePorts(self._data / "ports.json", self._config.node.host),
         )
+        self._make_homes(names, remembered)
         ports = {name: remembered.of(name) for name in names}
-        remembered.save()
+        remembered.save()  # after their folders: what it names was there once
         for name, port in ports.items():
             flags = ["--host", host, "--port", str(port), "--data", str(self._data / name), *login]
             grace = self._config.node.drain_timeout + 10
@@ -176,6 +178,21 @@ class LocalCluster:
             self._nodes.append(node)
             node.start()
         return set(ports.values())
+
+    def _make_homes(self, names: Sequence[str], remembered: _NodePorts) -> None:
+        """Folders of nodes that there never were: at the first start, and when there are to be more of them. One
+        that was there before is never made anew: its disk may not be mounted. Raises ConfigError."""
+        homes = [int(name[4:]) for name in names if read_identity(self._data / name)]
+        for name in names:
+            folder = self._data / name
+            if int(name[4:]) in homes:
+                continue
+            if name in remembered or int(name[4:]) < max(homes, default=0):
+                raise ConfigError(
+                    f"{folder} was a storage node's and is no more: mount its disk, or, if what it kept is lost for "
+                    f"good, run `distfs node init --data {folder}`, start again, and `distfs forget` the old node"
+                )
+            make_home(folder)
 
     def _node_names(self) -> list[str]:
         """As many as configured; never fewer than there is data of."""
@@ -281,6 +298,10 @@ class _NodePorts:
         self._ports: dict[str, int] = {}
         with contextlib.suppress(OSError, ValueError):
             self._ports = {str(k): int(v) for k, v in json.loads(self.file.read_text()).items()}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the node was ever started here."""
+        return name in self._ports
 
     def of(self, name: str) -> int:
         """A port that is free now and that no other node has."""

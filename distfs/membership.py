@@ -11,7 +11,8 @@ from uuid import UUID
 
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
-from distfs.disk.store import DiskStore, read_identity
+from distfs.disk.home import require_identity
+from distfs.disk.store import DiskStore
 from distfs.errors import DistfsError, NodeUnavailable, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport
@@ -23,13 +24,12 @@ _LEAVE_LIMIT_S = 1.0
 
 
 def cluster_of(folder: Path, meta: MetaDB, stopping: threading.Event) -> UUID:
-    """The cluster a folder belongs to; an empty one joins MetaDB's, which is waited for.
+    """The cluster a node's folder belongs to; a new one joins MetaDB's, which is waited for.
 
-    Raises Unavailable only when ``stopping`` is set first.
+    Raises Unavailable only when ``stopping`` is set first; NotHome, ConfigError for the folder.
     """
-    known = read_identity(folder)
-    if known is not None:
-        return known.cluster
+    if (known := require_identity(folder).cluster) is not None:
+        return known
     reported = ""
     while True:
         try:

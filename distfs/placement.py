@@ -180,5 +180,5 @@ def shortage(fewest: int, able: int, known: int, up: int) -> str:
     """What is missing where ``able`` nodes can take a file and ``fewest`` must, with the remedy."""
     return (
         f"{fewest} storage nodes that can take the file are needed and {able} can "
-        f"({known} known, {up} up); start more: python -m distfs.storage_server --port PORT --data DIR"
+        f"({known} known, {up} up); start more: python -m distfs.storage_server --init --port PORT --data DIR"
     )

@@ -21,9 +21,10 @@ from distfs import config_file as configuration
 from distfs import descriptors, parent_watch
 from distfs.config import Config, NodeConfig
 from distfs.dial import cannot_listen
+from distfs.disk.home import make_home, read_identity
 from distfs.disk.store import DiskStore
 from distfs.disk.watch import DiskWatch
-from distfs.errors import ConfigError, DistfsError, Unavailable
+from distfs.errors import ConfigError, DistfsError, NotHome, Unavailable
 from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
 from distfs.model import Address
@@ -38,6 +39,12 @@ MAX_CONNECTIONS = 1000  # at once; each is a thread
 #: A fragment is verified with a pause of this length before each cell while others move bytes.
 VERIFY_PAUSE_S = 0.01
 _DRAIN_POLL_S = 0.02
+
+_NOT_HOME = 3
+_CODES = (
+    "exit code: 0: stopped by a signal; 1: cannot run, for the reason on standard error; "
+    f"{_NOT_HOME}: the data folder is no node's, or not on its disk: mount it, or make it with --init"
+)
 
 
 class StorageServer(socketserver.ThreadingTCPServer):
@@ -143,11 +150,16 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see --help")
 
 
-def _arguments(argv: list[str]) -> tuple[Config, bool]:
-    parser = _Parser(prog="python -m distfs.storage_server", description="A distfs storage node.")
+def _arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
+    parser = _Parser(
+        prog="python -m distfs.storage_server", description="A distfs storage node.", epilog=_CODES
+    )
     parser.add_argument("--port", type=int, help="to listen on; 0: any free one")
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--data", help="folder on the disk to keep fragments on; never shared by two nodes")
+    parser.add_argument(
+        "--init", action="store_true", help="make the folder a new node's if it is empty or missing"
+    )
     parser.add_argument("--zone", help="fragments of a slice are spread over zones where there are several")
     parser.add_argument("--metadb", metavar="URL", help="where to register, for example postgresql://...")
     parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
@@ -157,12 +169,13 @@ def _arguments(argv: list[str]) -> tuple[Config, bool]:
     config = configuration.override(
         config, "node", port=given.port, host=given.host, data=given.data, zone=given.zone
     )
-    return configuration.override(config, "metadb", url=given.metadb), given.exit_with_parent
+    return configuration.override(config, "metadb", url=given.metadb), given
 
 
-def serve(config: Config, with_parent: bool = False) -> None:
+def serve(config: Config, with_parent: bool = False, init: bool = False) -> None:
     """Run a node until SIGTERM or SIGINT, and the transfers that run then to their end; the second signal does
-    not wait for them. Raises ConfigError for what an operator must mend."""
+    not wait for them. ``init``: make an empty folder a new node's. Raises ConfigError for what an operator must
+    mend, NotHome for a folder that is no node's."""
     stopping, hurry = threading.Event(), threading.Event()
     on_stop(lambda: say_stop(stopping, hurry))
     descriptors.raise_limit()
@@ -175,6 +188,8 @@ def serve(config: Config, with_parent: bool = False) -> None:
         )
     meta = MetaDB(config.metadb, config.node.down_after)
     folder = Path(config.node.data)
+    if init and read_identity(folder) is None:
+        make_home(folder)
     store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node)
     try:
         server = StorageServer(config.node.host, config.node.port, store, config.node)
@@ -208,14 +223,14 @@ def serve(config: Config, with_parent: bool = False) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. One line on stderr and 1 for what an operator must mend."""
+    """The command; -> its exit code. What an operator must mend is one line on stderr."""
     try:
-        config, with_parent = _arguments(sys.argv[1:] if argv is None else argv)
+        config, given = _arguments(sys.argv[1:] if argv is None else argv)
         setup_logging(config.log)
-        serve(config, with_parent)
+        serve(config, given.exit_with_parent, given.init)
     except (ConfigError, Unavailable) as e:
         sys.stderr.write(f"storage_server: {e}\n")
-        return 1
+        return _NOT_HOME if isinstance(e, NotHome) else 1
     return 0
 
 

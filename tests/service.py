@@ -20,13 +20,13 @@ from distfs.config import (
     StorageConfig,
 )
 from distfs.deadline import Deadline
-from distfs.disk.store import DiskStore
 from distfs.errors import DistfsError
 from distfs.http_app import HttpApp, create_app
 from distfs.membership import Membership
 from distfs.meta import MetaDB
 from distfs.server import Server
 from distfs.storage_server import StorageServer
+from tests.contract.nodes import new_store
 
 BLOCK, SLICE = 64 * 1024, 256 * 1024
 MAX_FILE = 3_000_000
@@ -123,7 +123,7 @@ class TestService(HttpAddress):
 def running_node(folder: Path, config: Config) -> Iterator[StorageServer]:
     """A storage node in threads of this process, registered in MetaDB."""
     meta = MetaDB(config.metadb)
-    store = DiskStore(folder, meta.cluster_id(Deadline(10)), config.node)
+    store = new_store(folder, meta.cluster_id(Deadline(10)), config.node)
     server = StorageServer("127.0.0.1", 0, store, config.node)
     refusals: list[DistfsError] = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -29,7 +29,9 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
     elif nodes:
         print(table(_HEADS, [_row(node, left.get(node.id), node.id in away) for node in nodes]))
     else:
-        print("no storage node has registered yet: python -m distfs.storage_server --port PORT --data DIR")
+        print(
+            "no storage node has registered yet: python -m distfs.storage_server --init --port PORT --data DIR"
+        )
     return 0
 
 

@@ -8,24 +8,22 @@ fragments are written in aligned buffers with O_DIRECT by a thread of their own 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
-from uuid import UUID, getnode, uuid4
+from uuid import UUID, getnode
 
 import xxhash
 
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
+from distfs.disk import home
 from distfs.disk.health import DiskHealth
-from distfs.disk.tree import FragmentTree, fsync_folder, make_folder, translated
+from distfs.disk.tree import FragmentTree, make_folder, translated
 from distfs.disk.writer import BufferPool, Sink, open_sink
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
 from distfs.fragment import (
@@ -52,33 +50,7 @@ from distfs.model import FragmentId
 
 log = logging.getLogger("distfs.disk")
 
-_FORMAT = 1
-_IDENTITY = "node.json"
 _PROBE = 4096  # bytes
-
-
-class Identity(NamedTuple):
-    """Whose folder it is."""
-
-    node: UUID
-    cluster: UUID
-
-
-def read_identity(folder: Path) -> Identity | None:
-    """What a node's folder says it is; None for a new one. Raises ConfigError when it cannot be told."""
-    path = folder / _IDENTITY
-    try:
-        known = json.loads(path.read_text())
-        node, cluster, version = UUID(known["node"]), UUID(known["cluster"]), known["format"]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as e:
-        raise ConfigError(f"cannot read {path}: {e.strerror}") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ConfigError(f"{path} is damaged: restore it, or start with an empty folder") from e
-    if version != _FORMAT:
-        raise ConfigError(f"{path}: folder format {version}, this distfs reads {_FORMAT}")
-    return Identity(node, cluster)
 
 
 @cache
@@ -103,44 +75,16 @@ class DiskStore:
         self._aside = FragmentTree(self.folder / "quarantine")
         self._buffers = BufferPool(config.write_buffer)
         self.health = DiskHealth(config.slow_write)
-        with contextlib.ExitStack() as undo:
-            try:
-                make_folder(self._temp)
-                self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDONLY, 0o644)
-                undo.callback(os.close, self._lock)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.node = self._identity()
-                self._known: tuple[int, int] | None = None  # the file that said so last
-                for left in self._temp.iterdir():
-                    left.unlink()
-            except BlockingIOError:
-                raise ConfigError(f"data folder {self.folder} is in use by another storage node") from None
-            except OSError as e:
-                raise ConfigError(
-                    f"data folder {self.folder}: {e.strerror}; name a writable one with --data"
-                ) from e
+        home.require_identity(self.folder)  # nothing is made in a folder that is not a node's
+        with contextlib.ExitStack() as undo, home.writable(self.folder):
+            make_folder(self._temp)
+            self._lock = home.lock(self.folder)
+            undo.callback(os.close, self._lock)
+            self.node = home.enter(self.folder, cluster)
+            self._known: tuple[int, int] | None = None  # the file that said so last
+            for left in self._temp.iterdir():
+                left.unlink()
             undo.pop_all()
-
-    def _identity(self) -> UUID:
-        """The node's UUID, made at the first start; refuses the folder of another cluster."""
-        known = read_identity(self.folder)
-        if known is not None:
-            if known.cluster != self.cluster:
-                raise ConfigError(
-                    f"data folder {self.folder} belongs to cluster {known.cluster}, not to {self.cluster}: "
-                    "name another with --data, or another MetaDB with --metadb"
-                )
-            return known.node
-        node = uuid4()
-        fresh = self._temp / _IDENTITY
-        text = json.dumps({"node": str(node), "cluster": str(self.cluster), "format": _FORMAT}) + "\n"
-        with open(fresh, "w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        fresh.rename(self.folder / _IDENTITY)
-        fsync_folder(self.folder)
-        return node
 
     def close(self) -> None:
         os.close(self._lock)
@@ -152,19 +96,21 @@ class DiskStore:
         A disk that is unmounted leaves an empty folder behind, on the disk below: what is not found there is
         not missing, and nothing must be written there. An identity that cannot be read says neither.
         """
-        path = self.folder / _IDENTITY
+        path = self.folder / home.IDENTITY
         try:
             stat = path.stat()
             if (stat.st_dev, stat.st_ino) == self._known:
                 return ""
-            known = read_identity(self.folder)
+            known = home.read_identity(self.folder)
+            moved = known is not None and home.elsewhere(self.folder, known)
         except (FileNotFoundError, NotADirectoryError):
             known = None
         except (OSError, ConfigError):
             return ""
         if known is not None and known.node == self.node:
-            self._known = stat.st_dev, stat.st_ino
-            return ""
+            if not moved:
+                self._known = stat.st_dev, stat.st_ino
+            return moved or ""
         whose = "gone" if known is None else f"node {known.node}'s"
         return f"{path} is {whose}: is its disk mounted?"
 

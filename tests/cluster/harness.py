@@ -31,7 +31,7 @@ import pytest
 from distfs import config_file as configuration
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.disk.store import read_identity
+from distfs.disk.home import read_identity
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
@@ -170,7 +170,7 @@ class Cluster:
         self.write_settings()
         self.meta = MetaDB(MetaDBConfig(url=metadb_url), self._down_after(settings))
         self.nodes = [
-            self._process(f"node{i}", "distfs.storage_server", "--port", "0", "--data", f"node{i}")
+            self._process(f"node{i}", "distfs.storage_server", "--init", "--port", "0", "--data", f"node{i}")
             for i in range(nodes)
         ]
         self.service = self._process("service", "distfs", "serve", "--port", "0")
@@ -246,7 +246,7 @@ class Cluster:
         """Start one more, new and empty; -> its number, as soon as the cluster knows it."""
         i = len(self.nodes)
         name = f"node{i}"
-        argv = ["--port", "0", "--data", name, *flags]
+        argv = ["--init", "--port", "0", "--data", name, *flags]
         self.nodes.append(self._process(name, "distfs.storage_server", *argv))
         self.nodes[i].start()
         wait_until(partial(self._is_registered, i), f"node {i} is registered")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk.store import read_identity
+from distfs.disk.home import read_identity
 from distfs.metadb.embedded_postgres import resolve
 from tests.cluster.harness import Cluster, MakeCluster, clean_environment
 from tests.cluster.test_up import StartUp, curl, processes_in, refused

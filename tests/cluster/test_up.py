@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from distfs.disk.home import make_home
 from distfs.metadb.embedded_postgres import resolve
 from tests.cluster.harness import ROOT, clean_environment, wait_until
 from tests.postgres import run_sql
@@ -355,12 +358,61 @@ def test_a_folder_whose_name_would_end_in_the_url_is_refused(up: StartUp, data: 
 
 
 def test_a_part_that_cannot_start_ends_it_with_its_reason(up: StartUp, data: Path) -> None:
-    data.mkdir()
-    (data / "node2").write_text("a file in the folder's place")
-    running = up(DISTFS_LOG_LEVEL="ERROR")
-    assert running.wait() == 1
+    for i in (1, 2, 3):
+        make_home(data / f"node{i}")
+    with (data / "node2" / "lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        running = up(DISTFS_LOG_LEVEL="ERROR")
+        assert running.wait() == 1
     assert running.lines[-1].startswith("distfs: node2 could not start: storage_server: data folder")
     assert processes_in(data) == []
+
+
+def test_a_node_folder_that_cannot_be_made_is_refused(up: StartUp, data: Path) -> None:
+    data.mkdir()
+    (data / "node2").write_text("a file in the folder's place")
+    running = up()
+    assert running.wait() == 1
+    assert running.lines[-1].startswith(f"distfs: data folder {data / 'node2'}: ")
+    assert processes_in(data) == []
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_node_folder_that_was_there_is_never_made_anew_silently(up: StartUp, data: Path, left: str) -> None:
+    """Its disk may not be mounted. Other nodes are made only when there are to be more of them."""
+    assert up().wait_ready().stop() == 0
+    folder, mounted_later = data / "node2", data.with_name("its-disk")
+    folder.rename(mounted_later)
+    if left != "nothing":
+        folder.mkdir()
+    for flags in ([], ["--nodes", "4"]):
+        running = up(*flags)
+        assert running.wait() == 1
+        line = running.lines[-1]
+        assert line.startswith(f"distfs: {folder} was a storage node's and is no more: mount its disk")
+        assert not folder.exists() or not list(folder.iterdir())
+    shutil.rmtree(folder, ignore_errors=True)
+    mounted_later.rename(folder)
+    running = up("--nodes", "4").wait_ready()
+    assert sorted(running.children()) == ["metadb", "node1", "node2", "node3", "node4", "serve"]
+    assert running.stop() == 0
+    # What is lost for good: the remedy that the line names.
+    shutil.rmtree(folder)
+    remedy = line.partition("`")[2].partition("`")[0].split()[1:]
+    subprocess.run([sys.executable, "-m", "distfs", *remedy], check=True, cwd=ROOT, env=clean_environment())
+    assert up().wait_ready().stop() == 0
+
+
+def test_a_node_of_a_running_up_is_not_made_anew_where_its_folder_was(up: StartUp, data: Path) -> None:
+    running = up().wait_ready()
+    folder, unmounted = data / "node2", data.with_name("its-disk")
+    folder.rename(unmounted)
+    os.kill(running.children()["node2"], signal.SIGKILL)
+    running.says("is no storage node's: is its disk mounted?")
+    assert not folder.exists()
+    unmounted.rename(folder)
+    wait_until(lambda: "node2" in running.children(), "it is started again")
+    assert running.stop() == 0
 
 
 def test_a_metadb_folder_that_cannot_be_used_is_refused(up: StartUp, data: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from distfs.config import Bytes, Fraction, NodeConfig
+from distfs.disk.home import make_home, read_identity
 from distfs.disk.store import DiskStore
 from distfs.node.client import NodeClient
 from distfs.storage_server import StorageServer
@@ -46,10 +47,17 @@ class KillableServer(StorageServer):
                 pass  # it ended by itself
 
 
+def new_store(folder: Path, cluster: UUID = CLUSTER, config: NodeConfig = NODE) -> DiskStore:
+    """A store over a folder that becomes a node's unless it is one."""
+    if read_identity(folder) is None:
+        make_home(folder)
+    return DiskStore(folder, cluster, config)
+
+
 @contextmanager
 def serving(folder: Path, config: NodeConfig = NODE, cluster: UUID = CLUSTER) -> Iterator[KillableServer]:
     """A node on a free port."""
-    store = DiskStore(folder, cluster, config)
+    store = new_store(folder, cluster, config)
     server = KillableServer("127.0.0.1", 0, store, config)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -17,7 +17,7 @@ from distfs.model import FragmentId
 from tests.contract.faulty_store import FaultyStore
 from tests.contract.litter import assert_no_litter
 from tests.contract.memory_store import MemoryStore
-from tests.contract.nodes import NODE, client_of, serving
+from tests.contract.nodes import NODE, client_of, new_store, serving
 from tests.contract.samples import CLUSTER
 
 PLAIN = replace(NODE, direct_io="off")
@@ -58,7 +58,7 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
             server = stack.enter_context(serving(tmp_path / "node", config))
             found = Subject(stack.enter_context(client_of(server, config)), server.store)
         else:
-            disk = DiskStore(tmp_path / "node", CLUSTER, config)
+            disk = new_store(tmp_path / "node", CLUSTER, config)
             stack.callback(disk.close)
             found = Subject(disk, disk)
         yield found

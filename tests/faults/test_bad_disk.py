@@ -16,13 +16,12 @@ import pytest
 
 from distfs.config import Bytes, Config, Fraction, Seconds
 from distfs.disk import writer as disk_writer
-from distfs.disk.store import DiskStore
 from distfs.disk.watch import DiskWatch
 from distfs.errors import Full
 from distfs.model import Node, NodeReport
 from distfs.services import build
 from tests.contract.litter import eventually
-from tests.contract.nodes import KillableServer, serving
+from tests.contract.nodes import KillableServer, new_store, serving
 from tests.contract.samples import header, listed, put, random_bytes, soon, whole
 from tests.integration.byte_ways import BLOCK, SLICE, Ways, config_of, register
 from tests.privileges import need_root
@@ -167,7 +166,7 @@ def test_a_node_at_its_reserve_refuses_put_and_serves_all_else(tmp_path: Path, d
 def test_a_limit_on_file_sizes_is_an_error_of_the_write_and_leaves_nothing(tmp_path: Path) -> None:
     """RLIMIT_FSIZE: write(2) fails with EFBIG in the middle, whatever was promised before."""
     config = config_of("postgresql://nobody@nowhere/x").node
-    store = DiskStore(tmp_path / "n", header().cluster, config)
+    store = new_store(tmp_path / "n", header().cluster, config)
     kept = put(store, header(), random_bytes(1000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -185,7 +184,7 @@ def test_a_limit_on_file_sizes_is_an_error_of_the_write_and_leaves_nothing(tmp_p
 
 def test_a_watch_on_a_real_disk_finds_nothing_wrong(tmp_path: Path) -> None:
     config = config_of("postgresql://nobody@nowhere/x").node
-    store = DiskStore(tmp_path / "n", header().cluster, config)
+    store = new_store(tmp_path / "n", header().cluster, config)
     watch = DiskWatch(store, Seconds(0.01))
     eventually(lambda: store.health._good >= 3, "it was tried three times")
     watch.stop()

@@ -251,7 +251,18 @@ def test_a_disk_that_fills_up_during_repair_is_not_the_only_one(make_cluster: Ma
     cluster = make_cluster(3, settings("1+1"))
     files = fill(cluster)
     name = "full-node"
-    argv = [sys.executable, "-m", "tests.faults.full_node", "--port", "0", "--data", name, "--zone", "other"]
+    argv = [
+        sys.executable,
+        "-m",
+        "tests.faults.full_node",
+        "--init",
+        "--port",
+        "0",
+        "--data",
+        name,
+        "--zone",
+        "other",
+    ]
     full = Process(name, argv, cluster.folder, cluster.folder / f"{name}.log")
     (cluster.folder / "full").touch()  # before anything can be moved there
     full.start()

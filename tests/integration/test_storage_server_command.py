@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(folder: Path, url: str, *more: str) -> list[str]:
-    options = ["--data", str(folder), "--metadb", url, "--port", "0", *more]
+    options = ["--init", "--data", str(folder), "--metadb", url, "--port", "0", *more]
     return [sys.executable, "-m", "distfs.storage_server", *options]
 
 

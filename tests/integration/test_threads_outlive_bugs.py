@@ -16,7 +16,6 @@ from distfs.admission.db import ReservationDB
 from distfs.admission.gate import Gate
 from distfs.admission.promises import Admission
 from distfs.config import CallersConfig, HttpConfig, Seconds, StorageConfig
-from distfs.disk.store import DiskStore
 from distfs.disk.watch import DiskWatch
 from distfs.errors import Corrupt
 from distfs.membership import Membership
@@ -25,7 +24,7 @@ from distfs.model import Address, FragmentId, Policy
 from distfs.upkeep.damage import DamageNotes
 from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
-from tests.contract.nodes import NODE
+from tests.contract.nodes import NODE, new_store
 from tests.integration.meta_examples import report, soon
 from tests.postgres import run_sql
 
@@ -70,7 +69,7 @@ def test_promises_are_renewed_after_a_bug(
 
 
 def test_a_node_lives_after_a_bug(meta: MetaDB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DiskStore(tmp_path, meta.cluster_id(soon()), NODE)
+    store = new_store(tmp_path, meta.cluster_id(soon()), NODE)
     often = replace(NODE, heartbeat=Seconds(0.05))
     beats = _Failing(monkeypatch, meta, "heartbeat")
     membership = Membership(store, meta, Address("127.0.0.1", 9001), often, lambda _: None)
@@ -81,7 +80,7 @@ def test_a_node_lives_after_a_bug(meta: MetaDB, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_disk_is_probed_after_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DiskStore(tmp_path, uuid4(), NODE)
+    store = new_store(tmp_path, uuid4(), NODE)
     probes = _Failing(monkeypatch, store, "probe")
     watch = DiskWatch(store, 0.01)
     eventually(lambda: probes.calls > 2, "it is probed again")

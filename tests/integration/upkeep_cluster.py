@@ -34,6 +34,7 @@ from distfs.upkeep.scrub import Scrub
 from distfs.upkeep.step import Pace, Step, Worker
 from distfs.upkeep.trash import Trash
 from distfs.upload import Uploader
+from tests.contract.nodes import new_store
 from tests.integration.meta_examples import silence_node, soon
 from tests.service import SLICE, small_config
 
@@ -89,8 +90,9 @@ class RunningNode:
     ) -> None:
         cluster = meta.cluster_id(soon())
         if capacity is None:
-            self.store = DiskStore(folder, cluster, config.node)
+            self.store = new_store(folder, cluster, config.node)
         else:
+            new_store(folder, cluster, config.node).close()
             self.store = SmallDiskStore(folder, cluster, config, capacity)
         self._config = config.node
         self.open_port(port)

@@ -11,7 +11,7 @@ import pytest
 from distfs.disk.store import DiskStore
 from distfs.errors import NodeUnavailable
 from tests.contract.litter import assert_no_litter
-from tests.contract.nodes import NODE
+from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, MIB, header, listed, put, random_bytes, soon, whole
 
 SMALL, DIRECT = b"small", random_bytes(5 * MIB)  # one through the page cache, one past it
@@ -19,7 +19,7 @@ SMALL, DIRECT = b"small", random_bytes(5 * MIB)  # one through the page cache, o
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[DiskStore]:
-    store = DiskStore(tmp_path / "node", CLUSTER, NODE)
+    store = new_store(tmp_path / "node", CLUSTER, NODE)
     yield store
     assert_no_litter(store)
     store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from distfs.disk.health import DiskHealth
-from distfs.disk.store import DiskStore
+from distfs.disk.home import Place
 from distfs.disk.watch import DiskWatch
 from distfs.errors import NodeUnavailable
 from tests.contract.litter import eventually
-from tests.contract.nodes import NODE
+from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, header, put, soon, whole
 
 
@@ -137,7 +138,7 @@ def test_good_probes_in_a_row_end_the_trouble(health: DiskHealth, clock: Clock, 
 def test_a_node_whose_writes_fail_says_so_and_says_when_they_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = DiskStore(tmp_path, CLUSTER, NODE)
+    store = new_store(tmp_path, CLUSTER, NODE)
     watch = DiskWatch(store, 0.01)
     fsync, broken = os.fsync, True
 
@@ -160,18 +161,23 @@ def test_a_node_whose_writes_fail_says_so_and_says_when_they_do_not(
         store.close()
 
 
-@pytest.mark.parametrize("how", ["moved away", "left empty", "another's"])
+@pytest.mark.parametrize("how", ["moved away", "left empty", "another's", "a copy of it on the disk below"])
 def test_a_node_whose_folder_is_gone_writes_nothing_there_and_calls_nothing_missing(
-    tmp_path: Path, how: str
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, away = tmp_path / "node", tmp_path / "away"
-    store = DiskStore(folder, CLUSTER, NODE)
+    store = new_store(folder, CLUSTER, NODE)
     kept = put(store, header(), b"kept")
     folder.rename(away)
     if how != "moved away":
         folder.mkdir()
     if how == "another's":  # a node was started here once, before the disk was mounted
-        DiskStore(folder, CLUSTER, NODE).close()
+        new_store(folder, CLUSTER, NODE).close()
+    if how.startswith("a copy"):
+        home = json.loads((away / "node.json").read_text())
+        (folder / "node.json").write_text(json.dumps(home | {"filesystem": "other", "below": "."}))
+        place = Place("this one", "node")
+        monkeypatch.setattr("distfs.disk.home.place_of", lambda _: place)
     before = sorted(folder.rglob("*"))
     assert store.away
     assert store.info(soon()).state == "readonly"
@@ -194,6 +200,7 @@ def test_a_node_whose_folder_is_gone_writes_nothing_there_and_calls_nothing_miss
     store.probe()
     assert "is its disk mounted" in store.health.trouble
     assert sorted(folder.rglob("*")) == before
+    monkeypatch.undo()
     shutil.rmtree(folder, ignore_errors=True)
     away.rename(folder)
     for _ in range(3):
@@ -205,7 +212,7 @@ def test_a_node_whose_folder_is_gone_writes_nothing_there_and_calls_nothing_miss
 
 
 def test_an_identity_brought_back_from_a_backup_is_the_same_folder(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path, CLUSTER, NODE)
+    store = new_store(tmp_path, CLUSTER, NODE)
     text = (tmp_path / "node.json").read_bytes()
     (tmp_path / "node.json").unlink()
     assert store.away

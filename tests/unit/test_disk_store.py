@@ -16,48 +16,49 @@ import pytest
 
 from distfs.coding import code_for
 from distfs.config import Bytes
-from distfs.disk.store import DiskStore, read_identity
+from distfs.disk.home import read_identity
+from distfs.disk.store import DiskStore
 from distfs.disk.tree import FragmentTree
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
 from distfs.fragment import FragmentHeader
 from distfs.model import FragmentId, Policy
 from tests.contract.litter import assert_no_litter, open_files
-from tests.contract.nodes import NODE
+from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.small_disk import SMALL, readonly, small_disk
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[DiskStore]:
-    store = DiskStore(tmp_path / "node", CLUSTER, NODE)
+    store = new_store(tmp_path / "node", CLUSTER, NODE)
     yield store
     assert_no_litter(store)
     store.close()
 
 
 def test_a_folder_keeps_its_identity_and_its_fragments(tmp_path: Path) -> None:
-    first = DiskStore(tmp_path, CLUSTER, NODE)
+    first = new_store(tmp_path, CLUSTER, NODE)
     fragment = put(first, header(), b"kept")
     first.close()
-    again = DiskStore(tmp_path, CLUSTER, NODE)
+    again = new_store(tmp_path, CLUSTER, NODE)
     assert again.node == first.node
     assert whole(again, fragment) == b"kept"
     again.close()
 
 
 def test_a_second_store_on_one_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    first = DiskStore(tmp_path, CLUSTER, NODE)
+    first = new_store(tmp_path, CLUSTER, NODE)
     with pytest.raises(ConfigError, match="in use by another storage node"):
-        DiskStore(tmp_path, CLUSTER, NODE)
+        new_store(tmp_path, CLUSTER, NODE)
     first.close()
-    DiskStore(tmp_path, CLUSTER, NODE).close()
+    new_store(tmp_path, CLUSTER, NODE).close()
 
 
 def test_the_folder_of_another_cluster_is_refused_and_let_go(tmp_path: Path) -> None:
-    DiskStore(tmp_path, CLUSTER, NODE).close()
+    new_store(tmp_path, CLUSTER, NODE).close()
     with pytest.raises(ConfigError, match="belongs to cluster"):
-        DiskStore(tmp_path, uuid4(), NODE)
-    DiskStore(tmp_path, CLUSTER, NODE).close()
+        new_store(tmp_path, uuid4(), NODE)
+    new_store(tmp_path, CLUSTER, NODE).close()
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 8])
@@ -73,7 +74,7 @@ def test_one_allocation_serves_all_of_a_fragment(
         allocate(fd, offset, size)
 
     monkeypatch.setattr(os, "posix_fallocate", noted)
-    store = DiskStore(tmp_path, CLUSTER, replace(NODE, direct_io_threshold=Bytes(0)))
+    store = new_store(tmp_path, CLUSTER, replace(NODE, direct_io_threshold=Bytes(0)))
     head, blocks, code = header(policy=Policy(k, 1)), 4000, code_for(Policy(k, 1))
     cell = random_bytes(code.cell_size(head.block_size))
     writer = store.put(head, code.cell_size(blocks * head.block_size), soon())
@@ -88,19 +89,19 @@ def test_one_allocation_serves_all_of_a_fragment(
 
 
 def test_what_an_earlier_run_left_unfinished_is_removed(tmp_path: Path) -> None:
-    store = DiskStore(tmp_path, CLUSTER, NODE)
+    store = new_store(tmp_path, CLUSTER, NODE)
     store.close()
     (tmp_path / "tmp" / f"{uuid4()}.0.17").write_bytes(b"half")
-    DiskStore(tmp_path, CLUSTER, NODE).close()
+    new_store(tmp_path, CLUSTER, NODE).close()
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_stray_folder_among_the_temp_files_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "tmp" / "stray").mkdir(parents=True)
     with pytest.raises(ConfigError, match="data folder"):
-        DiskStore(tmp_path, CLUSTER, NODE)
+        new_store(tmp_path, CLUSTER, NODE)
     (tmp_path / "tmp" / "stray").rmdir()
-    DiskStore(tmp_path, CLUSTER, NODE).close()
+    new_store(tmp_path, CLUSTER, NODE).close()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_stray_folder_among_the_temp_files_is_one_clear_error(tmp_path: Path) 
 def test_a_damaged_identity_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "node.json").write_text(text)
     with pytest.raises(ConfigError, match=r"node\.json"):
-        DiskStore(tmp_path, CLUSTER, NODE)
+        new_store(tmp_path, CLUSTER, NODE)
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path / "f", tmp_path / "f" / "below"):
         assert read_identity(folder) is None
         with pytest.raises(ConfigError, match="name a writable one with --data"):
-            DiskStore(folder, CLUSTER, NODE)
+            new_store(folder, CLUSTER, NODE)
 
 
 def test_foreign_files_are_neither_listed_nor_touched(store: DiskStore) -> None:
@@ -296,7 +297,7 @@ def test_a_disk_that_fills_up_takes_nothing_half_and_still_deletes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_disk(tmp_path / "disk", monkeypatch) as folder:
-        store = DiskStore(folder / "node", CLUSTER, NODE)
+        store = new_store(folder / "node", CLUSTER, NODE)
         kept = put(store, header(block_size=MIB), random_bytes(5 * MIB))
         for hint in (0, MIB, 3 * MIB):  # a hint that is right is refused at once
             with pytest.raises(Full):
@@ -309,7 +310,7 @@ def test_a_disk_that_fills_up_takes_nothing_half_and_still_deletes(
 
 def test_a_read_only_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with small_disk(tmp_path / "disk", monkeypatch) as folder:
-        store = DiskStore(folder / "node", CLUSTER, NODE)
+        store = new_store(folder / "node", CLUSTER, NODE)
         fragment = put(store, header(), b"still here")
         with readonly(folder, monkeypatch):
             with pytest.raises(DistfsError):
