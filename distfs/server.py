@@ -3,7 +3,8 @@
 The loop (`run`) accepts, reads headers and small bodies; `channel` has the connections, `response` the
 answers, `request_body` the bodies. Any WSGI app runs on it; ours also uses what `environ` then promises:
 ``wsgi.input.readinto(view)`` as Source says, and ``distfs.writes_views``: the answer's iterable may give
-memoryviews that are valid only until the next one is asked for. And ours says of itself which answers
+memoryviews that are valid only until the next one is asked for; ``distfs.trailers()``: what came behind a chunked
+body, by names in small letters, once it was read to its end. And ours says of itself which answers
 may take long, which never wait, which are given to the end, what it has against a body, whether it reads bodies
 at a pace of its own, and whom a request is from: see ``HttpApp``.
 """

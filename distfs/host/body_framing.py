@@ -61,7 +61,7 @@ class LengthFraming:
 
 
 class ChunkFraming:
-    """Chunks of at most ``limit`` data bytes in all. Extensions and trailers are bounded and ignored."""
+    """Chunks of at most ``limit`` data bytes in all. Extensions are ignored, trailers kept, both bounded."""
 
     exact = False
 
@@ -72,6 +72,7 @@ class ChunkFraming:
         self._announced = 0
         self._partial = bytearray()  # of a line whose end has not come yet
         self._take = self._take_size
+        self.trailers: dict[str, str] = {}  # by name in small letters; several lines are one, as in a header
         self._trailers = 0
         self._excess = 0
 
@@ -126,3 +127,6 @@ class ChunkFraming:
             raise Refused(f"the body's trailers are longer than {MAX_TRAILERS} bytes: send fewer")
         if not _TRAILER.fullmatch(line):
             raise Refused("malformed chunked body: a trailer is not of the form Name: value")
+        name, _, value = line.decode("latin-1").partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        self.trailers[name] = f"{self.trailers[name]}, {value}" if name in self.trailers else value

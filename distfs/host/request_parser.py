@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from waitress.parser import HTTPRequestParser, ParsingError, TransferEncodingNotImplemented
@@ -40,6 +41,7 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     announced = 0  # bytes a chunked body is to have at most; 0: not said
     ticket: Ticket | None = None  # of a large body, from its header to its answer
     body_rcv: Spool | None = None
+    _chunks: ChunkFraming | None = None
     version = "1.1"  # until it was read
     error: DistfsError | None = None
 
@@ -94,7 +96,11 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
                 )
                 return
             limit = self.announced
-        self.framing = ChunkFraming(limit)
+        self.framing = self._chunks = ChunkFraming(limit)
+
+    def trailers(self) -> Mapping[str, str]:
+        """What came behind a chunked body, by names in small letters; all of it once the body was read to its end."""
+        return self._chunks.trailers if self._chunks else {}
 
     def header(self, name: str) -> str | None:
         """What the client says under a header's usual name."""

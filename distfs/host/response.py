@@ -170,6 +170,7 @@ class Response(WSGITask):  # type: ignore[misc]
         environ.pop("waitress.client_disconnected", None)
         environ["distfs.writes_views"] = True
         environ["distfs.admitted"] = self.request.ticket is not None
+        environ["distfs.trailers"] = self.request.trailers
         environ["distfs.hang_up"] = self.channel.hang_up
         environ["distfs.draining"] = self.channel.server.draining
         if self.request.streamed and self.request.chunked:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 
-from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Response
 
 from distfs.admission.promises import Promise
@@ -24,14 +20,12 @@ from distfs.ingest import (
 )
 from distfs.model import Policy
 from distfs.multipart import FormLimits
+from distfs.routes.body_digests import BodyDigests
 from distfs.routes.messages import Request, created
 from distfs.services import Services
 from distfs.source import Source
 
 POLICY_HEADER = "X-Distfs-Policy"
-
-_SHA256 = re.compile(r"(?:^|,)[ \t]*sha-256=:([^:]*):", re.IGNORECASE)
-
 
 #: How the files of a body are found in it. Refuses at once what cannot have any.
 Files = Callable[[Source], Iterator[IncomingFile]]
@@ -62,16 +56,18 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
             [IncomingFile(body, name, content_type, max_size=largest, size=size, announced=announced)]
         )
 
-    return _store(services, request, the_body, stated_digest(request.headers))
+    return _store(services, request, the_body, is_the_file=True)
 
 
-def _store(services: Services, request: Request, files_in: Files, digest: bytes | None = None) -> Response:
-    """Keep all files of the body, or none. ``digest``: the sha-256 that each of them must have."""
+def _store(services: Services, request: Request, files_in: Files, *, is_the_file: bool = False) -> Response:
+    """Keep all files of the body, or none. ``is_the_file``: it has one, and nothing else."""
     _refuse_encoded(request)
+    digests, known = BodyDigests(request), {}
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     size = declared_size(request.environ)
     deadline = services.upload_deadline(size, request.hang_up)
-    incoming = files_in(services.bandwidth.incoming(request.body, request.caller, deadline, size))
+    body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
+    incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
     with (
         _admitted(services, request, policy, deadline) as promise,
         services.uploader.begin(deadline) as session,
@@ -85,28 +81,12 @@ def _store(services: Services, request: Request, files_in: Files, digest: bytes 
                 policy=policy,
                 size_hint=file.size,
             )
-            if digest not in (None, stored.sha256):
-                raise Refused(
-                    f"the sha-256 of the bytes that came is {stored.sha256.hex()}, not what the request's digest "
-                    "says: nothing was stored, send the file again"
-                )
+            if is_the_file:
+                known["sha-256"] = stored.sha256
+        digests.check(known)
         files = session.commit()
         promise.keep()
     return created(request, files)
-
-
-def stated_digest(headers: Headers) -> bytes | None:
-    """The sha-256 that a client says its file has (RFC 9530, in either header). Raises Refused."""
-    for name in ("Repr-Digest", "Content-Digest"):
-        if stated := _SHA256.search(headers.get(name, "")):
-            try:
-                digest = b64decode(stated[1], validate=True)
-            except ValueError:
-                digest = b""
-            if len(digest) != sha256().digest_size:
-                raise Refused(f"{name} has no sha-256 in it: it is sha-256=:BASE64:, of the 32 bytes")
-            return digest
-    return None
 
 
 def _largest(services: Services, request: Request) -> int:

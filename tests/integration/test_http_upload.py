@@ -262,22 +262,6 @@ def test_a_file_may_hold_what_looks_like_a_boundary(service: TestService) -> Non
     assert download(service, answer.text.strip()) == data
 
 
-@pytest.mark.parametrize("header", ["Repr-Digest", "Content-Digest"])
-def test_a_file_that_is_not_what_its_client_says_is_not_kept(service: TestService, header: str) -> None:
-    data, other = some_bytes(2 * BLOCK), some_bytes(2 * BLOCK, 7)
-    stated = {header: f"md5=:AAAA:, sha-256=:{b64encode(sha256(data)).decode()}:"}
-    assert service.ask("PUT", "/upload/x", data, stated).status == 201
-    assert service.ask("PUT", "/upload/x", iter([data]), stated).status == 201
-    before = stored(service)
-    refused(service, 400, sha256(other).hex(), service.ask("PUT", "/upload/x", other, stated))
-    assert stored(service) == before
-    for odd in ("sha-256=:AAAA:", "sha-256=:?:"):
-        refused(
-            service, 400, f"{header} has no sha-256", service.ask("PUT", "/upload/x", data, {header: odd})
-        )
-    assert service.ask("PUT", "/upload/x", data, {header: "md5=:AAAA:"}).status == 201, "not ours to judge"
-
-
 def test_a_body_whose_length_nobody_says_is_not_taken_for_an_empty_file(service: TestService) -> None:
     with socket.create_connection((service.host, service.port), timeout=30) as sock:
         sock.sendall(b"PUT /upload/x HTTP/1.0\r\n\r\nhello")

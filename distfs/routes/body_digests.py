@@ -1,0 +1,58 @@
+"""An upload's body against what its client says it is, before and behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from distfs.errors import Refused
+from distfs.headers import digests
+from distfs.routes.messages import Request
+from distfs.source import Source
+
+
+class BodyDigests:
+    """Made from a request's headers, asked at its body's end. Raises Refused for what it cannot read."""
+
+    def __init__(self, request: Request) -> None:
+        self._claims = list(digests.stated(request.headers.get))
+        self._trailers: Callable[[], Mapping[str, str]] = request.environ.get("distfs.trailers", dict)
+        names = {claim.algorithm for claim in self._claims}
+        if digests.announced(request.headers.get("Trailer", "")):
+            names = set(digests.ALGORITHMS)
+        self._hashes = {name: digests.ALGORITHMS[name]() for name in names}
+
+    def watch(self, source: Source, *, free: str = "") -> Source:
+        """``source``, with its bytes taken into account. ``free``: an algorithm that somebody else does anyway."""
+        self._hashes.pop(free, None)
+        return _Watched(source, self) if self._hashes else source
+
+    def update(self, data: memoryview) -> None:
+        for each in self._hashes.values():
+            each.update(data)
+
+    def check(self, known: Mapping[str, bytes]) -> None:
+        """``known``: digests by others. Raises Refused when the client has said another, or one that nobody took."""
+        found = {name: each.digest() for name, each in self._hashes.items()} | dict(known)
+        trailers = self._trailers()
+        claims = [*self._claims, *digests.stated(lambda name: trailers.get(name.lower()))]
+        for header, algorithm, digest in claims:
+            if algorithm not in found:
+                raise Refused(
+                    f"{algorithm} came behind the body unannounced: send `Trailer: {header}` before it; "
+                    "nothing was stored"
+                )
+            if found[algorithm] != digest:
+                raise Refused(
+                    f"the {algorithm} of the bytes that came is {found[algorithm].hex()}, not what the request's "
+                    f"{header} says: nothing was stored, send them again"
+                )
+
+
+class _Watched:
+    def __init__(self, source: Source, digests: BodyDigests) -> None:
+        self._source, self._digests = source, digests
+
+    def readinto(self, view: memoryview) -> int:
+        count = self._source.readinto(view)
+        self._digests.update(view[:count])
+        return count
