@@ -104,10 +104,13 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _check_addressee(self, header: dict[str, Any]) -> None:
         cluster, node = header.get("cluster"), header.get("node")
+        # A stranger who learned our ids could name them, and read and delete everything.
         if cluster != self.store.cluster.hex:
-            raise ProtocolError(f"this node is of cluster {self.store.cluster}, the request is for {cluster}")
+            raise ProtocolError(
+                "this node is of another cluster than the request: is the service's MetaDB that of its nodes?"
+            )
         if node != self.store.node.hex:
-            raise ProtocolError(f"this is node {self.store.node}, the request is for {node}")
+            raise ProtocolError("the request is for another node than this one: has a port changed hands?")
         try:
             seconds = min(float(header["deadline"]), MAX_DEADLINE_S)
         except (KeyError, TypeError, ValueError, OverflowError) as e:

@@ -94,7 +94,8 @@ class NodeDirectory:
         """What this service knows of nodes and of its connections to them, for people to look at."""
         with self._lock:
             names = {node.uuid: str(id) for id, node in self._nodes.items()}
-            clients = {names.get(uuid, str(uuid)): client for uuid, client in self._clients.items()}
+            # Without those that were forgotten: strangers may read this, and a UUID is nothing for them.
+            clients = {names[uuid]: client for uuid, client in self._clients.items() if uuid in names}
         nodes = {name: client.snapshot() for name, client in sorted(clients.items())}
         return {"nodes": nodes, "hedging": self.hedging.snapshot()}
 

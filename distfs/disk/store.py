@@ -111,7 +111,7 @@ class DiskStore:
             if not moved:
                 self._known = stat.st_dev, stat.st_ino
             return moved or ""
-        whose = "gone" if known is None else f"node {known.node}'s"
+        whose = "gone" if known is None else "another node's"  # services read this: no id of anybody
         return f"{path} is {whose}: is its disk mounted?"
 
     def _check_home(self, doing: str) -> None:

@@ -198,9 +198,9 @@ def test_a_deadline_that_has_passed_takes_no_connection(server: KillableServer) 
 
 def test_another_node_at_the_address_is_not_taken_for_this_one(server: KillableServer) -> None:
     client = NodeClient(uuid4(), server.address, CLUSTER, NODE)
-    with pytest.raises(ProtocolError, match="this is node"):
+    with pytest.raises(ProtocolError, match="another node than this one"):
         client.info(soon())
-    with pytest.raises(ProtocolError, match="this is node"):
+    with pytest.raises(ProtocolError, match="another node than this one"):
         put(client, header(), b"x")
     client.close()
 

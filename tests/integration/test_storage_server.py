@@ -38,10 +38,10 @@ from tests.integration.raw_wire import Raw, assert_serves, handlers
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"cluster": uuid4().hex}, "this node is of cluster"),
-        ({"cluster": None}, "this node is of cluster"),
-        ({"node": uuid4().hex}, "this is node"),
-        ({"node": 5}, "this is node"),
+        ({"cluster": uuid4().hex}, "this node is of another cluster than the request"),
+        ({"cluster": None}, "this node is of another cluster than the request"),
+        ({"node": uuid4().hex}, "the request is for another node than this one"),
+        ({"node": 5}, "the request is for another node than this one"),
         ({"deadline": None}, "no deadline"),
         ({"deadline": "soon"}, "no deadline"),
         ({"deadline": [1]}, "no deadline"),
@@ -60,6 +60,62 @@ def test_a_request_that_is_not_for_this_node_is_refused_in_words(
     assert isinstance(error, ProtocolError)
     assert words in str(error)
     assert raw.is_closed()
+
+
+def everything_it_says(server: KillableServer, data: bytes) -> bytes:
+    """Until the node ends the connection, or waits for more of what was sent."""
+    with socket.create_connection((server.address.host, server.address.port), 60) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        said = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := sock.recv(1 << 16):
+                said += piece
+    return said
+
+
+@pytest.mark.parametrize("kind", list(Type))
+@pytest.mark.parametrize("knows", ["nothing", "the cluster", "the node"])
+def test_no_stranger_is_told_an_id(server: KillableServer, kind: Type, knows: str) -> None:
+    """Who can name both may read and delete everything."""
+    store = server.store
+    fragment = put(store, header(), b"somebody's")
+    header_ = {
+        "cluster": (store.cluster if knows == "the cluster" else uuid4()).hex,
+        "node": (store.node if knows == "the node" else uuid4()).hex,
+        "deadline": 30,
+        **wire.encode_id(fragment),
+    }
+    strange = [
+        wire.encode(kind, header_),
+        wire.encode(kind, {}),
+        wire.encode(kind, b"[]"),
+        struct.pack(">4sBBHIQ", b"DFSW", 9, kind, 0, 2, 0) + b"{}",
+        b"GET / HTTP/1.0\r\nHost: node\r\n\r\n",
+    ]
+    for data in strange:
+        said = everything_it_says(server, data)
+        assert said
+        for id in {store.cluster, store.node} - {UUID(header_["cluster"]), UUID(header_["node"])}:
+            assert id.hex.encode() not in said
+            assert str(id).encode() not in said
+            assert id.bytes not in said
+    assert whole(store, fragment) == b"somebody's"
+
+
+def test_a_node_that_is_full_of_connections_or_stops_tells_no_id(
+    server: KillableServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = wire.encode(Type.INFO, {})
+    monkeypatch.setattr(storage_server, "MAX_CONNECTIONS", 0)
+    said = [everything_it_says(server, request)]
+    monkeypatch.undo()
+    server.drain(threading.Event())
+    said.append(everything_it_says(server, request))
+    assert b"connections already" in said[0]
+    assert b"stopping" in said[1]
+    for id in (server.store.cluster, server.store.node):
+        assert not any(id.hex.encode() in each or str(id).encode() in each for each in said)
 
 
 def test_another_version_is_told_both_versions(raw: Raw) -> None:
