@@ -71,11 +71,6 @@ def storable_content_type(content_type: str) -> str:
     return _storable("content type", content_type, MAX_TYPE_BYTES)
 
 
-def answer_within(config: MetaDBConfig) -> float:
-    """Seconds after which a question to MetaDB is answered or given up, and nothing of it goes on there."""
-    return config.statement_timeout + _GRACE_S
-
-
 class Cluster(NamedTuple):
     """What a MetaDB is the MetaDB of."""
 
@@ -94,7 +89,7 @@ class MetaDB:
         """``down_after``: seconds of silence after which a node is down. Raises ConfigError for the URL."""
         self._config = config
         self.down_after = down_after
-        self._budget = answer_within(config)
+        self._budget = config.statement_timeout + _GRACE_S
         self._cluster_id: UUID | None = None
         self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.parse(config.url)
         self._pool = Pool(self._where, config.pool_size, config.connect_timeout, config.statement_timeout)

@@ -33,8 +33,7 @@ WHERE NOT (s.trashed AND cardinality(s.nodes) - cardinality(s.lost) < f.k);
 -- fragment of the slice. One that began to drain while it was written to is not named: only if it is what kept the
 -- fragment anyway, or what is on its disk is all there is.
 WITH target AS (
-    SELECT id FROM node WHERE id = :new
-        AND (state <> 'draining' OR CAST(:old AS integer) = :new OR CAST(:adopted AS boolean)) FOR KEY SHARE
+    SELECT FROM may_name(:new, CAST(:old AS integer) = :new OR CAST(:adopted AS boolean)) AS it (may) WHERE it.may
 ), moved AS (
     UPDATE slice SET nodes[CAST(:index AS integer) + 1] = :new
     WHERE id = :slice AND nodes[CAST(:index AS integer) + 1] = :old AND EXISTS (SELECT FROM target)
@@ -230,6 +229,9 @@ FROM (VALUES (1)) AS always (one)
 LEFT JOIN crowded ON true
 LEFT JOIN file AS f ON f.id = crowded.file_id
 ORDER BY crowded.id;
+
+-- name: leaving_node
+SELECT fragments, safe FROM leaving_node(:node);
 
 -- name: fragments_left
 SELECT (SELECT count(*) FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)])

@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from distfs.upkeep.model import Leaving
+
 _PROGRESS_EVERY_S = 0.2
 _BAR = 24
 
@@ -31,6 +33,15 @@ def duration(seconds: float) -> str:
 def counted(count: int, noun: str) -> str:
     """``1, "slice"`` -> ``1 slice``; ``1200, "slice"`` -> ``1,200 slices``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def leaving_in_words(leaving: Leaving) -> str:
+    """Of a node that drains. Nothing else tells anybody that a node may be unplugged."""
+    if leaving.safe:
+        return "empty: safe to unplug"
+    if leaving.fragments:
+        return f"draining: {counted(leaving.fragments, 'fragment')} left"
+    return "draining: waiting for a change in MetaDB that began before"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 
-from distfs.commands.display import Progress, counted
+from distfs.commands.display import Progress, counted, leaving_in_words
 from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
 from distfs.commands.plan import Plan
 from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
-from distfs.meta import answer_within
 from distfs.model import Node
 from distfs.upkeep.rebalance import dry_drain
 
@@ -27,23 +25,26 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
         print(f"{where} is draining: it takes nothing new; `distfs nodes` tells when it is empty")
         return 0
 
-    def left() -> int:
-        return operator.db.fragments_left(node.id, operator.deadline())
+    leaving = operator.db.leaving(node.id, operator.deadline())
 
-    # A commit that began before MetaDB knew may name the node until then; it takes none that begins later.
-    settled = time.monotonic() + answer_within(operator.config.metadb)
-    while not (reason := wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)):
-        if (rest := settled - time.monotonic()) <= 0:
-            break
-        time.sleep(rest)
-    if reason:
-        sys.stderr.write(
-            f"distfs: {where} still keeps {counted(left(), 'fragment')}: {reason}. It goes on draining; do not "
-            "unplug it\n"
+    def left() -> int:
+        nonlocal leaving
+        leaving = operator.db.leaving(node.id, operator.deadline())
+        return leaving.fragments or int(not leaving.safe)
+
+    reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
+    if not reason:
+        print(f"{where} is {leaving_in_words(leaving)}. Then take it off the list: distfs forget {node.id}")
+        return 0
+    if leaving.fragments:
+        stays = f"still keeps {counted(leaving.fragments, 'fragment')}: {reason}"
+    else:
+        stays = (
+            "is empty, but a change in MetaDB that began before it drained may still put a fragment there: it waits "
+            "for another change or for a standby (see pg_stat_activity)"
         )
-        return 1
-    print(f"{where} is empty: it is safe to unplug. Then take it off the list: distfs forget {node.id}")
-    return 0
+    sys.stderr.write(f"distfs: {where} {stays}. It goes on draining; do not unplug it\n")
+    return 1
 
 
 def plan_drain(operator: Operator, named: str) -> int:
@@ -63,7 +64,7 @@ def plan_drain(operator: Operator, named: str) -> int:
         progress.end()
     where = f"node {node.id} ({node.address})"
     print(plan.in_words())
-    if others := [other for other, kept in plan.left.items() if kept and other != node.id]:
+    if others := [other for other, kept in plan.leaving.items() if kept.fragments and other != node.id]:
         print(f"not counted: what has to leave {named_nodes(others)}, draining as well")
     if plan.stays:
         stays = "; ".join(f"{amount}: {reason}" for reason, amount in plan.stays.items())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from distfs.commands.display import counted, duration, size, table
+from distfs.commands.display import duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.status import unreachable
 from distfs.model import Node
+from distfs.upkeep.model import Leaving
 
 _HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SEEN", "UUID")
 
@@ -16,18 +17,16 @@ _HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SE
 def show_nodes(operator: Operator, *, as_json: bool) -> int:
     """A line a node. The exit code is 0."""
     nodes = operator.nodes()
-    left = {
-        n.id: operator.db.fragments_left(n.id, operator.deadline()) for n in nodes if n.state == "draining"
-    }
+    leaving = {n.id: operator.db.leaving(n.id, operator.deadline()) for n in nodes if n.state == "draining"}
     away = unreachable(operator.db.workers(operator.deadline()))
     if as_json:
         entries = [
-            _entry(node, left.get(node.id)) | {"unreachable": node.unreachable or node.id in away}
+            _entry(node, leaving.get(node.id)) | {"unreachable": node.unreachable or node.id in away}
             for node in nodes
         ]
         print(json.dumps(entries, indent=2))
     elif nodes:
-        print(table(_HEADS, [_row(node, left.get(node.id), node.id in away) for node in nodes]))
+        print(table(_HEADS, [_row(node, leaving.get(node.id), node.id in away) for node in nodes]))
     else:
         print(
             "no storage node has registered yet: python -m distfs.storage_server --init --port PORT --data DIR"
@@ -35,11 +34,11 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
     return 0
 
 
-def state_of(node: Node, left: int | None, away: bool = False) -> str:
-    """In words. ``left``: fragments on a node that is draining; ``away``: it does not answer."""
+def state_of(node: Node, leaving: Leaving | None, away: bool = False) -> str:
+    """In words. ``leaving``: of a node that is draining; ``away``: it does not answer."""
     words = ["unreachable, given up"] if node.unreachable else [] if node.alive else ["down"]
-    if node.state == "draining":
-        words.append(f"draining: {counted(left, 'fragment')} left" if left else "drained")
+    if leaving is not None:
+        words.append(leaving_in_words(leaving))
     elif node.alive:
         words.append({"active": "up"}.get(node.state, node.state))
     if node.alive and away:
@@ -52,21 +51,21 @@ def named_nodes(ids: Sequence[int]) -> str:
     return ("node " if len(ids) == 1 else "nodes ") + ", ".join(map(str, ids))
 
 
-def _row(node: Node, left: int | None, away: bool) -> tuple[str, ...]:
+def _row(node: Node, leaving: Leaving | None, away: bool) -> tuple[str, ...]:
     sizes = size(node.free), size(node.used), size(node.capacity)
     seen = f"{duration(node.heartbeat_age)} ago"
     return (
         str(node.id),
         str(node.address),
         node.zone or "-",
-        state_of(node, left, away),
+        state_of(node, leaving, away),
         *sizes,
         seen,
         str(node.uuid),
     )
 
 
-def _entry(node: Node, left: int | None) -> dict[str, object]:
+def _entry(node: Node, leaving: Leaving | None) -> dict[str, object]:
     entry: dict[str, object] = {
         "id": node.id,
         "uuid": str(node.uuid),
@@ -79,4 +78,6 @@ def _entry(node: Node, left: int | None) -> dict[str, object]:
         "capacity": node.capacity,
         "seconds_since_seen": round(node.heartbeat_age, 1),
     }
-    return entry if left is None else entry | {"fragments_left": left}
+    if leaving is None:
+        return entry
+    return entry | {"fragments_left": leaving.fragments, "safe_to_unplug": leaving.safe}

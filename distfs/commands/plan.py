@@ -34,10 +34,8 @@ class Plan:
     def __init__(self, operator: Operator) -> None:
         """Of the cluster as it is now."""
         self.nodes = operator.nodes()
-        self.left = {  # fragments on each draining node
-            n.id: operator.db.fragments_left(n.id, operator.deadline())
-            for n in self.nodes
-            if n.state == "draining"
+        self.leaving = {  # each draining node
+            n.id: operator.db.leaving(n.id, operator.deadline()) for n in self.nodes if n.state == "draining"
         }
         self._rate = float(operator.config.upkeep.rebalance_rate)
         self.all = Amount()  # of what would move
@@ -116,5 +114,5 @@ class Plan:
         return list(zip(self.nodes, after_moves(self.nodes, moved), strict=True))
 
     def _node_row(self, node: Node, then: Node) -> tuple[str, ...]:
-        state = state_of(node, self.left.get(node.id))
+        state = state_of(node, self.leaving.get(node.id))
         return str(node.id), str(node.address), state, f"{fullness(node):.1%}", f"{fullness(then):.1%}"

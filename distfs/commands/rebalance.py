@@ -44,7 +44,7 @@ def plan_rebalance(operator: Operator, *, as_json: bool) -> int:
         )
     elif not plan.count:
         print("\nnothing can be moved: no fragment on the fuller nodes may go to an emptier one")
-    for node, left in plan.left.items():
-        if left:
+    for node, leaving in plan.leaving.items():
+        if leaving.fragments:
             print(f"node {node} is draining, which comes first: distfs drain {node} --dry-run")
     return 0

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from distfs.commands.display import counted, duration, size, table
+from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.services import ask_service, in_words
 from distfs.model import url_here
-from distfs.upkeep.model import Backlog, ClusterStatus, WorkerState
+from distfs.upkeep.model import Backlog, ClusterStatus, Leaving, WorkerState
 
 #: Workers show a result that does not change every half minute; one that is silent for longer does not run.
 WORKER_SILENCE_S = 100.0
@@ -87,15 +87,13 @@ class _Drain:
     """A node that is to become empty."""
 
     node: int
-    fragments: int  # it still keeps
+    leaving: Leaving
     rate: float  # bytes a second that leave draining nodes
     seconds: float | None  # until it is empty; None: nobody can tell
 
     def in_words(self) -> str:
-        if not self.fragments:
-            return "empty: safe to unplug"
         about = f"; about {duration(self.seconds)} at {size(self.rate)}/s" if self.seconds is not None else ""
-        return f"draining: {counted(self.fragments, 'fragment')} left{about}"
+        return leaving_in_words(self.leaving) + about
 
 
 def _drains(operator: Operator, status: ClusterStatus) -> list[_Drain]:
@@ -105,8 +103,8 @@ def _drains(operator: Operator, status: ClusterStatus) -> list[_Drain]:
     for node in status.nodes:
         if node.state != "draining":
             continue
-        left, seconds = operator.db.fragments_left(node.id, operator.deadline()), None
-        if left and rate and node.alive:
+        left, seconds = operator.db.leaving(node.id, operator.deadline()), None
+        if left.fragments and rate and node.alive:
             before += operator.db.bytes_kept(node.id, operator.deadline())
             seconds = before / rate
         drains.append(_Drain(node.id, left, rate, seconds))
@@ -180,7 +178,8 @@ def _entry(status: ClusterStatus, backlog: Backlog, drains: Sequence[_Drain]) ->
         "slices_by_redundancy_left": {str(left): count for left, count in status.slices.items()},
         "damaged_fragments": status.damaged,
         "to_repair": asdict(backlog) | {"seconds_left": round(backlog.bytes / rate) if rate else None},
-        "draining": {str(drain.node): drain.fragments for drain in drains},
+        "draining": {str(drain.node): drain.leaving.fragments for drain in drains},
+        "safe_to_unplug": [drain.node for drain in drains if drain.leaving.safe],
         "drain_seconds_left": {str(drain.node): _rounded(drain.seconds) for drain in drains},
         "workers": [
             asdict(each) | {"seconds_left": _rounded(_seconds_left(each))} for each in status.workers

@@ -29,6 +29,7 @@ from distfs.upkeep.model import (
     ClusterStatus,
     FileHealth,
     Kept,
+    Leaving,
     MoveTask,
     RepairTask,
     ScrubState,
@@ -227,9 +228,14 @@ class UpkeepDB:
         return tasks, tasks[-1].piece.id if len(tasks) == limit else rows[0][11]
 
     def fragments_left(self, node: int, deadline: Deadline) -> int:
-        """How many fragments a node keeps, trash included. A draining node with none is drained."""
+        """How many fragments a node keeps, trash included."""
         [[count]] = self._meta.read("fragments_left", deadline, node=node)
         return int(count)
+
+    def leaving(self, node: int, deadline: Deadline) -> Leaving:
+        """How far a node that drains is; one that does not is never safe to unplug."""
+        [row] = self._meta.read("leaving_node", deadline, node=node)
+        return Leaving(*row)
 
     def bytes_kept(self, node: int, deadline: Deadline) -> int:
         """Plain bytes of the fragments a node keeps, trash included. Reads every slice on it: for people."""

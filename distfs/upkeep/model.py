@@ -101,6 +101,14 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """How far a node that drains is from being empty."""
+
+    fragments: int  # it still keeps, trash included
+    safe: bool  # to unplug: it keeps none, and no change that began before it drained can name it any more
+
+
+@dataclass(frozen=True, slots=True)
 class ScrubState:
     """How far the scrub of one node is. Ages in seconds by the database's clock; None: there was none."""
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from tests.cluster.harness import PATIENCE_S, Cluster, Settings, clean_environment
+from tests.cluster.harness import PATIENCE_S, Cluster, Settings, clean_environment, wait_until
 
 SLICE = 64 * 1024
 
@@ -60,3 +60,14 @@ def fill(cluster: Cluster, files: int = 6) -> dict[str, bytes]:
 def url_of(cluster: Cluster) -> str:
     url: str = json.loads((cluster.folder / "config.yml").read_text())["metadb"]["url"]
     return url
+
+
+def all_read_back(cluster: Cluster, files: dict[str, bytes]) -> bool:
+    return all(cluster.download(uuid) == data for uuid, data in files.items())
+
+
+def kill_and_notice(cluster: Cluster, i: int) -> int:
+    """kill -9 a node and wait until it is down for everyone; -> its id."""
+    cluster.kill_node(i)
+    wait_until(lambda: not cluster.node(i).alive, f"node {i} is down")
+    return cluster.node(i).id

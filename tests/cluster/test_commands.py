@@ -6,38 +6,24 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
-
-from distfs import config_file as configuration
-from distfs.commands.drain import drain
-from distfs.commands.operator import operator
 from distfs.deadline import Deadline
-from distfs.metadb.link import Link
-from distfs.metadb.url import MetaURL
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import clean_environment, wait_until
-from tests.cluster.operating import BY_HAND, QUICK, SLICE, distfs, fill, url_of
+from tests.cluster.operating import (
+    BY_HAND,
+    QUICK,
+    SLICE,
+    all_read_back,
+    distfs,
+    fill,
+    kill_and_notice,
+    url_of,
+)
 from tests.postgres import run_sql
-
-
-def all_read_back(cluster: Cluster, files: dict[str, bytes]) -> bool:
-    return all(cluster.download(uuid) == data for uuid, data in files.items())
-
-
-def kill_and_notice(cluster: Cluster, i: int) -> int:
-    """kill -9 a node and wait until it is down for everyone; -> its id."""
-    cluster.kill_node(i)
-    wait_until(lambda: not cluster.node(i).alive, f"node {i} is down")
-    return cluster.node(i).id
-
 
 # --- nodes, status --------------------------------------------------------------------------------------
 
@@ -122,125 +108,6 @@ def test_status_asks_what_is_no_service_and_says_so(cluster: Cluster) -> None:
     assert told.code == 0
     assert "tells nothing: it answers 40" in told.out
     assert "it is no URL" in distfs(cluster, "status", "--service", "localhost:80").out
-
-
-# --- drain, undrain, forget -----------------------------------------------------------------------------
-
-
-def settle_soon(cluster: Cluster) -> str:
-    """Commands believe that MetaDB answers uploads at once, so that a drain need not wait long; -> its URL."""
-    cluster.settings["metadb"]["statement_timeout"] = "100ms"  # the service has started with its own
-    cluster.write_settings()
-    return cluster.metadb_url
-
-
-@contextmanager
-def no_commits(url: str) -> Iterator[Callable[[], object]]:
-    """No file is committed meanwhile, until what is given here is called."""
-    parsed = MetaURL.parse(url)
-    with closing(Link(parsed, parsed.hosts[0], Deadline(10), statement_timeout=60)) as link:
-        link.raw.run("BEGIN")
-        link.raw.run("LOCK TABLE file IN SHARE MODE")
-        yield lambda: link.raw.run("COMMIT")
-
-
-def test_a_drained_node_is_empty_safe_to_unplug_and_can_be_forgotten(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(config=QUICK)
-    files = fill(cluster)
-    node = cluster.node(0)
-    settle_soon(cluster)
-    ended = distfs(cluster, "drain", str(node.address))
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out == (
-        f"node {node.id} ({node.address}) is empty: it is safe to unplug. "
-        f"Then take it off the list: distfs forget {node.id}\n"
-    )
-    cluster.kill_node(0)
-    assert all_read_back(cluster, files)
-    assert distfs(cluster, "forget", str(node.id)).code == 0
-    assert len(distfs(cluster, "nodes", "--json").entry) == 2
-    assert distfs(cluster, "fsck", "--deep").code == 0
-
-
-def test_a_drained_node_is_not_named_by_an_upload_that_saw_it_before(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(config=QUICK)
-    url = settle_soon(cluster)
-    with ThreadPoolExecutor(1) as uploads, no_commits(url) as let_commit:
-        upload = uploads.submit(cluster.upload, b"on its way")
-        waiting = (
-            "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        wait_until(lambda: run_sql(url, waiting), "its commit is under way")
-        node = next(cluster.node(i).id for i in range(3) if cluster.fragments(i))
-        threading.Timer(0.3, let_commit).start()
-        with operator(configuration.load(str(cluster.folder / "config.yml"))) as one:
-            assert drain(one, str(node), wait=True, patience=60) == 0
-        uuid = upload.result()
-        assert run_sql(url, "SELECT FROM slice WHERE :id = ANY(nodes)", id=node) == []
-        assert run_sql(url, "SELECT count(*) FROM slice WHERE 0 <> ALL(nodes)") == [[1]], "on another instead"
-    assert cluster.download(uuid) == b"on its way"
-
-
-def test_a_drain_that_cannot_end_says_why_and_can_be_taken_back(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(nodes=2, config=QUICK)
-    files = fill(cluster)
-    node = cluster.node(0)
-    ended = distfs(cluster, "drain", str(node.id), "--patience", "1")
-    assert (ended.code, ended.out) == (1, "")
-    assert f"node {node.id} ({node.address}) still keeps " in ended.err
-    assert "do not unplug it" in ended.err
-    assert distfs(cluster, "undrain", str(node.id)).code == 0
-    assert cluster.node(0).writable
-    assert all_read_back(cluster, files)
-
-
-def test_a_drain_that_nobody_does_says_so(by_hand: Cluster) -> None:
-    fill(by_hand, files=2)
-    busy = next(i for i in range(3) if by_hand.fragments(i))
-    ended = distfs(by_hand, "drain", str(by_hand.node(busy).id), "--patience", "0.5")
-    assert ended.code == 1
-    assert "no service runs the worker 'rebalance': start one (`distfs serve`)" in ended.err
-
-
-def test_a_node_that_is_down_is_not_drained_but_repaired_from_the_others(by_hand: Cluster) -> None:
-    node = kill_and_notice(by_hand, 0)
-    ended = distfs(by_hand, "drain", str(node))
-    assert (ended.code, by_hand.node(0).state) == (1, "active")
-    assert "is down, so it cannot be drained: start it, or have `distfs repair --now` make anew" in ended.err
-
-
-def test_a_live_node_is_not_forgotten_and_a_dead_one_is(make_cluster: MakeCluster) -> None:
-    by_hand = make_cluster(config=BY_HAND)
-    files = fill(by_hand)
-    node = by_hand.node(0)
-    refused = distfs(by_hand, "forget", str(node.id))
-    assert (refused.code, refused.out) == (1, "")
-    assert refused.err.startswith(f"distfs: node {node.id} is alive at {node.address}: drain it")
-    kill_and_notice(by_hand, 0)
-    forgotten = distfs(by_hand, "forget", str(node.uuid))
-    assert forgotten.code == 0, forgotten.err
-    assert f"node {node.id} ({node.address}) is forgotten: repair makes its " in forgotten.out
-    assert all_read_back(by_hand, files)
-
-
-def test_a_node_with_the_only_fragment_of_a_file_is_not_forgotten(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(
-        nodes=1, config={**BY_HAND, "storage": {**BY_HAND["storage"], "policies": {"default": "1+0"}}}
-    )
-    cluster.upload(b"the only one")
-    node = kill_and_notice(cluster, 0)
-    refused = distfs(cluster, "forget", str(node))
-    assert refused.code == 1
-    assert f"without node {node} there is not enough left to read 1 slices of 1 files" in refused.err
-
-
-@pytest.mark.parametrize("command", ["drain", "undrain", "forget"])
-def test_a_node_nobody_knows_is_said_in_words(by_hand: Cluster, command: str) -> None:
-    ended = distfs(by_hand, command, "elsewhere:9")
-    assert (ended.code, ended.out) == (1, "")
-    assert ended.err == (
-        "distfs: there is no node 'elsewhere:9': `distfs nodes` lists ids, UUIDs and addresses\n"
-    )
 
 
 # --- fsck -----------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from tests.cluster import MakeCluster
-from tests.cluster.operating import BY_HAND, SLICE, distfs, url_of
-from tests.cluster.test_commands import damaged_slices, kill_and_notice
+from tests.cluster.operating import BY_HAND, SLICE, distfs, kill_and_notice, url_of
+from tests.cluster.test_commands import damaged_slices
 from tests.postgres import run_sql
 
 
