@@ -10,10 +10,12 @@ import argparse
 import logging
 import sys
 import threading
+from collections.abc import Callable
 
 from distfs import config_file as configuration
 from distfs import parent_watch
 from distfs.errors import ConfigError
+from distfs.metadb.ballast import Ballast, is_for_want_of_room
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.signals import on_stop, set_soon
 from distfs.telemetry import setup_logging
@@ -27,15 +29,28 @@ _LOOK_EVERY_S = 0.25
 
 def serve(postgres: EmbeddedPostgres, stopping: threading.Event) -> None:
     """Run PostgreSQL until ``stopping`` is set. Raises ConfigError when it cannot be started (again)."""
-    postgres.start()
+    ballast = Ballast(postgres.folder)
+    ballast.look()
+    _with_room(postgres.start, ballast)
     try:
         print("ready", flush=True)
         while not stopping.wait(_LOOK_EVERY_S):
+            ballast.look()
             if not postgres.running():
                 log.warning("PostgreSQL died; starting it again")
-                postgres.ensure_running()
+                _with_room(postgres.ensure_running, ballast)
     finally:
         postgres.stop()
+
+
+def _with_room(start: Callable[[], object], ballast: Ballast) -> None:
+    """Start PostgreSQL; when it finds no room, once more in that of the ballast."""
+    try:
+        start()
+    except ConfigError as e:
+        if not (is_for_want_of_room(str(e)) and ballast.give_up(str(e))):
+            raise
+        start()
 
 
 def main(argv: list[str] | None = None) -> int:

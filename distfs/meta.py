@@ -30,7 +30,7 @@ from distfs.errors import (
     TooSlow,
     Unavailable,
 )
-from distfs.metadb import embedded_postgres
+from distfs.metadb import ballast, embedded_postgres
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.link import Link, translate
 from distfs.metadb.pool import Pool
@@ -92,7 +92,8 @@ class MetaDB:
         self._budget = config.statement_timeout + _GRACE_S
         self._cluster_id: UUID | None = None
         self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.parse(config.url)
-        self._pool = Pool(self._where, config.pool_size, config.connect_timeout, config.statement_timeout)
+        limits = config.pool_size, config.connect_timeout, config.statement_timeout
+        self._pool = Pool(self._where, *limits, trouble=self._trouble)
 
     def migrate(self) -> list[int]:
         """Bring the schema to this version's; -> the numbers of the migrations applied now.
@@ -298,6 +299,10 @@ class MetaDB:
                 raise error
             time.sleep(pause)
             pause = min(2 * pause, _RETRY_MOST_S)
+
+    def _trouble(self) -> str:
+        here = embedded_postgres.folder_of(self._config.url)
+        return ballast.trouble(here) if here else ""
 
     def _where(self) -> MetaURL:
         return self._fixed or MetaURL.parse(embedded_postgres.resolve(self._config.url))

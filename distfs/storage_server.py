@@ -27,6 +27,7 @@ from distfs.disk.watch import DiskWatch
 from distfs.errors import ConfigError, DistfsError, NotHome, Unavailable
 from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
+from distfs.metadb.embedded_postgres import folder_of
 from distfs.model import Address
 from distfs.node.wire_socket import WireSocket
 from distfs.node_connection import LINGER_S, Connection
@@ -190,7 +191,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     folder = Path(config.node.data)
     if init and read_identity(folder) is None:
         make_home(folder)
-    store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node)
+    store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node, folder_of(config.metadb.url))
     try:
         server = StorageServer(config.node.host, config.node.port, store, config.node)
     except OSError as e:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distfs.disk.space import Space
 from distfs.disk.store import DiskStore
 
 
@@ -14,7 +15,7 @@ def give_nodes_space(monkeypatch: pytest.MonkeyPatch, under: Path, space: Callab
     """Nodes with data in ``under`` find as many bytes on their disks as ``space`` says, less what they hold."""
     real = DiskStore._space
 
-    def measured(store: DiskStore) -> tuple[int, int, int]:
+    def measured(store: DiskStore) -> Space:
         if not store.folder.is_relative_to(under):
             return real(store)
         used = 0
@@ -23,7 +24,7 @@ def give_nodes_space(monkeypatch: pytest.MonkeyPatch, under: Path, space: Callab
                 used += path.stat().st_blocks * 512
             except FileNotFoundError:  # renamed or deleted meanwhile
                 continue
-        return space(), used, space() - used
+        return Space(space(), used, space() - used, reserve=0, files=None, metadb=False)
 
     monkeypatch.setattr(DiskStore, "_space", measured)
     monkeypatch.setattr(DiskStore, "disk", lambda store: str(store.node))

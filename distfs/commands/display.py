@@ -6,19 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
+from distfs.quantity import counted, size
 from distfs.upkeep.model import Leaving
+
+__all__ = ["Progress", "counted", "duration", "leaving_in_words", "size", "table"]
 
 _PROGRESS_EVERY_S = 0.2
 _BAR = 24
-
-
-def size(count: float) -> str:
-    """``1536`` -> ``1.5 KiB``."""
-    units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while count >= 1024 and len(units) > 1:
-        count /= 1024
-        units.pop(0)
-    return f"{count:.0f} bytes" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
 
 
 def duration(seconds: float) -> str:
@@ -28,11 +22,6 @@ def duration(seconds: float) -> str:
     if seconds < 2 * 3600:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} d"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1, "slice"`` -> ``1 slice``; ``1200, "slice"`` -> ``1,200 slices``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def leaving_in_words(leaving: Leaving) -> str:

@@ -23,6 +23,7 @@ from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.disk import home
 from distfs.disk.health import DiskHealth
+from distfs.disk.space import Space, space
 from distfs.disk.tree import FragmentTree, make_folder, translated
 from distfs.disk.writer import BufferPool, Sink, open_sink
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
@@ -65,10 +66,13 @@ def _machine() -> str:
 class DiskStore:
     """A FragmentStore over one folder, which it locks: a second process on it is refused."""
 
-    def __init__(self, folder: str | Path, cluster: UUID, config: NodeConfig) -> None:
+    def __init__(
+        self, folder: str | Path, cluster: UUID, config: NodeConfig, metadb: Path | None = None
+    ) -> None:
+        """``metadb``: the folder of a MetaDB on this machine, which is left room on the same disk."""
         self.folder = Path(folder)
         self.cluster = cluster
-        self._config = config
+        self._config, self._metadb = config, metadb
         self._temp = self.folder / "tmp"
         self._serial = itertools.count()
         self._files = FragmentTree(self.folder / "data")
@@ -132,11 +136,9 @@ class DiskStore:
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> DiskWriter:
         self._check_home(f"put {header.id}")
         with self.writing(f"put {header.id}"):
-            free = self._space()[2]
-            if size_hint > free or free <= 0:
-                raise Full(
-                    f"put {header.id}: {size_hint} bytes do not fit, {free} are free above the reserve"
-                )
+            room = self._space()
+            if size_hint > room.free or room.free <= 0:
+                raise Full(f"put {header.id}: {room.refusal(size_hint)}")
             return DiskWriter(self, header, size_hint)
 
     def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> DiskReader:
@@ -204,15 +206,23 @@ class DiskStore:
         if self.away:  # the room there is another disk's
             return StoreInfo(self.node, self.cluster, 0, 0, 0, "readonly", time.time())
         with translated("info"):
-            capacity, used, free = self._space()
+            room = self._space()
             readonly = os.statvfs(self.folder).f_flag & os.ST_RDONLY
         state = "readonly" if readonly or self.health.trouble else "active"
-        return StoreInfo(self.node, self.cluster, capacity, used, max(free, 0), state, time.time())
+        return StoreInfo(self.node, self.cluster, room.capacity, room.used, room.free, state, time.time())
 
     def disk(self) -> str:
         """Names the file system of the folder: the same for every process of this machine, until it restarts."""
         with translated("disk"):
             return f"{_machine()}:{self.folder.stat().st_dev}"
+
+    @property
+    def trouble(self) -> str:
+        """Why it takes no fragments, but for a disk that is just full; in words, empty: it does."""
+        try:
+            return self.health.trouble or self._space().out_of_files
+        except OSError as e:
+            return f"{self.folder}: {e.strerror}"
 
     def probe(self) -> None:
         """A small durable write, to see whether the disk takes it; ``health`` knows. Never raises."""
@@ -271,12 +281,8 @@ class DiskStore:
         except FileNotFoundError:
             raise NodeUnavailable(f"store {id}: deleted while it was written") from None
 
-    def _space(self) -> tuple[int, int, int]:
-        """Capacity, used and free bytes of the disk; free is above the reserve and may be negative."""
-        disk = os.statvfs(self.folder)
-        capacity = disk.f_blocks * disk.f_frsize
-        reserve = min(int(capacity * self._config.reserve), self._config.reserve_bytes)
-        return capacity, capacity - disk.f_bfree * disk.f_frsize, disk.f_bavail * disk.f_frsize - reserve
+    def _space(self) -> Space:
+        return space(self.folder, self._config, self._metadb)
 
 
 class DiskWriter:

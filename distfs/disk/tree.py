@@ -14,6 +14,7 @@ from pathlib import Path
 from uuid import UUID
 
 from distfs import descriptors
+from distfs.disk import space
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
 from distfs.fragment_store import Listed, Page
 from distfs.model import MAX_K, MAX_M, FragmentId
@@ -44,8 +45,10 @@ def translated(doing: str, reading: bool = False) -> Iterator[None]:
     except FileNotFoundError as e:
         raise NotFound(f"{doing}: no such fragment") from e
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Full(f"{doing}: the disk is full") from e
+        if e.errno == errno.ENOSPC:
+            raise Full(f"{doing}: {space.in_words(e.filename)}") from e
+        if e.errno == errno.EDQUOT:
+            raise Full(f"{doing}: the disk quota of the node's user is used up") from e
         if reading and e.errno in _DAMAGE:
             raise Corrupt(f"{doing}: the disk cannot read it: {e.strerror}") from e
         raise NodeUnavailable(f"{doing}: {descriptors.in_words(e)}") from e

@@ -30,7 +30,7 @@ class DiskWatch:
         while not self._stopping.is_set():
             try:
                 self._store.probe()
-                self._tell(self._store.health.trouble)
+                self._tell(self._store.trouble)
             except Exception:  # the thread's outermost edge
                 log.exception("%s: the disk was not probed, by a bug", self._store.folder)
             self._stopping.wait(self._interval / _OFTENER if self._told else self._interval)

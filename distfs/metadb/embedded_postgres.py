@@ -29,6 +29,7 @@ from urllib.parse import parse_qsl, quote
 
 from distfs import descriptors
 from distfs.errors import ConfigError, Unavailable
+from distfs.metadb import ballast
 
 SCHEME = "embedded:"
 SUPERUSER = "distfs"
@@ -41,6 +42,7 @@ _STOP_STEPS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 3.
 _ORPHAN_TIMEOUT_S = 3.0
 _POLL_S = 0.01
 _MAX_LOG_BYTES = 10 * 1000 * 1000
+_KEPT_LOG_MB = 80  # PostgreSQL's own default; less on a small disk
 
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -52,7 +54,6 @@ _SETTINGS: Mapping[str, str] = {
     "full_page_writes": "on",
     "shared_buffers": "64MB",
     "dynamic_shared_memory_type": "mmap",  # in the data folder: kill -9 leaves nothing in /dev/shm
-    "max_wal_size": "256MB",
     "jit": "off",
     "log_checkpoints": "off",
     "logging_collector": "off",
@@ -75,7 +76,8 @@ def resolve(url: str) -> str:
 
     Raises Unavailable while none runs, ConfigError for an unknown parameter.
     """
-    folder, _, query = url.removeprefix(SCHEME).partition("?")
+    name, _, query = url.removeprefix(SCHEME).partition("?")
+    folder = Path(name)
     options = dict(parse_qsl(query))
     user = options.pop("user", SUPERUSER)
     if options:
@@ -83,9 +85,14 @@ def resolve(url: str) -> str:
             f"metadb.url: unknown parameter {next(iter(options))!r} of {SCHEME}<folder>; known: user"
         )
     try:
-        lines = (Path(folder) / "postgres" / "postmaster.pid").read_text().splitlines()
+        lines = (folder / "postgres" / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError as e:
-        raise Unavailable(f"no MetaDB runs in {folder}: start it with `distfs up`") from e
+        if trouble := ballast.trouble(folder):
+            raise Unavailable(f"MetaDB does not run: {trouble}") from e
+        log = folder / "postgres.log"
+        raise Unavailable(
+            f"no MetaDB runs in {folder}: start it with `distfs up`; where that runs, {log} says why it does not"
+        ) from e
     except OSError as e:
         raise Unavailable(f"cannot look for MetaDB in {folder}: {descriptors.in_words(e)}") from e
     if len(lines) < 5:
@@ -220,7 +227,13 @@ class EmbeddedPostgres:
 
     def _launch(self) -> None:
         """Start the postmaster, away from the terminal's process group: Ctrl-C is for the supervisor."""
-        settings = {**self._settings, "unix_socket_directories": str(self._make_socket_folder())}
+        log_limit = ballast.log_limit(ballast.capacity(self.folder)) >> 20
+        settings = {
+            "max_wal_size": f"{log_limit}MB",
+            "min_wal_size": f"{min(log_limit, _KEPT_LOG_MB)}MB",
+            **self._settings,
+            "unix_socket_directories": str(self._make_socket_folder()),
+        }
         options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         log = self.folder / "postgres.log"
         if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
@@ -248,7 +261,8 @@ class EmbeddedPostgres:
                 with log.open("rb") as stream:
                     stream.seek(before)
                     reason = _last_line(stream.read().decode("utf-8", "replace"))
-                raise ConfigError(f"PostgreSQL did not start in {self.folder}: {reason} (see {log})")
+                remedy = "free room on that disk" if ballast.is_for_want_of_room(reason) else f"see {log}"
+                raise ConfigError(f"PostgreSQL did not start in {self.folder}: {reason} ({remedy})")
             time.sleep(_POLL_S)
 
     def _says_ready(self, pid: int) -> bool:

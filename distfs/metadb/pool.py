@@ -19,10 +19,16 @@ class Pool:
     """At most ``size`` links, made when needed and kept; the most recently used is lent first."""
 
     def __init__(
-        self, where: Callable[[], MetaURL], size: int, connect_timeout: float, statement_timeout: float
+        self,
+        where: Callable[[], MetaURL],
+        size: int,
+        connect_timeout: float,
+        statement_timeout: float,
+        trouble: Callable[[], str] = str,
     ) -> None:
-        """``where`` is asked at each connect: an embedded MetaDB may come back at another socket."""
-        self._where = where
+        """``where`` is asked at each connect: an embedded MetaDB may come back at another socket; ``trouble``, when
+        none was found to be well, for what else is known of it."""
+        self._where, self._trouble = where, trouble
         self._size = size
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
@@ -66,6 +72,7 @@ class Pool:
                 return link
             link.close()
             reasons.append(f"{host} takes no writes")
+        reasons += filter(None, [self._trouble()])
         raise Unavailable(f"MetaDB cannot be used: {'; '.join(reasons)}")
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from distfs.config import Seconds
 from distfs.deadline import Deadline
+from distfs.disk.space import Space
 from distfs.errors import (
     BodyCutShort,
     ClientGone,
@@ -273,7 +274,8 @@ def test_all_nodes_killed_in_the_middle_end_the_upload_soon(ways: Ways) -> None:
 def test_a_full_node_is_left_out(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
     full = next(iter(ways.nodes))
     store = ways.nodes[full].store
-    monkeypatch.setattr(store, "_space", lambda: (1 << 40, 1 << 40, 0))
+    nothing = Space(1 << 40, 1 << 40, left=0, reserve=0, files=None, metadb=False)
+    monkeypatch.setattr(store, "_space", lambda: nothing)
     for size in (10, 3 * SLICE):
         file = ways.upload(random_bytes(size))
         assert all(full not in piece.nodes and 0 not in piece.nodes for piece in file.slices)

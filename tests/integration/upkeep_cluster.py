@@ -16,6 +16,7 @@ from uuid import UUID
 from distfs.blocks import BlockPool
 from distfs.config import Bytes, BytesPerSecond, Config, Seconds, UpkeepConfig
 from distfs.deadline import Deadline
+from distfs.disk.space import Space
 from distfs.disk.store import DiskStore
 from distfs.download import Downloader
 from distfs.membership import Membership
@@ -58,12 +59,12 @@ class SmallDiskStore(DiskStore):
         self.capacity = capacity
         super().__init__(folder, cluster, config.node)
 
-    def _space(self) -> tuple[int, int, int]:
+    def _space(self) -> Space:
         used = 0
         for path in self.folder.rglob("*.*"):
             with suppress(FileNotFoundError):  # renamed or deleted meanwhile, by another thread
                 used += path.stat().st_size if path.is_file() else 0
-        return self.capacity, used, self.capacity - used
+        return Space(self.capacity, used, self.capacity - used, reserve=0, files=None, metadb=False)
 
     def disk(self) -> str:
         return str(self.node)

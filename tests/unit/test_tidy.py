@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: A folder stands for every module in it; within a folder any order without a circle.
 LAYERS = """
     __init__ errors descriptors
-    callers problem deadline dial model parent_watch signals terminal
+    callers problem deadline dial model parent_watch signals terminal quantity
     config source blocks connection_pool headers
     config_rules
     config_file telemetry multipart placement fairshare coding fragment

@@ -1,0 +1,148 @@
+"""``distfs up`` with all of its data on one small disk that fills up: MetaDB lives, and deleting gives room."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from distfs.metadb.embedded_postgres import resolve
+from tests.cluster.harness import wait_until
+from tests.cluster.test_up import StartUp, Up, curl
+from tests.postgres import run_sql
+from tests.privileges import need_root
+
+MIB = 1 << 20
+DISK = 300 * MIB
+CHANGED = 100 * MIB
+SEGMENT = 16 * MIB  # PostgreSQL's log grows by as much
+
+
+@pytest.fixture
+def disk(data: Path, tmp_path: Path) -> Iterator[Path]:
+    """The data folder is all of a file system of ``DISK`` bytes."""
+    need_root("a file system of its own", "mkfs.ext4", "mount", "umount")
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(DISK)
+    data.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(data)], check=True)
+    try:
+        yield data
+    finally:
+        subprocess.run(["umount", "-l", str(data)], check=True)
+
+
+def free(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+class Client:
+    def __init__(self, up: Up) -> None:
+        self._place = urlsplit(up.url)
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self._place.hostname or "", self._place.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+
+    def put(self, size: int) -> tuple[int, str]:
+        return self.ask("PUT", "/upload/x", os.urandom(size))
+
+    def delete(self, uuid: str) -> None:
+        assert self.ask("DELETE", f"/files/{uuid}") == (204, "")
+
+    def fill(self) -> list[str]:
+        """Upload until nothing fits any more; -> what is there."""
+        kept = []
+        for size in (8 * MIB, MIB, 1000):
+            while (answer := self.put(size))[0] == 201:
+                kept.append(answer[1].strip())
+            assert answer[0] == 507, answer
+        return kept
+
+
+def test_metadb_outlives_a_disk_full_of_files_and_thousands_of_small_changes(up: StartUp, disk: Path) -> None:
+    running = up(new=True).wait_ready()
+    metadb, client = running.children()["metadb"], Client(running)
+    kept = client.fill()
+    for uuid in kept[4:]:
+        client.delete(uuid)
+        status, text = client.put(1000)
+        if status == 201:
+            client.delete(text.strip())
+    url = resolve(f"embedded:{disk / 'metadb'}")
+    for _ in range(
+        CHANGED // MIB
+    ):  # as much log as two thousand uploads and deletes of small files write, and more
+        run_sql(url, f"SELECT pg_logical_emit_message(false, 'test', repeat('x', {MIB}))")
+    for uuid in kept[:4]:
+        assert client.ask("HEAD", f"/download/{uuid}")[0] == 200
+    client.delete(kept[0])
+    assert (disk / "metadb" / "ballast").exists()
+    assert running.children()["metadb"] == metadb
+    assert "PostgreSQL died" not in running.log
+
+
+def test_the_ballast_is_given_up_for_metadb_and_made_again(up: StartUp, disk: Path) -> None:
+    """Something else fills the disk, so that not even PostgreSQL finds room."""
+    running = up(new=True).wait_ready()
+    client, ballast, foreign = Client(running), disk / "metadb" / "ballast", disk / "foreign"
+    uuid = curl("-T", __file__, f"{running.url}/upload/x").decode().strip()
+    assert ballast.stat().st_blocks * 512 >= 2 * SEGMENT
+    with foreign.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free(disk) - MIB)
+    running.says("MetaDB IS ABOUT TO STOP FOR WANT OF ROOM")
+    wait_until(lambda: not ballast.exists(), "the ballast is gone")
+    assert client.put(1000)[0] == 507
+    assert client.ask("GET", f"/download/{uuid}")[0] == 200
+    client.delete(uuid)
+    foreign.unlink()
+    wait_until(ballast.exists, "there is a ballast again")
+    wait_until(lambda: client.put(1000)[0] == 201, "uploads are taken again")
+
+
+def test_a_metadb_that_finds_no_room_to_start_in_starts_in_that_of_the_ballast(
+    up: StartUp, disk: Path
+) -> None:
+    running = up(new=True).wait_ready()
+    uuid = curl("-T", __file__, f"{running.url}/upload/x").decode().strip()
+    running.stop()
+    foreign = disk / "foreign"
+    with foreign.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free(disk))
+    assert free(disk) == 0
+    again = up().wait_ready()
+    again.says("was given up")
+    assert curl(f"{again.url}/download/{uuid}") == Path(__file__).read_bytes()
+    Client(again).delete(uuid)
+
+
+def test_without_any_room_left_the_answer_says_so_and_metadb_comes_back_by_itself(
+    up: StartUp, disk: Path
+) -> None:
+    running = up(new=True).wait_ready()
+    client, foreign = Client(running), disk / "foreign"
+    uuid = curl("-T", __file__, f"{running.url}/upload/x").decode().strip()
+    with foreign.open("wb") as file:
+        while free(disk):
+            os.posix_fallocate(file.fileno(), 0, foreign.stat().st_size + free(disk))
+            wait_until(lambda: not (disk / "metadb" / "ballast").exists(), "the ballast is gone")
+    os.kill(int((disk / "metadb" / "postgres" / "postmaster.pid").read_text().split()[0]), 9)
+    wait_until(lambda: client.ask("GET", f"/files/{uuid}")[0] == 503, "MetaDB is away")
+    status, text = client.ask("GET", f"/files/{uuid}")
+    assert status == 503
+    assert "its disk is full" in text, text
+    assert "start it with" not in text
+    foreign.unlink()
+    wait_until(lambda: client.ask("GET", f"/files/{uuid}")[0] == 200, "MetaDB is back")

@@ -1,0 +1,203 @@
+"""How much room fragments get: the reserve, MetaDB on the same disk, inodes; and a ballast for MetaDB."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distfs.config import Fraction, NodeConfig
+from distfs.disk.space import Space, space
+from distfs.errors import Full, Unavailable
+from distfs.metadb import ballast
+from distfs.metadb.ballast import SEGMENT, Ballast, log_limit, reserve
+from distfs.metadb.embedded_postgres import resolve
+from tests.contract.nodes import NODE, new_store
+from tests.contract.samples import CLUSTER, header, put, soon
+from tests.privileges import need_root
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
+    need_root("a file system of its own", "mount", "umount")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "log", "left"),
+    [
+        (300 * MIB, 32 * MIB, 62 * MIB),  # at least two segments
+        (2 * GIB, 102 * MIB, 307 * MIB),
+        (10 * GIB, 256 * MIB, 1280 * MIB),
+        (26 * GIB, 256 * MIB, 1280 * MIB),
+        (20000 * GIB, 256 * MIB, 1280 * MIB),
+    ],
+)
+def test_nodes_leave_metadb_on_their_disk_room_by_its_size(capacity: int, log: int, left: int) -> None:
+    assert log_limit(capacity) // MIB * MIB == log
+    assert reserve(capacity) // MIB * MIB == left
+
+
+def test_a_node_on_metadbs_disk_keeps_more_in_reserve_than_one_elsewhere(tmp_path: Path) -> None:
+    node = NodeConfig()
+    (tmp_path / "metadb").mkdir()
+    with _mounted(tmp_path / "disk", f"size={300 * MIB}") as disk:
+        alone, beside = space(disk, node, None), space(disk, node, disk)
+        elsewhere = space(disk, node, tmp_path / "metadb")
+        assert alone.reserve == elsewhere.reserve == 3 * MIB
+        assert beside.reserve == reserve(300 * MIB)
+        assert beside.free == alone.free - (beside.reserve - alone.reserve)
+        assert "room for MetaDB on the same disk" in beside.refusal(GIB)
+        assert "MetaDB" not in alone.refusal(GIB)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "words"),
+    [
+        (
+            Space(100 * MIB, 98 * MIB, 2 * MIB, MIB, None, False),
+            1536 * 1024,
+            "no room for 1.5 MiB: free on the disk 2.0 MiB, of which 1.0 MiB stay in reserve (node.reserve)",
+        ),
+        (
+            Space(100 * MIB, 99 * MIB, MIB + 5, MIB, None, False),
+            6,
+            "no room for 6 bytes: free on the disk 1,048,581 bytes, of which 1,048,576 bytes stay",
+        ),
+        (
+            Space(100 * MIB, 99 * MIB, MIB + 1, MIB, None, False),
+            2,
+            "of which 1,048,576 bytes stay in reserve (node.reserve)",
+        ),
+        (
+            Space(100 * MIB, 99 * MIB, 512, MIB, None, True),
+            1,
+            "no room for 1 byte: free on the disk 512 bytes, of which",
+        ),
+        (Space(100 * MIB, 50 * MIB, 50 * MIB, MIB, 0, False), 1, "no inodes left for new files"),
+    ],
+)
+def test_a_refusal_says_what_is_free_and_what_is_kept(given: Space, wanted: int, words: str) -> None:
+    assert words in given.refusal(wanted)
+
+
+def test_a_disk_without_inodes_takes_no_fragment_says_so_and_deletes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with _mounted(tmp_path / "disk", "size=64m,nr_inodes=200") as disk:
+        store = new_store(disk, CLUSTER, replace(NODE, reserve=Fraction(0.1)))
+        kept = []
+
+        def put_some() -> None:
+            while True:
+                kept.append(put(store, header(), b"x"))
+
+        with pytest.raises(Full, match=r"no inodes left .*, though 6\d\.\d MiB are free: delete files"):
+            put_some()
+        assert kept
+        assert "no inodes left" in store.trouble
+        assert (store.info(soon()).free, store.info(soon()).state) == (0, "active")
+        for id in kept:
+            assert store.delete(id, soon())
+        for folder in (disk / "data").glob("*/*"):
+            folder.rmdir()
+        assert not store.trouble
+        put(store, header(), b"x")
+        store.close()
+
+
+def test_inodes_that_others_used_up_are_named_and_not_the_bytes(tmp_path: Path) -> None:
+    with _mounted(tmp_path / "disk", "size=64m,nr_inodes=200") as disk:
+        store = new_store(disk, CLUSTER, NODE)
+        writer = store.put(header(), 0, soon())
+        writer.finish(0, True)
+        with contextlib.suppress(OSError):
+            for i in range(1000):
+                (disk / f"foreign{i}").touch()
+        assert os.statvfs(disk).f_ffree == 0
+        with pytest.raises(Full, match=r"no inodes left for new files, though [\d,]+ bytes are free"):
+            writer.commit()
+        store.close()
+
+
+# --- MetaDB's ballast ---------------------------------------------------------------------------------
+
+
+def fill(folder: Path, leave: int) -> Path:
+    disk = os.statvfs(folder)
+    file = folder / "foreign"
+    with file.open("ab") as f:
+        os.posix_fallocate(f.fileno(), f.tell(), disk.f_bavail * disk.f_frsize - leave)
+    return file
+
+
+def test_a_ballast_is_kept_while_there_is_room_given_up_without_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with _mounted(tmp_path / "disk", f"size={300 * MIB}") as disk:
+        kept, file = Ballast(disk), disk / "ballast"
+        kept.look()
+        assert file.stat().st_blocks * 512 == 32 * MIB
+        foreign = fill(disk, leave=SEGMENT)
+        kept.look()
+        assert file.exists()
+        fill(disk, leave=SEGMENT - 4096)
+        with caplog.at_level(logging.ERROR):
+            kept.look()
+        assert not file.exists()
+        [told] = caplog.messages
+        assert (
+            "MetaDB IS ABOUT TO STOP FOR WANT OF ROOM: only 16,773,120 bytes" in told
+            or "only 16.0 MiB" in told
+        )
+        kept.look()
+        assert not file.exists()
+        assert len(caplog.messages) == 1
+        foreign.unlink()
+        kept.look()
+        assert file.exists()
+
+
+def test_a_disk_without_room_for_it_has_no_ballast_and_no_part_of_one(tmp_path: Path) -> None:
+    with _mounted(tmp_path / "disk", f"size={60 * MIB}") as disk:
+        Ballast(disk).look()
+        assert not (disk / "ballast").exists()
+    Ballast(tmp_path / "nowhere").look()
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_it"),
+    [
+        ('PANIC:  could not write to file "pg_wal/xlogtemp.1": No space left on device', True),
+        ("FATAL:  could not write lock file: Disk quota exceeded", True),
+        ("FATAL:  data directory has wrong ownership", False),
+    ],
+)
+def test_what_postgres_says_of_a_full_disk(reason: str, is_it: bool) -> None:
+    assert ballast.is_for_want_of_room(reason) is is_it
+
+
+def test_a_metadb_that_does_not_run_is_said_to_be_stopped_or_out_of_room(tmp_path: Path) -> None:
+    with pytest.raises(
+        Unavailable, match=r"start it with `distfs up`; where that runs, .*postgres.log says why"
+    ):
+        resolve(f"embedded:{tmp_path}")
+    with _mounted(tmp_path / "disk", f"size={60 * MIB}") as disk:
+        fill(disk, leave=MIB)
+        with pytest.raises(
+            Unavailable, match=r"its disk is full \(1\.0 MiB free in .*\): free 16\.0 MiB on that disk"
+        ):
+            resolve(f"embedded:{disk}")
