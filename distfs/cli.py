@@ -19,16 +19,18 @@ from distfs.config import Config
 from distfs.data_folder import check_is_meant
 from distfs.deadline import Deadline
 from distfs.disk.home import make_home
-from distfs.errors import ConfigError, Unavailable
+from distfs.errors import ConfigError, OtherSettings, Unavailable
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
 from distfs.model import url_here
 from distfs.reload import Reload
 from distfs.server import Server
+from distfs.services import Services
 from distfs.signals import on_stop
 from distfs.telemetry import setup_logging
 from distfs.upkeep.runner import Upkeep
 
+_AGREE_LIMIT_S = 5.0
 _NODE_CODES = "exit code: 0: the folder is a node's; 1: it cannot be one, for the reason on standard error"
 
 
@@ -134,8 +136,10 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     setup_logging(config.log)
     descriptors.raise_limit()
     app = create_app(config)
+    _agree(app.services)
     server = Server(app, config.http, app.services.pool, app.services.admission.gate)
-    upkeep = Upkeep(config, app.services.directory, app.services.pool, app.services.damage)
+    services = app.services
+    upkeep = Upkeep(config, services.directory, services.pool, services.damage, services.agreement.require)
     on_stop(server.drain)
     reload = Reload(lambda: configuration.load(given.config), as_read, app.services)
     reload.on_signal(hung_up=server.drain)
@@ -148,6 +152,17 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     finally:
         upkeep.close()
         app.close()
+
+
+def _agree(services: Services) -> None:
+    """Raises OtherSettings. Without MetaDB it is asked later, before anything is done by them."""
+    try:
+        services.agreement.require(Deadline(_AGREE_LIMIT_S))
+    except OtherSettings:
+        services.close()
+        raise
+    except Unavailable:
+        pass
 
 
 def _migrate(config: Config, given: argparse.Namespace) -> None:

@@ -94,6 +94,12 @@ def _other_rules(c: Config) -> _Rules:
     yield c.upkeep.interval > 0, "upkeep.interval must be more than 0"
     yield c.upkeep.scrub_period > 0, "upkeep.scrub_period must be more than 0"
     yield c.upkeep.sweep_interval > 0, "upkeep.sweep_interval must be more than 0"
+    slow = c.upkeep.repair_delay >= c.node.down_after
+    yield slow, "upkeep.repair_delay must be at least node.down_after: who is not down yet has lost nothing"
+    yield (
+        c.upkeep.quarantine_ttl > 0,
+        "upkeep.quarantine_ttl must be more than 0: it is for mistakes",
+    )
     yield c.upkeep.upload_ttl > 0, "upkeep.upload_ttl must be more than 0"
     yield c.local.nodes >= 1, "local.nodes must be at least 1"
     yield c.log.format in ("text", "json"), "log.format must be 'text' or 'json'"

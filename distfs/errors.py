@@ -114,6 +114,12 @@ class Unavailable(DistfsError):
     retry_after: int | None = 5
 
 
+class OtherSettings(Unavailable):
+    """This process is configured with other times than the cluster agreed on: it must not act by them."""
+
+    kind = "other_settings"
+
+
 class OutcomeUnknown(Unavailable):
     """MetaDB was lost while it committed and did not come back in time to be asked: the change may have happened.
 

@@ -21,6 +21,7 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from distfs import data_folder, parent_watch, supervisor
+from distfs.agreement import times_of
 from distfs.config import Config, MetaDBConfig
 from distfs.config_file import override
 from distfs.deadline import Deadline
@@ -116,6 +117,8 @@ class LocalCluster:
             if not join:
                 data_folder.check_may_join(self._data, meta, Deadline(_PROBE_TIMEOUT_S))
             meta.migrate()
+            if self._metadb:  # it runs for us alone: what is configured now is what holds from now on
+                meta.adopt_settings(times_of(self._config), Deadline(_PROBE_TIMEOUT_S))
             self._check_stopping()
             ports = self._start_nodes(names, url)
             self._start_service()

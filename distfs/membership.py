@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
+from distfs.agreement import DOWN_AFTER, require_same
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.disk.home import require_identity
 from distfs.disk.store import DiskStore
-from distfs.errors import DistfsError, NodeUnavailable, Refused, Unavailable
+from distfs.errors import DistfsError, NodeUnavailable, OtherSettings, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport
 
@@ -46,6 +47,10 @@ class OtherCluster(Refused):
     """Waiting does not help: the folder and MetaDB belong to different clusters."""
 
 
+class OtherTimes(Refused):
+    """Waiting does not help: this node is configured with another ``down_after`` than the cluster."""
+
+
 class Membership:
     """Heartbeats from a thread. ``refused`` is called, once, when the cluster will not have this node."""
 
@@ -59,6 +64,7 @@ class Membership:
     ) -> None:
         self._store, self._meta, self._address, self._config = store, meta, address, config
         self._refused = refused
+        self._agreed = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
@@ -86,7 +92,7 @@ class Membership:
                     log.info("registered as node %d at %s", number, self._address)
                 registered, trouble = True, ""
             except DistfsError as e:
-                final = registered or time.monotonic() > patience or isinstance(e, OtherCluster)
+                final = registered or time.monotonic() > patience or isinstance(e, OtherCluster | OtherTimes)
                 if isinstance(e, Refused) and final:
                     self._refused(e)
                     return
@@ -107,6 +113,7 @@ class Membership:
                 f"data folder {self._store.folder} belongs to cluster {self._store.cluster}, but this MetaDB "
                 f"is of {cluster}: name another folder with --data, or another MetaDB with --metadb"
             )
+        self._agree(deadline)
         if away := self._store.away:
             # Nobody can read what is kept here: it counts as lost, and is made anew if this lasts.
             self._meta.node_leave(self._store.node, self._address, deadline)
@@ -117,3 +124,14 @@ class Membership:
             info.node, self._address, self._config.zone, *sizes, info.state, self._store.disk()
         )
         return self._meta.heartbeat(report, deadline)
+
+    def _agree(self, deadline: Deadline) -> None:
+        """Once a cluster with services has a ``down_after``, it must be this node's, too. Raises OtherTimes."""
+        if self._agreed:
+            return
+        agreed = self._meta.settings(deadline)
+        try:
+            require_same(agreed, {DOWN_AFTER: self._config.down_after})
+        except OtherSettings as e:
+            raise OtherTimes(str(e)) from e
+        self._agreed = DOWN_AFTER in agreed

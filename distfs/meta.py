@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -147,6 +147,19 @@ class MetaDB:
             [[known]] = self.read("cluster_id", deadline)
             self._cluster_id = known
         return known
+
+    def settings(self, deadline: Deadline) -> dict[str, float]:
+        """Times that the cluster agreed on, in seconds, by key of the configuration."""
+        rows = self.read("settings", deadline)
+        return {str(row[0]): float(row[1]) for row in rows}
+
+    def propose_settings(self, times: Mapping[str, float], deadline: Deadline) -> None:
+        """Agree on ``times``, for keys on which nobody said anything yet."""
+        self.write("propose_settings", deadline, times=json.dumps(dict(times)))
+
+    def adopt_settings(self, times: Mapping[str, float], deadline: Deadline) -> None:
+        """Agree on ``times`` whatever was before."""
+        self.write("adopt_settings", deadline, times=json.dumps(dict(times)))
 
     def nodes(self, deadline: Deadline) -> list[Node]:
         """Every node that ever registered, by id; whether it is alive is judged by the database's clock."""

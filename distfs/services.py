@@ -8,6 +8,7 @@ from uuid import uuid4
 from distfs.admission.db import ReservationDB
 from distfs.admission.gate import Gate
 from distfs.admission.promises import Admission
+from distfs.agreement import Agreement
 from distfs.bandwidth import Bandwidth
 from distfs.blocks import BlockPool
 from distfs.config import Config
@@ -34,6 +35,7 @@ class Services:
     admission: Admission
     bandwidth: Bandwidth
     damage: DamageNotes
+    agreement: Agreement
 
     # ``hang_up``: cancelled when the client is gone; None: nobody tells.
 
@@ -82,4 +84,15 @@ def build(config: Config) -> Services:
     damage = DamageNotes(UpkeepDB(meta))
     downloader = Downloader(directory, pool, damage, meta.file)
     bandwidth = Bandwidth(config.bandwidth, config.callers)
-    return Services(config, meta, pool, directory, uploader, downloader, admission, bandwidth, damage)
+    return Services(
+        config,
+        meta,
+        pool,
+        directory,
+        uploader,
+        downloader,
+        admission,
+        bandwidth,
+        damage,
+        Agreement(meta, config),
+    )

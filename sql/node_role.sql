@@ -18,7 +18,7 @@ BEGIN
         END;
     END IF;
     GRANT USAGE ON SCHEMA public TO distfs_node;
-    GRANT SELECT ON public.cluster TO distfs_node;
+    GRANT SELECT ON public.cluster, public.setting TO distfs_node;
     GRANT EXECUTE ON FUNCTION public.node_heartbeat, public.node_leave TO distfs_node;
 END
 $$;

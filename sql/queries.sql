@@ -11,6 +11,20 @@ SELECT id FROM cluster;
 -- What any version's MetaDB can tell.
 SELECT id, EXISTS (SELECT FROM node) FROM cluster;
 
+-- name: settings
+SELECT name, seconds FROM setting;
+
+-- name: propose_settings
+INSERT INTO setting (name, seconds)
+SELECT key, value::double precision FROM json_each_text(CAST(:times AS json))
+ON CONFLICT (name) DO NOTHING;
+
+-- name: adopt_settings
+INSERT INTO setting (name, seconds)
+SELECT key, value::double precision FROM json_each_text(CAST(:times AS json))
+ON CONFLICT (name) DO UPDATE SET seconds = excluded.seconds, changed_at = now()
+WHERE setting.seconds <> excluded.seconds;
+
 -- name: nodes
 SELECT id, uuid, address, zone, capacity, free, state,
     extract(epoch FROM now() - heartbeat_at)::double precision AS heartbeat_age, used, stopped, disk,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from distfs import config_file as configuration
+from distfs.agreement import with_times
 from distfs.config import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, Refused
@@ -30,7 +31,8 @@ INTERRUPTED = 130
 class Operator:
     """A cluster as commands see it: MetaDB, and the nodes through it. Thread-safe."""
 
-    config: Config
+    config: Config  # with the times that the cluster agreed on
+    configured: Config  # as it was read
     meta: MetaDB
     db: UpkeepDB
     directory: NodeDirectory
@@ -63,16 +65,15 @@ class Operator:
 
 @contextmanager
 def operator(config: Config) -> Iterator[Operator]:
-    """An Operator over a configuration. Connects when it is first asked for something."""
+    """An Operator over a configuration, with the times of its cluster. Raises Unavailable."""
     patient = max(config.metadb.statement_timeout, _STATEMENT_TIMEOUT_S)
     metadb = replace(config.metadb, statement_timeout=Seconds(patient))
     meta = MetaDB(metadb, config.node.down_after)
-    directory = NodeDirectory(meta, config.node)
-    try:
-        yield Operator(config, meta, UpkeepDB(meta), directory)
-    finally:
-        directory.close()
-        meta.close()
+    with closing(meta):
+        agreed = with_times(config, meta.settings(Deadline(CALL_LIMIT_S)))
+        meta.down_after = agreed.node.down_after
+        with closing(NodeDirectory(meta, agreed.node)) as directory:
+            yield Operator(agreed, config, meta, UpkeepDB(meta), directory)
 
 
 def run(config: Config, command: Callable[[Operator], int], failed: int = 1) -> int:

@@ -15,6 +15,7 @@ from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator, run
 from distfs.commands.rebalance import plan_rebalance, rebalance
 from distfs.commands.repair import repair
+from distfs.commands.settings import settings
 from distfs.commands.status import show_status
 from distfs.commands.undelete import undelete
 from distfs.config import Config
@@ -92,6 +93,7 @@ def _flag(name: str, help: str) -> Callable[[argparse.ArgumentParser], object]:
 _json = _flag("--json", "for programs: all of it, sizes in bytes")
 _dry_run = _flag("--dry-run", "print what would move where, and change nothing")
 _now = _flag("--now", "do not wait upkeep.repair_delay for nodes that are down or unreachable now")
+_adopt = _flag("--adopt", "let the cluster agree on what is configured here")
 _deep = _flag("--deep", "let the nodes read every fragment again")
 _no_note = _flag("--no-note", "do not note for repair what is found")
 
@@ -165,6 +167,10 @@ def _undelete(operator: Operator, given: Given) -> int:
     return undelete(operator, given.uuid)
 
 
+def _settings(operator: Operator, given: Given) -> int:
+    return settings(operator, adopt=given.adopt)
+
+
 _COMMANDS = (
     _Command("nodes", "list the storage nodes: state, room, when last seen", _nodes, (_json,), changes=False),
     _Command(
@@ -205,4 +211,11 @@ _COMMANDS = (
         changes=False,
     ),
     _Command("undelete", "take a deleted file back out of the trash", _undelete, (_uuid,)),
+    _Command(
+        "settings",
+        "compare the times that the whole cluster must hold to with those configured here",
+        _settings,
+        (_adopt,),
+        "exit code: 0: they are the same; 1: they differ, or it could not be told; 130: interrupted",
+    ),
 )

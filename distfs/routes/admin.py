@@ -66,6 +66,7 @@ def get_ready(services: Services, request: Request) -> Response:
     deadline = Deadline(READY_WITHIN_S, scope=request.hang_up)
     try:
         services.meta.ping(deadline)
+        services.agreement.require(deadline)
         up = sum(node.writable for node in services.meta.nodes(deadline))
     except Unavailable as e:
         missing.append(f"MetaDB: {e}")

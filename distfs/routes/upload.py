@@ -66,6 +66,7 @@ def _store(services: Services, request: Request, files_in: Files, *, is_the_file
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     size = declared_size(request.environ)
     deadline = services.upload_deadline(size, request.hang_up)
+    services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
     body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
     incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
     with (

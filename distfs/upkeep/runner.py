@@ -39,6 +39,8 @@ _AFTER_BUG_S = 60.0
 _STOP_LIMIT_S = 5.0
 
 MakeWorker = Callable[[], Worker]
+#: Raises DistfsError, with the reason, while this process must do no upkeep.
+Allowed = Callable[[Deadline], None]
 
 #: Connections to MetaDB for all workers together; beside these each has one while it leads.
 _POOL_SIZE = 4
@@ -48,7 +50,12 @@ class Upkeep:
     """All workers of one service. ``start`` and ``close`` once each."""
 
     def __init__(
-        self, config: Config, directory: NodeDirectory, pool: BlockPool, note_damage: NoteDamage
+        self,
+        config: Config,
+        directory: NodeDirectory,
+        pool: BlockPool,
+        note_damage: NoteDamage,
+        allowed: Allowed,
     ) -> None:
         """Connects to nothing. ``directory``, ``pool``: the service's own; ``note_damage``: as the downloads' is."""
         own = replace(
@@ -72,7 +79,9 @@ class Upkeep:
         self._stopping = threading.Event()
         slice_limit = 2 * config.node.base_timeout + config.storage.slice_size / config.node.min_rate
         limits = upkeep.interval, max(STEP_LIMIT_S, slice_limit)
-        self._runners = [Runner(name, make, db, *limits, self._stopping) for name, make in workers.items()]
+        self._runners = [
+            Runner(name, make, db, *limits, self._stopping, allowed) for name, make in workers.items()
+        ]
 
     def start(self) -> None:
         """Begin. Does nothing when ``upkeep.enabled`` is off."""
@@ -104,10 +113,12 @@ class Runner(threading.Thread):
         interval: float,
         step_limit: float,
         stopping: threading.Event,
+        allowed: Allowed,
     ) -> None:
-        """``make``: a fresh worker, made whenever this thread comes to lead."""
+        """``make``: a fresh worker, made whenever this thread comes to lead. ``allowed``: asked before each step."""
         super().__init__(name=f"upkeep-{name}", daemon=True)
         self._worker_name, self._make, self._db = name, make, db
+        self._allowed = allowed
         self._interval, self._step_limit, self._stopping = interval, step_limit, stopping
         self._lead: Leadership | None = None
         self._worker: Worker | None = None
@@ -151,6 +162,7 @@ class Runner(threading.Thread):
             if self._lead is None:
                 return self._interval * _STANDBY_INTERVALS
             log.info("upkeep %s: this service leads", self._worker_name)
+        self._allowed(Deadline(_CALL_LIMIT_S))
         self._worker = self._worker or self._make()
         with Deadline(self._step_limit).scope() as self._step:
             step = self._worker.step(self._step)

@@ -36,7 +36,7 @@ class Ended:
         return json.loads(self.out)
 
 
-def distfs(cluster: Cluster, *words: str) -> Ended:
+def distfs(cluster: Cluster, *words: str, **environ: str) -> Ended:
     """Run ``distfs WORDS`` with the cluster's configuration."""
     command = [sys.executable, "-m", "distfs", *words]
     done = subprocess.run(
@@ -44,7 +44,7 @@ def distfs(cluster: Cluster, *words: str) -> Ended:
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
-        env=clean_environment(),
+        env=clean_environment(**environ),
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr

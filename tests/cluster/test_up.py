@@ -301,6 +301,15 @@ def test_sighup_reaches_the_service_and_stops_nothing(up: StartUp, tmp_path: Pat
     assert running.stop() == 0
 
 
+def test_times_that_were_changed_between_two_starts_hold(up: StartUp, data: Path) -> None:
+    """They are the whole cluster's, and nobody but this `up` is of it."""
+    times = {"DISTFS_UPKEEP_TRASH_TTL": "3d", "DISTFS_NODE_DOWN_AFTER": "20s"}
+    for environ in ({}, times):
+        running = up(**environ).wait_ready()
+        assert len(running.children()) == 5
+        assert running.stop() == 0
+
+
 def test_nodes_with_data_are_started_though_fewer_are_asked_for(up: StartUp) -> None:
     up("--nodes", "3").wait_ready().stop()
     again = up("--nodes", "2").wait_ready()

@@ -23,7 +23,7 @@ class Told:
 
     def __init__(self, cluster: UpkeepCluster, capsys: pytest.CaptureFixture[str]) -> None:
         self._cluster, self._capsys = cluster, capsys
-        self._operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+        self._operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
 
     def step(self, worker: Worker) -> Step:
         return self.say(worker, worker.step(Deadline(60)))

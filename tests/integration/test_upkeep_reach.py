@@ -76,7 +76,7 @@ def test_what_nobody_can_reach_is_made_anew_elsewhere_and_counts_again_when_it_a
     assert not cluster.alive(node)
     assert set(cluster.db.status(soon()).slices) == {0, 1}
     assert cluster.db.health(file.id, soon()).redundancy_left == 0
-    operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+    operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
     show_nodes(operator, as_json=False)
     show_status(operator, ["http://127.0.0.1:9"], as_json=False)
     told = capsys.readouterr().out

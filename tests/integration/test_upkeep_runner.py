@@ -77,7 +77,7 @@ class Service:
 
 def run(db: UpkeepDB, work: Work, name: str, fails: list[Exception] | None = None) -> Service:
     stopping = threading.Event()
-    runner = Runner("counting", lambda: Counting(work, name, fails), db, 0.02, 10.0, stopping)
+    runner = Runner("counting", lambda: Counting(work, name, fails), db, 0.02, 10.0, stopping, lambda _: None)
     runner.start()
     return Service(name, runner, stopping)
 
@@ -214,7 +214,9 @@ def test_a_cluster_heals_without_anybody(cluster: UpkeepCluster) -> None:
     before = cluster.fragments(file)
     (id, node), (_, other) = cluster.fragments(hurt)  # nothing but a good copy can heal it
     flip(cluster.path(id, node), 9000)
-    services = [Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted) for _ in range(2)]
+    services = [
+        Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted, lambda _: None) for _ in range(2)
+    ]
     for service in services:
         service.start()
     try:
@@ -238,7 +240,7 @@ def test_a_cluster_heals_without_anybody(cluster: UpkeepCluster) -> None:
 
 def test_upkeep_that_is_switched_off_does_nothing(cluster: UpkeepCluster) -> None:
     off = replace(cluster.config, upkeep=replace(FAST, enabled=False, interval=Seconds(0.01)))
-    service = Upkeep(off, cluster.directory, cluster.pool, not_noted)
+    service = Upkeep(off, cluster.directory, cluster.pool, not_noted, lambda _: None)
     service.start()
     service.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("upkeep")]
@@ -246,7 +248,7 @@ def test_upkeep_that_is_switched_off_does_nothing(cluster: UpkeepCluster) -> Non
 
 
 def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
-    service = Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted)
+    service = Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted, lambda _: None)
     service.start()
     cluster.wait(lambda: len(cluster.db.workers(soon())) == 5, "every worker has stepped")
     service.close()
@@ -254,7 +256,7 @@ def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
         lambda: not [t for t in threading.enumerate() if t.name.startswith("upkeep")],
         "its threads have ended",
     )
-    again = Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted)
+    again = Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted, lambda _: None)
     again.start()
     file = cluster.upload(bytes_of(1))
     cluster.sql("UPDATE slice SET nodes[1] = 0")
@@ -279,7 +281,7 @@ def test_a_node_that_hangs_holds_up_no_end(cluster: UpkeepCluster, monkeypatch: 
             id=node,
         )
         with closing(NodeDirectory(cluster.meta, patient)) as directory:
-            service = Upkeep(config, directory, cluster.pool, not_noted)
+            service = Upkeep(config, directory, cluster.pool, not_noted, lambda _: None)
             service.start()
             silent.accept()[0].close()  # of the look whether it can be reached; the next one is the scrub's
             connection, _ = silent.accept()

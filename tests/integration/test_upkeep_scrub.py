@@ -292,7 +292,7 @@ def test_a_node_that_heartbeats_and_does_not_answer_is_shown(
     assert scrub.step(soon()).detail["unreachable"] == [node]
     assert cluster.alive(node)
     cluster.db.save_worker("scrub", "idle", scrub.step(soon()).detail, soon())
-    operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+    operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
     show_nodes(operator, as_json=False)
     states = {line.split()[0]: "up, unreachable" in line for line in capsys.readouterr().out.splitlines()[1:]}
     assert states == {str(cluster.id(i)): i == 0 for i in cluster.nodes}

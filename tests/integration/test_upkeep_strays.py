@@ -71,7 +71,7 @@ def stray_copy(cluster: UpkeepCluster, file: File, index: int, age: float = OLD)
 def test_fsck_says_of_a_stray_what_becomes_of_it(
     cluster: UpkeepCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+    operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
     file = cluster.upload(bytes_of(1))
     id, node = stray_copy(cluster, file, 0)
     keeper = cluster.fragments(file)[0][1]

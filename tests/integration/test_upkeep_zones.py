@@ -57,7 +57,7 @@ def test_the_plan_says_what_moves_for_zones(
 ) -> None:
     with UpkeepCluster(tmp_path, metadb_url, nodes=2, zones=["a", "a", "b"]) as cluster:
         file = cluster.upload(bytes_of(3))
-        operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+        operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
         plan_rebalance(operator, as_json=False)
         assert "no slice has more fragments in one zone than it must" in capsys.readouterr().out
         cluster.start_node(2)

@@ -26,6 +26,7 @@ LAYERS = """
     fragment_store metadb
     meta
     node disk
+    agreement
     membership admission
     node_directory node_connection
     storage_server
