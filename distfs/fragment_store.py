@@ -7,15 +7,16 @@ something that throttles, retries or breaks on purpose: all are FragmentStore, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt
+from distfs.errors import Corrupt, ProtocolError
 from distfs.fragment import CellEntry, FragmentHeader, FragmentTable, checksum
-from distfs.model import FragmentId
+from distfs.model import MAX_K, MAX_M, FragmentId
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A run of a listing in id order. ``cursor`` fetches the next; None: the listing is complete."""
+    """A run of a listing in the order of names. ``cursor`` fetches the next; None: the listing is complete."""
 
     fragments: tuple[Listed, ...]
     cursor: str | None
@@ -139,6 +140,38 @@ def check_cell(entry: CellEntry, actual: int, number: int) -> None:
     """Raise Corrupt unless a cell's computed checksum is its entry's."""
     if actual != entry.checksum:
         raise Corrupt(f"cell {number} fails its checksum: {actual:016x}, {entry.checksum:016x} expected")
+
+
+def check_page(page: Page, after: str, limit: int) -> None:
+    """Raise ProtocolError unless a page can be what comes ``after`` a cursor in a listing that comes to an end.
+
+    Whoever pages through a listing trusts in this: each page goes on behind the last, each fragment comes once.
+    """
+    if len(page.fragments) > max(1, limit):
+        raise ProtocolError(f"{len(page.fragments)} fragments where {limit} were asked for")
+    at = after
+    for listed in page.fragments:
+        if not 0 <= listed.id.index < MAX_K + MAX_M or not math.isfinite(listed.age):
+            raise ProtocolError(f"fragment {listed.id}, {listed.age} s old: there is none such")
+        if str(listed.id) <= at:
+            raise ProtocolError(f"fragment {listed.id} after {at}: out of order, or twice")
+        at = str(listed.id)
+    if page.cursor is None:
+        return
+    if not page.fragments:
+        raise ProtocolError(f"no fragment after {after!r}, and yet there is more")
+    if parse_name(page.cursor) is None or page.cursor < at:
+        raise ProtocolError(f"a cursor that does not go on from {at}: {page.cursor[:100]!r}")
+
+
+def parse_name(name: str) -> FragmentId | None:
+    """What ``str`` of a fragment's id says; None for any other text."""
+    slice_, _, index = name.partition(".")
+    try:
+        fragment = FragmentId(UUID(slice_), int(index))
+    except ValueError:
+        return None
+    return fragment if str(fragment) == name and 0 <= fragment.index < MAX_K + MAX_M else None
 
 
 def go_on() -> None:

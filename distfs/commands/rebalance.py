@@ -4,6 +4,7 @@ what would be."""
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 from distfs.commands.operator import Operator
 from distfs.commands.plan import Plan
@@ -11,6 +12,8 @@ from distfs.commands.waiting import running
 from distfs.errors import Refused
 from distfs.upkeep.decisions import Balance
 from distfs.upkeep.rebalance import as_if_swept, dry_run
+
+_AT_ONCE = 16  # nodes that are asked at the same time
 
 
 def rebalance(operator: Operator, *, as_json: bool) -> int:
@@ -29,7 +32,10 @@ def rebalance(operator: Operator, *, as_json: bool) -> int:
 def plan_rebalance(operator: Operator, *, as_json: bool) -> int:
     """Print what would move now; nothing changes. The exit code is 0."""
     plan, threshold = Plan(operator), operator.config.upkeep.rebalance_threshold
-    nodes = as_if_swept(operator.directory, plan.nodes, operator.deadline())  # as the worker plans
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="plan") as executor:
+        nodes = as_if_swept(
+            operator.directory, plan.nodes, executor, operator.deadline()
+        )  # as the worker plans
     wanted = Balance(nodes, threshold).left
     for move in dry_run(operator.db, nodes, threshold, operator.deadline):
         plan.add(move)

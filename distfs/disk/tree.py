@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import UUID
 
 from distfs import descriptors
 from distfs.disk import space
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
-from distfs.fragment_store import Listed, Page
-from distfs.model import MAX_K, MAX_M, FragmentId
+from distfs.fragment_store import Listed, Page, parse_name
+from distfs.model import FragmentId
 
 #: Errors of reading that say: these bytes are lost, as a bad sector's are. Not EACCES: what an operator's mistake
 #: with a whole folder makes unreadable is all there, and scrub tells of a single file that stays so.
@@ -123,15 +122,15 @@ class FragmentTree:
 
     def page(self, cursor: str, limit: int) -> Page:
         """At most ``limit`` files after ``cursor`` in name order; ages by this machine's clock."""
-        limit = max(1, limit)
-        found = list(itertools.islice(self._walk(cursor), limit + 1))
-        now = time.time()
-        listed = []
-        for path, fragment in found[:limit]:
+        now, listed, walk = time.time(), [], self._walk(cursor)
+        for path, fragment in walk:
             with contextlib.suppress(FileNotFoundError):  # deleted since the walk saw it
                 stat = path.stat()
                 listed.append(Listed(fragment, stat.st_size, now - stat.st_mtime))
-        return Page(tuple(listed), str(found[limit - 1][1]) if len(found) > limit else None)
+            if len(listed) >= limit:
+                break
+        more = next(walk, None) is not None
+        return Page(tuple(listed), str(listed[-1].id) if more else None)
 
     @contextlib.contextmanager
     def _made(self, folder: Path) -> Iterator[int]:
@@ -162,7 +161,7 @@ class FragmentTree:
             for second in _names(self.root / first, cursor[2:4] if first == cursor[:2] else ""):
                 folder = self.root / first / second
                 for name in sorted(os.listdir(folder)):
-                    fragment = _parse_name(name)
+                    fragment = parse_name(name)
                     if fragment is not None and name > cursor:
                         yield folder / name, fragment
 
@@ -204,12 +203,3 @@ def _too_young(path: Path, min_age: float) -> bool:
 def _names(folder: Path, start: str) -> list[str]:
     """Our folders in one of ours, by name from ``start``: two hex digits. Whatever else is there is not ours."""
     return sorted(name for name in os.listdir(folder) if name >= start and _LEVEL.fullmatch(name))
-
-
-def _parse_name(name: str) -> FragmentId | None:
-    slice_, _, index = name.partition(".")
-    try:
-        fragment = FragmentId(UUID(slice_), int(index))
-    except ValueError:
-        return None  # not ours; nothing of it is touched
-    return fragment if str(fragment) == name and 0 <= fragment.index < MAX_K + MAX_M else None

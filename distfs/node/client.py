@@ -14,7 +14,7 @@ from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.fragment import FragmentHeader, FragmentTable
-from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo
+from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo, check_page
 from distfs.model import Address, FragmentId
 from distfs.node.breaker import State
 from distfs.node.late_read import AsksAhead
@@ -118,7 +118,7 @@ class NodeClient(AsksAhead):
             return bool(answer["deleted"])
 
     def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
-        return self._list({"cursor": cursor, "limit": limit}, deadline)
+        return self._list(cursor, limit, {}, deadline)
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         return self._done(Type.QUARANTINE, wire.encode_id(id) | {"min_age": min_age}, deadline)
@@ -130,7 +130,7 @@ class NodeClient(AsksAhead):
         return self._done(Type.DISCARD, wire.encode_id(id) | {"min_age": min_age}, deadline)
 
     def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
-        return self._list({"cursor": cursor, "limit": limit, "quarantine": True}, deadline)
+        return self._list(cursor, limit, {"quarantine": True}, deadline)
 
     def info(self, deadline: Deadline) -> StoreInfo:
         started = time.monotonic()
@@ -148,13 +148,18 @@ class NodeClient(AsksAhead):
         with self._understood():
             return bool(answer["done"])
 
-    def _list(self, fields: dict[str, Any], deadline: Deadline) -> Page:
-        answer, body = self._call(Type.LIST, fields, deadline)
+    def _list(self, cursor: str, limit: int, more: dict[str, Any], deadline: Deadline) -> Page:
+        answer, body = self._call(Type.LIST, {"cursor": cursor, "limit": limit} | more, deadline)
         with self._understood():
             found = tuple(wire.LISTED.iter_unpack(body))
-            cursor = None if answer["cursor"] is None else str(answer["cursor"])
+            after = None if answer["cursor"] is None else str(answer["cursor"])
         listed = (Listed(FragmentId(UUID(bytes=s), i), size, age) for s, i, size, age in found)
-        return Page(tuple(listed), cursor)
+        page = Page(tuple(listed), after)
+        try:
+            check_page(page, cursor, limit)
+        except ProtocolError as e:
+            raise ProtocolError(f"node {self.address}: a listing that cannot be: {e}") from e
+        return page
 
     def _request(self, type_: Type, fields: dict[str, Any], deadline: Deadline) -> bytes:
         caller = {

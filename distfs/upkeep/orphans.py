@@ -4,16 +4,19 @@ Unknown is never missing. Nothing is put aside or deleted before a node's whole 
 what nobody wants is asked for again just before it is put aside, and once more before it is deleted; any error, or
 a clock in doubt, ends the sweep of that node with nothing more done.
 
-That no row names a fragment does not make it garbage. While its slice lacks one, all there is of the slice stays;
-what is lost where the row says is adopted here (``adopt``); and before a fragment of a slice that can still be
-wanted is touched, the node that is to keep it must show that it does.
+That no row names a fragment does not make it garbage. While its slice lacks one, all there is of the slice stays,
+good or bad: bad ones are healed from block by block. What is lost where the row says is adopted here (``adopt``);
+and before a fragment of a slice that can still be wanted is touched, the node that is to keep it must show that it
+does.
+
+The sweeps of all nodes go on in turns: one whose listing is slow, wrong or without end keeps no other waiting.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from distfs.config import UpkeepConfig
 from distfs.deadline import Deadline
@@ -37,8 +40,8 @@ _ASK_LIMIT_S = 5.0  # for a node to say that it keeps a fragment
 #: Bounded pieces of one node's sweep; is sent the deadline of the next piece. Ends with whether it had to leave
 #: out something, and going on at once would get further.
 Sweep = Generator[None, Deadline, bool]
-#: The same of a part of it. Ends with the fragments that proved bad.
-Adopting = Generator[None, Deadline, set[FragmentId]]
+#: The same of a part of it.
+Adopting = Generator[None, Deadline, None]
 
 
 class Orphans:
@@ -51,7 +54,7 @@ class Orphans:
         self._min_age = config.upload_ttl + config.sweep_margin
         self._due: dict[int, float] = {}  # by node: when to sweep it again, on the monotonic clock
         self._backoff = Backoff.of(config.interval)
-        self._running: tuple[int, Sweep] | None = None
+        self._running: dict[int, Sweep] = {}  # by node, whose turn was longest ago first
         self._bucket = TokenBucket(config.repair_rate)  # an adoption reads what repair would write
         counted = ("swept", "adopted", "quarantined", "deleted", "released", "missing")
         self._counts = dict.fromkeys(counted, 0)
@@ -61,14 +64,14 @@ class Orphans:
         wait = self._bucket.wait()
         if wait > 0:
             return Step(Pace.THROTTLED, self._detail(), wait)
-        if self._running is None:
-            node = self._next(deadline)
-            if node is None:
-                return paced(0.0, False, self._detail())
+        node = self._next(deadline)
+        if node is None:
+            return paced(0.0, False, self._detail())
+        sweep = self._running.pop(node, None)
+        if sweep is None:
             sweep = self._sweep(node)
             next(sweep)
-            self._running = node, sweep
-        self._advance(*self._running, deadline)
+        self._advance(node, sweep, deadline)
         return paced(0.0, True, self._detail())
 
     def _detail(self) -> dict[str, object]:
@@ -78,15 +81,17 @@ class Orphans:
         return detail
 
     def _next(self, deadline: Deadline) -> int | None:
+        """Whose turn it is: first those that are to be swept, then those whose sweep runs."""
         now = time.monotonic()
         able = [n.id for n in self._directory.nodes(deadline) if n.alive and not self._backoff.wait(n.id)]
-        due = [node for node in able if self._due.get(node, now) <= now]
-        return min(due, key=lambda node: self._due.get(node, now), default=None)
+        due = [node for node in able if self._due.get(node, now) <= now and node not in self._running]
+        begun = next(iter(self._running), None)
+        return min(due, key=lambda node: self._due.get(node, now), default=begun)
 
     def _advance(self, node: int, sweep: Sweep, deadline: Deadline) -> None:
         try:
             sweep.send(deadline)
-            return
+            self._running[node] = sweep
         except StopIteration as end:
             self._due[node] = time.monotonic() + (0.0 if end.value else self._config.sweep_interval)
             self._backoff.succeeded(node)
@@ -96,7 +101,6 @@ class Orphans:
             log.warning("the sweep of node %d ends here, nothing is concluded from it: %s", node, e)
             self._backoff.failed(node)
             self._stuck[node] = f"node {node}: {e}"
-        self._running = None
 
     def _sweep(self, node: int) -> Sweep:
         deadline = yield
@@ -110,7 +114,6 @@ class Orphans:
 
     def _sweep_fragments(self, node: int, store: FragmentStore) -> Sweep:
         suspects: list[FragmentId] = []
-        bad: set[FragmentId] = set()
         cursor: str | None = ""
         while cursor is not None:
             deadline = yield
@@ -121,17 +124,16 @@ class Orphans:
                 missing.step(deadline)
                 deadline = yield
             self._counts["missing"] += missing.noted
-            bad |= yield from self._adopt(node, claims, aside=False)
+            yield from self._adopt(node, claims, aside=False)
             old = (f.id for f in page.fragments if f.age >= self._min_age)
-            suspects += [id for id in old if claims[id].unwanted or id in bad]
+            suspects += [id for id in old if claims[id].unwanted]
             del suspects[_MOST_SUSPECTS:]
-            bad.intersection_update(suspects)
             cursor = page.cursor
         done = self._counts["quarantined"]
         for some in _pages(suspects):
             deadline = yield
             self._check_clock(node, store, deadline)
-            for id in self._nobodys(node, some, bad, deadline):
+            for id in self._nobodys(node, some, deadline):
                 if store.quarantine(id, self._min_age, deadline):
                     log.info("orphan %s on node %d is put aside", id, node)
                     self._counts["quarantined"] += 1
@@ -141,7 +143,6 @@ class Orphans:
 
     def _sweep_quarantine(self, node: int, store: FragmentStore) -> Sweep:
         suspects: list[FragmentId] = []
-        bad: set[FragmentId] = set()
         cursor: str | None = ""
         while cursor is not None:
             deadline = yield
@@ -151,17 +152,16 @@ class Orphans:
                 if claims[listed.id].here:
                     self._bring_back(node, store, listed, deadline)
                     deadline = yield
-            bad |= yield from self._adopt(node, claims, aside=True)
+            yield from self._adopt(node, claims, aside=True)
             over = (f.id for f in page.fragments if f.age >= self._config.quarantine_ttl)
-            suspects += [id for id in over if claims[id].unwanted or id in bad]
+            suspects += [id for id in over if claims[id].unwanted]
             del suspects[_MOST_SUSPECTS:]
-            bad.intersection_update(suspects)
             cursor = page.cursor
         done = self._counts["deleted"]
         for some in _pages(suspects):
             deadline = yield
             self._check_clock(node, store, deadline)
-            for id in self._nobodys(node, some, bad, deadline):
+            for id in self._nobodys(node, some, deadline):
                 self._discard(node, store, id, deadline)
         return len(suspects) == _MOST_SUSPECTS and self._counts["deleted"] > done
 
@@ -191,12 +191,13 @@ class Orphans:
         return self._db.claims(node, [f.id for f in found], deadline) if found else {}
 
     def _adopt(self, node: int, claims: dict[FragmentId, Claim], *, aside: bool) -> Adopting:
-        """Let the node keep what it has and what is lost elsewhere; -> those that proved bad: nobody's, after all.
+        """Let the node keep what it has and what is lost elsewhere. What proves bad is left for repair to heal from,
+        which is told of it.
 
         However young they are. Ages protect what an upload is about to commit, and no row knows the slice of such a
         one. What repair has just written here is the same fragment, and whoever is first names this node.
         """
-        bad: set[FragmentId] = set()
+        any_bad = False
         if needed := [id for id, claim in claims.items() if claim.short and not claim.here]:
             deadline = yield
             for task in self._db.strays(node, needed, self._config.repair_delay, deadline):
@@ -205,22 +206,18 @@ class Orphans:
                     self._counts["adopted"] += adopt(self._maker, task, node, deadline, aside=aside)
                 except Corrupt as e:
                     log.info("stray fragment %s on node %d is not good: %s", task.fragment, node, e)
-                    bad.add(task.fragment)
+                    any_bad = True
                 self._bucket.spend(task.fragment_size)
-        return bad
+        if any_bad:
+            self._db.wake_worker("repair", deadline)
 
-    def _nobodys(
-        self, node: int, ids: Sequence[FragmentId], bad: Collection[FragmentId], deadline: Deadline
-    ) -> Iterator[FragmentId]:
+    def _nobodys(self, node: int, ids: Sequence[FragmentId], deadline: Deadline) -> Iterator[FragmentId]:
         """Of suspects, one by one, those that at this moment nobody would miss."""
         claims = self._db.claims(node, ids, deadline)
         silent: set[int] = set()
         for id in ids:
             claim = claims[id]
-            if claim.unwanted:
-                if self._is_kept(id, claim.keeper, silent, deadline):
-                    yield id
-            elif id in bad and not claim.here:
+            if claim.unwanted and self._is_kept(id, claim.keeper, silent, deadline):
                 yield id
 
     def _is_kept(self, id: FragmentId, keeper: int, silent: set[int], deadline: Deadline) -> bool:

@@ -49,6 +49,7 @@ _SCAN = 5000  # slices whose zones are counted by one statement, in a tenth of a
 _ROUND_S = 600.0
 #: After a round, nodes must have told how full they are now.
 _HEARTBEATS = 3
+_ASIDE_LIMIT_S = 20.0  # for a node to list what it has put aside
 #: Nodes that will be equally full when their quarantines are over are looked at again after so long.
 _AS_SWEPT_S = 60.0
 
@@ -262,7 +263,7 @@ class Rebalance:
         """Quarantines are listed only when there is something to move without them."""
         balance = Balance(nodes, self._config.rebalance_threshold)
         if not balance.done:
-            swept = as_if_swept(self._maker.directory, nodes, deadline)
+            swept = as_if_swept(self._maker.directory, nodes, self._executor, deadline)
             balance = Balance(swept, self._config.rebalance_threshold)
             if balance.done:
                 self._plan_at = time.monotonic() + _AS_SWEPT_S
@@ -338,29 +339,37 @@ class Rebalance:
         return lambda refused: None if job.target in refused else job.target
 
 
-def as_if_swept(directory: NodeDirectory, nodes: list[Node], deadline: Deadline) -> list[Node]:
+def as_if_swept(
+    directory: NodeDirectory, nodes: list[Node], executor: Executor, deadline: Deadline
+) -> list[Node]:
     """Nodes as full as they will be when what is in quarantine now is deleted.
 
     Without those that do not tell: what is unknown is not nothing. Nodes of one disk share what any of them frees.
+    All are asked at once, and none for longer than ``_ASIDE_LIMIT_S``, however it answers.
     """
     aside: Counter[str] = Counter()
     told = []
-    for node in nodes:
-        try:
-            aside[node.disk_key] += _bytes_aside(directory, node, deadline) if node.alive else 0
+    sizes = all_of(executor, lambda node: _bytes_aside(directory, node, deadline), nodes)
+    for node, size in zip(nodes, sizes, strict=True):
+        if size is not None:
+            aside[node.disk_key] += size
             told.append(node)
-        except DistfsError as e:
-            log.info("node %d is left out of rebalancing: %s", node.id, e)
     return [replace(n, free=min(n.capacity, n.free + aside[n.disk_key])) for n in told]
 
 
-def _bytes_aside(directory: NodeDirectory, node: Node, deadline: Deadline) -> int:
-    store, total = directory.store(node.id, deadline), 0
-    cursor: str | None = ""
-    while cursor is not None:
-        page = store.list_quarantine(cursor, PAGE, deadline)
-        total += sum(listed.size for listed in page.fragments)
-        cursor = page.cursor
+def _bytes_aside(directory: NodeDirectory, node: Node, deadline: Deadline) -> int | None:
+    """None: it does not tell."""
+    total, limit = 0, deadline.sooner(_ASIDE_LIMIT_S)
+    cursor: str | None = "" if node.alive else None
+    try:
+        store = directory.store(node.id, limit)
+        while cursor is not None:
+            page = store.list_quarantine(cursor, PAGE, limit)
+            total += sum(listed.size for listed in page.fragments)
+            cursor = page.cursor
+    except DistfsError as e:
+        log.info("node %d is left out of rebalancing: %s", node.id, e)
+        return None
     return total
 
 

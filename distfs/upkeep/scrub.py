@@ -54,6 +54,7 @@ class Scrub:
         self._rounds: dict[int, Round] = {}
         self._due: dict[int, float] = {}  # by node: when to begin, on the monotonic clock
         self._buckets: dict[int, TokenBucket] = {}
+        self._turns: dict[int, int] = {}  # by node: its last turn, counted
         self._backoff = Backoff.of(config.interval)
         self._meter = Meter()
         self._tally = Tally("checked", "bad")
@@ -103,7 +104,10 @@ class Scrub:
                 waits.append(wait)
             else:
                 ready.append(node.id)
-        ready.sort(key=lambda n: n not in self._rounds)  # what was begun is ended first
+        # Who had a turn longest ago comes first: a node whose list does not come to an end keeps no other waiting.
+        ready.sort(key=lambda number: self._turns.get(number, 0))
+        for number in ready[:PARALLEL]:
+            self._turns[number] = max(self._turns.values(), default=0) + 1
         return ready[:PARALLEL], waits
 
     def _advance(self, node: int, deadline: Deadline) -> int:
