@@ -158,7 +158,7 @@ def test_a_plan_to_rebalance_leaves_the_node_out(
 def test_fsck_says_of_the_node_that_it_cannot_be_told(
     cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    operator = Operator(cluster.config, cluster.meta, cluster.db, cluster.directory)
+    operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
     cluster.upload(bytes_of(6))
     wrong = min(map(cluster.id, cluster.nodes))
     monkeypatch.setattr(cluster.store(wrong), "list", stands_still)
