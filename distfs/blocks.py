@@ -64,7 +64,11 @@ class BlockPool:
             with deadline.waking(self._condition), self._condition:
                 self._wait_in_line(deadline, size + beside)
                 buffer = self._lend(size, beside)
-        return Block(self, bytearray(size) if buffer is None else buffer, freed, beside)
+        try:
+            return Block(self, bytearray(size) if buffer is None else buffer, freed, beside)
+        except MemoryError:
+            self._forget(size, beside)
+            raise
 
     def _lend(self, size: int, beside: int) -> bytearray | None:
         """Count one more block as in use; -> an idle one, or None: it has to be made."""
@@ -155,6 +159,13 @@ class BlockPool:
                 self._free.append(buffer)
             else:
                 self._blocks -= len(buffer)
+            self._beside -= beside
+            self._tell_line()
+
+    def _forget(self, size: int, beside: int) -> None:
+        """A block that was counted and could not be made."""
+        with self._condition:
+            self._blocks -= size
             self._beside -= beside
             self._tell_line()
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 import time
 from concurrent.futures import Future
 from typing import Any
 
 from distfs import descriptors
 from distfs.errors import ConfigError
+from distfs.threads import as_ours, start
 
 #: What getaddrinfo gives for each address: family, type, protocol, canonical name, address.
 _Found = list[tuple[Any, Any, int, str, Any]]
@@ -78,8 +78,10 @@ def _look_up(host: str, port: int, timeout: float) -> _Found:
             answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as e:
             answer.set_exception(descriptors.shortage() or e)
+        except BaseException as e:  # noqa: BLE001 - the thread's outermost edge: somebody waits for its answer
+            answer.set_exception(as_ours(e))
 
-    threading.Thread(target=ask, name="look-up", daemon=True).start()
+    start(ask, "look-up")
     try:
         return answer.result(timeout)
     except TimeoutError as e:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import queue
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +20,9 @@ from distfs.model import Slice
 from distfs.node_directory import Stores
 from distfs.slice_upload import FileIdentity, SlicePlan, SliceUpload
 from distfs.source import Source
+from distfs.threads import Threads, as_ours
+
+log = logging.getLogger("distfs.upload")
 
 
 class Slices(Protocol):
@@ -35,21 +40,30 @@ class Means:
     """What all uploads of a service share to move bytes."""
 
     pool: BlockPool
-    executor: ThreadPoolExecutor
+    executor: Threads
     stores: Stores
     config: StorageConfig
 
 
-def refusal(failed: dict[int, DistfsError], saying: str = "") -> Unavailable:
-    """The error for a slice that cannot be kept, with every reason; Full when nothing else was the matter."""
-    kind = Full if failed and all(isinstance(e, Full) for e in failed.values()) else Unavailable
-    return kind(saying + "; ".join(map(str, failed.values())))
+def refusal(failed: Collection[DistfsError], saying: str = "") -> DistfsError:
+    """The error for a slice that cannot be kept, with every reason; Full when nothing else was the matter; our bug
+    when that was any of it."""
+    kind: type[DistfsError] = Full if failed and all(isinstance(e, Full) for e in failed) else Unavailable
+    if any(e.status == DistfsError.status for e in failed):
+        kind = DistfsError
+    return kind(saying + "; ".join(map(str, failed)))
 
 
 class _Digest:
-    """sha-256 of the whole file in a thread of its own, beside the sending (hashlib releases the GIL)."""
+    """sha-256 of the whole file in a thread of its own, beside the sending (hashlib releases the GIL).
 
-    def __init__(self, executor: ThreadPoolExecutor) -> None:
+    After a failure it goes on taking, so that blocks come free.
+    """
+
+    def __init__(self, executor: Threads, failed: Callable[[DistfsError], object]) -> None:
+        """``failed`` is called with what went wrong. Raises Busy when there is no thread for it."""
+        self._failed = failed
+        self._error: DistfsError | None = None
         self._queue: queue.SimpleQueue[Block | None] = queue.SimpleQueue()
         self._future: Future[bytes] = executor.submit(self._run)
 
@@ -58,14 +72,25 @@ class _Digest:
         self._queue.put(block)
 
     def finish(self) -> bytes:
+        """Raises what went wrong."""
         self._queue.put(None)
-        return self._future.result()
+        digest = self._future.result()
+        if self._error is not None:
+            raise self._error
+        return digest
 
     def _run(self) -> bytes:
         sha = hashlib.sha256()
         while (block := self._queue.get()) is not None:
-            sha.update(block.view)
-            block.release()
+            try:
+                if self._error is None:
+                    sha.update(block.view)
+            except BaseException as e:  # the thread's outermost edge: others wait for what it holds
+                log.exception("a file is not hashed, by a bug")
+                self._error = as_ours(e)
+                self._failed(self._error)
+            finally:
+                block.release()
         return sha.digest()
 
 
@@ -90,11 +115,15 @@ class FileUpload:
         self._scope = deadline  # while it runs, a scope of its own: its slices are given up together
         self._slices: list[Slice] = []
         self._giving_up = threading.Lock()
-        self._lost: dict[int, DistfsError] = {}  # what failed of the first slice that cannot be saved
+        self._lost: Collection[DistfsError] = ()  # what failed of the first slice that cannot be saved
 
     def run(self, first: Block, source: Source) -> tuple[bytes, list[Slice]]:
         """The file's sha-256 and its slices, all durable. Takes over the hold of ``first``."""
-        digest = _Digest(self._means.executor)
+        try:
+            digest = _Digest(self._means.executor, lambda error: self._give_up([error]))
+        except BaseException:
+            first.release()
+            raise
         try:
             with self._deadline.scope() as self._scope:
                 self._run(first, source, digest)
@@ -139,14 +168,14 @@ class FileUpload:
             ordinal = len(self._slices) + len(self._flying)
             plan = self._request.plan(self._identity, ordinal, max(size, len(block.view)))
             shared = self._means.stores, self._means.executor, self._scope
-            self._flying.append(SliceUpload(plan, *shared, self._give_up))
+            self._flying.append(SliceUpload(plan, *shared, lambda failed: self._give_up(failed.values())))
             return self._flying[-1]
         except BaseException:
             block.release()
             raise
 
-    def _give_up(self, failed: dict[int, DistfsError]) -> None:
-        """A slice cannot be saved: nobody waits any longer for a node that stalls. From any sender's thread."""
+    def _give_up(self, failed: Collection[DistfsError]) -> None:
+        """The file cannot be saved: nobody waits any longer for a node that stalls. From any thread."""
         with self._giving_up:
             if not self._scope.cancelled:  # else nothing but that is the matter
                 self._lost = failed
@@ -156,7 +185,8 @@ class FileUpload:
         try:
             if len(sending.plan.nodes) - len(sending.failed) < self._identity.code.policy.k:
                 # Do not read gigabytes more of a file that is lost already.
-                raise refusal(sending.failed)
+                raise refusal(sending.failed.values())
+            self._scope.check_cancelled()
             digest.add(block)
             sending.write(block)
             if self._left is not None:

@@ -21,6 +21,7 @@ from distfs.routes import admin, download, files, upload
 from distfs.routes.messages import Request
 from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request
+from distfs.threads import as_ours
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -131,7 +132,8 @@ class HttpApp:
             view, arguments = self._map.bind_to_environ(request.environ).match()
             response: Response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
-            response = _refusal(request, request.because_given_up(e) or e)
+            error = as_ours(e) if isinstance(e, MemoryError) else e
+            response = _refusal(request, request.because_given_up(error) or error)
         return response
 
 

@@ -17,6 +17,7 @@ from distfs.disk.store import DiskStore
 from distfs.errors import DistfsError, NodeUnavailable, OtherSettings, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport
+from distfs.threads import start
 
 log = logging.getLogger("distfs.node")
 
@@ -66,8 +67,7 @@ class Membership:
         self._refused = refused
         self._agreed = False
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
+        self._thread = start(self._run, "heartbeat")
 
     def stop(self) -> None:
         """No heartbeats from now on. The cluster is told, so that nothing more is placed here."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
+
+from distfs.threads import start
 
 FLAG = "--exit-with-parent"
 FLAG_HELP = "stop when standard input ends, as it does when the process that started this one is gone"
@@ -26,7 +27,7 @@ def exit_with_parent(grace: float = GRACE) -> None:
 
     Call it once, from the main thread, after the handlers of SIGTERM are set.
     """
-    threading.Thread(target=_watch, args=(grace,), name="parent-watch", daemon=True).start()
+    start(_watch, "parent-watch", grace)
 
 
 def _watch(grace: float) -> None:

@@ -10,10 +10,11 @@ from dataclasses import fields
 from types import FrameType
 
 from distfs.config import Config
-from distfs.errors import ConfigError
+from distfs.errors import Busy, ConfigError
 from distfs.services import Services
 from distfs.telemetry import set_level
 from distfs.terminal import Terminal
+from distfs.threads import start
 
 log = logging.getLogger("distfs.reload")
 
@@ -37,7 +38,10 @@ class Reload:
             if terminal.hung_up:
                 hung_up()
             else:  # not here: the thread that was interrupted may hold any lock
-                threading.Thread(target=self.now, name="reload", daemon=True).start()
+                try:
+                    start(self.now, "reload")
+                except Busy as e:
+                    log.error("the configuration stays as it was: %s; send SIGHUP again", e)
 
         signal.signal(signal.SIGHUP, handle)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from distfs.blocks import BlockPool
 from distfs.coding import Code
 from distfs.deadline import Deadline
-from distfs.errors import Cancelled, Corrupt, DistfsError, NotFound, TooSlow, Unavailable
+from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
 from distfs.fragment import checksum
 from distfs.model import FragmentId, Slice
 from distfs.node.hedge import HedgeBudget
@@ -111,7 +111,7 @@ class SliceReader:
                 if index is None:
                     return
                 self._start(index, self._first)
-        except Cancelled:
+        except BaseException:
             self.close()
             raise
 

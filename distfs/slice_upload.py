@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Executor, Future
@@ -17,6 +18,9 @@ from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.node_directory import Stores
 from distfs.telemetry import in_context
+from distfs.threads import as_ours
+
+log = logging.getLogger("distfs.upload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +83,25 @@ def write_small(
     writers: dict[int, FragmentWriter] = {}
     failed: dict[int, DistfsError] = {}
     cells = plan.cells(block)
-    for index in range(len(plan.nodes)):
-        entry, cell = cells[index]
-        try:
-            writers[index] = plan.begin(index, stores, deadline)
-            writers[index].write_cell(entry, memoryview(cell))
-            writers[index].finish(plan.size, True)
-        except DistfsError as e:
-            failed[index] = e
-    for index, writer in writers.items():
-        if index in failed:
-            writer.abort()
-            continue
-        try:
-            writer.commit()
-        except DistfsError as e:
-            failed[index] = e
+    try:
+        for index in range(len(plan.nodes)):
+            entry, cell = cells[index]
+            try:
+                writers[index] = plan.begin(index, stores, deadline)
+                writers[index].write_cell(entry, memoryview(cell))
+                writers[index].finish(plan.size, True)
+            except DistfsError as e:
+                failed[index] = e
+        for index, writer in writers.items():
+            if index in failed:
+                continue
+            try:
+                writer.commit()
+            except DistfsError as e:
+                failed[index] = e
+    finally:
+        for writer in writers.values():
+            writer.abort()  # nothing, when it was committed
     return failed
 
 
@@ -118,8 +125,9 @@ class _Abort:
 class _FragmentSender:
     """The thread of one fragment: takes cells from its queue, sends them, waits for the acknowledgement.
 
-    After a failure it goes on taking, so that blocks come free and its siblings are not held up. Its queue is
-    fed by the request's thread, each of whose waits has the request's deadline, and which always says the end.
+    After a failure, whatever it was, it goes on taking, so that blocks come free and its siblings are not held up.
+    Its queue is fed by the request's thread, each of whose waits has the request's deadline, and which always says
+    the end.
     """
 
     def __init__(
@@ -142,9 +150,8 @@ class _FragmentSender:
                     try:
                         writer = writer or self._plan.begin(self._index, self._stores, self._deadline)
                         self._pass_on(item, writer)
-                    except DistfsError as e:
-                        self.error = e
-                        self._failed()
+                    except BaseException as e:  # noqa: BLE001 - the thread's outermost edge: others wait for what it holds
+                        self._fail(e)
                 if isinstance(item, _Cell):
                     item.block.release()
                 else:
@@ -152,6 +159,12 @@ class _FragmentSender:
         finally:
             if writer is not None:
                 writer.abort()  # nothing, when it was committed
+
+    def _fail(self, error: BaseException) -> None:
+        if not isinstance(error, DistfsError):
+            log.error("fragment %s.%d is not sent on, by a bug", self._plan.id, self._index, exc_info=error)
+        self.error = as_ours(error)
+        self._failed()
 
     def _pass_on(self, item: _Cell | _End, writer: FragmentWriter) -> None:
         if isinstance(item, _Cell):
@@ -178,14 +191,20 @@ class SliceUpload:
         self._senders = [
             _FragmentSender(plan, i, stores, deadline, self._look) for i in range(len(plan.nodes))
         ]
-        self._futures: list[Future[None]] = [executor.submit(in_context(s.run)) for s in self._senders]
         self.ended = False
+        self._futures: list[Future[None]] = []
+        try:
+            self._futures.extend(executor.submit(in_context(sender.run)) for sender in self._senders)
+        except BaseException:
+            self.abort()  # or those that run would wait for ever
+            raise
 
     def write(self, block: Block) -> None:
         """The next block of the slice; the caller keeps its own hold of it."""
-        block.hold(len(self._senders))
-        for sender, (entry, data) in zip(self._senders, self.plan.cells(block.view), strict=False):
-            sender.queue.put(_Cell(entry, data, block))
+        cells = [_Cell(entry, data, block) for entry, data in self.plan.cells(block.view)]
+        for sender, cell in zip(self._senders, cells, strict=False):
+            block.hold()
+            sender.queue.put(cell)
 
     def finish(self, last: bool) -> None:
         """No more blocks."""

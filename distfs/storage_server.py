@@ -13,7 +13,7 @@ import socketserver
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +33,7 @@ from distfs.node.wire_socket import WireSocket
 from distfs.node_connection import LINGER_S, Connection
 from distfs.signals import on_stop, say_stop, wait_for
 from distfs.telemetry import setup_logging
+from distfs.threads import as_ours, start
 
 log = logging.getLogger("distfs.node")
 
@@ -69,6 +70,14 @@ class StorageServer(socketserver.ThreadingTCPServer):
     @property
     def address(self) -> Address:
         return Address(str(self.server_address[0]), int(self.server_address[1]))
+
+    def accept(self, failed: Callable[[DistfsError], object]) -> None:
+        """Until ``shutdown``. ``failed`` is called when it ends otherwise: the node would only seem to live."""
+        try:
+            self.serve_forever()
+        except BaseException as e:  # the thread's outermost edge
+            log.exception("no connection is accepted any more")
+            failed(as_ours(e))
 
     def get_request(self) -> tuple[Any, Any]:
         try:
@@ -204,14 +213,13 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
         stopping.set()
 
     address = Address.parse(config.node.advertise) if config.node.advertise else server.address
-    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+    start(server.accept, "accept", refused)
     log.info("node %s of cluster %s serves %s on %s", store.node, store.cluster, folder, server.address)
     watch = DiskWatch(store, config.node.probe_interval)
     membership = Membership(store, meta, address, config.node, refused)
     wait_for(stopping)
     watch.stop()
-    leaving = threading.Thread(target=membership.stop, name="leave", daemon=True)
-    leaving.start()  # first: nothing more is placed here; MetaDB may be away
+    leaving = start(membership.stop, "leave")  # first: nothing more is placed here; MetaDB may be away
     while leaving.is_alive() and not hurry.is_set():
         leaving.join(_DRAIN_POLL_S)
     server.drain(hurry)

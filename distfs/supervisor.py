@@ -19,8 +19,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from distfs.errors import Unavailable
+from distfs.errors import Busy, Unavailable
 from distfs.telemetry import json_line, logs_json
+from distfs.threads import start
 
 #: Seconds before a child that died is started again: the first time, and at most.
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 15.0
@@ -85,12 +86,13 @@ class Child:
             errors="replace",
         )
         self._started_at = time.monotonic()
-        self._readers = [
-            threading.Thread(target=self._read, args=(stream, to_parent), daemon=True)
-            for stream, to_parent in ((self._process.stdout, False), (self._process.stderr, True))
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._readers = []
+        try:
+            for stream, to_parent in ((self._process.stdout, False), (self._process.stderr, True)):
+                self._readers.append(start(self._read, f"{self.name}'s output", stream, to_parent))
+        except Busy:
+            self._process.kill()  # nobody reads what it writes: it would wait for that for ever
+            raise
 
     def _read(self, stream: IO[str], to_parent: bool) -> None:
         with stream:
@@ -133,8 +135,8 @@ class Child:
             self._close_pipes()
             try:
                 self.start()
-            except OSError as e:  # no memory for a process, no descriptors
-                self._put_off(f"could not be started: {e.strerror}")
+            except (OSError, Busy) as e:  # no memory for a process, no descriptors, no threads
+                self._put_off(f"could not be started: {e}")
 
     def _put_off(self, why: str) -> None:
         say(f"{self.name} {why}; starting it again in {self._pause:g} s")

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Container, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import replace
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from distfs.blocks import Block, BlockPool
 from distfs.coding import code_for
 from distfs.config import StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NodesLeft, OutcomeUnknown, Unavailable
+from distfs.errors import Busy, DistfsError, NodesLeft, OutcomeUnknown, Unavailable
 from distfs.file_upload import FileUpload, Means, refusal
 from distfs.meta import MetaDB
 from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
@@ -30,6 +30,7 @@ from distfs.slice_read import SliceReader
 from distfs.slice_upload import FileIdentity, SlicePlan, write_small
 from distfs.source import Source
 from distfs.telemetry import in_context
+from distfs.threads import Threads
 
 log = logging.getLogger("distfs.upload")
 
@@ -57,7 +58,7 @@ class Uploader:
         self.meta, self.directory, self.placement = meta, directory, placement
         width = max(policy.width for policy in config.policies.values())
         threads = uploads * (1 + width * config.parallel_slices)
-        executor = ThreadPoolExecutor(threads, thread_name_prefix="fragment")
+        executor = Threads(threads, thread_name_prefix="fragment")
         self.means = Means(pool, executor, directory.store, config)
 
     def begin(self, deadline: Deadline) -> UploadSession:
@@ -170,7 +171,7 @@ class UploadSession:
         for index in missing:
             piece = self._restore(plan.file, piece, index)
         told = f"{len(failed)} of {len(piece.nodes)} storage nodes failed while the file was written: "
-        self._require_safe(plan.file, piece, refusal(failed, told))
+        self._require_safe(plan.file, piece, refusal(failed.values(), told))
         return piece
 
     def _require_safe(self, file: FileIdentity, piece: Slice, error: DistfsError) -> None:
@@ -279,10 +280,13 @@ class UploadSession:
     def _discard(self) -> None:
         """Remove every fragment this session may have stored, on all nodes at once, within a bound."""
         deadline = Deadline(DISCARD_LIMIT_S)
-        jobs = [
-            self._uploader.means.executor.submit(in_context(self._remove), node, fragment, deadline)
-            for node, fragment in self._stored
-        ]
+        jobs = []
+        for node, fragment in self._stored:
+            try:
+                remove = in_context(self._remove)
+                jobs.append(self._uploader.means.executor.submit(remove, node, fragment, deadline))
+            except Busy:  # no thread to be had: one after the other
+                self._remove(node, fragment, deadline)
         wait(jobs, DISCARD_LIMIT_S)
 
     def _remove(self, node: int, fragment: FragmentId, deadline: Deadline) -> None:

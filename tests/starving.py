@@ -1,10 +1,11 @@
-"""A process, this one or another, that can open no file and no socket more; and whether one has nothing to do."""
+"""A process that can open no file and no socket more, or start no thread; and whether one has nothing to do."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,20 @@ def starved(pid: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
+def no_threads() -> Iterator[None]:
+    """Within it, every start of a thread of this process fails: its stack would not fit into what memory is left."""
+    left = 256 << 20
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before, stack = resource.getrlimit(resource.RLIMIT_AS), threading.stack_size(2 * left)
+    resource.setrlimit(resource.RLIMIT_AS, (size + left, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        threading.stack_size(stack)
 
 
 def _lowest_free(pid: int) -> int:

@@ -12,6 +12,7 @@ from uuid import UUID
 from distfs.admission.db import Reservation, ReservationDB
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
+from distfs.threads import start
 
 log = logging.getLogger("distfs.admission.ledger")
 
@@ -48,10 +49,8 @@ class Ledger:
         with self._changed:
             self._running[wanted.id] = wanted, left
             self._shares[wanted.id] = wanted.share
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="admission", daemon=True)
-                thread.start()
-                self._thread = thread
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = start(self._run, "admission")
 
     def commit(self, those: list[Reservation]) -> None:
         """What they were for is committed: they count until every node has reported it."""

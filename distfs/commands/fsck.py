@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from distfs.commands.display import Progress, counted, duration
@@ -13,6 +12,7 @@ from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
 from distfs.errors import ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
+from distfs.threads import Threads
 from distfs.upkeep.model import MoveTask, ShortFile
 
 #: Nodes that are asked at the same time.
@@ -107,7 +107,7 @@ class _Walks:
 
     def run(self) -> None:
         try:
-            with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fsck") as executor:
+            with Threads(_AT_ONCE, thread_name_prefix="fsck") as executor:
                 for walk in [executor.submit(self._walk, node) for node in self._due]:
                     walk.result()
         finally:

@@ -6,6 +6,7 @@ import logging
 import threading
 
 from distfs.disk.store import DiskStore
+from distfs.threads import start
 
 log = logging.getLogger("distfs.disk")
 
@@ -20,7 +21,7 @@ class DiskWatch:
         self._store, self._interval = store, interval
         self._stopping = threading.Event()
         self._told = ""
-        threading.Thread(target=self._run, name="disk-watch", daemon=True).start()
+        start(self._run, "disk-watch")
 
     def stop(self) -> None:
         """No further probes. One that hangs is not waited for."""

@@ -16,6 +16,9 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from distfs.errors import Busy
+from distfs.threads import begin
+
 ALIGNMENT = 4096  # of O_DIRECT: offset, length and memory
 _PLAIN_BUFFER = 256 << 10
 
@@ -76,7 +79,8 @@ def open_sink(path: Path, size_hint: int, pool: BufferPool | None) -> Sink:
             pool.give_back(buffers)
             if not isinstance(e, FileExistsError):
                 path.unlink(missing_ok=True)  # open(2) may have made the file before it refused O_DIRECT
-            if not isinstance(e, OSError) or e.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            refused = isinstance(e, OSError) and e.errno in (errno.EINVAL, errno.EOPNOTSUPP)
+            if not (refused or isinstance(e, Busy)):  # without a thread of its own, as without buffers
                 raise
     return PlainSink(path, size_hint)
 
@@ -132,12 +136,12 @@ class DirectSink:
         self._current = buffers[0]
         self._view = memoryview(self._current)
         self._filled = self._length = 0
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="disk-writer", daemon=True)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_DIRECT, 0o644)
         try:
             _allocate(self._fd, size_hint)
-            self._thread.start()
+            begin(self._thread)
         except BaseException:
             os.close(self._fd)
             raise
@@ -195,7 +199,7 @@ class DirectSink:
                     with memoryview(buffer) as view:
                         _write_all(self._fd, view[:n])
                     self._length += n
-                except Exception as e:  # noqa: BLE001 - raised by the thread that fills, from ``space`` or ``close``
+                except BaseException as e:  # noqa: BLE001 - raised by the thread that fills, from ``space`` or ``close``
                     self._failure = e
             self._empty.put(buffer)
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import enum
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Protocol
 
 from waitress.task import ThreadedTaskDispatcher
+
+from distfs.threads import start
 
 #: How long a request may wait for a worker before it is told to come again.
 WAIT_LIMIT_S = 20.0
@@ -52,6 +55,10 @@ class Dispatcher(ThreadedTaskDispatcher):  # type: ignore[misc]
         self._lane_of: dict[Task, Lane] = {}  # of those that run
         self._waiting: dict[Lane, deque[tuple[float, Task]]] = {lane: deque() for lane in self._most}
         self.set_thread_count(threads + 1)
+
+    def start_new_thread(self, target: Callable[[int], None], thread_no: int) -> None:
+        """Raises Busy."""
+        start(target, f"worker-{thread_no}", thread_no)
 
     def claim(self) -> None:
         with self.lock:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
 
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError
+from distfs.errors import Busy, DistfsError
 from distfs.model import FragmentId
+from distfs.threads import start
 from distfs.upkeep.db import UpkeepDB
 
 log = logging.getLogger("distfs.upkeep")
@@ -47,10 +49,9 @@ class DamageNotes:
             except queue.Full:
                 return
             self._told[key] = now
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="damage-notes", daemon=True)
-                thread.start()
-                self._thread = thread
+            if self._thread is None or not self._thread.is_alive():
+                with contextlib.suppress(Busy):  # the next note tries again, and this one waits for it
+                    self._thread = start(self._run, "damage-notes")
 
     def close(self) -> None:
         """Tell what waits, within a bound, and end."""

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from distfs.blocks import BlockPool
@@ -17,6 +16,7 @@ from distfs.errors import DistfsError
 from distfs.meta import MetaDB
 from distfs.node_directory import NodeDirectory
 from distfs.slice_read import NoteDamage
+from distfs.threads import Threads, begin
 from distfs.upkeep.db import LEADER_SILENCE_S, Leadership, UpkeepDB
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.orphans import Orphans
@@ -66,7 +66,7 @@ class Upkeep:
         self._meta = MetaDB(own, config.node.down_after)
         self.db = UpkeepDB(self._meta)
         self._config = config.upkeep
-        self._executor = ThreadPoolExecutor(3 * PARALLEL, thread_name_prefix="upkeep")
+        self._executor = Threads(3 * PARALLEL, thread_name_prefix="upkeep")
         maker = FragmentMaker(self._meta, self.db, directory, config.node, pool, note_damage)
         db, upkeep, executor = self.db, config.upkeep, self._executor
         workers: Mapping[str, MakeWorker] = {
@@ -87,7 +87,7 @@ class Upkeep:
         """Begin. Does nothing when ``upkeep.enabled`` is off."""
         if self._config.enabled:
             for runner in self._runners:
-                runner.start()
+                begin(runner)
 
     def close(self) -> None:
         """End, within a bound; a step in the middle is given up and done again by whoever leads next."""
@@ -128,16 +128,18 @@ class Runner(threading.Thread):
         self._shown_at = 0.0
 
     def run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                pause = self._turn_or_failed()
-            except Exception:  # the thread's outermost edge
-                log.exception("upkeep %s stumbled over a bug; it begins anew", self._worker_name)
-                self._worker = None
-                pause = _AFTER_BUG_S
-            self._stopping.wait(pause)
-        if self._lead is not None:
-            self._lead.release()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    pause = self._turn_or_failed()
+                except Exception:  # the thread's outermost edge
+                    log.exception("upkeep %s stumbled over a bug; it begins anew", self._worker_name)
+                    self._worker = None
+                    pause = _AFTER_BUG_S
+                self._stopping.wait(pause)
+        finally:  # whatever ended it: another service may lead
+            if self._lead is not None:
+                self._lead.release()
 
     def give_up(self) -> None:
         """Wake the step that runs: a thread that waits for a silent node would hold up the end of the process."""

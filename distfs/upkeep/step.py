@@ -6,7 +6,7 @@ import enum
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeVar
@@ -87,7 +87,9 @@ def paced(wait: float, more: bool, detail: Mapping[str, object]) -> Step:
 
 def all_of(executor: Executor, do: Callable[[Asked], Answer], items: Iterable[Asked]) -> list[Answer]:
     """``do`` each of ``items`` at once; waits for all of them, also when one raises."""
-    futures = [executor.submit(in_context(do), item) for item in items]
-    for future in futures:
-        future.exception()
+    futures: list[Future[Answer]] = []
+    try:
+        futures.extend(executor.submit(in_context(do), item) for item in items)
+    finally:
+        wait(futures)
     return [future.result() for future in futures]

@@ -120,8 +120,8 @@ class Ways:
         for server in self.nodes.values():
             assert_no_litter(server.store)
         executor = self.services.uploader.means.executor
-        eventually(executor._work_queue.empty, "no work waits for a thread")
-        probes = [executor.submit(int) for _ in range(executor._max_workers)]
+        eventually(lambda: not executor._waiting, "no work waits for a thread")
+        probes = [executor.submit(int) for _ in range(executor._most)]
         assert [probe.result(60) for probe in probes] == [0] * len(probes)
 
 

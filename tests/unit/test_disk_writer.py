@@ -171,18 +171,6 @@ def test_a_write_that_fails_in_the_thread_is_raised_where_bytes_come_from(
     assert open_files(tmp_path) == []
 
 
-def test_without_another_thread_nothing_is_left(
-    pool: BufferPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError):
-        open_sink(tmp_path / "f", SIZE, pool)
-    assert (list(tmp_path.iterdir()), open_files(tmp_path), pool.in_use) == ([], [], 0)
-
-
 def test_an_existing_file_is_never_written_over(pool: BufferPool, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"mine")

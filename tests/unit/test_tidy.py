@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: A folder stands for every module in it; within a folder any order without a circle.
 LAYERS = """
     __init__ errors descriptors
+    threads
     callers problem deadline dial model parent_watch signals terminal quantity
     config source blocks connection_pool headers
     config_rules
@@ -52,14 +53,19 @@ MAX_FUNCTION_LINES = 50
 #: Where everything is caught, because nobody is above to catch it: "module:function" -> why.
 OUTERMOST_EDGES = {
     "admission.ledger:Ledger._run": "promises that are not renewed expire under uploads that run",
+    "dial:_look_up.ask": "somebody waits for its answer",
     "disk.watch:DiskWatch._run": "a disk that nobody probes stays what it was last",
     "disk.writer:DirectSink._write": "raised by the thread that fills the buffers, which waits for this one",
     "host.channel:Channel._answer": "any WSGI app may raise anything; a worker thread must outlive it",
+    "file_upload:_Digest._run": "others wait for the blocks that it holds",
     "http_app:HttpApp._answer": "any bug of ours must be an answer, under any WSGI host",
     "disk.writer:open_sink": "gives back what it took, then lets all go on but a file system without O_DIRECT",
     "ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
     "node_connection:Connection.handle": "the end of a connection's thread",
     "membership:Membership._run": "without heartbeats a healthy node counts as lost",
+    "slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
+    "storage_server:StorageServer.accept": "a node that accepts nothing would go on heartbeating",
+    "threads:Threads._run": "who waits for the work is told",
     "upkeep.damage:DamageNotes._run": "what readers find is to be noted after one note failed, too",
     "upkeep.runner:Runner.run": "a worker that stumbles must not end upkeep",
 }
