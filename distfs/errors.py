@@ -89,6 +89,20 @@ class RequestTooSlow(Refused):
     kind = "request_too_slow"
 
 
+class ConditionFailed(Refused):
+    """The client's own condition for the request does not hold (If-Match and its like)."""
+
+    status = 412
+    kind = "condition_failed"
+
+
+class Encoded(Refused):
+    """The body has a content coding; the answer names the one that is taken, ``identity``."""
+
+    status = 415
+    kind = "encoded"
+
+
 class Unsupported(Refused):
     """A part of HTTP that distfs does not speak."""
 

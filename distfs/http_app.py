@@ -15,7 +15,7 @@ from werkzeug.wrappers import Response
 from distfs.callers import Caller, Identity
 from distfs.config import CallersConfig, Config
 from distfs.config_file import load
-from distfs.errors import DistfsError
+from distfs.errors import DistfsError, Encoded
 from distfs.problem import explained, phrase
 from distfs.routes import admin, download, files, upload
 from distfs.routes.messages import Request
@@ -129,7 +129,10 @@ class HttpApp:
 
     def _answer(self, request: Request) -> Response:
         try:
-            view, arguments = self._map.bind_to_environ(request.environ).match()
+            request.check_host()
+            # By the path alone: werkzeug has a mind of its own about hosts.
+            routes = self._map.bind("", path_info=request.path, default_method=request.method)
+            view, arguments = routes.match()
             response: Response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
             error = as_ours(e) if isinstance(e, MemoryError) else e
@@ -157,6 +160,8 @@ def _refusal(request: Request, error: Exception) -> Response:
         status, detail = error.status, " ".join(str(error).split())
         if error.retry_after is not None:
             headers["Retry-After"] = str(error.retry_after)
+        if isinstance(error, Encoded):
+            headers["Accept-Encoding"] = "identity"
         level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
         log.log(level, "%s: %s", error.kind, detail)
     else:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge, Unsupported
-from distfs.headers import media_type
+from distfs.headers import lengths, media_type
 from distfs.model import MAX_NAME_BYTES
 from distfs.multipart import FormLimits, MultipartReader, PartHead, boundary_of
 from distfs.source import Source
@@ -139,9 +139,10 @@ def declared_size(environ: Mapping[str, Any]) -> int | None:
     text = environ.get("CONTENT_LENGTH") or ""
     if not text or is_chunked(environ):
         return None
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise Refused("Content-Length is not a whole number")
-    return int(text)
+    size = lengths.content_length(text)
+    if size is None:
+        raise Refused("Content-Length is not a whole number of bytes: let the client set it itself")
+    return size
 
 
 def announced_size(environ: Mapping[str, Any]) -> int | None:
@@ -152,9 +153,10 @@ def announced_size(environ: Mapping[str, Any]) -> int | None:
     text = environ.get("HTTP_X_UPLOAD_LENGTH") or environ.get("HTTP_UPLOAD_LENGTH") or ""
     if not text:
         return None
-    if not re.fullmatch(r"[0-9]{1,18}", text):
+    size = lengths.number(text)
+    if size is None:
         raise Refused("X-Upload-Length is not a whole number")
-    return int(text)
+    return size
 
 
 def is_chunked(environ: Mapping[str, Any]) -> bool:

@@ -81,4 +81,4 @@ def stated(header: Callable[[str], str | None]) -> Iterator[Claim]:
 
 def announced(trailer: str) -> bool:
     """Whether ``Trailer`` says that a digest comes behind the body."""
-    return not {name.lower() for name in NAMES}.isdisjoint(fields.elements(trailer.lower()))
+    return not {name.lower() for name in NAMES}.isdisjoint(fields.words(trailer))

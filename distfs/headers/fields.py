@@ -30,6 +30,11 @@ def elements(text: str) -> list[str]:
     return [part for part in split(text, ",") if part]
 
 
+def words(text: str) -> set[str]:
+    """A list of words whose case does not count: Connection, Expect, Content-Encoding, Trailer."""
+    return set(elements(text.lower()))
+
+
 def unquoted(text: str) -> str | None:
     """What a quoted string means; None: it is none, or has other than ASCII in it."""
     found = _QUOTED.fullmatch(text)

@@ -46,6 +46,11 @@ class MediaType:
 UNTYPED = MediaType("application/octet-stream")
 
 
+def announces_form(text: str) -> bool:
+    """Whether a body of this type is a form, though its parameters may be none."""
+    return text.partition(";")[0].strip(" \t").lower() == "multipart/form-data"
+
+
 def read(text: str) -> MediaType:
     """UNTYPED for what is no media type: a list of them, other than ASCII, parameters that are none; or too long."""
     essence, *rest = fields.split(text, ";")

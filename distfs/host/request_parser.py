@@ -17,14 +17,13 @@ from waitress.utilities import Error as WaitressError
 from distfs.admission.gate import Ticket
 from distfs.config import HttpConfig
 from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge, Unsupported
+from distfs.headers import fields, host, lengths
 from distfs.host.body_framing import ChunkFraming, Framing, LengthFraming
 from distfs.host.request_body import Spool, StreamedBody
 
 MAX_HEADER = 65536
 
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
-_SEPARATOR = re.compile(r"[ \t]*,[ \t]*")
 
 
 class RequestParser(HTTPRequestParser):  # type: ignore[misc]
@@ -43,6 +42,7 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     body_rcv: Spool | None = None
     _chunks: ChunkFraming | None = None
     version = "1.1"  # until it was read
+    content_length: int
     error: DistfsError | None = None
 
     def __init__(self, adj: Any) -> None:
@@ -59,24 +59,40 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     def parse_header(self, header_plus: bytes) -> None:
         _check_framing(header_plus)
         try:
-            super().parse_header(header_plus)
-        except ValueError as e:  # a number of more digits than int() takes; an address urlsplit refuses
-            raise ParsingError("the request line or Content-Length is malformed") from e
+            super().parse_header(_plainly(header_plus))
+        except ValueError as e:  # an address urlsplit refuses
+            raise ParsingError("the request line is malformed") from e
         self.body_rcv = None  # ours is chosen by the channel
         if self.path.startswith("/"):
             self.path = "/" + self.path.lstrip("/")  # as the app will see it
         if self.version not in ("1.0", "1.1"):
             raise ParsingError("the protocol version is not HTTP/1.0 or HTTP/1.1")
-        host = self.headers.get("HOST")
-        if (host is None and self.version == "1.1") or (host and "," in host):
-            raise ParsingError("exactly one Host header is needed")
-        options = _SEPARATOR.split(self.headers.get("CONNECTION", "").lower().strip())
+        self._find_host()
+        self.expect_continue = self.version == "1.1" and "100-continue" in fields.words(
+            self.headers.get("EXPECT", "")
+        )
+        options = fields.words(self.headers.get("CONNECTION", ""))
         self.connection_close = "close" in options or (self.version == "1.0" and "keep-alive" not in options)
         self._frame_body()
+
+    def _find_host(self) -> None:
+        """By Host, or by a target that is a whole URL, whose word counts more (RFC 9112, 3.2)."""
+        given = self.headers.get("HOST")
+        if (given is None and self.version == "1.1") or not host.is_host(given or ""):
+            raise ParsingError(f"its Host is missing, there twice, or no host: {host.REMEDY}")
+        target = self.request_uri
+        if target.startswith("/") or (target == "*" and self.command == "OPTIONS"):
+            return
+        if self.proxy_scheme not in ("http", "https") or not self.proxy_netloc:
+            raise ParsingError("its target is neither a path nor a URL: send one that begins with /")
+        if not host.is_host(self.proxy_netloc):
+            raise ParsingError("the host in its target is none: send a path, and the host in a Host header")
+        self.headers["HOST"], self.path = self.proxy_netloc, self.path or "/"
 
     def _frame_body(self) -> None:
         limit = self._http.max_file_size + self._http.max_form_overhead
         if self.content_length > limit:
+            self.content_length = 0  # else waitress answers, in its own words
             self.error = TooLarge(
                 f"the body is larger than {limit} bytes: send a smaller file, or the files of a form one by one"
             )
@@ -88,8 +104,8 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     def _frame_chunks(self, limit: int) -> None:
         """With what the client says the body has at most; what is no number is left to the app to refuse."""
         text = self.headers.get("X_UPLOAD_LENGTH") or self.headers.get("UPLOAD_LENGTH") or ""
-        if _NUMBER.fullmatch(text):
-            self.announced = int(text)
+        if size := lengths.number(text):
+            self.announced = size
             if self.announced > limit:
                 self.error = TooLarge(
                     f"the body is to have {text} bytes; {limit} are taken: send a smaller file"
@@ -128,6 +144,27 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
             self.ticket.leave()
         if self.body_rcv is not None:
             self.body_rcv.close()
+
+
+def _plainly(header: bytes) -> bytes:
+    """The same without blanks around values, which waitress takes ages to skip, and with a Content-Length that it
+    reads as we do."""
+    first, *lines = header.split(b"\r\n")
+    found, declared = [first], []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            declared.append(value.strip(b" \t").decode("latin-1"))
+        else:
+            found.append(name + colon + value.strip(b" \t"))
+    if declared:
+        size = lengths.content_length(",".join(declared))
+        if size is None:
+            raise ParsingError(
+                "its Content-Length is not a whole number of bytes: let the client set it itself"
+            )
+        found.insert(1, b"Content-Length: %d" % size)
+    return b"\r\n".join(found)
 
 
 def _check_framing(header: bytes) -> None:

@@ -31,7 +31,7 @@ An upload answers with the file's UUID; with "Accept: application/json" it answe
 
 
 def get_usage(services: Services, request: Request) -> Response:
-    return text(_USAGE.format(url=request.root_url))
+    return text(_USAGE.format(url=request.url))
 
 
 def get_alive(services: Services, request: Request) -> Response:

@@ -5,25 +5,53 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from werkzeug.datastructures import Headers
-from werkzeug.http import parse_date, parse_etags
+from werkzeug.http import parse_date
+
+from distfs.errors import ConditionFailed, Refused
+from distfs.headers import etags
+from distfs.headers.etags import Tags
+
+_NONE = Tags(any=False)
 
 
 def precondition(headers: Headers, etag: str, modified: datetime) -> int | None:
-    """304 or 412, where the conditions of a GET or HEAD decide the answer; None: go on. In RFC 9110's order."""
+    """304 or 412, where the conditions of a GET or HEAD decide the answer; None: go on. In RFC 9110's order.
+
+    Of a request that changes something, 304 means 412.
+    """
     modified = _to_the_second(modified)
     since = parse_date(headers.get("If-Unmodified-Since"))
     if "If-Match" in headers:
-        if not parse_etags(headers["If-Match"]).contains(etag):
+        if not (etags.read(headers["If-Match"]) or _NONE).has(etag):
             return 412
     elif since is not None and modified > since:
         return 412
     since = parse_date(headers.get("If-Modified-Since"))
     if "If-None-Match" in headers:
-        if parse_etags(headers["If-None-Match"]).contains_weak(etag):
+        if (etags.read(headers["If-None-Match"]) or _NONE).has_weakly(etag):
             return 304
     elif since is not None and modified <= since:
         return 304
     return None
+
+
+def check_nothing_there(headers: Headers) -> None:
+    """The conditions of an upload: what it makes is always new, and nothing is there to match before.
+
+    Raises ConditionFailed; Refused for a condition that cannot be read, since it may have been to prevent this.
+    """
+    for name in ("If-Match", "If-None-Match"):
+        if name in headers and etags.read(headers[name]) is None:
+            raise Refused(f'{name} is no list of entity tags: it is like "TAG", or * for any')
+    if "If-Match" in headers:
+        raise ConditionFailed("an upload makes a new file and replaces none (If-Match): send it without")
+
+
+def check_before_change(headers: Headers, etag: str, modified: datetime) -> None:
+    """The conditions of a request that changes a file. Raises ConditionFailed."""
+    asked = Headers([(name, value) for name, value in headers if name.lower() != "if-modified-since"])
+    if precondition(asked, etag, modified) is not None:
+        raise ConditionFailed("the file is not as the request's conditions say: nothing was changed")
 
 
 def same_as_before(if_range: str, etag: str, modified: datetime) -> bool:

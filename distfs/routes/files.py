@@ -5,7 +5,8 @@ from __future__ import annotations
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused
-from distfs.routes.messages import Request, as_json, facts, parse_uuid
+from distfs.routes.conditions import check_before_change
+from distfs.routes.messages import Request, as_json, etag, facts, parse_uuid
 from distfs.services import Services
 from distfs.upkeep.db import UpkeepDB
 
@@ -46,5 +47,9 @@ def list_files(services: Services, request: Request) -> Response:
 
 def delete_file(services: Services, request: Request, uuid: str) -> Response:
     """From now on nobody can read the file."""
-    services.meta.delete_file(parse_uuid(uuid), services.answer_deadline(request.hang_up))
+    id, deadline = parse_uuid(uuid), services.answer_deadline(request.hang_up)
+    if any(name in request.headers for name in ("If-Match", "If-None-Match", "If-Unmodified-Since")):
+        file = services.meta.file(id, deadline)  # its bytes never change: what holds now holds when it goes
+        check_before_change(request.headers, etag(file), file.created_at)
+    services.meta.delete_file(id, deadline)
     return Response(status=204)

@@ -15,10 +15,10 @@ from werkzeug.wrappers import Response
 from distfs.callers import Caller
 from distfs.deadline import Scope
 from distfs.errors import Cancelled, DistfsError, Refused
-from distfs.headers import media_type
+from distfs.headers import host, media_type
 from distfs.headers.media_type import MediaType
 from distfs.ingest import source_of
-from distfs.model import File
+from distfs.model import Address, File
 from distfs.problem import JSON, asks_for
 from distfs.source import Source
 
@@ -48,6 +48,20 @@ class Request(BaseRequest):
     @property
     def caller(self) -> Caller:
         return Caller(self.environ.get("REMOTE_ADDR", ""), self.headers.get)
+
+    def check_host(self) -> None:
+        """Raises Refused for a Host that is none; our own host has done so already, others let them pass."""
+        given = self.environ.get("HTTP_HOST")
+        needed = self.environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+        if (given is None and needed) or not host.is_host(given or ""):
+            raise Refused(f"malformed request: its Host is missing, there twice, or no host: {host.REMEDY}")
+
+    @property
+    def url(self) -> str:
+        """Of this service, as the client calls it; it ends with a slash."""
+        server = Address(self.environ["SERVER_NAME"], int(self.environ.get("SERVER_PORT") or 80))
+        called = host.in_url(self.environ.get("HTTP_HOST") or str(server), self.scheme)
+        return f"{self.scheme}://{called}{self.root_path}/"
 
     @property
     def hang_up(self) -> Scope | None:

@@ -9,7 +9,9 @@ from werkzeug.wrappers import Response
 
 from distfs.admission.promises import Promise
 from distfs.deadline import Deadline
-from distfs.errors import LengthRequired, Refused
+from distfs.errors import Encoded, LengthRequired, Refused
+from distfs.headers import fields as header_fields
+from distfs.headers import media_type
 from distfs.ingest import (
     POLICY_FIELD,
     IncomingFile,
@@ -21,6 +23,7 @@ from distfs.ingest import (
 from distfs.model import Policy
 from distfs.multipart import FormLimits
 from distfs.routes.body_digests import BodyDigests
+from distfs.routes.conditions import check_nothing_there
 from distfs.routes.messages import Request, created
 from distfs.services import Services
 from distfs.source import Source
@@ -48,6 +51,11 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
     if not request.environ.get("CONTENT_LENGTH") and not is_chunked(request.environ):
         raise LengthRequired("the body's length is not known: send a Content-Length, or chunks")
     content_type = request.headers.get("Content-Type", "")
+    if media_type.announces_form(content_type) and request.args.get("raw") != "1":
+        raise Refused(
+            "the body is a form, and PUT keeps a body as it is: send it by POST, curl -F file=@NAME URL/upload; "
+            "a file that is a saved form, with ?raw=1"
+        )
     size, announced = declared_size(request.environ), announced_size(request.environ)
     largest = _largest(services, request)
 
@@ -62,6 +70,7 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
 def _store(services: Services, request: Request, files_in: Files, *, is_the_file: bool = False) -> Response:
     """Keep all files of the body, or none. ``is_the_file``: it has one, and nothing else."""
     _refuse_encoded(request)
+    check_nothing_there(request.headers)
     digests, known = BodyDigests(request), {}
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     size = declared_size(request.environ)
@@ -113,9 +122,12 @@ def _admitted(services: Services, request: Request, policy: Policy, deadline: De
 
 
 def _refuse_encoded(request: Request) -> None:
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise Refused(f"the body is {encoding[:20]!r} encoded; files are kept as they are: send it without")
+    codings = header_fields.words(request.headers.get("Content-Encoding", "")) - {"identity"}
+    if codings:
+        named = ", ".join(sorted(codings))[:40]
+        raise Encoded(
+            f"the body has the Content-Encoding {named!r}; files are kept as they are: send it without"
+        )
 
 
 def _policy(services: Services, request: Request, fields: Mapping[str, str] | None = None) -> Policy:

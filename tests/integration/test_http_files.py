@@ -210,7 +210,7 @@ def test_the_access_log_has_a_line_a_request(service: TestService, caplog: pytes
     assert sorted(tuple(line[key] for key in keys) for line in mine) == [
         ("GET", f"/download/{uuid}", 200, 0, SLICE + 1, "127.0.0.1"),
         ("PUT", "/upload/logged", 201, SLICE + 1, 37, "127.0.0.1"),
-        ("PUT", "/upload/logged", 400, 0, len(refusal.body), "127.0.0.1"),
+        ("PUT", "/upload/logged", 415, 0, len(refusal.body), "127.0.0.1"),
     ]
 
 
@@ -239,3 +239,25 @@ def test_a_trusted_proxy_tells_whom_it_speaks_for_and_how(
     for line in lines:
         expected = ("198.51.100.7", "127.0.0.1") if trusted else ("127.0.0.1", None)
         assert (line["client"], line.get("via")) == expected
+
+
+@pytest.mark.parametrize("host", ["my_files.example:8080", "files", "[::1]:81", "a:80"])
+def test_the_usage_names_the_service_as_the_client_called_it(service: TestService, host: str) -> None:
+    answer = service.ask("GET", "/", headers={"Host": host})
+    assert f" http://{host.removesuffix(':80')}/upload\n" in answer.text
+
+
+def test_a_delete_with_a_condition_that_does_not_hold_deletes_nothing(service: TestService) -> None:
+    uuid = service.ask("PUT", "/upload/x", b"x").text.strip()
+    tag = service.ask("HEAD", f"/download/{uuid}").headers["ETag"]
+    for conditions in (
+        {"If-Match": '"x"'},
+        {"If-Match": "nonsense"},
+        {"If-None-Match": "*"},
+        {"If-None-Match": tag},
+        {"If-Unmodified-Since": "Mon, 01 Jan 2001 00:00:00 GMT"},
+    ):
+        assert service.ask("DELETE", f"/files/{uuid}", headers=conditions).status == 412, conditions
+    assert service.ask("GET", f"/download/{uuid}").status == 200
+    assert service.ask("DELETE", f"/files/{uuid}", headers={"If-Match": tag}).status == 204
+    assert service.ask("DELETE", f"/files/{uuid}", headers={"If-Match": tag}).status == 404

@@ -197,12 +197,55 @@ def test_a_post_that_is_no_form_is_told_how_to_be_one(
 
 @pytest.mark.parametrize(
     ("headers", "words"),
-    [({"Content-Range": "bytes 5-9/10"}, "resumed"), ({"Content-Encoding": "gzip"}, "'gzip' encoded")],
+    [
+        ({"Content-Range": "bytes 5-9/10"}, "resumed"),
+        ({"Content-Type": FORM_TYPE}, "send it by POST, curl -F file=@NAME URL/upload"),
+        ({"Content-Type": "Multipart/Form-Data ; boundary=a=b"}, "?raw=1"),
+        ({"If-None-Match": "x"}, "no list of entity tags"),
+        ({"If-Match": "x"}, "no list of entity tags"),
+    ],
 )
 def test_a_body_that_is_not_the_file_itself_is_refused(
     service: TestService, headers: dict[str, str], words: str
 ) -> None:
     refused(service, 400, words, service.ask("PUT", "/upload/x", b"12345", headers))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br, identity", "identity, zstd"])
+def test_a_body_with_a_content_coding_is_415_and_the_answer_says_what_is_taken(
+    service: TestService, coding: str
+) -> None:
+    answer = service.ask("PUT", "/upload/x", b"12345", {"Content-Encoding": coding})
+    refused(service, 415, "Content-Encoding", answer)
+    assert answer.headers["Accept-Encoding"] == "identity"
+    assert service.ask("PUT", "/upload/x", b"12345", {"Content-Encoding": "Identity"}).status == 201
+
+
+@pytest.mark.parametrize(
+    ("conditions", "status"),
+    [
+        ({"If-None-Match": "*"}, 201),
+        ({"If-None-Match": '"x"'}, 201),
+        ({"If-Match": "*"}, 412),
+        ({"If-Match": '"x"'}, 412),
+        ({"If-Match": "*", "If-None-Match": "*"}, 412),
+    ],
+)
+def test_an_upload_replaces_nothing_so_its_conditions_hold_or_do_not(
+    service: TestService, conditions: dict[str, str], status: int
+) -> None:
+    assert service.ask("PUT", "/upload/x", b"x", conditions).status == status
+    form_answer = service.ask("POST", "/upload", form(file_part("x", b"x")), FORM | conditions)
+    assert form_answer.status == status
+
+
+def test_a_saved_form_is_kept_as_a_file_when_that_is_said(service: TestService) -> None:
+    saved = form(file_part("x", b"x"))
+    refused(service, 400, "?raw=1", service.ask("PUT", "/upload/x?raw=0", saved, FORM))
+    answer = service.ask("PUT", "/upload/x?raw=1", saved, FORM)
+    assert download(service, answer.text.strip()) == saved
+    curls = {"Content-Type": "application/x-www-form-urlencoded"}  # curl -X PUT --data-binary @x
+    assert service.ask("PUT", "/upload/x", saved, curls).status == 201
 
 
 def test_a_file_larger_than_allowed_is_refused_at_its_declaration_and_at_the_limit(

@@ -196,6 +196,9 @@ def test_a_chunked_body_is_refused_at_the_limit(spooled: bool) -> None:
         assert client.rest() == b""
 
 
+BAD_HOSTS = ["a b", "x/y", "x:abc", "x:99999", "[::1", "me@x", "a, b"]
+
+
 # --- malformed requests -----------------------------------------------------------------------------
 
 
@@ -213,9 +216,20 @@ def test_a_chunked_body_is_refused_at_the_limit(spooled: bool) -> None:
         (request("GET", "/", "A: b", " folded"), 400),
         (request("PUT", "/", "Content-Length: -1"), 400),
         (request("PUT", "/", "Content-Length: +1"), 400),
-        (request("PUT", "/", "Content-Length: 1, 1"), 400),
+        (request("PUT", "/", "Content-Length: 1, 2"), 400),
+        (request("PUT", "/", "Content-Length:"), 400),
+        *((request("PUT", "/", f"Content-Length: {n}"), 413) for n in (2**63 - 1, 2**63, 10**18, "9" * 5000)),
+        (request("PUT", "/", "Transfer-Encoding: chunked", "X-Upload-Length: " + "9" * 5000), 413),
+        *((f"GET / HTTP/1.1\r\nHost: {bad}\r\n\r\n".encode(), 400) for bad in BAD_HOSTS),
+        (b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n", 400),
+        (b"GET http://a%zz/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://me@a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET ftp://a/x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"GET http://a/ HTTP/1.1\r\n\r\n", 400),
+        (b"GET x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (request("PUT", "/", "Content-Length: 1", "Content-Length: 2"), 400),
-        (request("PUT", "/", "Content-Length: " + "9" * 5000), 400),
         (request("PUT", "/", "Content-Length: 5", "Transfer-Encoding: chunked"), 400),
         (request("PUT", "/", "Transfer-Encoding: chunked", version="1.0"), 400),
         (request("PUT", "/", "Transfer-Encoding: gzip, chunked"), 501),
@@ -234,6 +248,40 @@ def test_a_malformed_header_is_refused_in_one_line(message: bytes, status: int) 
         assert answer.headers["connection"] == "close"
         assert is_one_line_with_an_id(answer)
         assert client.rest() == b""
+
+
+def test_a_header_of_blanks_is_refused_at_once() -> None:
+    """waitress alone takes half a minute for it."""
+    with serving(never) as server, RawClient(server) as client:
+        client.send(request("GET", "/", *["A:" + " " * 60_000 + "\x01"]))
+        assert client.answer().status == 400
+
+
+def test_a_length_said_twice_is_a_length() -> None:
+    with serving(echo) as server, RawClient(server) as client:
+        for lines in (["Content-Length: 4, 4"], ["Content-Length: 4", "content-length: 4"]):
+            client.send(request("PUT", "/", *lines), b"body")
+            assert client.answer().body == b"body"
+
+
+@pytest.mark.parametrize(
+    ("message", "host", "path"),
+    [
+        (b"GET /x HTTP/1.1\r\nHost: my_files:80\r\n\r\n", "my_files:80", "/x"),
+        (b"GET http://other:81/x?y HTTP/1.1\r\nHost: a\r\n\r\n", "other:81", "/x"),
+        (b"GET HTTP://other HTTP/1.1\r\nHost: a\r\n\r\n", "other", "/"),
+        (b"GET /x HTTP/1.1\r\nHost:\r\n\r\n", "", "/x"),
+        (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "a", "*"),
+    ],
+)
+def test_the_host_is_the_targets_or_else_the_headers(message: bytes, host: str, path: str) -> None:
+    def app(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [])
+        return [f"{environ['HTTP_HOST']} {environ['PATH_INFO']}".encode()]
+
+    with serving(app) as server, RawClient(server) as client:
+        client.send(message)
+        assert client.answer().body.decode() == f"{host} {path}"
 
 
 def test_what_follows_a_malformed_request_is_not_served() -> None:

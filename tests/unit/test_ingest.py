@@ -207,7 +207,7 @@ def test_our_own_servers_input_is_used_as_it_is() -> None:
     assert source_of({"wsgi.input": source, "distfs.writes_views": True}) is source
 
 
-@pytest.mark.parametrize("text", ["-1", "ten", "1e3", "9" * 19, "+1"])
+@pytest.mark.parametrize("text", ["-1", "ten", "1e3", "+1", "1, 2"])
 def test_a_bad_content_length_is_refused(text: str) -> None:
     with pytest.raises(Refused, match="Content-Length"):
         source_of(environ(b"", CONTENT_LENGTH=text))
