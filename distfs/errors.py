@@ -219,15 +219,3 @@ class ClientGone(DistfsError):
 
     status = 499
     kind = "client_gone"
-
-
-def by_kind(kind: str) -> type[DistfsError]:
-    """The class a node's error frame names; ``DistfsError`` for a kind this version does not know."""
-    return _BY_KIND.get(kind, DistfsError)
-
-
-def _all(cls: type[DistfsError]) -> list[type[DistfsError]]:
-    return [cls, *(c for sub in cls.__subclasses__() for c in _all(sub))]
-
-
-_BY_KIND = {cls.kind: cls for cls in _all(DistfsError)}

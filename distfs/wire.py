@@ -35,7 +35,18 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from distfs.errors import ConfigError, ProtocolError
+from distfs.errors import (
+    ConfigError,
+    Corrupt,
+    DistfsError,
+    Full,
+    NodeUnavailable,
+    NotFound,
+    ProtocolError,
+    Refused,
+    TooSlow,
+    Unavailable,
+)
 from distfs.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_CELLS, FragmentHeader, bounded
 from distfs.model import MAX_K, MAX_M, MAX_NAME_BYTES, MAX_TYPE_BYTES, Buffer, FragmentId, Policy
 
@@ -73,6 +84,14 @@ class Type(enum.IntEnum):
 _MAX_BODY = {Type.CELL: MAX_CELL, Type.OK: MAX_FRAGMENT}  # every other type has none
 
 
+#: What a node may say went wrong. Everything else is a service's own affair: an answer "cancelled" or "busy" would
+#: be taken for nobody's fault, whatever the node does.
+_SAYABLE = (
+    DistfsError, Refused, NotFound, Unavailable, NodeUnavailable, TooSlow, Full, Corrupt, ProtocolError
+)  # fmt: skip
+ERRORS: dict[str, type[DistfsError]] = {cls.kind: cls for cls in _SAYABLE}
+
+
 #: What reading a field of a header raises when it is missing, of another type or of no sane size.
 _WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
 
@@ -103,6 +122,20 @@ def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) ->
     if len(header) > MAX_HEADER:
         raise ProtocolError(f"{type_.name} frame: a header of {len(header)} bytes is over {MAX_HEADER}")
     return _PREFIX.pack(MAGIC, VERSION, type_, 0, len(header), body_length) + header
+
+
+def encode_error(error: DistfsError) -> bytes:
+    """An ERROR frame; what may not be said is said as the nearest that may."""
+    kind = next(cls.kind for cls in type(error).__mro__ if cls in _SAYABLE)
+    return encode(Type.ERROR, {"kind": kind, "message": str(error)[:2000]})
+
+
+def decode_error(header: dict[str, Any], peer: str) -> DistfsError:
+    """What ``peer`` says went wrong; a ProtocolError when it may not say that."""
+    kind, message = header.get("kind"), header.get("message", "no reason given")
+    if not isinstance(kind, str) or kind not in ERRORS:
+        return ProtocolError(f"{peer}: an error of a kind that no node may raise, {kind!r:.40}: {message}")
+    return ERRORS[kind](f"{peer}: {message}")
 
 
 def encode_id(id: FragmentId) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class NodeClient(AsksAhead):
             raise exchange.protocol_error(f"{length} bytes in answer to {type_.name}")
         body = bytearray(length)
         exchange.receive(memoryview(body))
-        exchange.done()
+        exchange.done(understood=False)
         return answer, body
 
     @contextlib.contextmanager
@@ -193,5 +193,7 @@ class NodeClient(AsksAhead):
         """A peer's answer is no more to be trusted than a request."""
         try:
             yield
+            self.link.breaker.succeeded()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as e:
+            self.link.breaker.failed()
             raise ProtocolError(f"node {self.address}: an answer that lacks what was asked for: {e}") from e

@@ -43,7 +43,7 @@ class NodeLink:
         """A request ended with an error: is the node to blame?"""
         if isinstance(error, Cancelled):
             return  # nobody waited for its answer any more
-        if not isinstance(error, NodeUnavailable | TooSlow):
+        if not isinstance(error, NodeUnavailable | TooSlow | ProtocolError):
             self.breaker.succeeded()  # it answered
             return
         with contextlib.suppress(DistfsError):
@@ -197,15 +197,17 @@ class Exchange:
             self.sock.count_silence(seconds)
 
     def protocol_error(self, text: str) -> ProtocolError:
-        """The answer makes no sense: ends the exchange; -> what to raise."""
+        """The answer makes no sense: ends the exchange, and is held against the node; -> what to raise."""
         error = ProtocolError(f"{self.sock.peer}: {text}")
+        self.link.account(error, self.deadline)
         self.close()
         return error
 
-    def done(self) -> None:
-        """The answer was read to its end."""
+    def done(self, understood: bool = True) -> None:
+        """The answer was read to its end; ``understood`` False: whether it makes sense is still to be seen."""
         if self._end():
-            self.link.breaker.succeeded()
+            if understood:
+                self.link.breaker.succeeded()
             self.link.pool.give_back(self.sock)
 
     def close(self) -> None:

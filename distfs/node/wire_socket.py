@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from distfs import descriptors, wire
 from distfs.deadline import Deadline
 from distfs.dial import dial, keep_alive
-from distfs.errors import Busy, DistfsError, NodeUnavailable, ProtocolError, TooSlow, by_kind
+from distfs.errors import Busy, DistfsError, NodeUnavailable, ProtocolError, TooSlow
 from distfs.model import Buffer
 
 _TIMEVAL = struct.Struct("@ll")
@@ -195,12 +195,11 @@ class WireSocket:
             return frame.header(), frame.body_length
         if frame.type is not wire.Type.ERROR:
             raise ProtocolError(f"{self.peer}: a {frame.type.name} frame where an answer was due")
-        header = frame.header()
-        raise by_kind(str(header.get("kind")))(f"{self.peer}: {header.get('message', 'no reason given')}")
+        raise wire.decode_error(frame.header(), self.peer)
 
     def send_error(self, error: DistfsError) -> None:
         """Answer a request with an error."""
-        self.send(wire.encode(wire.Type.ERROR, {"kind": error.kind, "message": str(error)[:2000]}))
+        self.send(wire.encode_error(error))
 
     def send_file(self, fd: int, offset: int, length: int, limit: Limit) -> None:
         """A run of a file, straight from the page cache. The file must be that long.
