@@ -17,6 +17,38 @@ SELECT file_id, name, content_type, k, m, block_size, id, ordinal, size, digest,
 FROM hurt
 ORDER BY cardinality(nodes) - cardinality(lost) < k, trashed, redundancy_left, created_at, id LIMIT :limit;
 
+-- name: hurt_places
+-- Of the nodes whose fragments are lost those that slices name; and the last note of damage, or null.
+SELECT lost.id, (SELECT max(noted_at) FROM damage)
+FROM (VALUES (1)) AS always (one) LEFT JOIN unnest(lost_nodes(:repair_delay, false)) AS lost (id)
+ON EXISTS (SELECT FROM kept_by(lost.id, '00000000-0000-0000-0000-000000000000', 1))
+ORDER BY lost.id;
+
+-- name: hurt_on
+-- Of the next :limit slices of a node, by id, those with a fragment that is lost; and the last one looked at. A row
+-- with a null for the slice when none is.
+WITH page AS MATERIALIZED (
+    SELECT id FROM kept_by(:node, :after, :limit)
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page), h.redundancy_left, h.trashed,
+    h.created_at, h.id
+FROM (VALUES (1)) AS always (one)
+LEFT JOIN hurt_among(ARRAY(SELECT id FROM page), :repair_delay) AS h ON true;
+
+-- name: hurt_by_damage
+-- The same of the next :limit slices that are noted as damaged.
+WITH page AS MATERIALIZED (
+    SELECT DISTINCT slice_id AS id FROM damage WHERE slice_id > CAST(:after AS uuid) ORDER BY slice_id LIMIT :limit
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page), h.redundancy_left, h.trashed,
+    h.created_at, h.id
+FROM (VALUES (1)) AS always (one)
+LEFT JOIN hurt_among(ARRAY(SELECT id FROM page), :repair_delay) AS h ON true;
+
+-- name: hurt_among
+SELECT file_id, name, content_type, k, m, block_size, id, ordinal, size, digest, nodes, lost, redundancy_left, trashed
+FROM hurt_among(:ids, :repair_delay);
+
 -- name: backlog
 -- Slices that repair would take up now, the fragments to make, and their bytes. What is in the trash and cannot be
 -- made anew is left out: nobody is to wait for it, or to delete it once more.
@@ -175,35 +207,21 @@ GROUP BY f.id, f.name, f.trashed, f.created_at ORDER BY f.trashed, f.created_at,
 
 -- name: fragments_on
 -- Slices of which the node keeps a fragment, in id order, also those in the trash.
-WITH kept AS (
-    (SELECT s.*, false AS trashed FROM slice AS s
-        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
-    UNION ALL
-    (SELECT s.*, true AS trashed FROM trash_slice AS s
-        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
-)
 SELECT kept.id, array_position(kept.nodes, CAST(:node AS integer)) - 1, kept.digest,
     coalesce(f.block_size, t.block_size), ceil(kept.size::numeric / coalesce(f.k, t.k))::bigint
-FROM kept
+FROM kept_by(:node, :after, :limit) AS kept
 LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
 LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed
-ORDER BY kept.id LIMIT :limit;
+ORDER BY kept.id;
 
 -- name: slices_on
-WITH kept AS (
-    (SELECT s.*, false AS trashed FROM slice AS s
-        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
-    UNION ALL
-    (SELECT s.*, true AS trashed FROM trash_slice AS s
-        WHERE nodes @> ARRAY[CAST(:node AS integer)] AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
-)
 SELECT coalesce(f.id, t.id), coalesce(f.name, t.name), coalesce(f.content_type, t.content_type),
     coalesce(f.k, t.k), coalesce(f.m, t.m), coalesce(f.block_size, t.block_size),
     kept.id, kept.ordinal, kept.size, kept.digest, kept.nodes, kept.trashed
-FROM kept
+FROM kept_by(:node, :after, :limit) AS kept
 LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
 LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed
-ORDER BY kept.id LIMIT :limit;
+ORDER BY kept.id;
 
 -- name: crowded_slices
 -- Of the next :scan slices those with at least two fragments more in one zone than in another of :zones, which have
@@ -339,8 +357,7 @@ SELECT woken_at FROM worker WHERE name = :name;
 -- name: unknown_nodes
 SELECT issued.id FROM generate_series(1, (SELECT last_value::integer FROM node_id_seq)) AS issued (id)
 WHERE NOT EXISTS (SELECT FROM node WHERE node.id = issued.id)
-    AND (EXISTS (SELECT FROM slice WHERE slice.nodes @> ARRAY[issued.id])
-        OR EXISTS (SELECT FROM trash_slice WHERE trash_slice.nodes @> ARRAY[issued.id]))
+    AND EXISTS (SELECT FROM kept_by(issued.id, '00000000-0000-0000-0000-000000000000', 1))
 ORDER BY issued.id;
 
 -- name: scrub_states

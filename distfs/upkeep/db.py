@@ -28,6 +28,7 @@ from distfs.upkeep.model import (
     Claim,
     ClusterStatus,
     FileHealth,
+    Hurt,
     Kept,
     Leaving,
     MoveTask,
@@ -84,7 +85,8 @@ class UpkeepDB:
     # --- repair -------------------------------------------------------------------------------------
 
     def work_to_repair(self, repair_delay: float, limit: int, deadline: Deadline) -> list[RepairTask]:
-        """Slices with a lost fragment: least redundancy left first, then the oldest file; the hopeless last.
+        """Slices with a lost fragment: least redundancy left first, then the oldest file; the hopeless last. Reads
+        all that is lost: for people; repair has its ``RepairQueue``.
 
         Slices of files in the trash that can be undeleted come after those of files that can be read.
 
@@ -92,10 +94,30 @@ class UpkeepDB:
         up, or silent for ``repair_delay`` seconds. Fragments on draining nodes are not lost.
         """
         rows = self._meta.read("work_to_repair", deadline, repair_delay=repair_delay, limit=limit)
-        return [
-            RepairTask(*_facts(row[:6]), _piece(row[6:11]), tuple(row[11]), row[12], trashed=row[13])
-            for row in rows
-        ]
+        return list(map(_repair_task, rows))
+
+    def hurt_places(self, repair_delay: float, deadline: Deadline) -> tuple[list[int], datetime | None]:
+        """The nodes with fragments that are lost, 0 (nobody) among them; and when damage was noted last."""
+        rows = self._meta.read("hurt_places", deadline, repair_delay=repair_delay)
+        return [node for node, _ in rows if node is not None], rows[0][1]
+
+    def hurt_page(
+        self, node: int | None, after: UUID | None, limit: int, repair_delay: float, deadline: Deadline
+    ) -> tuple[list[Hurt], UUID | None]:
+        """Of the next ``limit`` slices after ``after`` that ``node`` keeps a fragment of, or (None) that are noted
+        as damaged, those that have a lost fragment; and where to go on, None: that was the last."""
+        where: dict[str, Any] = {} if node is None else {"node": node}
+        query = "hurt_by_damage" if node is None else "hurt_on"
+        params: dict[str, Any] = {"after": after or _START, "limit": limit, "repair_delay": repair_delay}
+        rows = self._meta.read(query, deadline, **where, **params)
+        last, count = rows[0][:2]
+        hurt = [Hurt(row[2] < 0, row[3], row[2], row[4], row[5]) for row in rows if row[5] is not None]
+        return hurt, last if count == limit else None
+
+    def hurt_among(self, ids: Sequence[UUID], repair_delay: float, deadline: Deadline) -> list[RepairTask]:
+        """Those of the slices that still have a lost fragment; in no order."""
+        rows = self._meta.read("hurt_among", deadline, ids=list(ids), repair_delay=repair_delay)
+        return list(map(_repair_task, rows))
 
     def backlog(self, repair_delay: float, deadline: Deadline) -> Backlog:
         """How much ``work_to_repair`` would hand out in all, but for what is hopeless and in the trash."""
@@ -370,6 +392,10 @@ class UpkeepDB:
 def _facts(row: Sequence[Any]) -> tuple[UUID, str, str, Policy, int]:
     file, name, content_type, k, m, block_size = row
     return file, name, content_type, Policy(k, m), block_size
+
+
+def _repair_task(row: Sequence[Any]) -> RepairTask:
+    return RepairTask(*_facts(row[:6]), _piece(row[6:11]), tuple(row[11]), row[12], trashed=row[13])
 
 
 def _piece(row: Sequence[Any]) -> Slice:

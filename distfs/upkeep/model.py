@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from distfs.model import FragmentId, Node, Policy, Slice
@@ -34,6 +35,21 @@ class RepairTask(SliceTask):
     lost: tuple[int, ...]  # fragment indexes: nobody keeps it, it is damaged, or its node is gone
     redundancy_left: int  # healthy fragments - k; below 0 the slice cannot be read
     trashed: bool = False  # its file is in the trash, and can be undeleted
+
+
+class Hurt(NamedTuple):
+    """A slice with lost fragments, by what is repaired first: that compares as less."""
+
+    hopeless: bool  # it cannot be read, and there is little to be done for it
+    trashed: bool
+    redundancy_left: int
+    created_at: datetime
+    id: UUID
+
+    @property
+    def urgent(self) -> bool:
+        """Nothing comes before it but what is as urgent: it can be read, and one loss more would end that."""
+        return self.redundancy_left == 0 and not self.trashed
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,16 @@ from distfs.config import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound, ProtocolError, Unavailable
 from distfs.model import FragmentId
-from distfs.upkeep.decisions import by_risk
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.model import RepairTask
+from distfs.upkeep.queue import RepairQueue
 from distfs.upkeep.rate import Backoff, Meter, TokenBucket
 from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, WakeUp, all_of, paced
 
 log = logging.getLogger("distfs.upkeep")
 
-_BATCH = 64
-_BATCH_AGE_S = 10.0  # then MetaDB is asked again who is at the greatest risk now
+_BATCH = 32
+_BATCH_AGE_S = 10.0  # then it is asked again who is at the greatest risk now
 
 
 class Repair:
@@ -37,6 +37,7 @@ class Repair:
         self._backoff = Backoff.of(config.interval)
         self._batch: list[RepairTask] = []
         self._batch_at = float("-inf")
+        self._queue = RepairQueue(maker.db, config.repair_delay)
         self._tally = Tally("made", "proved_good")
         self._stuck = ""
         self._wake_up = WakeUp(maker.db, self.name)
@@ -62,14 +63,13 @@ class Repair:
         return detail
 
     def _next(self, deadline: Deadline) -> list[RepairTask]:
-        """The next few slices. Asks MetaDB anew when those it named are done or were named long ago."""
+        """The next few slices. Asks anew when those it was told are done or were told long ago."""
         if not self._batch or time.monotonic() - self._batch_at > _BATCH_AGE_S:
             if self._wake_up.came(deadline):
                 self._backoff.clear()
-            # Slices that are left alone for now must not hide those behind them.
-            limit = _BATCH + self._backoff.waiting
-            found = self._maker.db.work_to_repair(self._config.repair_delay, limit, deadline)
-            self._batch = by_risk(task for task in found if not self._backoff.wait(task.piece.id))
+                self._queue.look_anew()
+            self._queue.give_back(self._batch)
+            self._batch = self._queue.next(_BATCH, self._backoff.wait, deadline)
             self._batch_at = time.monotonic()
         chosen, self._batch = self._batch[: self._parallel], self._batch[self._parallel :]
         return chosen
