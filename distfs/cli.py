@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import distfs
 from distfs import config_file as configuration
-from distfs import descriptors, local_cluster, parent_watch, supervisor
+from distfs import descriptors, local_cluster, output, parent_watch, supervisor
 from distfs.commands.display import size
 from distfs.commands.parser import add_commands, operate
+from distfs.commands.status import or_not_told
 from distfs.config import Config
 from distfs.data_folder import check_is_meant
 from distfs.deadline import Deadline
 from distfs.disk.home import make_home
-from distfs.errors import ConfigError, OtherSettings, Unavailable
+from distfs.errors import OtherSettings, Unavailable
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
 from distfs.model import url_here
@@ -31,51 +30,51 @@ from distfs.telemetry import setup_logging
 from distfs.upkeep.runner import Upkeep
 
 _AGREE_LIMIT_S = 5.0
-_NODE_CODES = "exit code: 0: the folder is a node's; 1: it cannot be one, for the reason on standard error"
+_NODE_CODES = (
+    f"exit code: 0: the folder is a node's; 1: it cannot be one, for the reason told; {output.COMMON_CODES}"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """-> the exit code: 0, or 1 after one line on stderr that says what an operator must mend.
-
-    Commands with more exit codes name them in their ``--help``.
-    """
-    try:
-        code = _run(_parser().parse_args(argv))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # as by `| head`: who reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the exit
-        return 128 + signal.SIGPIPE
+    """-> the exit code; ``--help`` of each command tells its own."""
+    return output.command("distfs", lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
-def _run(given: argparse.Namespace) -> int:
-    try:
-        config = configuration.load(given.config)
-        if "act" in given:
-            return operate(config, given)
-        match given.command:
-            case "up":
-                _up(config, given)
-            case "serve":
-                _serve(config, given)
-            case "migrate":
-                _migrate(config, given)
-            case "node":
-                _node_init(config, given)
-    except (ConfigError, Unavailable) as e:
-        print(f"distfs: {e}", file=sys.stderr)
-        return int(getattr(given, "failed", 1))
-    return 0
+def _run(words: Sequence[str]) -> int:
+    if words[:1] == ["status"] and "--check" in words:
+        return or_not_told(lambda: _run_command(words))
+    return _run_command(words)
+
+
+def _run_command(words: Sequence[str]) -> int:
+    given = _parser().parse_args(words)
+    config = configuration.load(given.config)
+    if "act" in given:
+        return operate(config, given)
+    match given.command:
+        case "up":
+            _up(config, given)
+        case "serve":
+            _serve(config, given)
+        case "migrate":
+            _migrate(config, given)
+        case "node":
+            _node_init(config, given)
+    return output.DONE
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = output.Parser(
         prog="distfs", description="A file service that keeps each file in slices over many storage nodes."
     )
     parser.add_argument("--version", action="version", version=f"distfs {distfs.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    up = commands.add_parser("up", help="start everything on this machine: MetaDB, storage nodes, a service")
+    up = commands.add_parser(
+        "up",
+        help="start everything on this machine: MetaDB, storage nodes, a service",
+        epilog=output.PART_CODES,
+    )
     up.add_argument("--data", metavar="DIR", help="folder of all data (local.data)")
     up.add_argument("--nodes", type=int, metavar="N", help="storage nodes to start (local.nodes)")
 
@@ -83,10 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         "--join", action="store_true", help="add a new data folder to a cluster with nodes elsewhere"
     )
 
-    serve = commands.add_parser("serve", help="start one HTTP service; run as many as you like")
+    serve = commands.add_parser(
+        "serve", help="start one HTTP service; run as many as you like", epilog=output.PART_CODES
+    )
     serve.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
 
-    migrate = commands.add_parser("migrate", help="bring MetaDB's schema to this version's")
+    migrate = commands.add_parser(
+        "migrate",
+        help="bring MetaDB's schema to this version's",
+        epilog=f"exit code: 0: done; {output.COMMON_CODES}",
+    )
 
     node = commands.add_parser("node", help="make a folder a storage node's")
     acts = node.add_subparsers(required=True, metavar="ACT")
@@ -114,7 +119,7 @@ def _node_init(config: Config, given: argparse.Namespace) -> None:
     folder = Path(config.node.data).absolute()
     node = make_home(folder).node
     room = shutil.disk_usage(folder)
-    print(
+    output.tell(
         f"{folder} is storage node {node}'s, on a disk of {size(room.total)} with {size(room.free)} free; "
         f"start it: python -m distfs.storage_server --port PORT --data {folder}"
     )
@@ -145,7 +150,7 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     reload.on_signal(hung_up=server.drain)
     if given.exit_with_parent:
         parent_watch.exit_with_parent()
-    print(url_here(*server.address), flush=True)
+    output.announce(url_here(*server.address))
     upkeep.start()
     try:
         server.run()
@@ -175,4 +180,4 @@ def _migrate(config: Config, given: argparse.Namespace) -> None:
         applied = meta.migrate()
     finally:
         meta.close()
-    print(f"applied migrations {', '.join(map(str, applied))}" if applied else "MetaDB is up to date")
+    output.tell(f"applied migrations {', '.join(map(str, applied))}" if applied else "MetaDB is up to date")

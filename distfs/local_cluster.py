@@ -31,6 +31,7 @@ from distfs.errors import ConfigError
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
 from distfs.metadb.schema import NODE_ROLE
+from distfs.output import announce
 from distfs.signals import say_stop, set_soon
 from distfs.supervisor import Child, Stopped, say
 from distfs.terminal import Terminal
@@ -125,7 +126,7 @@ class LocalCluster:
             self._wait_ready(meta, ports)
         finally:
             meta.close()
-        print(_READY.format(url=self.url, data=self._data), flush=True)
+        announce(_READY.format(url=self.url, data=self._data))
 
     def watch(self, reload: threading.Event) -> None:
         """Start again what dies, until told to stop; when ``reload`` is set, SIGHUP to the service."""

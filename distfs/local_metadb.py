@@ -6,7 +6,6 @@ keeps PostgreSQL running meanwhile. It writes one line on standard output when M
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import threading
@@ -17,6 +16,7 @@ from distfs import parent_watch
 from distfs.errors import ConfigError
 from distfs.metadb.ballast import Ballast, is_for_want_of_room
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.output import DONE, Parser, announce, command
 from distfs.signals import on_stop, set_soon
 from distfs.telemetry import setup_logging
 
@@ -33,7 +33,7 @@ def serve(postgres: EmbeddedPostgres, stopping: threading.Event) -> None:
     ballast.look()
     _with_room(postgres.start, ballast)
     try:
-        print("ready", flush=True)
+        announce("ready")
         while not stopping.wait(_LOOK_EVERY_S):
             ballast.look()
             if not postgres.running():
@@ -54,8 +54,12 @@ def _with_room(start: Callable[[], object], ballast: Ballast) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. One line on stderr and 1 for what an operator must mend."""
-    parser = argparse.ArgumentParser(prog="python -m distfs.local_metadb", description=__doc__)
+    """The command; -> its exit code (``output``)."""
+    return command("metadb", lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> int:
+    parser = Parser(prog="python -m distfs.local_metadb", description=__doc__)
     parser.add_argument("folder", help="where PostgreSQL keeps its data; made when it is not there")
     parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
     parser.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
@@ -64,13 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     on_stop(lambda: set_soon(stopping))
     if given.exit_with_parent:
         parent_watch.exit_with_parent(STOP_GRACE)
-    try:
-        setup_logging(configuration.load(given.config).log)
-        serve(EmbeddedPostgres(given.folder), stopping)
-    except ConfigError as e:
-        print(e, file=sys.stderr)
-        return 1
-    return 0
+    setup_logging(configuration.load(given.config).log)
+    serve(EmbeddedPostgres(given.folder), stopping)
+    return DONE
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ One thread a connection (``node_connection.py``), and beside them the node's hea
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import socket
@@ -13,6 +12,7 @@ import socketserver
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,13 +24,14 @@ from distfs.dial import cannot_listen
 from distfs.disk.home import make_home, read_identity
 from distfs.disk.store import DiskStore
 from distfs.disk.watch import DiskWatch
-from distfs.errors import ConfigError, DistfsError, NotHome, Unavailable
+from distfs.errors import ConfigError, DistfsError, Unavailable
 from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import folder_of
 from distfs.model import Address
 from distfs.node.wire_socket import WireSocket
 from distfs.node_connection import LINGER_S, Connection
+from distfs.output import DONE, PART_CODES, Parser, command
 from distfs.signals import on_stop, say_stop, wait_for
 from distfs.telemetry import setup_logging
 from distfs.threads import as_ours, start
@@ -41,12 +42,6 @@ MAX_CONNECTIONS = 1000  # at once; each is a thread
 #: A fragment is verified with a pause of this length before each cell while others move bytes.
 VERIFY_PAUSE_S = 0.01
 _DRAIN_POLL_S = 0.02
-
-_NOT_HOME = 3
-_CODES = (
-    "exit code: 0: stopped by a signal; 1: cannot run, for the reason on standard error; "
-    f"{_NOT_HOME}: the data folder is no node's, or not on its disk: mount it, or make it with --init"
-)
 
 
 class StorageServer(socketserver.ThreadingTCPServer):
@@ -154,15 +149,15 @@ class StorageServer(socketserver.ThreadingTCPServer):
             time.sleep(VERIFY_PAUSE_S)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def error(self, message: str) -> NoReturn:
         """One line, as for any other thing an operator must mend."""
         raise ConfigError(f"{message}; see --help")
 
 
-def _arguments(argv: list[str]) -> tuple[Config, argparse.Namespace]:
+def _arguments(argv: list[str]) -> tuple[Config, Namespace]:
     parser = _Parser(
-        prog="python -m distfs.storage_server", description="A distfs storage node.", epilog=_CODES
+        prog="python -m distfs.storage_server", description="A distfs storage node.", epilog=PART_CODES
     )
     parser.add_argument("--port", type=int, help="to listen on; 0: any free one")
     parser.add_argument("--host", help="address to listen on")
@@ -232,15 +227,15 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; -> its exit code. What an operator must mend is one line on stderr."""
-    try:
-        config, given = _arguments(sys.argv[1:] if argv is None else argv)
-        setup_logging(config.log)
-        serve(config, given.exit_with_parent, given.init)
-    except (ConfigError, Unavailable) as e:
-        sys.stderr.write(f"storage_server: {e}\n")
-        return _NOT_HOME if isinstance(e, NotHome) else 1
-    return 0
+    """The command; -> its exit code (``output``)."""
+    return command("storage_server", lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
+    config, given = _arguments(argv)
+    setup_logging(config.log)
+    serve(config, given.exit_with_parent, given.init)
+    return DONE
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from distfs.errors import Busy, Unavailable
+from distfs.errors import Busy, ConfigError, Unavailable
+from distfs.output import NOT_HOME, USAGE, complain
 from distfs.telemetry import json_line, logs_json
 from distfs.threads import start
 
@@ -42,8 +43,7 @@ def say(message: str, part: str = PARENT) -> None:
         line = json_line(part, message)
     else:
         line = f"{part}: {message}" if part == PARENT else f"{part:8} | {message}"
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+    complain(line)
 
 
 class Child:
@@ -115,11 +115,12 @@ class Child:
         raise Unavailable(f"{self.name} did not start within {seconds:.0f} s")
 
     def require_alive(self) -> None:
-        """Raises Unavailable, with its last words, when it has died."""
+        """Raises ConfigError or Unavailable, with its last words, when it has died."""
         if self._process is not None and self._process.poll() is not None:
             self._join_readers()
             last = self._last[-1] if self._last else self._end()
-            raise Unavailable(f"{self.name} could not start: {last}")
+            cause = ConfigError if self._process.returncode in (USAGE, NOT_HOME) else Unavailable
+            raise cause(f"{self.name} could not start: {last}")
 
     def keep_running(self) -> None:
         """One look: say that it died, start it again when its pause is over. Never blocks."""

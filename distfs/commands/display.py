@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 
+from distfs import output
 from distfs.quantity import counted, size
 from distfs.upkeep.model import Leaving
 
@@ -50,7 +50,7 @@ class Progress:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shows = sys.stderr.isatty()
+        self._shows = output.is_watched()
         self._shown_at = 0.0
         self._began = time.monotonic()
 
@@ -65,11 +65,9 @@ class Progress:
         spent = now - self._began
         left = f", {duration(spent / share - spent)} left" if 0 < share < 1 and spent > 2 else ""
         line = f"{self._what} [{bar}] {share:4.0%}  {done:,} of {total:,}{left}"
-        sys.stderr.write("\r\x1b[K" + line)
-        sys.stderr.flush()
+        output.show("\r\x1b[K" + line)
 
     def end(self) -> None:
         """Leave the line empty for what follows."""
         if self._shows and self._shown_at:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            output.show("\r\x1b[K")

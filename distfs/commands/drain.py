@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from distfs.commands.display import Progress, counted, leaving_in_words
 from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
@@ -11,6 +9,7 @@ from distfs.commands.plan import Plan
 from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
 from distfs.model import Node
+from distfs.output import complain, tell
 from distfs.upkeep.rebalance import dry_drain
 
 
@@ -22,7 +21,7 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
     operator.db.set_node_state(node.id, "draining", operator.deadline())
     where = f"node {node.id} ({node.address})"
     if not wait:
-        print(f"{where} is draining: it takes nothing new; `distfs nodes` tells when it is empty")
+        tell(f"{where} is draining: it takes nothing new; `distfs nodes` tells when it is empty")
         return 0
 
     leaving = operator.db.leaving(node.id, operator.deadline())
@@ -34,7 +33,7 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
 
     reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
     if not reason:
-        print(f"{where} is {leaving_in_words(leaving)}. Then take it off the list: distfs forget {node.id}")
+        tell(f"{where} is {leaving_in_words(leaving)}. Then take it off the list: distfs forget {node.id}")
         return 0
     if leaving.fragments:
         stays = f"still keeps {counted(leaving.fragments, 'fragment')}: {reason}"
@@ -43,7 +42,7 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
             "is empty, but a change in MetaDB that began before it drained may still put a fragment there: it waits "
             "for another change or for a standby (see pg_stat_activity)"
         )
-    sys.stderr.write(f"distfs: {where} {stays}. It goes on draining; do not unplug it\n")
+    complain(f"distfs: {where} {stays}. It goes on draining; do not unplug it")
     return 1
 
 
@@ -63,15 +62,15 @@ def plan_drain(operator: Operator, named: str) -> int:
     finally:
         progress.end()
     where = f"node {node.id} ({node.address})"
-    print(plan.in_words())
+    tell(plan.in_words())
     if others := [other for other, kept in plan.leaving.items() if kept.fragments and other != node.id]:
-        print(f"not counted: what has to leave {named_nodes(others)}, draining as well")
+        tell(f"not counted: what has to leave {named_nodes(others)}, draining as well")
     if plan.stays:
         stays = "; ".join(f"{amount}: {reason}" for reason, amount in plan.stays.items())
-        sys.stderr.write(f"distfs: {where} would not get empty. {stays}. Start another storage node\n")
+        complain(f"distfs: {where} would not get empty. {stays}. Start another storage node")
         return 1
     told = "can be emptied: there is room for all of it" if plan.count else "is empty: nothing to move"
-    print(f"{where} {told}")
+    tell(f"{where} {told}")
     return 0
 
 
@@ -92,7 +91,7 @@ def undrain(operator: Operator, named: str) -> int:
     """Let a draining node take part again; -> 0."""
     node = operator.node(named)
     operator.db.set_node_state(node.id, "active", operator.deadline())
-    print(f"node {node.id} ({node.address}) takes part again")
+    tell(f"node {node.id} ({node.address}) takes part again")
     return 0
 
 
@@ -102,7 +101,7 @@ def forget(operator: Operator, named: str) -> int:
     left = operator.db.fragments_left(node.id, operator.deadline())
     operator.db.forget_node(node.id, operator.deadline())
     rest = f": repair makes its {counted(left, 'fragment')} anew on others" if left else ""
-    print(f"node {node.id} ({node.address}) is forgotten{rest}")
+    tell(f"node {node.id} ({node.address}) is forgotten{rest}")
     if node.alive:
-        print("its process still runs: stop it, or it joins again as a new, empty node")
+        tell("its process still runs: stop it, or it joins again as a new, empty node")
     return 0

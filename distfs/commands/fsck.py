@@ -12,6 +12,7 @@ from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
 from distfs.errors import ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
+from distfs.output import DONE, FAILED, NOT_TOLD, tell
 from distfs.threads import Threads
 from distfs.upkeep.model import MoveTask, ShortFile
 
@@ -21,7 +22,7 @@ _PAGE = 1000
 #: How many findings of a kind are printed for people; JSON has them all.
 _SHOWN = 20
 
-ALL_THERE, NOT_ALL_THERE, NOT_TOLD = 0, 1, 2
+ALL_THERE, NOT_ALL_THERE = DONE, FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Findings:
 
 
 def fsck(operator: Operator, *, deep: bool, note: bool, as_json: bool) -> int:
-    """-> 0: every fragment is where it belongs; 1: some are missing or corrupt; 2: it could not be told of all.
+    """-> 0: every fragment is where it belongs; 1: some are missing or corrupt; 3: it could not be told of all.
 
     Deleted files count as long as they can be undeleted.
     """
@@ -89,7 +90,7 @@ def fsck(operator: Operator, *, deep: bool, note: bool, as_json: bool) -> int:
     findings.unreadable = operator.db.short_files([*nobody, *silent], bad, operator.deadline())
     if note:
         _note(operator, findings)
-    print(json.dumps(_entry(findings, deep), indent=2) if as_json else _text(findings, deep))
+    tell(json.dumps(_entry(findings, deep), indent=2) if as_json else _text(findings, deep))
     return findings.exit_code
 
 

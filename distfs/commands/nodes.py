@@ -9,6 +9,7 @@ from distfs.commands.display import duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.status import unreachable
 from distfs.model import Node
+from distfs.output import tell
 from distfs.upkeep.model import Leaving
 
 _HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SEEN", "UUID")
@@ -24,11 +25,11 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
             _entry(node, leaving.get(node.id)) | {"unreachable": node.unreachable or node.id in away}
             for node in nodes
         ]
-        print(json.dumps(entries, indent=2))
+        tell(json.dumps(entries, indent=2))
     elif nodes:
-        print(table(_HEADS, [_row(node, leaving.get(node.id), node.id in away) for node in nodes]))
+        tell(table(_HEADS, [_row(node, leaving.get(node.id), node.id in away) for node in nodes]))
     else:
-        print(
+        tell(
             "no storage node has registered yet: python -m distfs.storage_server --init --port PORT --data DIR"
         )
     return 0

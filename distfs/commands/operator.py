@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -17,14 +16,13 @@ from distfs.errors import DistfsError, NotFound, Refused
 from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.node_directory import NodeDirectory
+from distfs.output import FAILED, code_of, complain
 from distfs.telemetry import setup_logging
 from distfs.upkeep.db import UpkeepDB
 
 #: An operator waits longer than a user's request would for what looks at every slice.
 _STATEMENT_TIMEOUT_S = 60.0
 CALL_LIMIT_S = 90.0
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -76,20 +74,20 @@ def operator(config: Config) -> Iterator[Operator]:
             yield Operator(agreed, config, meta, UpkeepDB(meta), directory)
 
 
-def run(config: Config, command: Callable[[Operator], int], failed: int = 1) -> int:
-    """Run a command; -> its exit code. What an operator must mend becomes one line on stderr, and ``failed``."""
+def run(config: Config, command: Callable[[Operator], int], failed: int = FAILED) -> int:
+    """Run a command; -> its exit code. What refuses it becomes a line on standard error, and ``failed``.
+
+    Raises what else ends it, for ``output.command``.
+    """
     setup_logging(configuration.override(config, "log", level="ERROR").log)
     try:
         with operator(config) as one:
             return command(one)
     except DistfsError as e:
-        if type(e) is DistfsError:
-            raise  # a bug of ours: its traceback is what helps
-        sys.stderr.write(f"distfs: {e}\n")
+        if type(e) is DistfsError or code_of(e) != FAILED:
+            raise
+        complain(f"distfs: {e}")
         return failed
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")
-        return INTERRUPTED
 
 
 def uuid_of(text: str) -> UUID:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +14,32 @@ from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator, run
 from distfs.commands.rebalance import plan_rebalance, rebalance
 from distfs.commands.repair import repair
+from distfs.commands.services import service_url
 from distfs.commands.settings import settings
 from distfs.commands.status import show_status
 from distfs.commands.undelete import undelete
 from distfs.config import Config
 from distfs.data_folder import check_is_meant
 from distfs.errors import ConfigError
+from distfs.output import COMMON_CODES, FAILED, NOT_TOLD, Parser, complain
 
 Given = argparse.Namespace
 
-_CODES = "exit code: 0: done; 1: not done, for the reason on standard error; 130: interrupted"
+_CODES = f"exit code: 0: done; 1: not done, for the reason on standard error; {COMMON_CODES}"
 _WAITING = (
     "exit code: 0: done, or not waited for; 1: refused, or nothing moved for --patience, for the reason on standard "
-    "error; 130: interrupted, which stops only the waiting"
+    f"error; {COMMON_CODES}, which stops only the waiting"
 )
 _DRAIN = _WAITING.replace(
     "nothing moved for --patience", "nothing moved for --patience, or it would not get empty"
 )
 _FSCK = (
-    "exit code: 0: every fragment is where it belongs; 1: fragments are missing or corrupt; 2: it could not be told, "
-    "since a node or MetaDB cannot be asked; 130: interrupted"
+    f"exit code: 0: every fragment is where it belongs; 1: fragments are missing or corrupt; {COMMON_CODES}"
+)
+_STATUS = (
+    "exit code: 0: told; with --check: 0: all is well; 1: something is lacking, and no file is lost; 2: there are "
+    "slices that cannot be read now; 3: it could not be told, whatever the reason. Else: "
+    f"{COMMON_CODES}"
 )
 
 
@@ -47,11 +52,11 @@ class _Command:
     act: Callable[[Operator, Given], int]
     flags: tuple[Callable[[argparse.ArgumentParser], object], ...] = ()
     codes: str = _CODES
-    failed: int = 1
+    failed: int = FAILED
     changes: bool = True  # it does something to the cluster
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: argparse._SubParsersAction[Parser]) -> None:
     """Add every operator's command. A parsed one carries ``act``, what to do, and ``failed``, how failing exits."""
     for each in _COMMANDS:
         parser = commands.add_parser(
@@ -77,7 +82,7 @@ def operate(config: Config, given: Given) -> int:
         except ConfigError as e:
             if given.changes:
                 raise
-            sys.stderr.write(f"distfs: {e}\n")
+            complain(f"distfs: {e}")
         return int(given.act(one, given))
 
     return run(config, act, given.failed)
@@ -95,6 +100,7 @@ _dry_run = _flag("--dry-run", "print what would move where, and change nothing")
 _now = _flag("--now", "do not wait upkeep.repair_delay for nodes that are down or unreachable now")
 _adopt = _flag("--adopt", "let the cluster agree on what is configured here")
 _deep = _flag("--deep", "let the nodes read every fragment again")
+_check = _flag("--check", "for scripts: the exit code says how well the cluster is")
 _no_note = _flag("--no-note", "do not note for repair what is found")
 
 
@@ -111,6 +117,7 @@ def _service(parser: argparse.ArgumentParser) -> None:
         "--service",
         metavar="URL",
         action="append",
+        type=service_url,
         help="ask this one; repeatable (default: http.host, http.port)",
     )
 
@@ -134,7 +141,7 @@ def _nodes(operator: Operator, given: Given) -> int:
 
 
 def _status(operator: Operator, given: Given) -> int:
-    return show_status(operator, given.service or [], as_json=given.json)
+    return show_status(operator, given.service or [], as_json=given.json, check=given.check)
 
 
 def _drain(operator: Operator, given: Given) -> int:
@@ -177,7 +184,9 @@ _COMMANDS = (
         "status",
         "show what is kept, how safe it is, what upkeep does and how services do",
         _status,
-        (_json, _service),
+        (_json, _service, _check),
+        _STATUS,
+        failed=NOT_TOLD,
         changes=False,
     ),
     _Command(
@@ -207,7 +216,7 @@ _COMMANDS = (
         _fsck,
         (_deep, _no_note, _json),
         _FSCK,
-        failed=2,
+        failed=NOT_TOLD,
         changes=False,
     ),
     _Command("undelete", "take a deleted file back out of the trash", _undelete, (_uuid,)),

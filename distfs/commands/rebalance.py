@@ -10,6 +10,7 @@ from distfs.commands.operator import Operator
 from distfs.commands.plan import Plan
 from distfs.commands.waiting import running
 from distfs.errors import Refused
+from distfs.output import tell
 from distfs.upkeep.decisions import Balance
 from distfs.upkeep.rebalance import as_if_swept, dry_run
 
@@ -22,7 +23,7 @@ def rebalance(operator: Operator, *, as_json: bool) -> int:
         raise Refused("--json is for the plan: give --dry-run, too")
     running(operator, "rebalance")
     operator.db.wake_worker("rebalance", operator.deadline())
-    print(
+    tell(
         "rebalance is woken: it tries again what it had postponed, and plans anew; `distfs status` shows how it "
         "goes, `distfs rebalance --dry-run` what it would move now"
     )
@@ -40,17 +41,17 @@ def plan_rebalance(operator: Operator, *, as_json: bool) -> int:
     for move in dry_run(operator.db, nodes, threshold, operator.deadline):
         plan.add(move)
     if as_json:
-        print(json.dumps(plan.entry() | {"bytes_wanted": wanted}, indent=2))
+        tell(json.dumps(plan.entry() | {"bytes_wanted": wanted}, indent=2))
         return 0
-    print(plan.in_words())
+    tell(plan.in_words())
     if not wanted and not plan.count:
-        print(
+        tell(
             "\nnothing to move: the nodes that take part are equally full, within upkeep.rebalance_threshold, and "
             "no slice has more fragments in one zone than it must"
         )
     elif not plan.count:
-        print("\nnothing can be moved: no fragment on the fuller nodes may go to an emptier one")
+        tell("\nnothing can be moved: no fragment on the fuller nodes may go to an emptier one")
     for node, leaving in plan.leaving.items():
         if leaving.fragments:
-            print(f"node {node} is draining, which comes first: distfs drain {node} --dry-run")
+            tell(f"node {node} is draining, which comes first: distfs drain {node} --dry-run")
     return 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from distfs.commands.display import counted
 from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
 from distfs.commands.waiting import wait_until_none
+from distfs.output import complain, tell
 
 _NAMED_FILES = 5
 
@@ -18,7 +17,7 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
         given_up = operator.db.give_up_silent_nodes(operator.deadline())
         operator.db.wake_worker("repair", operator.deadline())
         if given_up:
-            print(
+            tell(
                 f"not waiting for {named_nodes(given_up)}, down or unreachable now: what they kept is made anew"
             )
     delay = operator.config.upkeep.repair_delay
@@ -28,14 +27,14 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
         return backlog.slices - backlog.hopeless
 
     if not wait:
-        print(f"{counted(left(), 'slice')} to repair; `distfs status` shows how it goes")
+        tell(f"{counted(left(), 'slice')} to repair; `distfs status` shows how it goes")
         return 0
     reason = wait_until_none(operator, "repair", "repairing", left, patience)
     if reason:
-        sys.stderr.write(f"distfs: {counted(left(), 'slice')} cannot be repaired: {reason}\n")
+        complain(f"distfs: {counted(left(), 'slice')} cannot be repaired: {reason}")
     lost = _report_lost(operator, delay)
     if not reason and not lost:
-        print("every slice has its full redundancy")
+        tell("every slice has its full redundancy")
         _warn_of_silent(operator)
     return 1 if reason or lost else 0
 
@@ -50,9 +49,9 @@ def _report_lost(operator: Operator, delay: float) -> bool:
     named = ", ".join(map(str, list(files)[:_NAMED_FILES])) + (
         " and others" if len(files) > _NAMED_FILES else ""
     )
-    sys.stderr.write(
+    complain(
         f"distfs: {counted(count, 'slice')} cannot be read: too few fragments are left. Start the nodes that kept "
-        f"them again, or delete the files: {named}\n"
+        f"them again, or delete the files: {named}"
     )
     return True
 
@@ -62,7 +61,7 @@ def _warn_of_silent(operator: Operator) -> None:
     waiting = operator.db.backlog(operator.config.node.down_after, operator.deadline()).slices
     if waiting:
         down = named_nodes([node.id for node in operator.nodes() if not node.alive])
-        print(
+        tell(
             f"but {counted(waiting, 'slice')} count on {down}, down for less than upkeep.repair_delay: "
             "`distfs repair --now` does not wait for them"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from collections.abc import Mapping
@@ -20,12 +21,27 @@ _COUNTS = ["lent", "idle", "waiting", "made", "reused", "stale", "broken"]
 _HEADS = ["NODE", "ADDRESS", *map(str.upper, _COUNTS), "LATENCY", "P95", "BREAKER"]
 
 
+_KINDS = {"http": HTTPConnection, "https": HTTPSConnection}
+
+
+def service_url(text: str) -> str:
+    """A flag's text as the URL of a service. Raises argparse.ArgumentTypeError."""
+    try:
+        place = urlsplit(text)
+        well = place.scheme in _KINDS and place.hostname and (place.port is None or place.port > 0)
+    except ValueError:
+        well = False
+    if not well:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no URL such as http://127.0.0.1:8080 or http://[::1]:8080"
+        )
+    return text
+
+
 def ask_service(url: str) -> dict[str, Any]:
     """What ``GET /status`` answers, with ``url``; or ``url`` and ``error``, why nothing did. Never raises."""
     place = urlsplit(url)
-    kind = {"http": HTTPConnection, "https": HTTPSConnection}.get(place.scheme)
-    if kind is None or not place.netloc:
-        return {"url": url, "error": "it is no URL such as http://127.0.0.1:8080"}
+    kind = _KINDS[place.scheme]
     try:
         with contextlib.closing(kind(place.netloc, timeout=SERVICE_WITHIN_S)) as connection:
             connection.request("GET", f"{place.path.rstrip('/')}/status")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from distfs.agreement import times_of
 from distfs.commands.display import table
 from distfs.commands.operator import Operator
+from distfs.output import tell
 
 
 def settings(operator: Operator, *, adopt: bool) -> int:
@@ -15,14 +16,14 @@ def settings(operator: Operator, *, adopt: bool) -> int:
         operator.meta.adopt_settings(configured, operator.deadline())
         agreed |= configured
     rows = [[key, _seconds(agreed.get(key)), _seconds(configured[key])] for key in configured]
-    print(table(["SETTING", "AGREED ON", "CONFIGURED HERE"], rows))
+    tell(table(["SETTING", "AGREED ON", "CONFIGURED HERE"], rows))
     if adopt and changed:
-        print(
+        tell(
             f"changed: {', '.join(changed)}. Services that run with others take no uploads and do no upkeep from now "
             "on; restart them, and the nodes, with this configuration"
         )
     elif changed:
-        print(f"they differ in {', '.join(changed)}: correct config.yml, or run `distfs settings --adopt`")
+        tell(f"they differ in {', '.join(changed)}: correct config.yml, or run `distfs settings --adopt`")
     return 1 if changed and not adopt else 0
 
 

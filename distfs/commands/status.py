@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.services import ask_service, in_words
+from distfs.errors import DistfsError
 from distfs.model import url_here
+from distfs.output import DONE, NOT_TOLD, USAGE, OutputLost, complain, tell
 from distfs.upkeep.model import Backlog, ClusterStatus, Leaving, WorkerState
 
 #: Workers show a result that does not change every half minute; one that is silent for longer does not run.
 WORKER_SILENCE_S = 100.0
 
 
-def show_status(operator: Operator, services: Sequence[str], *, as_json: bool) -> int:
-    """Everything at a glance, ``services`` (URLs; none: the configured one) included. The exit code is 0."""
+def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, check: bool = False) -> int:
+    """Everything at a glance, ``services`` (URLs; none: the configured one) included.
+
+    -> 0; NOT_TOLD when a service that was named does not answer; ``check``: what ``verdict`` says.
+    """
     status = operator.db.status(operator.deadline())
     backlog = operator.db.backlog(operator.config.upkeep.repair_delay, operator.deadline())
     drains = _drains(operator, status)
     http = operator.config.http
     told = [ask_service(url) for url in services or [url_here(http.host, http.port)]]
+    found = verdict(status, operator.db.backlog(operator.config.node.down_after, operator.deadline()), told)
+    asked_in_vain = bool(services) and any("error" in each for each in told)
+    code = found.code if check else NOT_TOLD if asked_in_vain else DONE
     if as_json:
-        print(json.dumps(_entry(status, backlog, drains) | {"services": told}, indent=2))
-        return 0
+        entry = _entry(status, backlog, drains) | {"services": told, "check": asdict(found)}
+        tell(json.dumps(entry, indent=2))
+        return code
     lines = [
         ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
         ("trash", f"{counted(status.trash_files, 'file')}, {size(status.trash_bytes)}"),
@@ -36,11 +46,13 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool) -
     ]
     lines += [(worker.name, left) for worker in status.workers if (left := _round_left(worker))]
     lines += [(f"node {drain.node}", drain.in_words()) for drain in drains]
-    print("\n".join(f"{name:10} {text}" for name, text in lines))
-    print(_workers(status.workers))
+    tell("\n".join(f"{name:10} {text}" for name, text in lines))
+    tell(_workers(status.workers))
     for each in told:
-        print("\n" + in_words(each))
-    return 0
+        tell("\n" + in_words(each))
+    if check:
+        tell("\ncheck: " + ("; ".join(found.reasons) or "all is well"))
+    return code
 
 
 def to_repair(backlog: Backlog, workers: Sequence[WorkerState]) -> str:
@@ -80,6 +92,61 @@ def _seconds_left(worker: WorkerState) -> float | None:
 def _figure(worker: WorkerState, key: str) -> float:
     value = worker.detail.get(key)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+WELL, DEGRADED, LOST = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How well the cluster is, for ``--check``: WELL, DEGRADED, LOST or NOT_TOLD, as plugins of monitors say it."""
+
+    code: int
+    reasons: tuple[str, ...]
+
+
+def verdict(status: ClusterStatus, lacking: Backlog, services: Sequence[Mapping[str, Any]]) -> Verdict:
+    """What is lost weighs more than what cannot be told, and that more than what is lacking.
+
+    ``lacking``: what is short of fragments now, whether or not repair has begun with it.
+    """
+    lost, unknown, degraded = [], [], []
+    if gone := sum(count for left, count in status.slices.items() if left < 0):
+        lost.append(f"{counted(gone, 'slice')} cannot be read now")
+    unknown += [
+        f"service {each['url']} tells nothing: {each['error']}" for each in services if "error" in each
+    ]
+    away = unreachable(status.workers)
+    for node in status.nodes:
+        if not node.alive or node.id in away:
+            degraded.append(
+                f"node {node.id} is {'unreachable' if node.unreachable or node.alive else 'down'}"
+            )
+        elif node.state == "readonly":
+            degraded.append(f"node {node.id} is {node.state}")
+    if lacking.slices:
+        degraded.append(f"{counted(lacking.slices, 'slice')} have fewer fragments than they should")
+    if status.damaged:
+        degraded.append(f"{counted(status.damaged, 'fragment')} known to be corrupt or missing")
+    if not any(map(is_running, status.workers)):
+        degraded.append("no service does the upkeep")
+    code = LOST if lost else NOT_TOLD if unknown else DEGRADED if degraded else WELL
+    return Verdict(code, (*lost, *unknown, *degraded))
+
+
+def or_not_told(act: Callable[[], int]) -> int:
+    """For ``--check``, which has no code to spare: whatever keeps it from telling is NOT_TOLD, a wrong flag too."""
+    try:
+        return act()
+    except SystemExit as e:
+        raise SystemExit(NOT_TOLD if e.code == USAGE else e.code) from None
+    except OutputLost as e:
+        complain(f"distfs: standard output: {e}")
+    except DistfsError as e:
+        if type(e) is DistfsError:
+            raise
+        complain(f"distfs: {e}")
+    return NOT_TOLD
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distfs.commands.operator import Operator, uuid_of
+from distfs.output import tell
 
 
 def undelete(operator: Operator, uuid: str) -> int:
@@ -10,5 +11,5 @@ def undelete(operator: Operator, uuid: str) -> int:
     file = uuid_of(uuid)
     operator.meta.undelete_file(file, operator.deadline())
     found = operator.meta.file(file, operator.deadline())
-    print(f"{file} is back: {found.name}, {found.size} bytes")
+    tell(f"{file} is back: {found.name}, {found.size} bytes")
     return 0

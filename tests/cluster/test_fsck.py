@@ -45,7 +45,7 @@ def test_fsck_names_the_files_for_which_a_node_is_not_forgotten(make_cluster: Ma
     assert "not enough left to read 3 slices of 2 files" in refused.err
     assert "`distfs fsck` names them" in refused.err
     ended = distfs(cluster, "fsck")
-    assert (ended.code, "missing" in ended.out) == (2, False)
+    assert (ended.code, "missing" in ended.out) == (3, False)
     assert "unreadable: 2 files with too few fragments on the nodes that answer\n" in ended.out
     assert f"  file {one} (one): 2 slices\n  deleted file {other} (other): 1 slice\n" in ended.out
     assert distfs(cluster, "fsck", "--json").entry["unreadable"] == [

@@ -24,7 +24,7 @@ def refused(cluster: Cluster, module: str, *flags: str) -> str:
     """What a process says that must not start."""
     process = start_another(cluster, module, *flags)
     try:
-        assert process.wait() == 1
+        assert process.wait() == 2
     finally:
         process.kill()
     return process.log.read_text().splitlines()[-1]
@@ -126,5 +126,5 @@ def test_nonsense_is_refused(settings: dict[str, str], words: str) -> None:
         text=True,
         timeout=60,
     )
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr

@@ -148,10 +148,9 @@ def up(tmp_path: Path, data: Path, pristine_postgres: Path) -> Iterator[StartUp]
     wait_until(lambda: not processes_in(data), "everything is gone")
 
 
-def refused(up: Up) -> str:
+def refused(up: Up, code: int = 2) -> str:
     """Its one line on standard error, when it does not start."""
-    code = up.wait()
-    assert code == 1, up.log
+    assert up.wait() == code, up.log
     [line] = up.lines
     return line
 
@@ -372,7 +371,7 @@ def test_a_part_that_cannot_start_ends_it_with_its_reason(up: StartUp, data: Pat
     with (data / "node2" / "lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         running = up(DISTFS_LOG_LEVEL="ERROR")
-        assert running.wait() == 1
+        assert running.wait() == 2
     assert running.lines[-1].startswith("distfs: node2 could not start: storage_server: data folder")
     assert processes_in(data) == []
 
@@ -381,7 +380,7 @@ def test_a_node_folder_that_cannot_be_made_is_refused(up: StartUp, data: Path) -
     data.mkdir()
     (data / "node2").write_text("a file in the folder's place")
     running = up()
-    assert running.wait() == 1
+    assert running.wait() == 2
     assert running.lines[-1].startswith(f"distfs: data folder {data / 'node2'}: ")
     assert processes_in(data) == []
 
@@ -396,7 +395,7 @@ def test_a_node_folder_that_was_there_is_never_made_anew_silently(up: StartUp, d
         folder.mkdir()
     for flags in ([], ["--nodes", "4"]):
         running = up(*flags)
-        assert running.wait() == 1
+        assert running.wait() == 2
         line = running.lines[-1]
         assert line.startswith(f"distfs: {folder} was a storage node's and is no more: mount its disk")
         assert not folder.exists() or not list(folder.iterdir())
@@ -428,7 +427,7 @@ def test_a_metadb_folder_that_cannot_be_used_is_refused(up: StartUp, data: Path)
     data.mkdir()
     (data / "metadb").write_text("a file in the folder's place")
     running = up()
-    assert running.wait() == 1
+    assert running.wait() == 2
     assert running.lines[-1].startswith("distfs: metadb could not start: cannot keep MetaDB in")
 
 
@@ -453,7 +452,7 @@ def test_a_wrong_setting_is_refused(
 
 
 def test_a_metadb_that_is_away_is_said(up: StartUp) -> None:
-    assert "127.0.0.1:1" in refused(up(DISTFS_METADB_URL="postgresql://u@127.0.0.1:1/d"))
+    assert "127.0.0.1:1" in refused(up(DISTFS_METADB_URL="postgresql://u@127.0.0.1:1/d"), 3)
 
 
 def test_an_unknown_flag_shows_the_usage() -> None:

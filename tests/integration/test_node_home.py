@@ -75,7 +75,7 @@ def test_a_folder_that_is_no_nodes_is_refused_and_left_alone(
     if what == "somebody else's":
         (folder / "photo.jpg").touch()
     before = sorted(tmp_path.rglob("*"))
-    line = refused(start(folder, metadb_url), 3)
+    line = refused(start(folder, metadb_url), 5)
     assert line.startswith(f"storage_server: data folder {folder} is no storage node's: is its disk mounted?")
     assert f"`distfs node init --data {folder}`" in line
     assert sorted(tmp_path.rglob("*")) == before
@@ -84,7 +84,7 @@ def test_a_folder_that_is_no_nodes_is_refused_and_left_alone(
 
 def test_a_node_needs_neither_metadb_nor_permission_to_be_refused(tmp_path: Path) -> None:
     """Before MetaDB is waited for: whoever mounts disks should read it at once."""
-    assert "is its disk mounted?" in refused(start(tmp_path, "postgresql://u@127.0.0.1:1/d"), 3)
+    assert "is its disk mounted?" in refused(start(tmp_path, "postgresql://u@127.0.0.1:1/d"), 5)
 
 
 @pytest.mark.parametrize("by", ["node init", "--init"])
@@ -120,7 +120,7 @@ def test_a_folder_with_something_in_it_is_not_made_a_nodes(
 ) -> None:
     (tmp_path / "photo.jpg").touch()
     args = node_init(tmp_path) if flags == ["node init"] else command(tmp_path, metadb_url)
-    line = refused(args, 1)
+    line = refused(args, 2)
     assert f"data folder {tmp_path} is not empty, it holds 'photo.jpg': name an empty one with --data" in line
     assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
 
@@ -148,7 +148,7 @@ def test_a_folder_of_another_file_system_is_refused_until_an_operator_says_that_
     changed = home | {"below": "."} | ({"filesystem": uuid4().hex} if home["filesystem"] else {})
     (tmp_path / "node.json").write_text(json.dumps(changed))
     for args in (start(tmp_path, metadb_url), command(tmp_path, metadb_url)):  # --init does not overrule it
-        line = refused(args, 3)
+        line = refused(args, 5)
         assert (
             f"data folder {tmp_path} is not on the file system it was made on: is its disk mounted?" in line
         )
@@ -169,10 +169,10 @@ def test_a_disk_that_is_not_mounted_is_not_a_node(metadb_url: str, meta: MetaDB,
             shutil.copytree(point, tmp_path / "copy")
         finally:
             subprocess.run(["umount", str(point)], check=True)
-        assert "is its disk mounted?" in refused(start(point, metadb_url), 3)
+        assert "is its disk mounted?" in refused(start(point, metadb_url), 5)
         assert list(point.iterdir()) == []
         shutil.copytree(tmp_path / "copy", point, dirs_exist_ok=True)  # as by a restore before it was mounted
-        assert "is its disk mounted?" in refused(start(point, metadb_url), 3)
+        assert "is its disk mounted?" in refused(start(point, metadb_url), 5)
         subprocess.run(bind, check=True)
         try:
             assert runs(point, metadb_url, meta) == node

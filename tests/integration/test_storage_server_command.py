@@ -47,11 +47,11 @@ def process(args: list[str], **environ: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def complaint(args: list[str], **environ: str) -> str:
-    """The one line of a command that ends with 1."""
+    """The one line of a command that was called in a wrong way."""
     ended = subprocess.run(
         args, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, timeout=60
     )
-    assert ended.returncode == 1, ended
+    assert ended.returncode == 2, ended
     assert ended.stdout == ""
     lines = [line for line in ended.stderr.splitlines() if " INFO " not in line]
     assert len(lines) == 1, ended.stderr

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = """
     __init__ errors descriptors
     threads
+    output
     callers problem deadline dial model parent_watch signals terminal quantity
     config source blocks connection_pool headers
     config_rules
@@ -61,6 +62,7 @@ OUTERMOST_EDGES = {
     "http_app:HttpApp._answer": "any bug of ours must be an answer, under any WSGI host",
     "disk.writer:open_sink": "gives back what it took, then lets all go on but a file system without O_DIRECT",
     "ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
+    "output:command": "Python's own exit code for a bug is 1, by which commands mean something else",
     "node_connection:Connection.handle": "the end of a connection's thread",
     "membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
