@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from distfs.errors import BodyCutShort, ClientGone, DistfsError, Refused, TooLarge, Unsupported
 from distfs.headers import lengths, media_type
+from distfs.headers.form_part import PartHead
 from distfs.model import MAX_NAME_BYTES
-from distfs.multipart import FormLimits, MultipartReader, PartHead, boundary_of
+from distfs.multipart import FormLimits, MultipartReader, boundary_of
 from distfs.source import Source
 
 #: The form field files come in.
@@ -81,7 +82,8 @@ def _files(reader: MultipartReader, limits: FormLimits) -> Iterator[IncomingFile
     fields: dict[str, str] = {}
     found = empty_inputs = 0
     while head := reader.next_part():
-        if head.filename is None:
+        is_file = head.filename is not None or (head.name == FILE_FIELD and head.content_type is not None)
+        if not is_file:
             if head.name == FILE_FIELD:
                 raise Refused(f"the form field 'file' holds text and not a file: {REMEDY} (with the @)")
             if head.name == POLICY_FIELD and found:
@@ -101,10 +103,8 @@ def _file_of_part(
 ) -> IncomingFile:
     if head.name != FILE_FIELD:
         raise Refused(f"the file is in the form field {head.name[:60]!r}; it belongs in 'file': {REMEDY}")
-    # Browsers write a line break in a name as %0D%0A (HTML, multipart/form-data encoding); werkzeug has
-    # already undone their %22.
-    name = (head.filename or "").replace("%0D", "\r").replace("%0A", "\n")
-    return IncomingFile(reader, name, head.content_type, max_size=limits.max_file_size, fields=fields)
+    name, kind = head.filename or "", head.content_type or ""
+    return IncomingFile(reader, name, kind, max_size=limits.max_file_size, fields=fields)
 
 
 def _no_file(fields: Mapping[str, str], empty_inputs: int) -> Refused:

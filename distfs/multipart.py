@@ -2,7 +2,7 @@
 
 ``MultipartReader.readinto`` lets the source write straight into the caller's view and looks for the
 delimiter there. Only what lies behind a delimiter, or may be the start of one at the end of the view,
-is set aside (``_ahead``) and served by the next call. Header syntax is werkzeug's.
+is set aside (``_ahead``) and served by the next call.
 
 A delimiter is CRLF ``--boundary`` and then either ``--`` (the last one) or blanks and CRLF. The boundary
 followed by anything else is data, as werkzeug and Go have it: a file may well contain such a line.
@@ -14,10 +14,9 @@ import ctypes
 import re
 from dataclasses import dataclass
 
-from werkzeug.http import parse_options_header
-from werkzeug.sansio.multipart import Field, File, MultipartDecoder
-
 from distfs.errors import BodyCutShort, DistfsError, Refused, TooLarge
+from distfs.headers import fields, form_part, media_type
+from distfs.headers.form_part import PartHead
 from distfs.source import Source
 
 #: Blanks allowed between a boundary and its CRLF ("transport padding"); nobody sends any.
@@ -29,9 +28,8 @@ _AFTER_BOUNDARY = re.compile(
     rb"(?P<last>--)|[ \t]{0,%d}\r\n|(?P<endless>[ \t]{%d})" % (MAX_PADDING, MAX_PADDING + 1)
 )
 _AFTER_BOUNDARY_SO_FAR = re.compile(rb"-?|[ \t]{0,%d}\r?" % MAX_PADDING)
-_BARE_LINE_BREAK = re.compile(rb"(?<!\r)\n|\r(?!\n)")
-# Browsers and curl send a backslash in a name as it is; older curl escapes quotes and backslashes with one.
-_PLAIN_BACKSLASH = re.compile(r'(\\["\\])|\\')
+#: Of an unquoted boundary: a token, and what RFC 2046 allows and clients forget to quote.
+_UNAMBIGUOUS = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z/:=?-]+")
 _AFTER_LAST_BOUNDARY = re.compile(rb"[ \t]*(?:\r\n|\Z)")
 
 # bytes.find cannot search a memoryview without a copy, and `re` does 0.9-3 GiB/s on one. The C library's
@@ -63,28 +61,29 @@ class FormLimits:
     max_field_size: int = 64 * 1024  # the value of a form field
 
 
-@dataclass(frozen=True, slots=True)
-class PartHead:
-    """A part's headers. ``filename`` None: a plain form field."""
-
-    name: str
-    filename: str | None
-    content_type: str
-
-
 def boundary_of(content_type: str) -> bytes:
     """The boundary of a multipart/form-data Content-Type. Raises Refused: it is not one, or a bad one."""
-    kind, options = parse_options_header(content_type)
-    if kind.lower() != "multipart/form-data":
+    if not media_type.announces_form(content_type):
         raise Refused(
             "the body is not a form (multipart/form-data): send one with curl -F file=@NAME URL/upload"
         )
-    boundary = options.get("boundary", "")
-    if not boundary:
+    given = [
+        value.strip(" \t")
+        for name, _, value in (part.partition("=") for part in fields.split(content_type, ";")[1:])
+        if name.strip(" \t").lower() == "boundary"
+    ]
+    if not given or given[0] in ("", '""'):
         raise Refused("the form's Content-Type has no boundary: let the client set that header itself")
-    if not re.fullmatch(r"[ -~]{0,69}[!-~]", boundary):
+    if len(given) > 1:
+        raise Refused("the form's Content-Type has two boundaries: let the client set that header itself")
+    boundary = given[0] if _UNAMBIGUOUS.fullmatch(given[0]) else fields.unquoted(given[0])
+    if boundary is None and not given[0].startswith('"'):
+        raise Refused(
+            'the boundary in the form\'s Content-Type has signs that need quotes: boundary="…" (RFC 2046)'
+        )
+    if not re.fullmatch(r"[ -~]{0,69}[!-~]", boundary or ""):
         raise Refused("the form's boundary is not 1 to 70 printable ASCII characters (RFC 2046)")
-    return boundary.encode("ascii")
+    return (boundary or "").encode("ascii")
 
 
 class MultipartReader:
@@ -123,7 +122,7 @@ class MultipartReader:
         block = self._header_block()
         self._charge(len(block))
         self._part_ended = False
-        return parse_part_head(block)
+        return form_part.read(block)
 
     def readinto(self, view: memoryview) -> int:
         """The current part's data, as a Source gives it."""
@@ -277,27 +276,3 @@ class MultipartReader:
                 " curl -F file=@NAME URL/upload"
             )
         return BodyCutShort("the form ended before its closing boundary; nothing was stored: send it again")
-
-
-def parse_part_head(block: bytes) -> PartHead:
-    """A part's header lines -> its name, file name and type. Raises Refused."""
-    if _BARE_LINE_BREAK.search(block):
-        raise Refused("the headers of a part of the form do not end with CRLF (RFC 2046)")
-    text = block.decode("utf-8", "replace")  # a name in another charset must not cost the upload
-    text = _PLAIN_BACKSLASH.sub(lambda match: match[1] or r"\\", text)
-    decoder = MultipartDecoder(b"-")
-    decoder.receive_data(b"---\r\n" + text.encode() + b"\r\n")
-    try:
-        decoder.next_event()  # the preamble
-        event = decoder.next_event()
-    except ValueError as e:
-        raise Refused("a part of the form has no Content-Disposition header (RFC 7578)") from e
-    if not isinstance(event, Field | File) or not isinstance(event.name, str):
-        raise Refused("a part of the form has no name: curl -F file=@NAME URL/upload gives it one")
-    encoding = event.headers.get("content-transfer-encoding", "binary").strip().lower()
-    if encoding not in ("", "7bit", "8bit", "binary"):
-        raise Refused(
-            f"Content-Transfer-Encoding {encoding} is not for forms (RFC 7578): send the bytes as they are"
-        )
-    filename = event.filename if isinstance(event, File) else None
-    return PartHead(event.name, filename, event.headers.get("content-type", ""))

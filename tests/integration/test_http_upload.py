@@ -155,6 +155,24 @@ def test_a_name_that_is_not_utf_8_does_not_cost_the_upload(service: TestService)
     assert facts(service, answer.text.strip())["name"] == "caf\ufffd"
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "boundary"),
+    [
+        ('name="file"; filename="ends\\"', "ends\\", BOUNDARY),
+        ('name="file"; filename="C:\\me\\a.txt"', "a.txt", BOUNDARY),
+        ('name="file"\r\nContent-Type: text/plain', "file", BOUNDARY),
+        ('name="file"; filename="x"', "x", "a=b/c"),
+    ],
+)
+def test_what_clients_send_is_taken_as_they_mean_it(
+    service: TestService, part: str, name: str, boundary: str
+) -> None:
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    answer = service.ask("POST", "/upload", form((part, b"x"), boundary=boundary), kind)
+    assert answer.status == 201, answer.text
+    assert facts(service, answer.text.strip())["name"] == name
+
+
 BAD_FORMS = [
     (form(), "the form is empty"),
     (b"", "the form is empty"),

@@ -183,7 +183,7 @@ def test_a_boundary_line_of_endless_blanks_is_refused_rather_than_stored() -> No
         (form(('name="file"; filename="f"', b"x")).replace(b"\r\n", b"\n"), "no line with the boundary"),
         (b"--" + B + b"\r\n--" + B + b"--\r\n", "ended"),
         (b"--" + B + b"\r\nA: b\r\n--" + B + b"--\r\n\r\n", "blank line"),
-        (b"--" + B + b"\r\n\r\nx\r\n--" + B + b"--\r\n", "no name"),
+        (b"--" + B + b"\r\n\r\nx\r\n--" + B + b"--\r\n", "no Content-Disposition"),
         (b"--" + B + b"\r\nContent-Type: text/plain\r\n\r\nx\r\n--" + B + b"--", "Content-Disposition"),
         (b"--" + B + b"\r\nContent-Disposition: form-data\r\n\r\nx\r\n--" + B + b"--", "no name"),
         (
@@ -304,6 +304,10 @@ def test_a_long_file_is_never_set_aside() -> None:
         ("multipart/form-data; boundary=abc", b"abc"),
         ('Multipart/Form-Data; charset=utf-8; boundary="a b:c"', b"a b:c"),
         ("multipart/form-data;boundary=" + "x" * 70, b"x" * 70),
+        ("multipart/form-data; boundary=a=b/c?d:e", b"a=b/c?d:e"),
+        ("multipart/form-data; boundary==", b"="),
+        ("multipart/form-data ; Boundary = abc ;", b"abc"),
+        ('multipart/form-data; x="; boundary=no"; boundary="a\\b;"', b"ab;"),
     ],
 )
 def test_the_boundary_is_taken_from_the_content_type(content_type: str, boundary: bytes) -> None:
@@ -317,6 +321,12 @@ def test_the_boundary_is_taken_from_the_content_type(content_type: str, boundary
         ("application/x-www-form-urlencoded", "not a form"),
         ("multipart/mixed; boundary=x", "not a form"),
         ("multipart/form-data", "no boundary"),
+        ("multipart/form-data; boundary=a; boundary=b", "two boundaries"),
+        ("multipart/form-data; boundary=a, multipart/form-data; boundary=a", "two boundaries"),
+        ("multipart/form-data; boundary=a, multipart/form-data", "quotes"),
+        ("multipart/form-data; boundary=a b", "quotes"),
+        ("multipart/form-data; boundary=(a)", "quotes"),
+        ('multipart/form-data; boundary="a', "1 to 70"),
         ('multipart/form-data; boundary=""', "no boundary"),
         ("multipart/form-data; boundary=" + "x" * 71, "1 to 70"),
         ('multipart/form-data; boundary="x "', "1 to 70"),
