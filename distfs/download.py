@@ -13,6 +13,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, Unavailable
 from distfs.model import NewFile, Node, Slice
 from distfs.node_directory import NodeDirectory
+from distfs.remains import search_of
 from distfs.slice_read import Hedging, NoteDamage, SliceReader, not_noted
 
 log = logging.getLogger("distfs.download")
@@ -37,7 +38,7 @@ class Downloader:
         """
         self._directory, self._pool = directory, pool
         self._hedging = Hedging(directory.hedging, pool)
-        self._note_damage, self._find = note_damage, find
+        self._note_damage, self._find, self._search = note_damage, find, search_of(directory)
 
     def read(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[memoryview]:
         """Bytes ``start`` to ``stop`` of a file, in order; each view is valid only until the next is asked for.
@@ -126,7 +127,9 @@ class Downloader:
         code, directory = code_for(file.policy), self._directory
         order = self._order(piece, code, deadline)
         shape = piece, file.block_size, code
-        return SliceReader(*shape, directory.store, order, span, deadline, self._note_damage, self._hedging)
+        return SliceReader(
+            *shape, directory.store, order, span, deadline, self._note_damage, self._hedging, self._search
+        )
 
     def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
         """Fragment indexes: nodes that are up and well first.

@@ -85,8 +85,11 @@ class FragmentStore(Protocol):
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> FragmentWriter:
         """Begin a fragment of about ``size_hint`` bytes (0: not known). Raises Full."""
 
-    def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> FragmentReader:
-        """Read ``count`` cells from cell ``first`` (cut to what there is). Raises NotFound, Corrupt."""
+    def get(
+        self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
+    ) -> FragmentReader:
+        """Read ``count`` cells from cell ``first`` (cut to what there is); of one that was put ``aside``, if asked.
+        Raises NotFound, Corrupt."""
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
         """The table, without the cells. Raises NotFound, Corrupt."""
@@ -102,7 +105,8 @@ class FragmentStore(Protocol):
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         """Put a fragment aside: no longer read or listed, not deleted either. Replaces what is aside by that id,
-        unless that is good and this one is not: then this one is deleted.
+        unless this one is bad: then it is deleted if that one is good, and stays where it is if not. Of two bad
+        ones each may have what the other lacks.
 
         False, and nothing is done, unless there is one that was written at least ``min_age`` seconds ago: one
         that came after the caller's decision is not what was decided about.

@@ -227,9 +227,8 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _get(self, header: dict[str, Any]) -> None:
         first, count = _count(header, "first"), _count(header, "count")
-        with contextlib.closing(
-            self.store.get(wire.decode_id(header), first, count, self.deadline)
-        ) as reader:
+        id, aside = wire.decode_id(header), bool(header.get("quarantine"))
+        with contextlib.closing(self.store.get(id, first, count, self.deadline, aside=aside)) as reader:
             offset, length = reader.extent(first, count)
             table = reader.table.pack()
             answer = {"slice_size": reader.table.slice_size, "last": reader.table.last, "table": len(table)}

@@ -17,11 +17,13 @@ from distfs.blocks import BlockPool
 from distfs.coding import Code
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
-from distfs.fragment import checksum
+from distfs.fragment import FragmentTable, checksum
+from distfs.fragment_store import check_cell, check_length
 from distfs.model import FragmentId, Slice
 from distfs.node.hedge import HedgeBudget
 from distfs.node.late_read import LateReader, Runner, SecondFailed, ask, race
 from distfs.node_directory import Stores
+from distfs.remains import Remnant, Search
 
 log = logging.getLogger("distfs.download")
 
@@ -46,13 +48,15 @@ class Hedging(NamedTuple):
 class _Gathering:
     """What has come of one block so far, by fragment index."""
 
-    __slots__ = ("cells", "late", "number", "out", "spent", "sums")
+    __slots__ = ("cells", "late", "number", "out", "remnants", "spent", "sums", "tried")
 
     def __init__(self, number: int, out: memoryview) -> None:
         self.number, self.out = number, out
         self.cells: dict[int, memoryview] = {}
         self.sums: dict[int, int] = {}  # what the cells' checksums should be
         self.spent: set[int] = set()  # fragments whose cell of this block is no good
+        self.remnants: set[int] = set()  # fragments of which the cell is not from where the row says
+        self.tried: set[Remnant] = set()
         self.late: set[int] = set()  # those of which nothing is known but that another was quicker
 
     @property
@@ -75,13 +79,16 @@ class SliceReader:
         deadline: Deadline,
         note_damage: NoteDamage = not_noted,
         hedging: Hedging | None = None,
+        search: Search | None = None,
     ) -> None:
         """``order``: fragment indexes, the preferred first; ``span``: first block and the one after the last;
-        ``hedging``: what may be read twice when a node is late; None: it is waited for."""
+        ``hedging``: what may be read twice when a node is late; None: it is waited for; ``search``: for what else
+        is left of the slice when these do not give a block."""
         self._slice, self._block_size, self._code = piece, block_size, code
         self._stores, self._order, self._deadline = stores, order, deadline
         self._first, self._stop = span
-        self._note_damage, self._hedging = note_damage, hedging
+        self._note_damage, self._hedging, self._search = note_damage, hedging, search
+        self._remnants: list[Remnant] | None = None  # None: not looked for
         self.last = False  # whether the slice is its file's last; known from the first block on
         self._plains: list[int] = []  # the plain blocks' checksums, from the same tables
         self._open: dict[int, LateReader] = {}  # by fragment index, all before the same block
@@ -152,6 +159,10 @@ class SliceReader:
         """The block fails its checksum: cells that fail theirs are not used again; if none does, all of them."""
         bad = [index for index, view in block.cells.items() if checksum(view) != block.sums[index]]
         for index in bad or list(block.cells):
+            if index in block.remnants:  # another of them may be good
+                block.remnants.discard(index)
+                del block.cells[index]
+                continue
             self._note(index, Corrupt(f"{'cell' if bad else 'block'} {block.number} fails its checksum"))
             del block.cells[index]
             block.spent.add(index)
@@ -184,15 +195,19 @@ class SliceReader:
         if reader not in self._vouched:
             if not reader.start_or_late():
                 return False
-            if reader.table.digest(self._block_size) != self._slice.digest:
-                raise Corrupt("its table is not the slice's")
+            self._accept(reader.table)
             self._vouched.add(reader)
-            self._plains = [entry.plain for entry in reader.table.entries]
-            self.last = reader.table.last
         length = reader.table.entries[number].length
         if length != len(view):
             raise Corrupt(f"cell {number} has {length} bytes, {len(view)} expected")
         return reader.read_cell_or_late(view)
+
+    def _accept(self, table: FragmentTable) -> None:
+        """Raises Corrupt unless a fragment's table is the slice's."""
+        if table.digest(self._block_size) != self._slice.digest:
+            raise Corrupt("its table is not the slice's")
+        self._plains = [entry.plain for entry in table.entries]
+        self.last = table.last
 
     # --- a node that is late ----------------------------------------------------------------------------
 
@@ -282,6 +297,8 @@ class SliceReader:
             block.late.clear()  # there is nobody else: they are waited for
             index = self._candidate(block.asked)
         if index is None:
+            if self._read_remnant(block):
+                return
             raise self._exhausted(block.number)
         if len(self._open) < self._code.policy.k:
             if self._start(index, block.number):
@@ -291,6 +308,39 @@ class SliceReader:
         if reader is not None:
             with contextlib.closing(reader):
                 self._read(index, reader, block)
+
+    def _read_remnant(self, block: _Gathering) -> bool:
+        """One cell more of this block, a good one, from all that is left of the slice; whether there was one."""
+        if self._remnants is None:
+            self._remnants = self._search(self._slice, self._deadline) if self._search else []
+        for each in list(self._remnants):
+            if each in block.tried or each.number in block.cells:
+                continue
+            block.tried.add(each)
+            view = self._room(each.number, block.out)
+            try:
+                sum_ = self._read_cell_of(each, block.number, view)
+            except DistfsError as e:
+                self._deadline.check_cancelled()
+                log.info("%s gives no block %d: %s", each, block.number, e)
+                if not isinstance(e, Corrupt):
+                    self._remnants.remove(each)
+                continue
+            block.cells[each.number], block.sums[each.number] = view, sum_
+            block.remnants.add(each.number)
+            return True
+        return False
+
+    def _read_cell_of(self, remnant: Remnant, number: int, view: memoryview) -> int:
+        """-> its checksum. Raises Corrupt when it is not good."""
+        store, id = self._stores(remnant.node, self._deadline), FragmentId(self._slice.id, remnant.number)
+        with contextlib.closing(store.get(id, number, 1, self._deadline, aside=remnant.aside)) as reader:
+            self._accept(reader.table)
+            entry = reader.table.entries[number]
+            check_length(entry, len(view), number)
+            reader.read_cell(view)
+            check_cell(entry, checksum(view), number)
+        return entry.checksum
 
     def _candidate(self, excluded: set[int]) -> int | None:
         """The best fragment left: of those that failed or were late least, the first in order."""

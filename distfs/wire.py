@@ -11,7 +11,7 @@ how long it is, and its reader takes it straight from the socket to where it bel
 A request is one frame, answered by one OK or ERROR frame, but for PUT:
 
     PUT · CELL · CELL · … · END                    ->  OK {heard}, when it is durable; ERROR at any moment
-    GET {slice, index, first, count}               ->  OK {…}, body: the whole table, then the cells asked for
+    GET {slice, index, first, count, quarantine?}  ->  OK {…}, body: the whole table, then the cells asked for
     STAT, DELETE, VERIFY {slice, index}            ->  OK {…} (STAT: body is the table)
     LIST {cursor, limit, quarantine?}              ->  OK {cursor}, body: LISTED entries; no cursor: complete
     QUARANTINE, DISCARD {slice, index, min_age}    ->  OK {done}: put aside; delete from what was put aside

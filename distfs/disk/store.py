@@ -123,10 +123,10 @@ class DiskStore:
         if away := self.away:
             raise NodeUnavailable(f"{doing}: {away}")
 
-    def _open(self, id: FragmentId, first: int) -> DiskReader:
+    def _open(self, id: FragmentId, first: int, aside: bool = False) -> DiskReader:
         """What is not found in a folder that is away may well be there: raises NotFound, or NodeUnavailable."""
         try:
-            return DiskReader(self.path(id), id, first)
+            return DiskReader((self._aside if aside else self._files).path(id), id, first)
         except NotFound:
             self._check_home(f"read {id}")
             raise
@@ -141,8 +141,10 @@ class DiskStore:
                 raise Full(f"put {header.id}: {room.refusal(size_hint)}")
             return DiskWriter(self, header, size_hint)
 
-    def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> DiskReader:
-        return self._open(id, first)
+    def get(
+        self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
+    ) -> DiskReader:
+        return self._open(id, first, aside)
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
         with contextlib.closing(self._open(id, 0)) as reader:
@@ -174,12 +176,10 @@ class DiskStore:
         self._check_home(f"quarantine {id}")
         with translated(f"quarantine {id}"):
             judged = self._files.identity(id)
-            if judged and self._aside.identity(id) and self._is_worse_than_aside(id, deadline):
-                return self._files.remove(id, min_age, judged)
+            if judged and self._aside.identity(id) and not _passes(self.path(id), id, deadline):
+                good = _passes(self._aside.path(id), id, deadline)
+                return good and self._files.remove(id, min_age, judged)
             return self._files.move_to(self._aside, id, min_age)
-
-    def _is_worse_than_aside(self, id: FragmentId, deadline: Deadline) -> bool:
-        return not _passes(self.path(id), id, deadline) and _passes(self._aside.path(id), id, deadline)
 
     def release(self, id: FragmentId, deadline: Deadline) -> bool:
         self._check_home(f"release {id}")
@@ -274,8 +274,13 @@ class DiskStore:
             return open_sink(path, size_hint, buffers)
 
     def publish(self, temp: Path, id: FragmentId) -> None:
-        """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted."""
+        """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted.
+
+        The one it replaces is put aside: what is made anew in place may have been healed from it.
+        """
         self._check_home(f"store {id}")
+        if temp.exists() and not self._aside.identity(id):
+            self._files.move_to(self._aside, id)
         try:
             self._files.take_in(temp, id)
         except FileNotFoundError:

@@ -79,12 +79,15 @@ class NodeClient(AsksAhead):
         count: int,
         deadline: Deadline,
         connect_within: float | None = None,
+        aside: bool = False,
     ) -> RemoteReader:
         """``get`` without waiting for the answer: its reader says when the node is late.
 
         ``connect_within``: seconds after which a connection that is still not there is late already.
         """
-        fields = wire.encode_id(id) | {"first": first, "count": count}
+        fields = (
+            wire.encode_id(id) | {"first": first, "count": count} | ({"quarantine": True} if aside else {})
+        )
         request = self._request(Type.GET, fields, deadline)
         notice = self.hedge_delay
         try:
@@ -95,8 +98,10 @@ class NodeClient(AsksAhead):
             raise
         return RemoteReader(exchange, request)
 
-    def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> FragmentReader:
-        reader = self.ask(id, first, count, deadline)
+    def get(
+        self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
+    ) -> FragmentReader:
+        reader = self.ask(id, first, count, deadline, aside=aside)
         reader.start()
         return reader
 

@@ -35,6 +35,7 @@ from distfs.meta import MetaDB
 from distfs.model import FragmentId, Node
 from distfs.node_directory import NodeDirectory
 from distfs.rebuild import rebuild
+from distfs.remains import search_of
 from distfs.slice_read import NoteDamage, SliceReader
 from distfs.slice_upload import FileIdentity
 from distfs.upkeep.db import UpkeepDB
@@ -107,9 +108,8 @@ class FragmentMaker:
         identity = self._identity(task, deadline)
         span = 0, -(-task.piece.size // task.block_size)
         stores = self.directory.store
-        reader = SliceReader(
-            task.piece, task.block_size, code, stores, order, span, deadline, self._note_damage
-        )
+        shape, search = (task.piece, task.block_size, code), search_of(self.directory)
+        reader = SliceReader(*shape, stores, order, span, deadline, self._note_damage, search=search)
         size = min(task.block_size, task.piece.size)
         with self._pool.lent(deadline, code.beside(size), size) as buffer, contextlib.closing(reader):
             rebuild(identity, task.piece, index, reader, stores(target, deadline), buffer, deadline)

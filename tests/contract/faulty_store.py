@@ -80,9 +80,11 @@ class FaultyStore:
         self._strike("put", header.id, size_hint)
         return _FaultyWriter(self, self.inner.put(header, size_hint, deadline))
 
-    def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> FragmentReader:
+    def get(
+        self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
+    ) -> FragmentReader:
         self._strike("get", id, first, count)
-        return _FaultyReader(self, self.inner.get(id, first, count, deadline))
+        return _FaultyReader(self, self.inner.get(id, first, count, deadline, aside=aside))
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
         self._strike("stat", id)

@@ -50,8 +50,10 @@ class MemoryStore:
             self._writing.append(writer := _MemoryWriter(self, header))
         return writer
 
-    def get(self, id: FragmentId, first: int, count: int, deadline: Deadline) -> FragmentReader:
-        return _reader(self._data(id), first)
+    def get(
+        self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
+    ) -> FragmentReader:
+        return _reader(self._data(id, self.aside if aside else self.fragments), first)
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
         return self.get(id, 0, 0, deadline).table
@@ -70,8 +72,10 @@ class MemoryStore:
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         with self._lock:
-            worse = _passes(self.aside, id, deadline) and not _passes(self.fragments, id, deadline)
-            return _move(self.fragments, {} if worse else self.aside, id, min_age)
+            bad = id in self.aside and not _passes(self.fragments, id, deadline)
+            if bad and not _passes(self.aside, id, deadline):
+                return False
+            return _move(self.fragments, {} if bad else self.aside, id, min_age)
 
     def release(self, id: FragmentId, deadline: Deadline) -> bool:
         with self._lock:
@@ -94,11 +98,11 @@ class MemoryStore:
         used = sum(len(data) for kept in (self.fragments, self.aside) for data, _ in kept.values())
         return StoreInfo(node, cluster, capacity, used, capacity - used, "active", time.time())
 
-    def _data(self, id: FragmentId) -> bytearray:
+    def _data(self, id: FragmentId, kept: _Kept) -> bytearray:
         with self._lock:
-            if id not in self.fragments:
+            if id not in kept:
                 raise NotFound(f"no fragment {id}")
-            return self.fragments[id][0]
+            return kept[id][0]
 
     def _keep(self, writer: _MemoryWriter, data: bytearray) -> None:
         with self._lock:

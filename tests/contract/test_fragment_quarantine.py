@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from distfs.errors import Corrupt, NotFound
@@ -75,15 +77,27 @@ def test_a_bad_fragment_does_not_take_the_place_of_a_good_one_aside(subject: Sub
     assert whole(store, head.id) == data
 
 
-def test_of_two_bad_ones_the_later_is_kept_aside(subject: Subject) -> None:
+def test_of_two_bad_ones_none_is_deleted(subject: Subject) -> None:
+    """Each may have what the other lacks."""
     store, head = subject.store, header()
     for _ in range(2):
         put(store, head, random_bytes(9000))
         damage(subject, head.id, -400)
-        assert store.quarantine(head.id, 0, soon())
-    assert (listed(store), aside(store)) == ([], [head.id])
-    with pytest.raises(Corrupt):
-        store.release(head.id, soon())
+        done = store.quarantine(head.id, 0, soon())
+    assert not done
+    assert (listed(store), aside(store)) == ([head.id], [head.id])
+
+
+def test_what_is_aside_is_read_when_it_is_asked_for(store: FragmentStore) -> None:
+    data = random_bytes(9000)
+    id = put(store, header(), data)
+    assert store.quarantine(id, 0, soon())
+    with pytest.raises(NotFound):
+        store.get(id, 0, 1, soon())
+    with contextlib.closing(store.get(id, 0, 1, soon(), aside=True)) as reader:
+        view = memoryview(bytearray(reader.table.entries[0].length))
+        reader.read_cell(view)
+    assert data.startswith(bytes(view))
 
 
 def test_a_damaged_fragment_stays_aside(subject: Subject) -> None:

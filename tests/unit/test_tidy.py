@@ -32,6 +32,7 @@ LAYERS = """
     membership admission
     node_directory node_connection
     storage_server
+    remains
     slice_read slice_upload
     rebuild file_upload
     upload download
