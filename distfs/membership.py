@@ -74,7 +74,9 @@ class Membership:
         self._stopping.set()
         self._thread.join(_CALL_LIMIT_S)
         try:
-            self._meta.node_leave(self._store.node, self._address, Deadline(_LEAVE_LIMIT_S))
+            self._meta.node_leave(
+                self._store.node, self._address, Deadline(_LEAVE_LIMIT_S), self._store.secret
+            )
         except DistfsError as e:
             log.info("MetaDB was not told that this node stops, it will notice: %s", e)
 
@@ -116,14 +118,14 @@ class Membership:
         self._agree(deadline)
         if away := self._store.away:
             # Nobody can read what is kept here: it counts as lost, and is made anew if this lasts.
-            self._meta.node_leave(self._store.node, self._address, deadline)
+            self._meta.node_leave(self._store.node, self._address, deadline, self._store.secret)
             raise NodeUnavailable(away)
         info = self._store.info(deadline)
         sizes = info.capacity, info.used, info.free
         report = NodeReport(
             info.node, self._address, self._config.zone, *sizes, info.state, self._store.disk()
         )
-        return self._meta.heartbeat(report, deadline)
+        return self._meta.heartbeat(report, deadline, self._store.secret)
 
     def _agree(self, deadline: Deadline) -> None:
         """Once a cluster with services has a ``down_after``, it must be this node's, too. Raises OtherTimes."""

@@ -182,11 +182,12 @@ class MetaDB:
             for number, uuid, address, zone, capacity, free, state, age, used, stopped, disk, given_up in rows
         ]
 
-    def heartbeat(self, report: NodeReport, deadline: Deadline) -> int:
+    def heartbeat(self, report: NodeReport, deadline: Deadline, secret: bytes | None = None) -> int:
         """Say that a node is alive; -> its id. The first one registers it. 'draining' outlives heartbeats.
 
-        Raises Refused while another process is alive with the same UUID elsewhere, or another node at the
-        same address; it ends by itself ``down_after`` seconds after that one's last heartbeat.
+        ``secret``: 32 bytes that only the node knows; the first it names holds from then on. Raises Refused for
+        another, and while another process is alive with the same UUID elsewhere, or another node at the same
+        address; that ends by itself ``down_after`` seconds after that one's last heartbeat.
         """
         [[number]] = self.write(
             "node_heartbeat",
@@ -200,15 +201,18 @@ class MetaDB:
             state=report.state,
             down_after=self.down_after,
             disk=report.disk,
+            secret=secret,
         )
         return int(number)
 
-    def node_leave(self, uuid: UUID, address: Address, deadline: Deadline) -> None:
+    def node_leave(
+        self, uuid: UUID, address: Address, deadline: Deadline, secret: bytes | None = None
+    ) -> None:
         """Say that a node stops: it is down at once, and may start again at another address.
 
-        Nothing happens unless it is registered at ``address``. Its next heartbeat brings it back.
+        Nothing happens unless it is registered at ``address`` and with ``secret``. Its next heartbeat brings it back.
         """
-        self.write("node_leave", deadline, uuid=uuid, address=str(address))
+        self.write("node_leave", deadline, uuid=uuid, address=str(address), secret=secret)
 
     # --- files --------------------------------------------------------------------------------------
 

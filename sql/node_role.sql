@@ -4,6 +4,10 @@
 -- It can log in but has no password; over TCP it needs one: ALTER ROLE distfs_node PASSWORD '...'.
 DO $$
 BEGIN
+    -- Until PostgreSQL 14 everybody may make tables in it. Only its owner can end that; who may not, migrates on.
+    IF pg_has_role((SELECT nspowner FROM pg_namespace WHERE nspname = 'public'), 'USAGE') THEN
+        REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'distfs_node') THEN
         BEGIN
             CREATE ROLE distfs_node LOGIN;

@@ -32,10 +32,10 @@ SELECT id, uuid, address, zone, capacity, free, state,
 FROM node ORDER BY id;
 
 -- name: node_heartbeat
-SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :down_after, :disk);
+SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :down_after, :disk, CAST(:secret AS bytea));
 
 -- name: node_leave
-SELECT node_leave(:uuid, :address);
+SELECT node_leave(:uuid, :address, CAST(:secret AS bytea));
 
 -- name: commit_files
 -- All files of one request with their slices, in one statement. A file that is there already (or was, and is in

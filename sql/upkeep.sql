@@ -296,6 +296,9 @@ SELECT CAST(:id AS uuid) WHERE NOT EXISTS (SELECT FROM trash WHERE id = :id);
 -- name: set_node_state
 UPDATE node SET state = :state WHERE id = :node RETURNING id;
 
+-- name: trust_node
+UPDATE node SET secret_hash = NULL WHERE id = :node RETURNING id;
+
 -- name: forget_node
 SELECT forget_node(:node, :down_after);
 

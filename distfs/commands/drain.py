@@ -13,6 +13,16 @@ from distfs.output import complain, tell
 from distfs.upkeep.rebalance import dry_drain
 
 
+def trust(operator: Operator, named: str) -> int:
+    """-> 0. For a node whose folder lost its secret."""
+    node = operator.node(named)
+    operator.db.trust_node(node.id, operator.deadline())
+    tell(
+        f"node {node.id} ({node.address}) is believed once more: start it now; its secret holds from then on"
+    )
+    return 0
+
+
 def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int:
     """Empty a node; -> 0: it is empty, or not waited for; 1: it gets no emptier. Raises Refused while it is down."""
     node = operator.node(named)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distfs import config_file as configuration
-from distfs.commands.drain import drain, forget, plan_drain, undrain
+from distfs.commands.drain import drain, forget, plan_drain, trust, undrain
 from distfs.commands.fsck import fsck
 from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator, run
@@ -154,6 +154,10 @@ def _undrain(operator: Operator, given: Given) -> int:
     return undrain(operator, given.node)
 
 
+def _trust(operator: Operator, given: Given) -> int:
+    return trust(operator, given.node)
+
+
 def _forget(operator: Operator, given: Given) -> int:
     return forget(operator, given.node)
 
@@ -197,6 +201,9 @@ _COMMANDS = (
         _DRAIN,
     ),
     _Command("undrain", "let a draining node take part again", _undrain, (_node,)),
+    _Command(
+        "trust", "believe a node whose data folder lost its secret once more by its UUID", _trust, (_node,)
+    ),
     _Command(
         "forget",
         "take a node that is gone or empty off the list; refused when data would be lost",

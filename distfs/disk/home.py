@@ -7,9 +7,11 @@ what was once made there by mistake, is not this node's.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from distfs.disk.tree import fsync_folder, make_folder
 from distfs.errors import ConfigError, NotHome
 
 _FORMAT = 1
+_SECRET, _SECRET_BYTES = "secret", 32
 IDENTITY = "node.json"
 #: What a folder may hold before it is made a node's: a file system's own, and what is left of an earlier try.
 _NOTHING = {"lost+found", "lock", "tmp"}
@@ -128,6 +131,32 @@ def enter(folder: Path, cluster: UUID) -> UUID:
     return known.node
 
 
+def secret(folder: Path) -> bytes | None:
+    """What only this node knows, made when there is none; None: there is none, and the disk takes no writes.
+
+    Raises ConfigError, OSError.
+    """
+    path = folder / _SECRET
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            known = bytes.fromhex(path.read_text("ascii"))
+        except ValueError:
+            known = b""
+        if len(known) != _SECRET_BYTES:
+            raise ConfigError(
+                f"{path} is damaged: restore it, or remove it and run `distfs trust` with the node's id or address"
+            )
+        return known
+    fresh = secrets.token_bytes(_SECRET_BYTES)
+    try:
+        _durably(folder, _SECRET, fresh.hex() + "\n", 0o600)
+    except OSError as e:
+        if e.errno == errno.EROFS:
+            return None
+        raise
+    return fresh
+
+
 def elsewhere(folder: Path, known: Identity, here: Place | None = None) -> str:
     """Why a node's folder does not lie where it belongs, in words; empty: it does, as far as can be told."""
     then, here = known.place, here or place_of(folder)
@@ -201,10 +230,15 @@ def _write(folder: Path, home: Identity) -> None:
     place = home.place._asdict() if home.place else {}
     cluster = str(home.cluster) if home.cluster else None
     text = json.dumps({"node": str(home.node), "cluster": cluster, "format": _FORMAT, **place}) + "\n"
-    fresh = folder / "tmp" / IDENTITY
-    with open(fresh, "w") as f:
+    _durably(folder, IDENTITY, text, 0o644)
+
+
+def _durably(folder: Path, name: str, text: str, mode: int) -> None:
+    fresh = folder / "tmp" / name
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
-    fresh.rename(folder / IDENTITY)
+    fresh.rename(folder / name)
     fsync_folder(folder)

@@ -85,6 +85,7 @@ class DiskStore:
             self._lock = home.lock(self.folder)
             undo.callback(os.close, self._lock)
             self.node = home.enter(self.folder, cluster)
+            self.secret = home.secret(self.folder)
             self._known: tuple[int, int] | None = None  # the file that said so last
             for left in self._temp.iterdir():
                 left.unlink()

@@ -288,6 +288,11 @@ class UpkeepDB:
         if not self._meta.write("set_node_state", deadline, node=node, state=state):
             raise NotFound(f"no node {node}")
 
+    def trust_node(self, node: int, deadline: Deadline) -> None:
+        """Forget a node's secret: the next that its process names holds. Raises NotFound."""
+        if not self._meta.write("trust_node", deadline, node=node):
+            raise NotFound(f"no node {node}")
+
     def forget_node(self, node: int, deadline: Deadline) -> None:
         """Take a node's row away; nobody keeps its fragments then. Does nothing for an unknown node.
 

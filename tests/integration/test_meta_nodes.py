@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import replace
 from uuid import UUID, uuid4
@@ -10,9 +11,10 @@ import pytest
 from pg8000.native import DatabaseError
 
 from distfs.config import MetaDBConfig
-from distfs.errors import ConfigError, Refused
+from distfs.errors import ConfigError, DistfsError, Refused
 from distfs.meta import MetaDB
 from distfs.model import Node
+from distfs.upkeep.db import UpkeepDB
 from tests.integration.meta_examples import new_file, report, soon
 from tests.postgres import run_sql
 
@@ -228,8 +230,174 @@ def test_the_role_of_nodes_may_do_nothing_else(meta: MetaDB, metadb_url: str, sq
     assert caught.value.args[0]["C"] == "42501"
 
 
+def test_the_role_of_nodes_makes_no_tables_on_postgresql_14_either(meta: MetaDB, metadb_url: str) -> None:
+    run_sql(metadb_url, "GRANT CREATE ON SCHEMA public TO PUBLIC")  # as it is there from the start
+    run_sql(as_node(metadb_url), "CREATE TABLE before (n int)")
+    meta.migrate()
+    with pytest.raises(DatabaseError) as caught:
+        run_sql(as_node(metadb_url), "CREATE TABLE mine (n int)")
+    assert caught.value.args[0]["C"] == "42501"
+
+
 def test_too_few_rights_are_said_in_words(metadb_url: str) -> None:
     as_node = MetaDB(MetaDBConfig(url=metadb_url.replace("//distfs@", "//distfs_node@")))
     with pytest.raises(ConfigError, match="permission denied for table node"):
         as_node.nodes(soon())
     as_node.close()
+
+
+# --- a node speaks for itself alone ---------------------------------------------------------------------------------
+
+SECRET, ANOTHER = b"s" * 32, b"t" * 32
+_OLD_HEARTBEAT = "SELECT node_heartbeat(:uuid, :address, 'z1', 10, 5, 5, 'active', :down_after, '')"
+
+
+def as_node(url: str) -> str:
+    return url.replace("//distfs@", "//distfs_node@")
+
+
+def test_a_node_with_a_secret_is_nobody_else(meta: MetaDB, metadb_url: str) -> None:
+    said = report()
+    number = meta.heartbeat(said, soon(), SECRET)
+    assert meta.heartbeat(said, soon(), SECRET) == number
+    silence(metadb_url, said.uuid, 60)
+    moved = replace(said, address=report(port=9009).address)
+    for secret in (ANOTHER, None):
+        for what in (said, moved):
+            with pytest.raises(Refused, match=rf"this is not node {number}, .* `distfs trust {number}`"):
+                meta.heartbeat(what, soon(), secret)
+    old = {"uuid": said.uuid, "address": "127.0.0.1:9009", "down_after": 0}
+    with pytest.raises(DatabaseError):
+        run_sql(as_node(metadb_url), _OLD_HEARTBEAT, **old)
+    assert only_node(meta).address == said.address
+    assert not only_node(meta).alive
+    assert meta.heartbeat(moved, soon(), SECRET) == number
+
+
+def test_only_the_node_itself_says_that_it_leaves(meta: MetaDB, metadb_url: str) -> None:
+    said = report()
+    meta.heartbeat(said, soon(), SECRET)
+    for secret in (ANOTHER, None):
+        meta.node_leave(said.uuid, said.address, soon(), secret)
+    run_sql(as_node(metadb_url), "SELECT node_leave(:u, :a)", u=said.uuid, a=str(said.address))
+    assert only_node(meta).alive
+    meta.node_leave(said.uuid, said.address, soon(), SECRET)
+    assert not only_node(meta).alive
+
+
+def test_a_secret_is_kept_as_its_hash(meta: MetaDB, metadb_url: str) -> None:
+    meta.heartbeat(report(), soon(), SECRET)
+    assert run_sql(metadb_url, "SELECT secret_hash FROM node") == [[hashlib.sha256(SECRET).digest()]]
+
+
+def test_a_node_of_the_release_before_is_believed_until_it_first_names_a_secret(
+    meta: MetaDB, metadb_url: str
+) -> None:
+    uuid = uuid4()
+    old = {"uuid": uuid, "address": "127.0.0.1:9001", "down_after": 10}
+    [[number]] = run_sql(as_node(metadb_url), _OLD_HEARTBEAT, **old)
+    assert run_sql(as_node(metadb_url), _OLD_HEARTBEAT, **old) == [[number]]
+    assert meta.heartbeat(report(uuid), soon(), SECRET) == number
+    with pytest.raises(DatabaseError, match="distfs trust"):
+        run_sql(as_node(metadb_url), _OLD_HEARTBEAT, **old)
+
+
+def test_a_node_that_lost_its_secret_is_believed_when_an_operator_says_so(meta: MetaDB) -> None:
+    said = report()
+    number = meta.heartbeat(said, soon(), SECRET)
+    UpkeepDB(meta).trust_node(number, soon())
+    assert meta.heartbeat(said, soon(), ANOTHER) == number
+    with pytest.raises(Refused):
+        meta.heartbeat(said, soon(), SECRET)
+
+
+@pytest.mark.parametrize("secret", [None, ANOTHER])
+def test_nobody_moves_or_displaces_a_node_by_claiming_that_none_is_alive(
+    meta: MetaDB, metadb_url: str, secret: bytes | None
+) -> None:
+    """``down_after`` is the cluster's, whatever the caller says: a live node keeps its UUID and its address."""
+    said = report()
+    meta.heartbeat(said, soon())  # of the release before: without a secret
+    liar = MetaDB(MetaDBConfig(url=as_node(metadb_url)), down_after=0)
+    with pytest.raises(Refused, match="is alive at"):
+        liar.heartbeat(replace(said, address=report(port=9009).address), soon(), secret)
+    with pytest.raises(Refused, match="belongs to node"):
+        liar.heartbeat(report(), soon(), secret)
+    liar.close()
+    assert only_node(meta).address == said.address
+
+
+def test_the_clusters_down_after_tells_who_is_alive(meta: MetaDB, metadb_url: str) -> None:
+    said = report()
+    meta.heartbeat(said, soon(), SECRET)
+    meta.adopt_settings({"node.down_after": 60.0}, soon())
+    silence(metadb_url, said.uuid, 30)
+    with pytest.raises(Refused, match="belongs to node"):
+        meta.heartbeat(report(), soon(), ANOTHER)
+    meta.adopt_settings({"node.down_after": 20.0}, soon())
+    meta.heartbeat(report(), soon(), ANOTHER)
+
+
+def test_what_is_refused_or_rolled_back_uses_up_no_id(meta: MetaDB, metadb_url: str) -> None:
+    first = meta.heartbeat(report(), soon(), SECRET)
+    bad = [report(), report(port=9002, state="draining"), replace(report(port=9003), zone="z" * 101)]
+    bad += [replace(report(port=9004), used=-1), replace(report(port=9005), disk="d" * 101)]
+    for each in bad:
+        with pytest.raises((Refused, DistfsError)):
+            meta.heartbeat(each, soon(), SECRET)
+    heartbeat = _OLD_HEARTBEAT.replace(":address", "'127.0.0.1:9006'").replace(":down_after", "1")
+    for _ in range(3):
+        run_sql(as_node(metadb_url), f"BEGIN; {heartbeat.replace(':uuid', 'gen_random_uuid()')}; ROLLBACK")
+    assert meta.heartbeat(report(port=9007), soon(), SECRET) == first + 1
+
+
+def test_an_id_is_not_given_twice(meta: MetaDB) -> None:
+    said = report()
+    first = meta.heartbeat(said, soon(), SECRET)
+    meta.node_leave(said.uuid, said.address, soon(), SECRET)
+    UpkeepDB(meta).forget_node(first, soon())
+    assert meta.heartbeat(said, soon(), SECRET) == first + 1
+
+
+def test_nodes_are_bounded(meta: MetaDB, metadb_url: str) -> None:
+    run_sql(
+        metadb_url,
+        "INSERT INTO node (uuid, address, zone, capacity, used, free, state) "
+        "SELECT gen_random_uuid(), 'host:1', '', 1, 1, 1, 'active' FROM generate_series(1, 999)",
+    )
+    said = report()
+    last = meta.heartbeat(said, soon(), SECRET)
+    assert last == 1000
+    with pytest.raises(Refused, match=r"has 1000 storage nodes, and takes no more: `distfs forget`"):
+        meta.heartbeat(report(port=9002), soon(), SECRET)
+    assert meta.heartbeat(said, soon(), SECRET) == last
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "host:0",
+        "host:99999",
+        ":9001",
+        "host:",
+        "a:b:9001",
+        "::1:9001",
+        "a host:9001",
+        "host:9001\n",
+        "[x]:1",
+        "a/b:1",
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(meta: MetaDB, metadb_url: str, address: str) -> None:
+    for role in (metadb_url, as_node(metadb_url)):
+        with pytest.raises(DatabaseError, match="nobody can reach a node at"):
+            run_sql(role, _OLD_HEARTBEAT, uuid=uuid4(), address=address, down_after=10)
+    assert meta.nodes(soon()) == []
+
+
+@pytest.mark.parametrize(
+    "address", ["host:1", "10.0.0.1:65535", "[2001:db8::1]:9001", "[fe80::1%eth0]:9", "a_b.c-d:80"]
+)
+def test_an_address_that_can_be_is_taken(meta: MetaDB, metadb_url: str, address: str) -> None:
+    run_sql(metadb_url, _OLD_HEARTBEAT, uuid=uuid4(), address=address, down_after=10)
+    assert str(only_node(meta).address) == address

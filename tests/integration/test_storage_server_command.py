@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from distfs.node.client import NodeClient
 from tests.contract.litter import eventually
 from tests.contract.nodes import NODE
 from tests.contract.samples import entry_of, header, put, random_bytes, soon, whole
+from tests.postgres import run_sql
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,6 +162,34 @@ def test_listening_everywhere_without_saying_where_is_refused(
     with process(args, DISTFS_NODE_ADVERTISE="somewhere:9001"):
         [node] = registered(meta)
         assert str(node.address) == "somewhere:9001"
+
+
+def test_only_its_owner_can_read_a_nodes_secret_and_it_stays(
+    metadb_url: str, meta: MetaDB, tmp_path: Path
+) -> None:
+    def alive() -> bool:
+        return any(node.alive for node in meta.nodes(Deadline(10)))
+
+    secrets = []
+    for _ in range(2):
+        with process(command(tmp_path / "n", metadb_url)) as running:
+            eventually(alive, "it is here", 30)
+            secrets.append(bytes.fromhex((tmp_path / "n" / "secret").read_text()))
+            running.terminate()
+            assert running.wait(20) == 0
+    assert (tmp_path / "n" / "secret").stat().st_mode & 0o777 == 0o600
+    assert secrets[0] == secrets[1]
+    [node] = meta.nodes(Deadline(10))
+    assert run_sql(metadb_url, "SELECT secret_hash FROM node") == [[hashlib.sha256(secrets[0]).digest()]]
+    (tmp_path / "n" / "secret").unlink()  # as by a restore that left it out
+    with process(command(tmp_path / "n", metadb_url)) as running:
+        assert running.wait(60) == 2
+        assert running.stderr is not None
+        assert f"`distfs trust {node.id}`" in running.stderr.read().splitlines()[-1]
+    trusted = [sys.executable, "-m", "distfs", "trust", str(node.id), "--metadb", metadb_url]
+    assert subprocess.run(trusted, cwd=ROOT, capture_output=True).returncode == 0
+    with process(command(tmp_path / "n", metadb_url)):
+        eventually(alive, "it is back", 30)
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file", "/proc/nowhere"])
