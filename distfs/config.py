@@ -146,6 +146,7 @@ class NodeConfig:
     connection_age: Seconds = Seconds(600)  # nor one as old as this
     connect_timeout: Seconds = Seconds(1)
     stall_timeout: Seconds = Seconds(10)  # no byte for this long ends a transfer to or from a node
+    patience: Seconds = Seconds(15)  # a transfer waits so long for nodes that restart
     base_timeout: Seconds = Seconds(20)  # a slice's bound is base_timeout + bytes / min_rate
     min_rate: BytesPerSecond = BytesPerSecond(MIB)
     hedge_min: Seconds = Seconds(0.05)  # a read later than its node's p95, and this, is asked elsewhere

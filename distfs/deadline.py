@@ -110,6 +110,16 @@ class Deadline:
         """
         return self._scope.watch(wake) if self._scope is not None else _nothing
 
+    def pause(self, seconds: float, phase: str) -> None:
+        """Wait so long. Raises Cancelled as soon as this is; TooSlow when it ends first."""
+        woken = threading.Event()
+        unwatch = self.watch(woken.set)
+        try:
+            woken.wait(self.bound(seconds, phase))
+        finally:
+            unwatch()
+        self.remaining(phase)
+
     @contextlib.contextmanager
     def waking(self, condition: threading.Condition) -> Iterator[None]:
         """Within, cancelling this wakes all who wait for ``condition``. Enter and leave it without holding that."""

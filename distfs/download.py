@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
@@ -20,6 +21,37 @@ log = logging.getLogger("distfs.download")
 
 #: How to ask MetaDB for a file.
 Find = Callable[[UUID, Deadline], NewFile]
+
+
+#: A client that has nothing yet can be told to come again: it waits for a part of the patience only.
+_BEFORE_THE_FIRST = 3
+_LOOK_S, _LOOK_MOST_S = 0.1, 1.0  # between two tries
+
+
+class _Stuck:
+    """A read that cannot go on, and how long it was waited for nodes since its last block."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._until: float | None = None
+        self._pause = _LOOK_S
+
+    @property
+    def first(self) -> bool:
+        return self._until is None
+
+    @property
+    def over(self) -> bool:
+        return self._until is not None and time.monotonic() >= self._until
+
+    def wait(self, deadline: Deadline, at_once: bool) -> None:
+        """Before the next try; ``at_once``: not before the first. Raises Cancelled, TooSlow."""
+        if self._until is None:
+            self._until = time.monotonic() + self._patience
+            if at_once:
+                return
+        deadline.pause(self._pause, "waiting for storage nodes to come back")
+        self._pause = min(2 * self._pause, _LOOK_MOST_S)
 
 
 class Downloader:
@@ -56,10 +88,12 @@ class Downloader:
         known = self._directory.nodes(deadline)
         wanted = self._readers(file, start, stop, deadline)
         reader, upcoming = _opened(wanted), None
+        begun = False
         at = start // file.block_size * file.block_size  # where the next block begins
         try:
             while reader is not None:
-                for block in self._blocks(file, reader, known, buffer, deadline):
+                for block in self._blocks(file, reader, known, buffer, deadline, begun):
+                    begun = True
                     yield block[max(0, start - at) : stop - at]
                     at += len(block)
                     # Asked for here, not by a thread: at each hand-over of the interpreter lock a busy machine
@@ -79,25 +113,37 @@ class Downloader:
         known: list[Node],
         buffer: memoryview,
         deadline: Deadline,
+        begun: bool,
     ) -> Iterator[memoryview]:
-        """What ``reader`` reads; when it cannot go on and its fragments are elsewhere by now, from there.
+        """What ``reader`` reads; when it cannot go on and its fragments are elsewhere by now, from there. Nodes that
+        may only be restarting are waited for, where it was.
 
-        ``known``: the nodes as they were when the download began.
+        ``known``: the nodes as they were when the download began; ``begun``: bytes of it have left already.
         """
         number, stop = reader.span
-        try:
-            for block in reader.blocks(buffer):
-                yield block
-                number += 1
-            return
-        except (Corrupt, Unavailable):
-            deadline.check_cancelled()
-            piece = self._moved(file, reader.piece, known, deadline)
-            if piece is None:
-                raise
-        again = self._reader(file, piece, (number, stop), deadline)
-        with contextlib.closing(again):
-            yield from again.blocks(buffer)
+        code = code_for(file.policy)
+        patience = self._directory.patience / (1 if begun else _BEFORE_THE_FIRST)
+        stuck = _Stuck(patience)
+        while True:
+            try:
+                with contextlib.closing(reader):
+                    for block in reader.blocks(buffer):
+                        yield block
+                        number += 1
+                        stuck = _Stuck(self._directory.patience)
+                return
+            except (Corrupt, Unavailable) as e:
+                deadline.check_cancelled()
+                piece = self._moved(file, reader.piece, known, deadline)
+                lately = self._directory.may_return(filter(None, reader.piece.nodes), deadline)
+                gone = isinstance(e, Corrupt) or lately < code.policy.k
+                if not (stuck.first and piece) and (gone or stuck.over):
+                    raise
+                if stuck.first:
+                    log.warning("file %s: a download waits for storage nodes: %s", file.id, e)
+                stuck.wait(deadline, at_once=bool(piece))
+                piece = self._moved(file, reader.piece, known, deadline) or piece or reader.piece
+            reader = self._reader(file, piece, (number, stop), deadline)
 
     def _moved(self, file: NewFile, piece: Slice, known: list[Node], deadline: Deadline) -> Slice | None:
         """The slice as it is now, if a fragment of it, or a node that has one, is not where it was."""

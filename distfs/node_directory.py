@@ -69,6 +69,17 @@ class NodeDirectory:
             known.close()
         return fresh
 
+    def may_return(self, ids: Iterable[int], deadline: Deadline) -> int:
+        """How many of these nodes heartbeat, or did so lately: one that is restarted is back within seconds."""
+        lately = self._config.down_after + self._config.patience
+        known = {node.id: node for node in self.nodes(deadline)}
+        return sum(id in known and known[id].heartbeat_age < lately for id in ids)
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a transfer waits for them."""
+        return self._config.patience
+
     def standing(self, ids: Iterable[int]) -> dict[int, Standing]:
         """How well nodes do, as far as this service knows; slow only beside a quicker one of them."""
         with self._lock:

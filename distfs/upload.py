@@ -19,7 +19,7 @@ from distfs.blocks import Block, BlockPool
 from distfs.coding import code_for
 from distfs.config import StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, DistfsError, NodesLeft, OutcomeUnknown, Unavailable
+from distfs.errors import Busy, DistfsError, Full, NodesLeft, OutcomeUnknown, Unavailable
 from distfs.file_upload import FileUpload, Means, refusal
 from distfs.meta import MetaDB
 from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
@@ -38,6 +38,8 @@ log = logging.getLogger("distfs.upload")
 DISCARD_LIMIT_S = 5.0
 #: Nodes that were there so short a while ago are believed to be there when the file is committed.
 _TRUSTED_S = 1.0
+#: Between two looks for nodes that may come back.
+_LOOK_S = 0.25
 #: How often MetaDB may say at the commit that yet another node is leaving.
 _COMMITS = 5
 
@@ -144,7 +146,7 @@ class UploadSession:
         share = file.code.cell_size(size_hint)
         if self._placed_at is None:
             self._placed_at = time.monotonic()
-        plan = SlicePlan(file, ordinal, self._place(file, share, (), self._fewest(file)), size_hint)
+        plan = SlicePlan(file, ordinal, self._place_patiently(file, share), size_hint)
         self._stored.extend((node, FragmentId(plan.id, i)) for i, node in enumerate(plan.nodes))
         self._unsettled.append(plan)
         return plan
@@ -214,6 +216,23 @@ class UploadSession:
     def _fewest(self, file: FileIdentity) -> int:
         """How many fragments of a slice must be safe before it may be committed."""
         return self._uploader.means.config.fewest(file.code.policy)
+
+    def _place_patiently(self, file: FileIdentity, share: int) -> list[int]:
+        """As ``_place``, for a new slice. Nodes that stopped and may only be restarting are waited for."""
+        directory, fewest = self._uploader.directory, self._fewest(file)
+        ends = time.monotonic() + directory.patience
+        while True:
+            try:
+                return self._place(file, share, (), fewest)
+            except Full:
+                raise
+            except Unavailable as e:
+                able = [n for n in directory.nodes(self._deadline) if n.writable or not n.alive]
+                lately = directory.may_return({n.id for n in able} - self._failed_nodes, self._deadline)
+                if lately < fewest or time.monotonic() >= ends:
+                    raise
+                log.info("an upload waits for storage nodes: %s", e)
+            self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
 
     def _place(
         self, file: FileIdentity, share: int, taken: Sequence[int], fewest: int, width: int = 0

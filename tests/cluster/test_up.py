@@ -199,6 +199,25 @@ def test_a_signal_while_it_starts_stops_it_cleanly(up: StartUp, data: Path) -> N
     assert up().wait_ready().stop() == 0
 
 
+def test_all_nodes_killed_at_once_are_seen_by_no_download(up: StartUp, data: Path, tmp_path: Path) -> None:
+    running = up().wait_ready()
+    kept, came = tmp_path / "kept", tmp_path / "came"
+    kept.write_bytes(os.urandom(100 << 20))
+    uuid = curl("--upload-file", str(kept), f"{running.url}/upload/x").decode().strip()
+    rate = ["--limit-rate", "30M", "--output", str(came)]  # so that much of it is still to come
+    with subprocess.Popen(["curl", "-sSf", *rate, f"{running.url}/download/{uuid}"]) as client:
+        wait_until(lambda: came.exists() and came.stat().st_size > 10 << 20, "it has begun")
+        for name, pid in running.children().items():
+            if name.startswith("node"):
+                os.kill(pid, signal.SIGKILL)
+        assert client.poll() is None
+        assert came.stat().st_size < 90 << 20
+        assert client.wait(120) == 0
+    assert came.read_bytes() == kept.read_bytes()
+    assert running.log.count("was killed by SIGKILL") == 3
+    assert running.stop() == 0
+
+
 @pytest.mark.parametrize("name", ["node2", "serve", "metadb"])
 def test_a_child_that_dies_is_started_again_and_that_is_said(up: StartUp, data: Path, name: str) -> None:
     running = up().wait_ready()

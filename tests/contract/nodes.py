@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from distfs.config import Bytes, Fraction, NodeConfig
+from distfs.config import Bytes, Fraction, NodeConfig, Seconds
 from distfs.disk.home import make_home, read_identity
 from distfs.disk.store import DiskStore
 from distfs.node.client import NodeClient
@@ -18,7 +18,8 @@ from distfs.storage_server import StorageServer
 from tests.contract.samples import CLUSTER
 
 #: No reserve, so that tests need no disk of a certain size.
-NODE = NodeConfig(reserve=Fraction(0), reserve_bytes=Bytes(0))
+#: Nor is anybody waited for who was killed.
+NODE = NodeConfig(reserve=Fraction(0), reserve_bytes=Bytes(0), patience=Seconds(0.1))
 
 
 _RESET = struct.pack("ii", 1, 0)  # linger: for no time

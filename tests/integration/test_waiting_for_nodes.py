@@ -1,0 +1,130 @@
+"""Nodes that are all gone at once and come back: a download waits for them and goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from distfs.config import Seconds
+from distfs.deadline import Deadline
+from distfs.errors import Cancelled, TooSlow, Unavailable
+from distfs.model import Policy
+from tests.contract.litter import eventually
+from tests.contract.nodes import KillableServer
+from tests.contract.samples import random_bytes, soon
+from tests.integration.byte_ways import CODED, COPIES, SLICE, Source, Ways, byte_ways, register
+
+DATA = random_bytes(4 * SLICE + 77)
+
+
+@pytest.fixture
+def ways(metadb_url: str, tmp_path: Path) -> Iterator[Ways]:
+    with byte_ways(metadb_url, tmp_path) as ways:
+        directory = ways.services.directory
+        directory._config = replace(directory._config, patience=Seconds(300))
+        yield ways
+        ways.assert_clean()
+
+
+@pytest.fixture
+def waits(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
+    """Whether a download was seen to wait."""
+    caplog.set_level(logging.WARNING, "distfs.download")
+    return lambda: "a download waits for storage nodes" in caplog.text
+
+
+@contextmanager
+def back_elsewhere(ways: Ways) -> Iterator[None]:
+    """Every node that was killed listens again, at another port, and has said so."""
+    with ExitStack() as stack:
+        for number, server in list(ways.nodes.items()):
+            ways.services.meta.node_leave(server.store.node, server.address, soon())
+            again = ways.nodes[number] = KillableServer("127.0.0.1", 0, server.store, server.config)
+            thread = threading.Thread(target=again.serve_forever, args=(0.02,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(ways.kill, number)
+            assert register(ways.services, again) == number
+        yield
+
+
+@pytest.mark.parametrize("policy", [COPIES, CODED], ids=str)
+@pytest.mark.parametrize("begun", [0, 1, 5])
+def test_all_nodes_killed_and_back_at_other_ports_are_seen_by_no_download(
+    ways: Ways, waits: Callable[[], bool], policy: Policy, begun: int
+) -> None:
+    file = ways.upload(DATA, policy)
+    reading = ways.services.downloader.read(file, 0, file.size, Deadline(600))
+    came = b"".join(bytes(next(reading)) for _ in range(begun))
+    for number in ways.nodes:
+        ways.kill(number)
+    with ThreadPoolExecutor(1) as client:
+        rest = client.submit(lambda: b"".join(bytes(view) for view in reading))
+        eventually(waits, "it waits")
+        with back_elsewhere(ways):
+            assert came + rest.result(120) == DATA
+
+
+def test_who_hangs_up_does_not_wait_for_nodes(ways: Ways, waits: Callable[[], bool]) -> None:
+    file = ways.upload(DATA)
+    for number in ways.nodes:
+        ways.kill(number)
+    with ThreadPoolExecutor(1) as client, Deadline(600).scope() as scope:
+        reading = client.submit(next, ways.services.downloader.read(file, 0, file.size, scope))
+        eventually(waits, "it waits")
+        scope.cancel("the client hung up")
+        with pytest.raises(Cancelled):
+            reading.result(60)
+
+
+def test_a_wait_for_nodes_ends_with_its_request(ways: Ways, waits: Callable[[], bool]) -> None:
+    file = ways.upload(DATA)
+    for number in ways.nodes:
+        ways.kill(number)
+    with pytest.raises((TooSlow, Unavailable)):
+        next(ways.services.downloader.read(file, 0, file.size, Deadline(2)))
+    assert waits()
+
+
+def test_nodes_that_are_long_silent_are_not_waited_for(ways: Ways, waits: Callable[[], bool]) -> None:
+    file = ways.upload(DATA)
+    for number in ways.nodes:
+        ways.kill(number)
+    directory = ways.services.directory
+    directory._config = replace(directory._config, down_after=Seconds(0), patience=Seconds(0))
+    with pytest.raises(Unavailable, match="cannot be read"):
+        next(ways.services.downloader.read(file, 0, file.size, soon()))
+    assert not waits()
+
+
+def test_an_upload_waits_for_nodes_that_are_restarted_before_it_places_a_slice(
+    ways: Ways, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "distfs.upload")
+    back: list[threading.Thread] = []
+
+    def return_when_waited_for() -> None:
+        eventually(lambda: "an upload waits for storage nodes" in caplog.text, "it waits")
+        for server in ways.nodes.values():
+            register(ways.services, server)
+
+    def stop_all() -> None:
+        for server in ways.nodes.values():
+            ways.services.meta.node_leave(server.store.node, server.address, soon())
+        ways.services.directory._read_at = float("-inf")
+        back.append(threading.Thread(target=return_when_waited_for))
+        back[0].start()
+
+    with ways.services.uploader.begin(Deadline(600)) as session:
+        source = Source(DATA, {2 * SLICE: stop_all})
+        session.add(source, name="a", content_type="text/x", policy=COPIES)
+        [file] = session.commit()
+    back[0].join()
+    assert ways.download(file) == DATA
