@@ -18,6 +18,7 @@ from bench import (
     deadlines,
     decisions,
     fairness,
+    forms,
     healing,
     hedge,
     memory,
@@ -45,6 +46,7 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "pool": (pool.run, "connections to nodes kept, beside one a request: 4 KiB and 1 MiB"),
     "hedge": (hedge.run, "1 MiB downloads with one of three nodes 200 ms late, beside a healthy cluster"),
     "decisions": (decisions.run, "upkeep's and placement's decisions on a large cluster, without any I/O"),
+    "forms": (forms.run, "forms of 32 MiB, whatever their bytes: within 3 times of random ones"),
     "floor": (throughput.run_floor, "the floor alone; only when named"),
 }
 DEFAULT = (
@@ -59,6 +61,7 @@ DEFAULT = (
     "pool",
     "hedge",
     "decisions",
+    "forms",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

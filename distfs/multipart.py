@@ -24,6 +24,14 @@ MAX_PADDING = 64
 #: How much is read ahead to see a part's headers.
 SCRATCH = 64 * 1024
 
+#: A line that begins with the boundary and is no delimiter is data to us (to RFC 2046 it is an error), but looking
+#: at each takes its time. Boundaries are drawn at random: no file has many, unless somebody means harm.
+MAX_LOOKALIKES = 10_000
+#: A boundary that makes memmem step by fewer bytes is looked for by `re`.
+MIN_STEP = 8
+#: From so many bytes on, data is received where it is wanted. More than any delimiter, so that each step brings some.
+IN_PLACE = 1024
+
 _AFTER_BOUNDARY = re.compile(
     rb"(?P<last>--)|[ \t]{0,%d}\r\n|(?P<endless>[ \t]{%d})" % (MAX_PADDING, MAX_PADDING + 1)
 )
@@ -93,6 +101,11 @@ class MultipartReader:
         self._source = source
         self._limits = limits
         self._delimiter = b"\r\n--" + boundary
+        self._lookalikes = 0
+        # memmem steps by where a needle's last two bytes are before: on a boundary such as ------ byte by byte.
+        before = self._delimiter.rfind(self._delimiter[-2:], 0, -1)
+        steps = len(self._delimiter) - 2 - before
+        self._pattern = re.compile(re.escape(self._delimiter)) if steps < MIN_STEP else None
         # The CRLF a body may begin without: now the first delimiter is like the others and the preamble
         # is a part like the others, only that nobody wants it.
         self._ahead = bytearray(b"\r\n")
@@ -128,7 +141,9 @@ class MultipartReader:
         """The current part's data, as a Source gives it."""
         filled = 0
         while filled < len(view) and not self._part_ended:
-            step = self._from_ahead if len(self._ahead) > self._at else self._from_source
+            left = len(view) - filled
+            ahead = len(self._ahead) - self._at
+            step = self._in_place if left >= IN_PLACE and left > ahead else self._from_ahead
             filled += step(view[filled:])
         return filled
 
@@ -159,19 +174,30 @@ class MultipartReader:
         None with fewer bytes than the window has: what follows them may or may not become a delimiter.
         """
         start, length = 0, len(self._delimiter)
-        while (at := find(window, self._delimiter, start)) >= 0:
+        while (at := self._find(window, start)) >= 0:
             tail = bytes(window[at + length : at + length + MAX_PADDING + 2])
             match = _AFTER_BOUNDARY.match(tail)
             if match and match["endless"]:
                 raise Refused(f"the form has a boundary line with more than {MAX_PADDING} blanks")
             if match or _AFTER_BOUNDARY_SO_FAR.fullmatch(tail):
                 return at, match
+            self._lookalikes += 1
+            if self._lookalikes > MAX_LOOKALIKES:
+                raise Refused(
+                    "a file in the form is full of the form's boundary: send it with another boundary"
+                )
             start = at + 1
         tail = bytes(window[max(0, len(window) - length + 1) :])
         at = tail.find(b"\r")
         while at >= 0 and not self._delimiter.startswith(tail[at:]):
             at = tail.find(b"\r", at + 1)
         return len(window) - (len(tail) - at if at >= 0 else 0), None
+
+    def _find(self, window: memoryview, start: int) -> int:
+        if self._pattern is None:
+            return find(window, self._delimiter, start)
+        found = self._pattern.search(window, start)
+        return found.start() if found else -1
 
     def _end_part(self, delimiter: re.Match[bytes]) -> int:
         """The part is over; returns how many bytes to skip. The CRLF behind a boundary stays, as the line
@@ -180,21 +206,23 @@ class MultipartReader:
         self._closed = bool(delimiter["last"])
         return len(self._delimiter) + delimiter.end() - (0 if self._closed else 2)
 
-    def _from_source(self, view: memoryview) -> int:
-        """Data straight from the source; what is not certainly data goes to ``_ahead``, which is empty."""
-        size = self._receive(view)
-        if not size:
-            raise self._cut_short()
+    def _in_place(self, view: memoryview) -> int:
+        """Data where the caller wants it: what was set aside, which is less than the view, then from the source.
+        What is not certainly data is set aside."""
+        held = len(self._ahead) - self._at
+        view[:held] = memoryview(self._ahead)[self._at :]
+        size = held + self._receive(view[held:])
         data, delimiter = self._scan(view[:size])
         skip = self._end_part(delimiter) if delimiter else 0
-        self._ahead = bytearray(view[data + skip : size])
-        self._at = 0
+        self._ahead, self._at = bytearray(view[data + skip : size]), 0
+        if not data and not delimiter:
+            raise self._cut_short()
         return data
 
     def _from_ahead(self, view: memoryview) -> int:
         """Data that was set aside. 0 when it had to look further to tell, or the part ended."""
-        stop = self._at + len(view) + len(self._delimiter) + MAX_PADDING + 2
-        with memoryview(self._ahead)[self._at : stop] as window:
+        enough = len(view) + len(self._delimiter) + MAX_PADDING + 2
+        with memoryview(self._ahead)[self._at : self._at + enough] as window:
             data, delimiter = self._scan(window)
             size = min(data, len(view))
             view[:size] = window[:size]
@@ -203,7 +231,7 @@ class MultipartReader:
             self._at += self._end_part(delimiter)
         elif not size:
             before = len(self._ahead) - self._at
-            if self._look(len(self._delimiter) + MAX_PADDING + 2) == before:
+            if self._look(min(enough, SCRATCH)) == before:
                 raise self._cut_short()
         return size
 

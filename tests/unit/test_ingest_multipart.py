@@ -285,6 +285,46 @@ class Repeated:
         return filled
 
 
+class Counted(Bytes):
+    """A Source that counts how often it is asked."""
+
+    asked = 0
+
+    def readinto(self, view: memoryview) -> int:
+        self.asked += 1
+        return super().readinto(view)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"\r", b"\r\n", b"\r\n--", b"\r\n--" + B[:-1], b"\r\n--" + B[:-1] + b"x", b"-", b"x"]
+)
+def test_no_bytes_make_the_reader_go_in_small_steps(piece: bytes) -> None:
+    data, block = (piece * (4 << 20))[: 4 << 20], 1 << 18
+    source = Counted(form(('name="file"; filename="f"', data)))
+    reader = MultipartReader(source, B, LIMITS)
+    reader.next_part()
+    view, got = memoryview(bytearray(block)), b""
+    while count := reader.readinto(view):
+        got += view[:count]
+    assert got == data
+    assert source.asked <= 3 * len(data) // block + 5
+
+
+@pytest.mark.parametrize("boundary", [b"-" * 70, b"a" * 70, b"ab" * 30, b"-"])
+def test_a_boundary_of_one_kind_of_bytes_is_found(boundary: bytes) -> None:
+    for data in (b"-" * 300, b"a" * 300, b"\r\n--" + boundary[:-1] + b"!\r\n-", b"\r" * 99 + b"\n-" * 99):
+        body = form(('name="file"; filename="f"', data), boundary=boundary)
+        for size in (1, 7, 1000, 5000):
+            assert parts_of(body, [size], boundary=boundary) == [("file", "f", data)]
+
+
+@pytest.mark.parametrize("follows", [b"x", b"-x", b" \t x", b" " * 60 + b"x"])
+def test_a_file_full_of_the_boundary_is_refused(follows: bytes) -> None:
+    assert parts_of(form(('name="file"; filename="f"', (b"\r\n--" + B + follows) * 3000)))
+    with pytest.raises(Refused, match="another boundary"):
+        parts_of(form(('name="file"; filename="f"', (b"\r\n--" + B + follows) * 30_000)))
+
+
 def test_a_long_file_is_never_set_aside() -> None:
     size = 40 << 20
     head, _, tail = form(('name="file"; filename="f"', b"|")).partition(b"|")
