@@ -51,6 +51,11 @@ class Policy:
         return f"{self.k}+{self.m}"
 
 
+_REACHABLE = re.compile(
+    r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?\]):(?P<port>[0-9]{1,5})", re.ASCII
+)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
     """Where a storage node listens."""
@@ -64,6 +69,16 @@ class Address:
         if not colon or not port.isdecimal():
             raise ConfigError(f"address {text!r} is not of the form host:port")
         return cls(host.strip("[]"), int(port))
+
+    @classmethod
+    def reachable(cls, text: str) -> Address:
+        """One that others are told to reach. Raises ConfigError; MetaDB's node_heartbeat has the same rule."""
+        found = _REACHABLE.fullmatch(text)
+        if not found or not 1 <= int(found["port"]) <= 65535 or len(text) > 300:
+            raise ConfigError(
+                f"nobody can reach a node at {text[:100]!r}: advertise host:port, with a port from 1 to 65535"
+            )
+        return cls(found["host"].strip("[]"), int(found["port"]))
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -191,6 +191,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
             f"a node that listens on {config.node.host or 'every address'} must say where others reach it: "
             "set node.advertise to host:port"
         )
+    advertised = Address.reachable(config.node.advertise) if config.node.advertise else None
     meta = MetaDB(config.metadb, config.node.down_after)
     folder = Path(config.node.data)
     if init and read_identity(folder) is None:
@@ -207,7 +208,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
         failure.append(error)
         stopping.set()
 
-    address = Address.parse(config.node.advertise) if config.node.advertise else server.address
+    address = advertised or server.address
     start(server.accept, "accept", refused)
     log.info("node %s of cluster %s serves %s on %s", store.node, store.cluster, folder, server.address)
     watch = DiskWatch(store, config.node.probe_interval)

@@ -109,7 +109,9 @@ class Admission:
     def running(self) -> dict[str, int]:
         """Uploads in flight of those that rules are about, by whom each matches."""
         with self._counting:
-            return dict(self._uploads_of)
+            uploads = dict(self._uploads_of)
+        shown = {str(rule.match): _shown(number, rule) for number, rule in enumerate(self.callers.rules, 1)}
+        return {shown.get(of, "a rule of before"): count for of, count in uploads.items()}
 
     def largest(self, rule: CallerRule | None) -> int:
         """How many bytes a file may have of those a rule is about."""
@@ -349,3 +351,8 @@ class _Watched:
         count = self._source.readinto(view)
         self._promise.received(count)
         return count
+
+
+def _shown(number: int, rule: CallerRule) -> str:
+    """A rule for anybody to read: the value of a header that tells callers apart is as good as a password."""
+    return f"{rule.match.header} (rule {number})" if rule.match.header else str(rule.match)

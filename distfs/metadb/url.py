@@ -6,6 +6,7 @@ it concerns distfs; a parameter that would have to be ignored is refused instead
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import parse_qsl, unquote
 from distfs.errors import ConfigError
 
 _SCHEMES = ("postgresql://", "postgres://")
-_PARAMETERS = ("host", "port", "user", "sslmode", "sslrootcert")
+_PARAMETERS = ("host", "port", "user", "password", "sslmode", "sslrootcert")
 _SSL_MODES = ("disable", "require", "verify-full")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FORM = "postgresql://user:password@host:port/database"
@@ -65,7 +66,7 @@ class MetaURL:
             hosts=_hosts(options.get("host") or unquote(hosts) or "localhost", options.get("port", "5432")),
             user=user,
             database=unquote(database) or user,
-            password=unquote(password),
+            password=options.get("password", unquote(password)),
             sslmode=options.get("sslmode", ""),
             sslrootcert=options.get("sslrootcert", ""),
         )
@@ -90,10 +91,15 @@ class MetaURL:
 
 
 def _options(query: str) -> dict[str, str]:
+    if "@" in query:  # none of it is shown: it may be a password with a question mark
+        raise ConfigError(
+            "metadb.url has an @ after a question mark: in a password, write ? as %3F, / as %2F and @ as %40"
+        )
     options = dict(parse_qsl(query, keep_blank_values=True))
     for key in options:
         if key not in _PARAMETERS:
-            raise ConfigError(f"metadb.url: unknown parameter {key!r}; known: {', '.join(_PARAMETERS)}")
+            named = f" {key!r}" if re.fullmatch("[a-z_]{1,30}", key) else ""
+            raise ConfigError(f"metadb.url: unknown parameter{named}; known: {', '.join(_PARAMETERS)}")
     mode = options.get("sslmode")
     if mode is not None and mode not in _SSL_MODES:
         raise ConfigError(f"metadb.url: sslmode {mode!r} is not one of {', '.join(_SSL_MODES)}")
@@ -111,6 +117,8 @@ def _hosts(text: str, default_port: str) -> tuple[Host, ...]:
             name, _, port = part.rpartition(":")
         port = port or default_port
         if not name or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigError(f"metadb.url: {part!r} is not host:port")
+            raise ConfigError(
+                "metadb.url: what follows user:password@ is not host:port; in a password, write / as %2F and ? as %3F"
+            )
         hosts.append(Host(name.strip("[]").rstrip("/"), int(port)))
     return tuple(hosts)

@@ -222,7 +222,7 @@ def test_a_caller_has_so_many_uploads_at_once_and_others_go_on(make_cluster: Mak
         held.putheader("Content-Length", str(len(data)))
         held.endheaders(data[:MB])
 
-        wait_until(lambda: running() == {"X-Team=few": 1}, "the first one is counted")
+        wait_until(lambda: running() == {"X-Team (rule 1)": 1}, "the first one is counted")
         answer = cluster.request("PUT", "/upload/second", b"small", few)
         assert answer.status == 429
         assert int(answer.headers["retry-after"]) > 0
@@ -237,7 +237,7 @@ def test_a_caller_has_so_many_uploads_at_once_and_others_go_on(make_cluster: Mak
         gone.putheader("X-Team", "few")
         gone.putheader("Content-Length", str(len(data)))
         gone.endheaders(data[:MB])
-        wait_until(lambda: running() == {"X-Team=few": 1}, "it is counted")
+        wait_until(lambda: running() == {"X-Team (rule 1)": 1}, "it is counted")
     wait_until(lambda: running() == {}, "a client that hung up counts no more")
     assert cluster.request("PUT", "/upload/fourth", data, few).status == 201
 

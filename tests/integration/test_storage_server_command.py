@@ -192,6 +192,27 @@ def test_only_its_owner_can_read_a_nodes_secret_and_it_stays(
         eventually(alive, "it is back", 30)
 
 
+@pytest.mark.parametrize(
+    "address", ["host:0", "host:99999", "host", "a:b:9001", "::1:9001", "a host:9001", "host:9001\n", ":9001"]
+)
+def test_an_address_that_cannot_be_is_not_advertised(
+    metadb_url: str, meta: MetaDB, tmp_path: Path, address: str
+) -> None:
+    ended = subprocess.run(
+        command(tmp_path / "n", metadb_url),
+        cwd=ROOT,
+        env=os.environ | {"DISTFS_NODE_ADVERTISE": address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("storage_server: nobody can reach a node at ")
+    assert not (tmp_path / "n").exists()
+    assert meta.nodes(Deadline(10)) == []
+
+
 @pytest.mark.parametrize("where", ["a file", "below a file", "/proc/nowhere"])
 def test_a_folder_that_cannot_be_written_is_one_line(metadb_url: str, tmp_path: Path, where: str) -> None:
     (tmp_path / "f").write_text("")

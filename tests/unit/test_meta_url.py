@@ -41,14 +41,20 @@ def test_printing_a_url_shows_no_password() -> None:
         ("mysql://anna:secret@db/files", "must look like postgresql://"),
         ("", "must look like postgresql://"),
         ("postgresql://db/files", "names no user"),
-        ("postgresql://anna:secret@db:port/files", "'db:port' is not host:port"),
-        ("postgresql://anna:secret@db:0/files", "'db:0' is not host:port"),
-        ("postgresql://anna:secret@a,,b/files", "'' is not host:port"),
+        ("postgresql://anna:secret@db:port/files", "is not host:port"),
+        ("postgresql://anna:secret@db:0/files", "is not host:port"),
+        ("postgresql://anna:secret@a,,b/files", "is not host:port"),
         (
             "postgresql://anna:secret@db/files?sslmode=prefer",
             "sslmode 'prefer' is not one of disable, require",
         ),
         ("postgresql://anna:secret@db/files?ssl=on", "unknown parameter 'ssl'; known: host, port"),
+        ("postgresql://anna:sec?ret=secret@db/files", r"write \? as %3F"),
+        ("postgresql://anna:x?secret@db/files?sslmode=require", r"write \? as %3F"),
+        ("postgresql://anna:x?sslmode=secret@db/files", r"write \? as %3F"),
+        ("postgresql://anna:secret/x@db/files?user=anna", "is not host:port; in a password, write / as %2F"),
+        ("postgresql://anna@db/files?password=secret&ssl=on", "unknown parameter 'ssl'"),
+        ("postgresql://anna@db/files?pass-secret=1", "unknown parameter;"),
         ("postgresql://anna:secret@db/files?sslrootcert=/no/such/file", "/no/such/file is not a file"),
     ],
 )
@@ -82,3 +88,9 @@ def test_plaintext_is_for_this_machine_or_asked_for() -> None:
     assert context("", host="localhost:5433") is False
     assert context("?host=/run/postgresql") is False
     assert isinstance(context("?sslmode=require", host="127.0.0.1"), ssl.SSLContext)
+
+
+def test_a_password_after_the_question_mark_is_used_and_not_shown() -> None:
+    url = MetaURL.parse("postgresql://anna@db/files?password=a%3Fsecret")
+    assert url.password == "a?secret"
+    assert "secret" not in f"{url} {url!r}"
