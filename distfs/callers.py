@@ -21,6 +21,7 @@ FORWARDED_FOR = "X-Forwarded-For"
 FORWARDED_PROTO = "X-Forwarded-Proto"
 
 _HEADER_IS = re.compile(r"([A-Za-z0-9-]+)=(.+)")
+_IN_BRACKETS = re.compile(r"^\[([0-9A-Fa-f:.]+)\]")
 #: An address as proxies write it: some add a port.
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
 
@@ -86,7 +87,7 @@ class Identity:
 def parse_network(text: str) -> Network:
     """``10.0.0.0/8`` or one address. Raises ValueError."""
     try:
-        return ip_network(text.strip())
+        return ip_network(_IN_BRACKETS.sub(r"\1", text.strip()))
     except ValueError as e:
         raise ValueError(f"{text!r} is not an address range such as 10.0.0.0/8 or 2001:db8::/32") from e
 

@@ -13,6 +13,7 @@ from typing import NewType
 from distfs.callers import Caller, CallerMatch, Identity, Network
 from distfs.model import Policy
 
+HostName = NewType("HostName", str)  # an address or a name; IPv6 without brackets
 Bytes = NewType("Bytes", int)
 Seconds = NewType("Seconds", float)
 BytesPerSecond = NewType("BytesPerSecond", int)
@@ -26,7 +27,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 class HttpConfig:
     """The service's HTTP side."""
 
-    host: str = "127.0.0.1"
+    host: HostName = HostName("127.0.0.1")
     port: int = 8080  # 0: any free port
     threads: int = 32  # workers; a large transfer keeps one busy
     reserve_threads: int = (
@@ -126,7 +127,7 @@ class MetaDBConfig:
 class NodeConfig:
     """A storage node, and how the service talks to nodes."""
 
-    host: str = "127.0.0.1"
+    host: HostName = HostName("127.0.0.1")
     port: int = 0  # 0: any free port; the node registers where it listens
     advertise: str = ""  # host:port others reach it by; empty: where it listens
     data: str = "./data/node"

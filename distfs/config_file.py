@@ -15,13 +15,14 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass, replace
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from distfs.callers import CallerMatch, Network, parse_network
-from distfs.config import Bytes, BytesPerSecond, CallerRule, Config, Fraction, Seconds, Weight
+from distfs.config import Bytes, BytesPerSecond, CallerRule, Config, Fraction, HostName, Seconds, Weight
 from distfs.config_rules import check_relations
 from distfs.errors import ConfigError
 from distfs.model import Policy
@@ -55,7 +56,12 @@ def parse(tree: object) -> Config:
 
 def override(config: Config, section: str, **values: object) -> Config:
     """``config`` with keys of one section replaced where the value is not None (command-line flags)."""
-    given = {k: v for k, v in values.items() if v is not None}
+    types = typing.get_type_hints(typing.get_type_hints(Config)[section])
+    given = {
+        k: _value(types[k], v, f"config: {section}.{k}") if types[k] is HostName else v
+        for k, v in values.items()
+        if v is not None
+    }
     changed = replace(config, **{section: replace(getattr(config, section), **given)})
     check_relations(changed)
     return changed
@@ -205,6 +211,21 @@ def _text(value: object) -> str:
     return value
 
 
+def _host(value: object) -> str:
+    text = _text(value)
+    if text.startswith("[") and text.endswith("]") and ":" in text:
+        text = text[1:-1]  # IPv6 as URLs have it
+    try:
+        if ":" in text:
+            IPv6Address(text)
+        text.encode("idna")
+    except ValueError as e:  # UnicodeError is one
+        raise ValueError(f"{value!r} is no address and no name of a host") from e
+    if re.search(r"[\s/@\[\]]", text) or not text.isprintable():
+        raise ValueError(f"{value!r} is no address and no name of a host")
+    return text
+
+
 def _switch(value: object) -> bool:
     if str(value).lower() not in ("true", "yes", "on", "false", "no", "off"):
         raise ValueError(f"{value!r} is not true or false")
@@ -259,6 +280,7 @@ _PARSERS: _Parsers = {
     BytesPerSecond: _rate,
     Fraction: _fraction,
     Weight: _weight,
+    HostName: _host,
     CallerMatch: lambda value: CallerMatch.parse(_text(value)),
     int: _integer,
     bool: _switch,

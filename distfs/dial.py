@@ -38,7 +38,15 @@ def cannot_listen(host: str, port: int, error: OSError, other_host: str, other_p
         why, remedy = "ports below 1024 need privileges", other_port
     else:
         why, remedy = error.strerror or str(error), other_host
-    return ConfigError(f"cannot listen on {host}:{port}: {why}; {remedy}")
+    place = f"[{host}]" if ":" in host else host
+    return ConfigError(f"cannot listen on {place}:{port}: {why}; {remedy}")
+
+
+def to_listen(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """The family and the address, as ``bind`` takes it, of a host to listen on; "": every one. Raises OSError."""
+    flags = socket.AI_PASSIVE
+    family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    return family, address
 
 
 def dial(host: str, port: int, timeout: float) -> socket.socket:

@@ -25,7 +25,7 @@ from distfs.agreement import times_of
 from distfs.config import Config, MetaDBConfig
 from distfs.config_file import override
 from distfs.deadline import Deadline
-from distfs.dial import cannot_listen
+from distfs.dial import cannot_listen, to_listen
 from distfs.disk.home import make_home, read_identity
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB
@@ -110,6 +110,11 @@ class LocalCluster:
     def start(self, join: bool) -> None:
         """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
         _check_port(self._config.http.host, self._config.http.port)
+        if (host := self._config.node.host) in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
+            raise ConfigError(
+                f"nodes of `distfs up` need one address, not {host or 'every one'}: correct node.host"
+            )
+        _check_port(host, 0, "correct node.host")
         names = self._node_names()
         url = self._start_metadb()
         self._env = supervisor.environment(DISTFS_METADB_URL=url, DISTFS_NODE_ADVERTISE="")
@@ -153,8 +158,7 @@ class LocalCluster:
         if not embedded_postgres.is_embedded(url):
             return url
         if url == MetaDBConfig().url:
-            if "?" in str(self._data):  # it would end the folder in the URL
-                raise ConfigError(f"data folder {self._data}: choose one without a question mark with --data")
+            _check_name(self._data)
             url = f"{embedded_postgres.SCHEME}{self._data / 'metadb'}"
         folder = str(embedded_postgres.folder_of(url))
         embedded_postgres.binary("postgres")  # a missing wheel is said at once
@@ -256,17 +260,27 @@ class LocalCluster:
         return [*self._metadb, *self._nodes, *self._service]
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_name(data: Path) -> None:
+    """Raises ConfigError for a folder in which PostgreSQL's own files, or a URL, could not name what is there."""
+    name = str(data)
+    if "?" in name:  # it would end the folder in the URL
+        raise ConfigError(f"data folder {data}: choose one without a question mark with --data")
+    if not name.isprintable():  # a byte that is not UTF-8 is a lone surrogate here, which is not printable
+        raise ConfigError(
+            f"data folder {name!r}: choose one whose name is UTF-8 without line breaks with --data"
+        )
+
+
+def _check_port(host: str, port: int, other_host: str = "choose another with --host") -> None:
     """Before anything is started: can the service listen there? Raises ConfigError."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
+        family, address = to_listen(host, port)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
     except OSError as e:
-        another = "choose another with"
-        raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e
+        raise cannot_listen(host, port, e, other_host, "choose another with --port") from e
 
 
 def _unready(url: str) -> str:
@@ -312,7 +326,8 @@ class _NodePorts:
         port = self._ports.pop(name, 0)
         others = set(self._ports.values())
         while not port or port in others or not self._free(port):
-            with socket.create_server((self.host, 0)) as probe:
+            family, address = to_listen(self.host, 0)
+            with socket.create_server(address[:2], family=family) as probe:
                 port = probe.getsockname()[1]
         self._ports[name] = port
         return port

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
 import socketserver
 import sys
 import threading
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 from distfs import config_file as configuration
 from distfs import descriptors, parent_watch
 from distfs.config import Config, NodeConfig
-from distfs.dial import cannot_listen
+from distfs.dial import cannot_listen, to_listen
 from distfs.disk.home import make_home, read_identity
 from distfs.disk.store import DiskStore
 from distfs.disk.watch import DiskWatch
@@ -54,13 +53,12 @@ class StorageServer(socketserver.ThreadingTCPServer):
 
     def __init__(self, host: str, port: int, store: DiskStore, config: NodeConfig) -> None:
         self.store, self.config = store, config
-        if ":" in host:
-            self.address_family = socket.AF_INET6
+        self.address_family, address = to_listen(host, port)
         self._transfers = self._connections = self._requests = 0
         self._draining = False
         self._lock = threading.Lock()
         self._accept_trouble = descriptors.AcceptTrouble(log)
-        super().__init__((host, port), Connection)
+        super().__init__(address, Connection)
 
     @property
     def address(self) -> Address:

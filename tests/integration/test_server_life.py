@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import distfs.server
-from distfs.config import Seconds
+from distfs.config import HostName, Seconds
 from distfs.errors import ConfigError
 from distfs.server import Host, Server
 from tests.integration.raw_http import (
@@ -57,7 +57,7 @@ def test_a_busy_port_is_said_with_the_remedy() -> None:
 def test_an_address_of_elsewhere_is_said_with_the_remedy() -> None:
     for host in ("192.0.2.1", "no.such.host.invalid"):
         with pytest.raises(ConfigError, match=r"http\.host"):
-            Server(echo, replace(CONFIG, host=host))
+            Server(echo, replace(CONFIG, host=HostName(host)))
 
 
 def test_a_spool_folder_that_is_not_there_is_said_with_the_remedy(tmp_path: Path) -> None:
