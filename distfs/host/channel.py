@@ -25,7 +25,7 @@ from distfs.host.body_framing import Framing
 from distfs.host.client_socket import Bytes, ClientSocket
 from distfs.host.dispatcher import Lane
 from distfs.host.request_body import CUT_SHORT, StreamedBody
-from distfs.host.request_parser import MAX_HEADER, RequestParser
+from distfs.host.request_parser import MAX_HEADER, RequestParser, other_protocol
 from distfs.host.response import Refusal, Response, logger
 from distfs.telemetry import enter_request, leave_request
 
@@ -38,6 +38,8 @@ LINGER_BYTES = 64 * MIB
 #: How often a client is asked whether it is still there, at most.
 ASK_AGAIN_SECONDS = 5.0
 
+#: Bytes by which a client is seen to speak something else.
+MAGIC = 64
 NOTHING = memoryview(b"")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: With this, closing a socket resets the connection: nobody takes it for the end of an answer.
@@ -131,6 +133,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             self.ahead = memoryview(bytes(scratch[:count]))
             if self._parse():
                 self._to_worker()
+            self.settle()
         elif self.request and self.request.headers_finished:
             self._refuse(self.request, BodyCutShort(CUT_SHORT))
         else:
@@ -259,6 +262,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Take requests from ``ahead`` until one is ready to be served, in ``requests``; whether one is."""
         while self.ahead:
             if self.request is None:
+                if other := other_protocol(bytes(self.ahead[:MAGIC])):
+                    who = self.addr[0] if self.addr else "-"
+                    logger.info(
+                        "a client at %s speaks %s on the port of HTTP: its connection is closed", who, other
+                    )
+                    self.ahead, self.ending = NOTHING, Ending.CUT
+                    return False
                 self.request = RequestParser(self.adj)
                 self.began = time.monotonic()
             request = self.request

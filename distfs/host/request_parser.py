@@ -26,6 +26,20 @@ MAX_HEADER = 65536
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
+#: How clients begin that take this port for another one's.
+_OTHERS = {b"\x16\x03": "TLS", b"SSH-": "SSH", b"PRI * HTTP/2": "HTTP/2", b"PROXY ": "the PROXY protocol"}
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]")
+
+
+def other_protocol(data: bytes) -> str:
+    """What a connection's first bytes are, when they cannot begin a request; empty: they can."""
+    data = data.lstrip(b"\r\n")
+    for magic, name in _OTHERS.items():
+        if data.startswith(magic):
+            return name
+    return "no HTTP" if data and not _METHOD.match(data) else ""
+
+
 class RequestParser(HTTPRequestParser):  # type: ignore[misc]
     """Complete as soon as its header is in; ``framing`` then tells of a body, and its channel which way it comes.
 

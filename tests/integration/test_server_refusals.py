@@ -284,6 +284,31 @@ def test_the_host_is_the_targets_or_else_the_headers(message: bytes, host: str, 
         assert client.answer().body.decode() == f"{host} {path}"
 
 
+@pytest.mark.parametrize(
+    ("hello", "name"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01", "TLS"),
+        (b"SSH-2.0-OpenSSH_9\r\n", "SSH"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2"),
+        (b"PROXY TCP4 1.2.3.4 1.2.3.4 5 6\r\n", "the PROXY protocol"),
+        (b"\r\n\r\n\x00\r\nQUIT\n\x21", "no HTTP"),
+        (b"\x03\x00\x00\x13", "no HTTP"),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", put(b"x")], ids=["first", "after a request"])
+def test_who_speaks_something_else_is_sent_away_at_once(
+    caplog: pytest.LogCaptureFixture, hello: bytes, name: str, before: bytes
+) -> None:
+    caplog.set_level("INFO", "distfs.server")
+    with serving(echo) as server, RawClient(server) as client:
+        client.send(before, hello)
+        if before:
+            assert client.answer().body == b"x"
+        with suppress(ConnectionResetError):
+            assert client.rest() == b""
+    assert f"127.0.0.1 speaks {name} on the port of HTTP" in caplog.text
+
+
 def test_what_follows_a_malformed_request_is_not_served() -> None:
     with serving(echo) as server, RawClient(server) as client:
         client.send(b"nonsense\r\n\r\n", request())
