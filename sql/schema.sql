@@ -375,7 +375,7 @@ AS $$
 $$;
 REVOKE ALL ON FUNCTION hurt_among FROM PUBLIC;
 
--- An operator's word that a node is gone for good. Refusals carry SQLSTATE DF001 and a message for the operator.
+-- An operator's word that a node is gone for good; never of one that heartbeats. Refusals carry SQLSTATE DF001 and a message for the operator.
 CREATE FUNCTION forget_node(p_node integer, p_down_after double precision) RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -385,17 +385,15 @@ DECLARE
     slices bigint;
     files bigint;
 BEGIN
+    -- Nobody is just naming it; then its row, since a heartbeat takes that as well: one of the two sees the other.
+    PERFORM pg_advisory_xact_lock(hashtext('distfs: a node is named'), p_node);
     SELECT * INTO mine FROM public.node WHERE id = p_node FOR UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
-    IF mine.heartbeat_at > now() - make_interval(secs => p_down_after) AND NOT mine.stopped AND (
-        mine.state <> 'draining'
-        OR EXISTS (SELECT FROM slice WHERE nodes @> ARRAY[p_node])
-        OR EXISTS (SELECT FROM trash_slice WHERE nodes @> ARRAY[p_node])
-    ) THEN
-        RAISE EXCEPTION 'node % is alive at %: drain it until it is empty (distfs drain %), or stop it first',
-            p_node, mine.address, p_node USING ERRCODE = 'DF001';
+    IF mine.heartbeat_at > now() - make_interval(secs => p_down_after) AND NOT mine.stopped THEN
+        RAISE EXCEPTION 'node % is alive at %: drain it until it is safe to unplug (distfs drain %) and stop its '
+            'process; then forget it', p_node, mine.address, p_node USING ERRCODE = 'DF001';
     END IF;
     -- What is on a node that is down, or damaged, cannot be counted on.
     lost := lost_nodes(p_down_after, true) || p_node;
@@ -416,8 +414,7 @@ BEGIN
             'undeleted count): start it again, wait for repair, or delete those files first; `distfs fsck` names them',
             p_node, slices, files USING ERRCODE = 'DF001';
     END IF;
-    UPDATE slice SET nodes = array_replace(nodes, p_node, 0) WHERE nodes @> ARRAY[p_node];
-    UPDATE trash_slice SET nodes = array_replace(nodes, p_node, 0) WHERE nodes @> ARRAY[p_node];
+    -- What slices name and no node has counts as lost; to rewrite a million of them would take minutes.
     DELETE FROM node WHERE id = p_node;
 END
 $$;

@@ -112,6 +112,4 @@ def forget(operator: Operator, named: str) -> int:
     operator.db.forget_node(node.id, operator.deadline())
     rest = f": repair makes its {counted(left, 'fragment')} anew on others" if left else ""
     tell(f"node {node.id} ({node.address}) is forgotten{rest}")
-    if node.alive:
-        tell("its process still runs: stop it, or it joins again as a new, empty node")
     return 0

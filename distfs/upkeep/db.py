@@ -294,9 +294,9 @@ class UpkeepDB:
             raise NotFound(f"no node {node}")
 
     def forget_node(self, node: int, deadline: Deadline) -> None:
-        """Take a node's row away; nobody keeps its fragments then. Does nothing for an unknown node.
+        """Take a node's row away; its fragments count as lost then. Does nothing for an unknown node.
 
-        Raises Refused, in words, while it is alive and not drained, or when a slice would be left with fewer
+        Raises Refused, in words, while it heartbeats, or when a slice would be left with fewer
         than k fragments that are healthy and on nodes that are up.
         """
         self._meta.write("forget_node", deadline, node=node, down_after=self._meta.down_after)

@@ -208,7 +208,10 @@ def test_a_live_node_is_not_forgotten(upkeep: UpkeepDB, meta: MetaDB) -> None:
     assert len(meta.nodes(soon())) == 2
 
 
-def test_a_drained_node_is_forgotten_alive(upkeep: UpkeepDB, meta: MetaDB) -> None:
+def test_a_drained_node_is_forgotten_when_it_has_stopped(
+    upkeep: UpkeepDB, meta: MetaDB, metadb_url: str
+) -> None:
+    """While it heartbeats it would be back at once, as a new node that takes writes."""
     register(meta, 3)
     live, deleted = placed((1, 2)), placed((1, 3))
     meta.commit_files([live, deleted], soon())
@@ -218,6 +221,10 @@ def test_a_drained_node_is_forgotten_alive(upkeep: UpkeepDB, meta: MetaDB) -> No
         with pytest.raises(Refused, match="alive"):
             upkeep.forget_node(1, soon())
         upkeep.move_fragment(file.slices[0].id, 0, 1, target, soon())
+    assert upkeep.leaving(1, soon()).safe
+    with pytest.raises(Refused, match="node 1 is alive at .* stop its process; then forget it"):
+        upkeep.forget_node(1, soon())
+    run_sql(metadb_url, "UPDATE node SET stopped = true WHERE id = 1")
     upkeep.forget_node(1, soon())
     upkeep.forget_node(1, soon())
     assert [node.id for node in meta.nodes(soon())] == [2, 3]
@@ -233,9 +240,9 @@ def test_a_dead_node_is_forgotten_and_its_fragments_are_nobodys(
     upkeep.begin_scrub(1, soon())
     silence_node(metadb_url, 1, 20)
     upkeep.forget_node(1, soon())
-    assert [piece.nodes for piece in meta.file(live.id, soon()).slices] == [(0, 2), (2, 3), (3, 0)]
+    assert [piece.nodes for piece in meta.file(live.id, soon()).slices] == [(1, 2), (2, 3), (3, 1)]
     meta.undelete_file(deleted.id, soon())
-    assert meta.file(deleted.id, soon()).slices[0].nodes == (2, 0)
+    assert meta.file(deleted.id, soon()).slices[0].nodes == (2, 1)
     assert len(upkeep.work_to_repair(600, 10, soon())) == 3
 
 

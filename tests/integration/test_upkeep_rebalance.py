@@ -82,7 +82,8 @@ def test_a_drained_node_ends_empty_and_may_be_forgotten(cluster: UpkeepCluster, 
     cluster.assert_whole(file)
     cluster.meta.undelete_file(trashed.id, soon())
     cluster.assert_whole(trashed)
-    cluster.db.forget_node(node, soon())
+    with pytest.raises(Refused, match="is alive"):
+        cluster.db.forget_node(node, soon())
     assert cluster.download(file) == data
 
 
