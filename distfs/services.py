@@ -11,6 +11,7 @@ from distfs.admission.promises import Admission
 from distfs.agreement import Agreement
 from distfs.bandwidth import Bandwidth
 from distfs.blocks import BlockPool
+from distfs.coding import code_for
 from distfs.config import Config
 from distfs.deadline import Deadline, Scope
 from distfs.download import Downloader
@@ -77,6 +78,8 @@ def build(config: Config) -> Services:
     meta = MetaDB(config.metadb, config.node.down_after)
     directory = NodeDirectory(meta, config.node)
     storage = config.storage
+    for policy in storage.policies.values():
+        code_for(policy)  # what it needs and is not installed is said now, not to the first who uploads
     pool = BlockPool(storage.block_size, storage.memory_budget // storage.block_size)
     uploader = Uploader(meta, directory, Placement(), pool, storage, config.http.threads)
     gate = Gate(config.http.max_uploads, config.http.max_bytes_in_flight)
