@@ -172,6 +172,9 @@ class UpkeepConfig:
     sweep_margin: Seconds = Seconds(3600)  # added to upload_ttl, for clocks that disagree
     quarantine_ttl: Seconds = Seconds(7 * 86400)  # what was put aside is kept for so long
     trash_ttl: Seconds = Seconds(7 * 86400)  # deleted files can be undeleted for so long
+    trash_gives_way: bool = (
+        True  # what was deleted first is erased before an upload is refused for want of room
+    )
     rebalance_threshold: Fraction = Fraction(0.05)  # difference in fullness that is left alone
     rebalance_rate: BytesPerSecond = BytesPerSecond(50 * MIB)
 

@@ -78,6 +78,11 @@ class Cluster(NamedTuple):
     has_nodes: bool  # one has registered, at any time
 
 
+#: Bytes of a file in the trash are erased only so long after MetaDB was told: a standby that is further behind than
+#: this and takes over would bring back a file without them.
+SETTLE_S = 60.0
+
+
 class MetaDB:
     """Thread-safe; connects when it is first asked for something.
 
@@ -113,6 +118,11 @@ class MetaDB:
         self._pool.close()
 
     # --- the cluster and its nodes ------------------------------------------------------------------
+
+    @property
+    def settles_after(self) -> float:
+        """Seconds after which no fail-over loses a change. An embedded MetaDB has no standby: it never does."""
+        return 0.0 if embedded_postgres.is_embedded(self._config.url) else SETTLE_S
 
     def ping(self, deadline: Deadline) -> None:
         """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""

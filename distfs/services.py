@@ -83,7 +83,14 @@ def build(config: Config) -> Services:
     pool = BlockPool(storage.block_size, storage.memory_budget // storage.block_size)
     uploader = Uploader(meta, directory, Placement(), pool, storage, config.http.threads)
     gate = Gate(config.http.max_uploads, config.http.max_bytes_in_flight)
-    admission = Admission(ReservationDB(meta, uuid4()), gate, storage, config.http, config.callers)
+    admission = Admission(
+        ReservationDB(meta, uuid4()),
+        gate,
+        storage,
+        config.http,
+        config.callers,
+        trash_gives_way=config.upkeep.trash_gives_way,
+    )
     damage = DamageNotes(UpkeepDB(meta))
     downloader = Downloader(directory, pool, damage, meta.file)
     bandwidth = Bandwidth(config.bandwidth, config.callers)

@@ -2,12 +2,15 @@
 
 -- name: admission_state
 -- What a decision needs, seen at one moment: how many were granted; the disks of the nodes that take writes, as
--- [free bytes, nodes]; what is promised, as {width: share}. What was written counts twice until every node has
+-- [free bytes, nodes]; what is promised, as {width: share}; by how many uploads that run, and how many bytes of it. What was written counts twice until every node has
 -- reported since.
 WITH up AS (
     SELECT * FROM node WHERE NOT stopped AND NOT given_up AND heartbeat_at > now() - make_interval(secs => :down_after)
 ), promised AS (
-    SELECT width, sum(share)::bigint AS share FROM reservation
+    SELECT width, sum(share)::bigint AS share,
+        count(*) FILTER (WHERE ended_at IS NULL) AS running,
+        coalesce(sum(share) FILTER (WHERE ended_at IS NULL), 0)::bigint AS runs
+    FROM reservation
     WHERE CASE WHEN ended_at IS NULL THEN expires_at > now() ELSE ended_at >= (SELECT min(heartbeat_at) FROM up) END
     GROUP BY width
 ), disks AS (
@@ -19,7 +22,9 @@ SELECT
     coalesce((SELECT json_agg(json_build_array(free, nodes)) FROM disks), '[]'),
     (SELECT count(*) FROM node),
     (SELECT count(*) FROM up),
-    coalesce((SELECT json_object_agg(width, share) FROM promised), '{}');
+    coalesce((SELECT json_object_agg(width, share) FROM promised), '{}'),
+    coalesce((SELECT sum(running) FROM promised), 0)::bigint,
+    coalesce((SELECT sum(width * runs) FROM promised), 0)::bigint;
 
 -- name: reserve
 -- Nothing, when another was granted since ``seen``.
@@ -54,3 +59,23 @@ WITH given AS (
         OR (expires_at < now() AND id NOT IN (SELECT id FROM given))
 )
 SELECT count(*) FROM given;
+
+-- name: trash_room
+-- Bytes on all nodes: in the trash, and of those what is being erased.
+SELECT coalesce(sum(size * (k + m) / k), 0)::bigint,
+    coalesce(sum(size * (k + m) / k) FILTER (WHERE erase_at IS NOT NULL), 0)::bigint
+FROM trash;
+
+-- name: trash_gives_way
+-- The oldest files in the trash, until so many bytes are being erased, those that are already included.
+WITH oldest AS (
+    SELECT id, deleted_at, size * (k + m) / k AS bytes FROM trash WHERE erase_at IS NULL
+    ORDER BY deleted_at, id LIMIT 10000
+), counted AS (
+    SELECT id, sum(bytes) OVER (ORDER BY deleted_at, id) - bytes AS before FROM oldest
+)
+UPDATE trash SET purge_at = coalesce(purge_at, now()), erase_at = now() + make_interval(secs => :settle)
+FROM counted WHERE trash.id = counted.id AND before < :bytes - (
+    SELECT coalesce(sum(size * (k + m) / k), 0) FROM trash WHERE erase_at IS NOT NULL
+)
+RETURNING trash.id;

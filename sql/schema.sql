@@ -105,10 +105,13 @@ CREATE TABLE trash (
     LIKE file INCLUDING CONSTRAINTS INCLUDING COMMENTS,
     deleted_at timestamptz NOT NULL DEFAULT now(),
     purge_at timestamptz,
+    erase_at timestamptz,
     PRIMARY KEY (id)
 );
 COMMENT ON COLUMN trash.purge_at IS 'When upkeep began to remove its fragments: from then on it cannot be undeleted.';
+COMMENT ON COLUMN trash.erase_at IS 'Its room is needed: from then on its fragments are deleted, and not put aside. It cannot be undeleted.';
 CREATE INDEX trash_deleted_at ON trash (deleted_at);
+CREATE INDEX trash_erase_at ON trash (erase_at) WHERE erase_at IS NOT NULL;
 
 CREATE TABLE trash_slice (
     LIKE slice INCLUDING CONSTRAINTS INCLUDING COMMENTS,

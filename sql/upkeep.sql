@@ -265,21 +265,45 @@ JOIN (SELECT id, k, false AS trashed FROM file UNION ALL SELECT id, k, true FROM
     ON f.id = s.file_id AND f.trashed = s.trashed;
 
 -- name: expired_trash
--- Marked before it is returned: what is marked cannot be undeleted while its fragments are being removed.
-WITH due AS (
-    SELECT id FROM trash WHERE deleted_at < now() - make_interval(secs => :ttl)
+-- Marked before it is returned: what is marked cannot be undeleted while its fragments are being removed. First what
+-- is to give way, whose mark is read anew each time: one that a fail-over lost is none.
+WITH wanted AS (
+    SELECT id FROM trash WHERE erase_at <= now() ORDER BY erase_at, id LIMIT :limit FOR UPDATE
+), due AS (
+    SELECT id FROM trash WHERE deleted_at < now() - make_interval(secs => :ttl) AND erase_at IS NULL
     ORDER BY deleted_at, id LIMIT :limit FOR UPDATE
+), chosen AS (
+    SELECT id FROM (SELECT id, 0 AS turn FROM wanted UNION ALL SELECT id, 1 FROM due) AS both_kinds
+    ORDER BY turn LIMIT :limit
 ), marked AS (
-    UPDATE trash SET purge_at = coalesce(trash.purge_at, now()) FROM due WHERE trash.id = due.id
-    RETURNING trash.id, trash.deleted_at
+    UPDATE trash SET purge_at = coalesce(trash.purge_at, now()) FROM chosen WHERE trash.id = chosen.id
+    RETURNING trash.id, trash.deleted_at, trash.erase_at
 )
 SELECT id, (
     SELECT coalesce(json_agg(
         json_build_array(s.id, s.ordinal, s.size, encode(s.digest, 'hex'), s.nodes) ORDER BY s.ordinal
     ), '[]')
     FROM trash_slice AS s WHERE s.file_id = marked.id
-) AS slices
-FROM marked ORDER BY deleted_at, id;
+) AS slices, erase_at IS NOT NULL AS for_good
+FROM marked ORDER BY for_good DESC, deleted_at, id;
+
+-- name: trash_after
+-- What is in the trash, oldest first. bytes: on all nodes together.
+SELECT id, name, size, k, m, deleted_at, extract(epoch FROM now() - deleted_at)::double precision, purge_at IS NOT NULL
+FROM trash WHERE (deleted_at, id) > (coalesce(CAST(:after_at AS timestamptz), '-infinity'), CAST(:after_id AS uuid))
+ORDER BY deleted_at, id LIMIT :limit;
+
+-- name: empty_trash
+-- One file, or all there are now.
+WITH marked AS (
+    UPDATE trash SET purge_at = coalesce(purge_at, now()), erase_at = coalesce(erase_at, now() + make_interval(secs => :settle))
+    WHERE CAST(:id AS uuid) IS NULL OR id = :id
+    RETURNING size * (k + m) / k AS bytes
+)
+SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM marked;
+
+-- name: trash_to_erase
+SELECT count(*) FROM trash WHERE erase_at IS NOT NULL;
 
 -- name: drop_trash
 WITH dropped AS (

@@ -25,6 +25,16 @@ class AdmissionState:
     known: int  # nodes, and how many of them are up
     up: int
     demands: Mapping[int, int]  # what is promised: bytes a node, by how many nodes
+    running: int = 0  # to how many uploads that run,
+    running_bytes: int = 0  # and how much of it; the rest was written and is in no report yet
+
+
+@dataclass(frozen=True, slots=True)
+class TrashRoom:
+    """What the trash holds, in bytes on all nodes."""
+
+    bytes: int = 0
+    going: int = 0  # of it, what is being erased
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +54,26 @@ class ReservationDB:
         self._meta, self._service = meta, service
 
     def state(self, deadline: Deadline) -> AdmissionState:
-        [[grants, disks, known, up, demands]] = self._meta.read(
+        [[grants, disks, known, up, demands, running, running_bytes]] = self._meta.read(
             "admission_state", deadline, down_after=self._meta.down_after
         )
         promised = {int(width): int(share) for width, share in _decoded(demands).items()}
-        return AdmissionState(grants, tuple(Disk(*disk) for disk in _decoded(disks)), known, up, promised)
+        free = tuple(Disk(*disk) for disk in _decoded(disks))
+        return AdmissionState(grants, free, known, up, promised, running, running_bytes)
+
+    def trash(self, deadline: Deadline) -> TrashRoom:
+        """Looks at every file in the trash: for who is about to be refused."""
+        [[size, going]] = self._meta.read("trash_room", deadline)
+        return TrashRoom(size, going)
+
+    def trash_gives_way(self, size: int, deadline: Deadline) -> None:
+        """Have the oldest files in the trash erased, of ``size`` bytes on all nodes, by whoever leads upkeep."""
+        self._meta.write("trash_gives_way", deadline, bytes=size, settle=self.settles_after)
+
+    @property
+    def settles_after(self) -> float:
+        """Seconds before what is to be erased is."""
+        return self._meta.settles_after
 
     def reserve(self, wanted: Reservation, seen: int, seconds: float, deadline: Deadline) -> bool:
         """Grant it for ``seconds``, unless another was granted, by whatever service, since ``seen``."""

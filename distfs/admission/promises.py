@@ -16,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TypeVar
 from uuid import uuid4
 
-from distfs.admission.db import AdmissionState, Reservation, ReservationDB
+from distfs.admission.db import AdmissionState, Reservation, ReservationDB, TrashRoom
 from distfs.admission.gate import Gate
 from distfs.admission.ledger import Ledger
-from distfs.admission.room import room, share_of, size_of, width_for
+from distfs.admission.refusal import NoRoom, Wish, refusal
+from distfs.admission.room import room, share_of, width_for
 from distfs.config import CallerRule, CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError, Full, TooLarge, TooMany, TooSlow, Unavailable
@@ -31,12 +33,19 @@ from distfs.source import Source
 
 log = logging.getLogger("distfs.admission.promises")
 
+Decision = TypeVar("Decision")
+
 #: Small files are judged by a state of at most this age.
 STATE_AGE_S = 1.0
 #: How often a decision is made anew because another came before it.
 TRIES = 50
 #: Room for a body of unknown length is found in steps, each as long as all before it; this long at most.
 STEP_SLICES = 8
+#: How long an upload waits for the trash to give way, and of that for the nodes to report it; and how many may.
+GIVE_WAY_S, REPORTED_S = 30.0, 8.0
+#: Bytes a node that give way beyond what is missing: others upload, too, and MetaDB's own files may be on that disk.
+MORE = 8 << 20
+WAITING = 4
 _GIVE_BACK_LIMIT_S = 2.0
 #: So that a MetaDB that hangs is a 503 within 5 s for all who wait, and not for one after another.
 _DECIDE_LIMIT_S = 4.5
@@ -53,8 +62,11 @@ class Admission:
         storage: StorageConfig,
         http: HttpConfig,
         callers: CallersConfig,
+        *,
+        trash_gives_way: bool = False,
     ) -> None:
         """``callers`` may be replaced at any time."""
+        self.trash_gives_way = trash_gives_way
         self.gate, self.http, self.storage, self.callers = gate, http, storage, callers
         self._db = db
         self._deciding = threading.Lock()  # one decision of this service at a time: they would only collide
@@ -65,6 +77,8 @@ class Admission:
         self._state: AdmissionState | None = None
         self._read_at = float("-inf")
         self._rooms: dict[Policy, int] = {}  # shares, by ``_state``
+        self._trash_room, self._trash_read_at = TrashRoom(), float("-inf")
+        self._waiting = threading.BoundedSemaphore(WAITING)
 
     @contextmanager
     def counted(self, rule: CallerRule | None) -> Iterator[None]:
@@ -140,7 +154,9 @@ class Admission:
         if size is None:
             promise.cover(1)
         elif size < self.storage.block_size:
-            promise.ends.callback(self._admit_small(size, policy, deadline))
+            promise.ends.callback(
+                self._with_room(lambda: self._admit_small(size, policy, deadline), deadline)
+            )
             promise.covered = size
         else:
             promise.cover(size)
@@ -152,6 +168,10 @@ class Admission:
 
     def reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
         """Raises what ``admit`` raises."""
+        return self._with_room(lambda: self.reserve_at_once(size, policy, deadline), deadline)
+
+    def reserve_at_once(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
+        """The same, with the room there is without making any."""
         try:
             return self._reserve(size, policy, deadline.sooner(_DECIDE_LIMIT_S))
         except TooSlow as e:
@@ -212,7 +232,7 @@ class Admission:
                 if self._small + share + self.storage.block_size <= self._room(state, policy):
                     self._small += share
                     return lambda: self._forget_small(share)
-        raise self._refusal(state, size, policy)
+        raise self._refusal(state, size, policy, self.storage.block_size)
 
     def _forget_small(self, share: int) -> None:
         with self._counting:
@@ -248,19 +268,64 @@ class Admission:
         width = policy.width
         return {**state.demands, width: state.demands.get(width, 0) + self._small}
 
-    def _refusal(self, state: AdmissionState, size: int, policy: Policy) -> Unavailable:
-        fewest, slice_size = self.fewest(policy), self.storage.slice_size
+    # --- when there is no room ----------------------------------------------------------------------
+
+    def _refusal(self, state: AdmissionState, size: int, policy: Policy, margin: int = 0) -> Unavailable:
+        """``margin``: bytes a node that it has to leave. The trash, if it may, was asked first to give way."""
+        fewest = self.fewest(policy)
         if (able := sum(disk.nodes for disk in state.disks)) < fewest:
             return Unavailable(shortage(fewest, able, state.known, state.up))
-        free = size_of(room(state.disks, state.demands, policy.width, fewest), policy.k, slice_size)
-        later = size_of(room(state.disks, {}, policy.width, fewest), policy.k, slice_size)
-        error = Full(
-            f"no room: {size} bytes as {policy} are more than the {free} the cluster can take now "
-            f"({later - free} are promised to uploads that run); delete files or add storage nodes"
-        )
-        if size <= later:  # what is promised may not be used
-            error.retry_after = Busy.retry_after
-        return error
+        wish = Wish(size, policy, fewest, self.storage.slice_size, self._small, margin)
+        return NoRoom(state, wish)
+
+    def _with_room(self, decide: Callable[[], Decision], deadline: Deadline) -> Decision:
+        """``decide``; while there is no room for it, again when the trash has given way."""
+        try:
+            return decide()
+        except NoRoom as e:
+            refused = e
+        with self._making_room(refused, deadline) as making:
+            while making():
+                try:
+                    return decide()
+                except NoRoom as e:
+                    refused = e
+        trash, settles = self._trash(deadline), self._db.settles_after
+        raise refusal(refused, trash, gives_way=self.trash_gives_way, settles_after=settles) from refused
+
+    @contextmanager
+    def _making_room(self, refused: NoRoom, deadline: Deadline) -> Iterator[Callable[[], bool]]:
+        """-> whether it is worth while to look again, asked after each look; it waits a little."""
+        trash = self._trash(deadline)
+        if self.trash_gives_way and trash.going < refused.missing <= trash.bytes:
+            self._db.trash_gives_way(refused.missing + MORE * refused.wish.policy.width, deadline)
+            self._trash_read_at = float("-inf")
+        going_at = time.monotonic() if self._trash(deadline).going else float("-inf")
+        ends = time.monotonic() + GIVE_WAY_S
+        # Who waits has a worker: the others are told to come again.
+        waits = going_at > 0 and not self._db.settles_after and self._waiting.acquire(blocking=False)
+
+        def again() -> bool:
+            nonlocal going_at
+            now = time.monotonic()
+            going_at = now if self._trash(deadline).going else going_at
+            if not waits or now > min(ends, going_at + REPORTED_S):
+                return False
+            time.sleep(deadline.bound(_LOOK_S, "waiting for room"))
+            return True
+
+        try:
+            yield again
+        finally:
+            if waits:
+                self._waiting.release()
+
+    def _trash(self, deadline: Deadline) -> TrashRoom:
+        """As it was at most STATE_AGE_S ago."""
+        if time.monotonic() - self._trash_read_at > STATE_AGE_S:
+            read_at = time.monotonic()
+            self._trash_room, self._trash_read_at = self._db.trash(deadline), read_at
+        return self._trash_room
 
 
 class Promise:
@@ -317,7 +382,7 @@ class Promise:
             more = max(more, storage.block_size)
             ahead = max(more, min(self.covered, STEP_SLICES * storage.slice_size))
             with contextlib.suppress(Full):
-                return reserve(ahead, self._policy, self._deadline), ahead
+                return self._admission.reserve_at_once(ahead, self._policy, self._deadline), ahead
         return reserve(more, self._policy, self._deadline), more
 
     def use(self, policy: Policy) -> None:

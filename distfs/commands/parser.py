@@ -17,6 +17,7 @@ from distfs.commands.repair import repair
 from distfs.commands.services import service_url
 from distfs.commands.settings import settings
 from distfs.commands.status import show_status
+from distfs.commands.trash import empty_trash, list_trash
 from distfs.commands.undelete import undelete
 from distfs.config import Config
 from distfs.data_folder import check_is_meant
@@ -112,6 +113,13 @@ def _uuid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("uuid", metavar="UUID", help="the file's id")
 
 
+def _trash_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("list", "empty"), help="what is in the trash; erase it for good")
+    parser.add_argument(
+        "uuid", metavar="UUID", nargs="?", help="empty: this file alone (default: all of them)"
+    )
+
+
 def _service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--service",
@@ -178,6 +186,12 @@ def _undelete(operator: Operator, given: Given) -> int:
     return undelete(operator, given.uuid)
 
 
+def _trash(operator: Operator, given: Given) -> int:
+    if given.what == "list":
+        return list_trash(operator, as_json=given.json)
+    return empty_trash(operator, given.uuid, wait=not given.no_wait, patience=given.patience)
+
+
 def _settings(operator: Operator, given: Given) -> int:
     return settings(operator, adopt=given.adopt)
 
@@ -227,6 +241,13 @@ _COMMANDS = (
         changes=False,
     ),
     _Command("undelete", "take a deleted file back out of the trash", _undelete, (_uuid,)),
+    _Command(
+        "trash",
+        "list the deleted files that can be undeleted, or erase them for good, so that their room is free",
+        _trash,
+        (_trash_words, _json, _waiting),
+        _WAITING,
+    ),
     _Command(
         "settings",
         "compare the times that the whole cluster must hold to with those configured here",

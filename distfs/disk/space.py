@@ -47,7 +47,7 @@ class Space(NamedTuple):
             return self.out_of_files
         whose = "node.reserve, and room for MetaDB on the same disk" if self.metadb else "node.reserve"
         want, left, kept = compared(wanted, self.left, self.reserve)
-        return f"no room for {want}: free on the disk {left}, of which {kept} stay in reserve ({whose})"
+        return f"no room for {want}: the disk has {left} free, and {kept} are kept in reserve ({whose})"
 
 
 def space(folder: Path, config: NodeConfig, metadb: Path | None) -> Space:

@@ -27,6 +27,7 @@ from distfs.upkeep.model import (
     Backlog,
     Claim,
     ClusterStatus,
+    Deleted,
     FileHealth,
     Hurt,
     Kept,
@@ -273,7 +274,29 @@ class UpkeepDB:
     def expired_trash(self, ttl: float, limit: int, deadline: Deadline) -> list[TrashedFile]:
         """Files deleted more than ``ttl`` seconds ago, oldest first. From now on they cannot be undeleted."""
         rows = self._meta.write("expired_trash", deadline, ttl=ttl, limit=limit)
-        return [TrashedFile(row[0], tuple(map(_piece_from_json, row[1]))) for row in rows]
+        return [TrashedFile(row[0], tuple(map(_piece_from_json, row[1])), for_good=row[2]) for row in rows]
+
+    def trash_after(self, after: Deleted | None, limit: int, deadline: Deadline) -> list[Deleted]:
+        """Files in the trash, those deleted first first; ``after``: the last of the page before."""
+        at, id = (after.deleted_at, after.id) if after else (None, UUID(int=0))
+        rows = self._meta.read("trash_after", deadline, after_at=at, after_id=id, limit=limit)
+        return [
+            Deleted(file, name, size, Policy(k, m), at, age, ending)
+            for file, name, size, k, m, at, age, ending in rows
+        ]
+
+    def empty_trash(self, id: UUID | None, deadline: Deadline) -> tuple[int, int]:
+        """Have a file in the trash, or all of them, erased; -> how many, and their bytes on all nodes.
+
+        They cannot be undeleted from now on. Their bytes go when MetaDB cannot lose that word any more.
+        """
+        [[files, size]] = self._meta.write("empty_trash", deadline, id=id, settle=self._meta.settles_after)
+        return files, size
+
+    def trash_to_erase(self, deadline: Deadline) -> int:
+        """How many files are still to be erased."""
+        [[files]] = self._meta.read("trash_to_erase", deadline)
+        return int(files)
 
     def drop_trash(self, id: UUID, deadline: Deadline) -> bool:
         """Forget a file of ``expired_trash``, after its fragments. False: it was forgotten already."""

@@ -94,6 +94,25 @@ class TrashedFile:
 
     id: UUID
     slices: tuple[Slice, ...]
+    for_good: bool = False  # its room is needed now
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A file in the trash."""
+
+    id: UUID
+    name: str
+    size: int
+    policy: Policy
+    deleted_at: datetime
+    age: float  # seconds since
+    ending: bool  # it cannot be undeleted any more
+
+    @property
+    def bytes(self) -> int:
+        """On all nodes together."""
+        return self.size * self.policy.width // self.policy.k
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ class Trash:
         files = self._db.expired_trash(self._config.trash_ttl, _FILES, deadline)
         silent = {n.id for n in self._directory.nodes(deadline) if not n.alive}
         for file in files:
-            self._fragments += purge(self._directory, file, silent, deadline, for_good=False)
+            self._fragments += purge(self._directory, file, silent, deadline, for_good=file.for_good)
             if self._db.drop_trash(file.id, deadline):
-                log.info("file %s is gone from the trash", file.id)
+                log.info("file %s is %s", file.id, "erased" if file.for_good else "gone from the trash")
                 self._files += 1
         return paced(0.0, len(files) == _FILES, {"files": self._files, "fragments": self._fragments})
 

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from distfs.metadb.embedded_postgres import resolve
-from tests.cluster.harness import wait_until
+from tests.cluster.harness import clean_environment, wait_until
 from tests.cluster.test_up import StartUp, Up, curl
 from tests.postgres import run_sql
 from tests.privileges import need_root
@@ -21,6 +22,7 @@ from tests.privileges import need_root
 MIB = 1 << 20
 DISK = 300 * MIB
 CHANGED = 100 * MIB
+SMALL = 100
 SEGMENT = 16 * MIB  # PostgreSQL's log grows by as much
 
 
@@ -63,12 +65,16 @@ class Client:
         assert self.ask("DELETE", f"/files/{uuid}") == (204, "")
 
     def fill(self) -> list[str]:
-        """Upload until nothing fits any more; -> what is there."""
+        """Upload until nothing fits any more, and small files then; -> what is there, the large ones first."""
         kept = []
-        for size in (8 * MIB, MIB, 1000):
+        for size in (8 * MIB, MIB):
             while (answer := self.put(size))[0] == 201:
                 kept.append(answer[1].strip())
             assert answer[0] == 507, answer
+        for _ in range(SMALL):
+            answer = self.put(1000)
+            assert answer[0] in (201, 507)
+            kept += [answer[1].strip()] * (answer[0] == 201)
         return kept
 
 
@@ -89,7 +95,7 @@ def test_metadb_outlives_a_disk_full_of_files_and_thousands_of_small_changes(up:
     for uuid in kept[:4]:
         assert client.ask("HEAD", f"/download/{uuid}")[0] == 200
     client.delete(kept[0])
-    assert (disk / "metadb" / "ballast").exists()
+    wait_until(lambda: client.put(8 * MIB)[0] == 201, "what was deleted gives way")
     assert running.children()["metadb"] == metadb
     assert "PostgreSQL died" not in running.log
 
@@ -146,3 +152,18 @@ def test_without_any_room_left_the_answer_says_so_and_metadb_comes_back_by_itsel
     assert "start it with" not in text
     foreign.unlink()
     wait_until(lambda: client.ask("GET", f"/files/{uuid}")[0] == 200, "MetaDB is back")
+
+
+def test_the_trash_is_emptied_by_hand_where_it_does_not_give_way(up: StartUp, disk: Path) -> None:
+    running = up(new=True, DISTFS_UPKEEP_TRASH_GIVES_WAY="false").wait_ready()
+    client = Client(running)
+    kept = client.fill()
+    for uuid in kept[:3]:
+        client.delete(uuid)
+    wait_until(lambda: "`distfs trash empty` frees them" in client.put(8 * MIB)[1], "the remedy is named")
+    empty = [sys.executable, "-m", "distfs", "trash", "empty", "--metadb", f"embedded:{disk / 'metadb'}"]
+    done = subprocess.run(empty, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "3 files, 48.0 MiB on the storage nodes: erased\n"), (
+        done.stderr
+    )
+    wait_until(lambda: client.put(8 * MIB)[0] == 201, "there is room again")

@@ -75,7 +75,7 @@ def test_the_last_bytes_are_promised_once_whatever_the_service(services: Service
     first, second = services.service(), services.service()
     with admit(first, 60 * MIB):
         for service in (first, second):
-            with pytest.raises(Full, match="no room: 62914560 bytes as 1[+]1 are more than the") as refused:
+            with pytest.raises(Full, match="no room for 60.0 MiB as 1[+]1: at most") as refused:
                 admit(service, 60 * MIB)
             assert refused.value.status == 507
             assert refused.value.retry_after, "the first may fail, and then there is room"
@@ -120,7 +120,9 @@ def test_of_many_at_once_as_many_are_admitted_as_fit(services: Services) -> None
 
 def test_a_file_that_never_fits_is_refused_for_good(services: Services) -> None:
     services.nodes_have(100 * MIB, 100 * MIB, MIB)
-    with pytest.raises(Full, match="delete files or add storage nodes") as refused:
+    with pytest.raises(
+        Full, match="delete files and run `distfs trash empty`, or add storage nodes"
+    ) as refused:
         admit(services.service(), 200 * MIB)
     assert refused.value.retry_after is None
 

@@ -169,5 +169,5 @@ def test_the_trash_has_a_place_for_every_column_of_a_file_and_a_slice(metadb_url
         )
         return {name for [name] in rows}
 
-    assert columns("trash") == columns("file") | {"deleted_at", "purge_at"}
+    assert columns("trash") == columns("file") | {"deleted_at", "purge_at", "erase_at"}
     assert columns("trash_slice") == columns("slice")

@@ -70,22 +70,22 @@ def test_a_node_on_metadbs_disk_keeps_more_in_reserve_than_one_elsewhere(tmp_pat
         (
             Space(100 * MIB, 98 * MIB, 2 * MIB, MIB, None, False),
             1536 * 1024,
-            "no room for 1.5 MiB: free on the disk 2.0 MiB, of which 1.0 MiB stay in reserve (node.reserve)",
+            "no room for 1.5 MiB: the disk has 2.0 MiB free, and 1.0 MiB are kept in reserve (node.reserve)",
         ),
         (
             Space(100 * MIB, 99 * MIB, MIB + 5, MIB, None, False),
             6,
-            "no room for 6 bytes: free on the disk 1,048,581 bytes, of which 1,048,576 bytes stay",
+            "no room for 6 bytes: the disk has 1,048,581 bytes free, and 1,048,576 bytes are kept",
         ),
         (
             Space(100 * MIB, 99 * MIB, MIB + 1, MIB, None, False),
             2,
-            "of which 1,048,576 bytes stay in reserve (node.reserve)",
+            "and 1,048,576 bytes are kept in reserve (node.reserve)",
         ),
         (
             Space(100 * MIB, 99 * MIB, 512, MIB, None, True),
             1,
-            "no room for 1 byte: free on the disk 512 bytes, of which",
+            "no room for 1 byte: the disk has 512 bytes free, and",
         ),
         (Space(100 * MIB, 50 * MIB, 50 * MIB, MIB, 0, False), 1, "no inodes left for new files"),
     ],

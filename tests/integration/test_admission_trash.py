@@ -1,0 +1,119 @@
+"""The trash gives way before an upload is refused: the oldest, as much as is needed, and only if that helps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from uuid import UUID, uuid4
+
+import pytest
+
+from distfs.admission.db import ReservationDB
+from distfs.admission.gate import Gate
+from distfs.admission.promises import Admission
+from distfs.config import CallersConfig, HttpConfig
+from distfs.deadline import Deadline
+from distfs.errors import Full
+from distfs.meta import MetaDB
+from tests.contract.litter import eventually
+from tests.integration.test_admission_promises import MIB, STORAGE, Services, admit
+from tests.postgres import run_sql
+
+
+@pytest.fixture
+def services(metadb_url: str) -> Iterator[Services]:
+    with ExitStack() as stack:
+        yield Services(metadb_url, stack)
+
+
+def service(services: Services, gives_way: bool = True) -> Admission:
+    db = ReservationDB(services.meta, uuid4())
+    admission = Admission(db, Gate(), STORAGE, HttpConfig(), CallersConfig(), trash_gives_way=gives_way)
+    services._stack.callback(admission.close)
+    return admission
+
+
+def thrown_away(services: Services, *days_ago: float) -> list[UUID]:
+    """Files of 10 MiB each in the trash; -> the oldest first."""
+    ids = [uuid4() for _ in days_ago]
+    for id, days in zip(ids, days_ago, strict=True):
+        run_sql(
+            services.url,
+            "INSERT INTO trash (id, name, content_type, size, sha256, k, m, block_size, created_at, deleted_at) "
+            "VALUES (:id, 'x', 'text/plain', :size, sha256('x'), 1, 1, 1048576, now(), "
+            "now() - make_interval(secs => :age))",
+            id=id,
+            size=10 * MIB,
+            age=days * 86400,
+        )
+    return ids
+
+
+def going(services: Services) -> set[UUID]:
+    return {row[0] for row in run_sql(services.url, "SELECT id FROM trash WHERE erase_at IS NOT NULL")}
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MetaDB has no standby: what is to be erased is at once."""
+    monkeypatch.setattr(MetaDB, "settles_after", property(lambda _: 0.0))
+
+
+def erase(services: Services, free: int) -> None:
+    """As upkeep and the nodes' reports would."""
+    eventually(lambda: going(services), "the trash gives way")
+    run_sql(services.url, "DELETE FROM trash WHERE erase_at IS NOT NULL")
+    services.nodes_have(free, free)
+
+
+@pytest.mark.usefixtures("embedded")
+@pytest.mark.parametrize("size", [15 * MIB, 1000], ids=["large", "small"])
+def test_an_upload_waits_for_the_oldest_to_give_way(services: Services, size: int) -> None:
+    free = 5 * MIB if size > MIB else MIB // 2
+    services.nodes_have(free, free)
+    newest, oldest, middle = thrown_away(services, 1, 6, 3)
+    eraser = threading.Thread(target=erase, args=(services, 50 * MIB))
+    eraser.start()
+    with admit(service(services), size):
+        eraser.join()
+    left = {row[0] for row in run_sql(services.url, "SELECT id FROM trash")}
+    assert left == ({newest} if size > MIB else {newest, middle})
+    assert oldest not in left
+
+
+@pytest.mark.parametrize("gives_way", [True, False])
+def test_nothing_gives_way_for_what_would_not_fit_even_then(services: Services, gives_way: bool) -> None:
+    services.nodes_have(5 * MIB, 5 * MIB)
+    thrown_away(services, 1, 2)
+    wanted = 100 * MIB if gives_way else 12 * MIB
+    words = (
+        "20.0 MiB in the trash are too few"
+        if gives_way
+        else "trash holds 40.0 MiB: `distfs trash empty` frees them"
+    )
+    with pytest.raises(Full, match=words.replace("20.0", "40.0")):
+        admit(service(services, gives_way), wanted)
+    assert not going(services)
+
+
+def test_with_a_standby_the_upload_comes_again_in_a_minute(services: Services) -> None:
+    services.nodes_have(5 * MIB, 5 * MIB)
+    [old] = thrown_away(services, 1)
+    with pytest.raises(
+        Full, match=r"20\.0 MiB of the trash are being erased to make room: try again in a minute"
+    ) as refused:
+        admit(service(services), 10 * MIB)
+    assert refused.value.retry_after == 65
+    assert going(services) == {old}
+    [[settles]] = run_sql(services.url, "SELECT extract(epoch FROM erase_at - now()) FROM trash")
+    assert 0 < settles <= 60
+
+
+def test_room_ahead_of_a_body_of_unknown_length_costs_the_trash_nothing(services: Services) -> None:
+    services.nodes_have(5 * MIB, 5 * MIB)
+    thrown_away(services, 1)
+    with service(services).admit(None, STORAGE.policy, Deadline(20)) as promise:
+        promise.received(3 * MIB)
+        promise.received(MIB)
+    assert not going(services)
