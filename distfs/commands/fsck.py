@@ -7,10 +7,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from distfs.blocks import BlockPool
 from distfs.commands.display import Progress, counted, duration
 from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
-from distfs.errors import ProtocolError, Unavailable
+from distfs.deadline import Deadline
+from distfs.download import Downloader
+from distfs.errors import DistfsError, ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
 from distfs.output import DONE, FAILED, NOT_TOLD, tell
 from distfs.threads import Threads
@@ -87,7 +90,8 @@ def fsck(operator: Operator, *, deep: bool, note: bool, as_json: bool) -> int:
     _Walks(operator, nodes, findings, deep=deep).run()
     silent = [left_out.node.id for left_out in findings.not_asked]
     bad = [finding.fragment for finding in (*findings.missing, *findings.corrupt)]
-    findings.unreadable = operator.db.short_files([*nobody, *silent], bad, operator.deadline())
+    short = operator.db.short_files([*nobody, *silent], bad, operator.deadline())
+    findings.unreadable = [file for file in short if not (deep and _heals(operator, file))]
     if note:
         _note(operator, findings)
     tell(json.dumps(_entry(findings, deep), indent=2) if as_json else _text(findings, deep))
@@ -128,6 +132,22 @@ class _Walks:
         with self._lock:
             self._done += count
             self._progress.show(self._done, sum(self._due.values()))
+
+
+def _heals(operator: Operator, short: ShortFile) -> bool:
+    """Whether a file is read whole all the same: block by block, from all that is left of it on any node."""
+    if short.trashed:
+        return False
+    limits = operator.config.node
+    try:
+        file = operator.meta.file(short.id, operator.deadline())
+        reader = Downloader(operator.directory, BlockPool(file.block_size, 4 * file.policy.width))
+        reading = Deadline(limits.base_timeout * max(1, len(file.slices)) + file.size / limits.min_rate)
+        for _ in reader.read(file, 0, file.size, reading):
+            pass
+    except DistfsError:
+        return False
+    return True
 
 
 def _unkept(operator: Operator, node: int) -> Iterator[Finding]:

@@ -8,6 +8,8 @@ from typing import cast
 
 import pytest
 
+from distfs.commands.fsck import fsck
+from distfs.commands.operator import Operator
 from distfs.errors import Corrupt, Unavailable
 from distfs.model import File, FragmentId, Policy
 from tests.integration.meta_examples import soon
@@ -94,3 +96,13 @@ def test_a_bad_copy_that_repair_replaces_where_it_is_stays_aside(tmp_path: Path,
         drive(cluster.repair())
         cluster.assert_whole(file)
         assert cluster.quarantined(node)[id].read_bytes() == old
+
+
+@pytest.mark.parametrize(("last", "lost"), [(LAST, False), (FIRST, True)])
+def test_fsck_calls_unreadable_only_what_no_block_is_left_of(
+    cluster: UpkeepCluster, last: int, lost: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
+    left_in_pieces(cluster, Policy(1, 1), True, False, last=last)
+    fsck(operator, deep=True, note=False, as_json=False)
+    assert ("unreadable: 1 file" in capsys.readouterr().out) == lost
