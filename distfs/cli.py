@@ -11,10 +11,11 @@ from pathlib import Path
 import distfs
 from distfs import config_file as configuration
 from distfs import descriptors, local_cluster, output, parent_watch, supervisor
+from distfs.commands.backup import backup, restore
 from distfs.commands.display import size
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
-from distfs.config import Config
+from distfs.config import Config, MetaDBConfig
 from distfs.data_folder import check_is_meant
 from distfs.deadline import Deadline
 from distfs.disk.home import make_home
@@ -58,6 +59,10 @@ def _run_command(words: Sequence[str]) -> int:
             _serve(config, given)
         case "migrate":
             _migrate(config, given)
+        case "backup":
+            backup(_metadb(config, given), given.file)
+        case "restore":
+            restore(_metadb(config, given), given.file)
         case "node":
             _node_init(config, given)
     return output.DONE
@@ -77,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--data", metavar="DIR", help="folder of all data (local.data)")
     up.add_argument("--nodes", type=int, metavar="N", help="storage nodes to start (local.nodes)")
-
     up.add_argument(
         "--join", action="store_true", help="add a new data folder to a cluster with nodes elsewhere"
     )
@@ -93,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"exit code: 0: done; {output.COMMON_CODES}",
     )
 
+    saving = [_add_saving(commands, *each) for each in _SAVING]
+
     node = commands.add_parser("node", help="make a folder a storage node's")
     acts = node.add_subparsers(required=True, metavar="ACT")
     init_help = (
@@ -106,12 +112,27 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--port", type=int, metavar="P", help="to listen on; 0: any free one (http.port)"
         )
-    for command in (serve, migrate):
+    for command in (serve, migrate, *saving):
         command.add_argument("--metadb", metavar="URL", help="PostgreSQL, postgresql://... (metadb.url)")
-    for command in (up, serve, migrate, init):
+    for command in (up, serve, migrate, init, *saving):
         command.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
     add_commands(commands)
     return parser
+
+
+_SAVING = (
+    ("backup", "write MetaDB to a file, while everything runs"),
+    ("restore", "load what `distfs backup` wrote into a MetaDB that is empty"),
+)
+
+
+def _add_saving(
+    commands: argparse._SubParsersAction[output.Parser], name: str, purpose: str
+) -> output.Parser:
+    codes = f"exit code: 0: done; 1: not done, for the reason on standard error; {output.COMMON_CODES}"
+    command = commands.add_parser(name, help=purpose, description=f"{purpose}.", epilog=codes)
+    command.add_argument("file", metavar="FILE", help="SQL that psql understands; it holds no file's bytes")
+    return command
 
 
 def _node_init(config: Config, given: argparse.Namespace) -> None:
@@ -157,6 +178,12 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     finally:
         upkeep.close()
         app.close()
+
+
+def _metadb(config: Config, given: argparse.Namespace) -> MetaDBConfig:
+    """For a command whose matter is PostgreSQL rather than the cluster."""
+    setup_logging(configuration.override(config, "log", level="ERROR").log)
+    return configuration.override(config, "metadb", url=given.metadb).metadb
 
 
 def _agree(services: Services) -> None:

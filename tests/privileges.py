@@ -10,7 +10,15 @@ import pytest
 
 def need_root(what: str, *commands: str) -> None:
     """Skip the test without root or one of the commands; in CI, which has both, fail: there nothing is skipped."""
-    missing = ["root"] if os.geteuid() != 0 else []
+    _need(what, ["root"] if os.geteuid() != 0 else [], *commands)
+
+
+def need_commands(*commands: str, what: str) -> None:
+    """The same for what needs no root, but programs that a machine may lack."""
+    _need(what, [], *commands)
+
+
+def _need(what: str, missing: list[str], *commands: str) -> None:
     missing += [command for command in commands if shutil.which(command) is None]
     if not missing:
         return

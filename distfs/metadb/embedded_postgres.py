@@ -111,7 +111,7 @@ def binary(name: str, data: Path | None = None) -> Path:
             "the embedded MetaDB needs: pip install 'distfs[embedded]', or set metadb.url to your own"
         )
     versions = {
-        _version(program.parent): program.parent
+        version(program): program.parent
         for program in Path(spec.origin).parent.glob("pginstall*/bin/postgres")
     }
     wanted = max(versions, default=0)
@@ -323,10 +323,10 @@ def _url(user: str, socket_folder: str) -> str:
     return f"postgresql://{quote(user)}@/{DATABASE}?host={quote(socket_folder)}&port={_PORT}"
 
 
-def _version(programs: Path) -> int:
-    """The major version of the PostgreSQL in a ``bin`` folder: ``postgres (PostgreSQL) 18.4`` -> 18."""
-    told = subprocess.run([programs / "postgres", "-V"], capture_output=True, text=True, check=True).stdout
-    return int(told.split()[-1].split(".")[0])
+def version(program: Path) -> int:
+    """The major version of a PostgreSQL program: ``postgres (PostgreSQL) 18.4`` -> 18."""
+    told = subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stdout
+    return int(told.split("(PostgreSQL)")[1].split()[0].split(".")[0])
 
 
 def _account(data: Path) -> pwd.struct_passwd | None:

@@ -175,6 +175,13 @@ class Cluster:
         ]
         self.service = self._process("service", "distfs", "serve", "--port", "0")
 
+    def use_metadb(self, url: str) -> None:
+        """Processes that start from now on, and this object, use another MetaDB."""
+        self.settings = {**self.settings, "metadb": {**self.settings["metadb"], "url": url}}
+        self.write_settings()
+        self.meta.close()
+        self.metadb_url, self.meta = url, MetaDB(MetaDBConfig(url=url), self._down_after(self.settings))
+
     def write_settings(self) -> None:
         """``settings`` are those of the processes that start from now on."""
         (self.folder / "config.yml").write_text(json.dumps(self.settings))  # JSON is YAML
