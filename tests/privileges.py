@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -22,7 +23,11 @@ def _need(what: str, missing: list[str], *commands: str) -> None:
     missing += [command for command in commands if shutil.which(command) is None]
     if not missing:
         return
-    words = f"{what} wants {' and '.join(missing)}"
+    do_without(f"{what} wants {' and '.join(missing)}")
+
+
+def do_without(words: str) -> NoReturn:
+    """Skip the test, and say why in the summary; in CI, fail."""
     if os.environ.get("CI"):
         pytest.fail(words)
     pytest.skip(words)

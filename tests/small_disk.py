@@ -9,7 +9,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -35,18 +35,24 @@ def small_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         finally:
             subprocess.run(["umount", "-l", str(folder)], check=True)
         return
-    left = SMALL
     write_all = disk_writer._write_all
 
     def write(fd: int, view: memoryview) -> None:
-        nonlocal left
-        left -= len(view)
-        if left < 0:
+        if _bytes_in(folder) + len(view) > SMALL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_all(fd, view)
 
     monkeypatch.setattr(disk_writer, "_write_all", write)
     yield folder
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of all files that are there now: what is removed makes room, as on a disk."""
+    sizes = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # renamed or removed meanwhile
+            sizes += path.stat().st_size if path.is_file() else 0
+    return sizes
 
 
 @contextmanager

@@ -72,6 +72,7 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = PATI
 def clean_environment(**more: str) -> dict[str, str]:
     """Ours without settings of distfs, so that a test means the same everywhere."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("DISTFS_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of hundreds of processes would compile all of distfs
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 
@@ -135,6 +136,7 @@ class Process:
 
     def pause(self) -> None:
         """SIGSTOP: it is there and does not answer."""
+        assert self.alive, f"{self.name} has ended before"
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -229,7 +231,8 @@ class Cluster:
     # --- nodes ----------------------------------------------------------------------------------------
 
     def kill_node(self, i: int) -> None:
-        """kill -9."""
+        """kill -9. It has to be alive: what killed it before was another fault than this."""
+        self._require_alive(self.nodes[i])
         self.nodes[i].kill()
 
     def stop_node(self, i: int) -> int:
@@ -288,7 +291,8 @@ class Cluster:
     # --- the service ------------------------------------------------------------------------------------
 
     def kill_service(self) -> None:
-        """kill -9."""
+        """kill -9 of one that is alive."""
+        self._require_alive(self.service)
         self.service.kill()
 
     def stop_service(self) -> int:

@@ -16,6 +16,9 @@ import pytest
 
 from tests.cluster.harness import Answer, Cluster, MakeCluster, Settings, wait_until
 
+#: With others that take all of the machine or measure it, one after another.
+pytestmark = pytest.mark.xdist_group("heavy")
+
 MB = 1_000_000
 GOLD = {"X-Team": "gold"}
 CAP = 8 * MB

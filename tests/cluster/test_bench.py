@@ -19,6 +19,9 @@ from bench import processes, profile
 from bench.curl import Content
 from distfs.errors import Corrupt
 
+#: With others that take all of the machine or measure it, one after another.
+pytestmark = pytest.mark.xdist_group("heavy")
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120
 

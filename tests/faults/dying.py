@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.faults.ledger import FaultMetNobody
+
 #: What runs the processes of a cluster, for ``Cluster``.
 MODULE = "tests.faults.dying"
 
@@ -48,14 +50,17 @@ def of_node(step: str) -> bool:
 
 @contextmanager
 def die_at(step: str, folder: Path, name: str) -> Iterator[None]:
-    """In the body the process called ``name`` dies when it comes to the step."""
-    mark, fresh = folder / f"{name}.die", folder / f"{name}.die.new"
+    """In the body the process called ``name`` dies when it comes to the step. Raises FaultMetNobody if not."""
+    mark, fresh, died = (folder / f"{name}.{suffix}" for suffix in ("die", "die.new", "died"))
+    died.unlink(missing_ok=True)
     fresh.write_text(step)
     fresh.replace(mark)
     try:
         yield
     finally:
         mark.unlink()
+    if not died.exists():
+        raise FaultMetNobody(f"{name} never came to {step}")
 
 
 def _arm(step: str, mark: Path) -> None:
@@ -65,14 +70,18 @@ def _arm(step: str, mark: Path) -> None:
     original: Callable[..., Any] = getattr(cls, name)
     numbers = itertools.count(1)  # calls may overlap: each has its own
 
+    def die() -> None:
+        mark.with_suffix(".died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
     @functools.wraps(original)
     def dying(*args: Any, **kwargs: Any) -> Any:
         dies = mark.exists() and mark.read_text() == step and next(numbers) == which
         if before and dies:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         result = original(*args, **kwargs)
         if dies:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return result
 
     setattr(cls, name, dying)

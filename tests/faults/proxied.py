@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distfs.config import BytesPerSecond, NodeConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.model import File, FragmentId, Node, NodeReport
+from distfs.errors import Unavailable
+from distfs.model import File, FragmentId, Node, NodeReport, Policy
 from distfs.node.client import NodeClient
 from distfs.services import build
 from tests.contract.litter import eventually
 from tests.contract.nodes import serving
 from tests.contract.samples import soon
+from tests.faults.ledger import Ledger
 from tests.faults.proxy import Proxy
 from tests.integration.byte_ways import Ways, config_of
 
@@ -47,6 +50,35 @@ class Proxied(Ways):
     def heal(self) -> None:
         for proxy in self.proxies.values():
             proxy.heal()
+
+    def stored(self, data: bytes, policy: Policy) -> File:
+        """Upload, again where a node was late on a busy machine: for tests of what comes after."""
+        files: list[File] = []
+
+        def is_stored() -> bool:
+            with suppress(Unavailable):
+                files.append(self.upload(data, policy))
+            return bool(files)
+
+        eventually(is_stored, "it is stored")
+        return files[0]
+
+    @contextmanager
+    def struck(self, flow: str, phase: int, how: Callable[[Proxy], object]) -> Iterator[None]:
+        """In the body, break the network of the first node that has ``phase`` bytes more, once; then heal it.
+
+        Raises FaultMetNobody when no node has had so many.
+        """
+        first = threading.Lock()
+
+        def strike(proxy: Proxy) -> None:
+            if first.acquire(blocking=False):
+                how(proxy)
+
+        for proxy in self.proxies.values():
+            getattr(proxy, flow).at(phase, partial(strike, proxy))
+        yield
+        self.heal()
 
     def assert_redundant(self, file: File, data: bytes) -> None:
         """Every fragment of every slice is on a disk, whole, and good, and the copies read back alike."""
@@ -80,11 +112,12 @@ def proxied(url: str, folder: Path, count: int = 3, **node: Any) -> Iterator[Pro
     changed: NodeConfig = replace(config.node, **node)
     services = build(replace(config, node=changed))
     cluster = services.meta.cluster_id(soon())
+    ledger = Ledger()
     with ExitStack() as stack:
         nodes, proxies = {}, {}
         for number in range(count):
             server = stack.enter_context(serving(folder / f"n{number}", config.node, cluster))
-            proxy = stack.enter_context(Proxy(server.address))
+            proxy = stack.enter_context(Proxy(server.address, ledger))
             info = server.store.info(Deadline(10))
             sizes = info.capacity, info.used, info.free
             report = NodeReport(info.node, proxy.address, "", *sizes, "active")

@@ -9,6 +9,9 @@
         proxy.down.end()                # the node's side of every connection looks closed
 
 ``up`` is towards the node, ``down`` towards the service. One thread a connection moves bytes both ways.
+
+What is made worse has to be noticed by a byte or a connection before it is healed, or the test fails: see
+``ledger.py``. Proxies that are given one ledger stand for each other.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from distfs.model import Address
+from tests.faults.ledger import Ledger
 
 _CHUNK, _QUEUED = 64 << 10, 8 << 20
 _LOOK_S = 0.01  # how soon a change is noticed
@@ -33,46 +37,91 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER for no time: closing resets
 class Flow:
     """One direction of all connections. Attributes and methods may be used at any time, from any thread."""
 
-    def __init__(self) -> None:
-        self.delay = 0.0  # seconds every byte arrives later
-        self.rate = 0.0  # bytes a second and connection; 0: as fast as it goes
-        self.held = False
+    def __init__(self, name: str, ledger: Ledger) -> None:
+        self._name, self._ledger = name, ledger
+        self._delay = self._rate = 0.0
+        self._held = ""  # how
         self.ended = False
         self.passed = 0  # bytes that arrived at the other side
         self._lock = threading.RLock()
-        self._plan: tuple[int, Callable[[], object]] | None = None
+        self._plan: tuple[int, Callable[[], object], str] | None = None
         self._flip = False
 
-    def hold(self) -> None:
-        """From now on nothing arrives, and nobody is told."""
-        self.held = True
+    @property
+    def delay(self) -> float:
+        """Seconds every byte arrives later."""
+        return self._delay
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        self._delay = seconds
+        if seconds:
+            self._planned(f"a delay of {seconds} s")
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second and connection; 0: as fast as it goes."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._rate = rate
+        if rate:
+            self._planned(f"a rate of {rate}")
+
+    @property
+    def held(self) -> bool:
+        return bool(self._held)
+
+    def hold(self, how: str = "") -> None:
+        """From now on nothing arrives, and nobody is told. ``how``: what the fault is called."""
+        self._held = how or f"{self._name}: held"
+        self._ledger.planned(self._held)
 
     def release(self) -> None:
         """What was held arrives now."""
-        self.held = False
+        self._held = ""
 
     def end(self) -> None:
         """Half-close every connection, present and to come, in this direction."""
+        self._planned("an end")
         self.ended = True
 
-    def at(self, more: int, action: Callable[[], object]) -> None:
+    def at(self, more: int, action: Callable[[], object], what: str = "an action") -> None:
         """Call ``action`` when so many bytes more have arrived, and no further one."""
         with self._lock:
-            self._plan = self.passed + more, action
+            self._plan = self.passed + more, action, f"{what} after {more} bytes more"
+            self._planned(self._plan[2])
 
     def flip_at(self, more: int) -> None:
         """Let one bit of the byte after so many more be wrong."""
-        self.at(more, self._flip_next)
+        self.at(more, self.flip, "a flip")
+
+    def flip(self) -> None:
+        """Let one bit of the next byte be wrong."""
+        self._planned("a flipped bit")
+        self._flip = True
 
     def heal(self) -> None:
-        """As if nothing had ever been wrong."""
+        """As if nothing had ever been wrong. Raises FaultMetNobody when something was to be, and was not."""
+        try:
+            self._ledger.settle()
+        finally:
+            self.mend()
+
+    def mend(self) -> None:
+        """``heal`` without looking back."""
         with self._lock:
-            self.delay = self.rate = 0.0
-            self.held = self.ended = self._flip = False
+            self._delay = self._rate = 0.0
+            self._held = ""
+            self._flip = self.ended = False
             self._plan = None
 
-    def _flip_next(self) -> None:
-        self._flip = True
+    def _planned(self, fault: str) -> None:
+        self._ledger.planned(f"{self._name}: {fault}")
+
+    def met(self, fault: str) -> None:
+        self._ledger.met(f"{self._name}: {fault}")
 
     # --- used by connections ------------------------------------------------------------------------
 
@@ -83,14 +132,21 @@ class Flow:
             if plan is not None and plan[0] <= self.passed:
                 self._plan = None
                 plan[1]()
+                self.met(plan[2])
             if self.held:
+                self.note_held()
                 return 0
             most = len(data)
             if self._plan is not None:
                 most = min(most, self._plan[0] - self.passed)
             if self.rate:
+                self.met(f"a rate of {self.rate}")
                 most = min(most, int(self.rate * _LOOK_S) + 1)
             return self._send(target, data[:most])
+
+    def note_held(self) -> None:
+        """There is a byte that would arrive now."""
+        self._ledger.met(self._held)
 
     def _send(self, target: socket.socket, data: memoryview) -> int:
         if self._flip:
@@ -99,7 +155,9 @@ class Flow:
             sent = target.send(data)
         except BlockingIOError:
             return 0
-        self._flip = False
+        if self._flip:
+            self.met("a flipped bit")
+            self._flip = False
         self.passed += sent
         return sent
 
@@ -118,8 +176,11 @@ class _Half:
         return not self._read_to_end and self._queued < _QUEUED
 
     def wants_write(self, now: float) -> bool:
-        due = self._queue and self._queue[0][0] <= now and now >= self._not_before
-        return bool(due) and not self.flow.held
+        due = bool(self._queue) and self._queue[0][0] <= now and now >= self._not_before
+        if due and self.flow.held:
+            self.flow.note_held()
+            return False
+        return due
 
     def read(self) -> None:
         data = self.source.recv(_CHUNK)
@@ -127,7 +188,12 @@ class _Half:
             self._read_to_end = True
             return
         self._queued += len(data)
-        self._queue.append((time.monotonic() + self.flow.delay, memoryview(data)))
+        delay = self.flow.delay
+        if delay:
+            self.flow.met(f"a delay of {delay} s")
+        self._queue.append((time.monotonic() + delay, memoryview(data)))
+        if self.flow.held:
+            self.flow.note_held()
 
     def write(self, now: float) -> None:
         due, data = self._queue[0]
@@ -145,6 +211,8 @@ class _Half:
         ends = self.flow.ended or (self._read_to_end and not self._queue and not self.flow.held)
         if ends and not self.over:
             self.over = True
+            if self.flow.ended:
+                self.flow.met("an end")
             with contextlib.suppress(OSError):
                 self.target.shutdown(socket.SHUT_WR)
 
@@ -194,10 +262,11 @@ class _Link(threading.Thread):
 class Proxy:
     """Listens on a port of its own on 127.0.0.1 and passes on to ``node``. Use it as a context manager."""
 
-    def __init__(self, node: Address) -> None:
+    def __init__(self, node: Address, ledger: Ledger | None = None) -> None:
         self.node = node
-        self.up, self.down = Flow(), Flow()
-        self.refuses = False  # new connections are reset at once
+        self._ledger = ledger or Ledger()
+        self.up, self.down = Flow("up", self._ledger), Flow("down", self._ledger)
+        self._refuses = False
         self._links: list[_Link] = []
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.address = Address(*self._listener.getsockname())
@@ -218,6 +287,19 @@ class Proxy:
             link.closes = True
         for link in self._links:
             link.join()
+        if kind is None:
+            self._ledger.settle()
+
+    @property
+    def refuses(self) -> bool:
+        """New connections are reset at once."""
+        return self._refuses
+
+    @refuses.setter
+    def refuses(self, refuses: bool) -> None:
+        self._refuses = refuses
+        if refuses:
+            self._ledger.planned("a refusal")
 
     @property
     def connections(self) -> int:
@@ -226,8 +308,8 @@ class Proxy:
 
     def blackhole(self) -> None:
         """Neither side hears of the other any more."""
-        self.up.hold()
-        self.down.hold()
+        for flow in (self.up, self.down):
+            flow.hold("a black hole")
 
     def reset(self) -> None:
         """Every connection there is, on both sides."""
@@ -237,12 +319,18 @@ class Proxy:
     def refuse(self) -> None:
         """Reset every connection there is and comes."""
         self.refuses = True
+        if self.connections:
+            self._ledger.met("a refusal")
         self.reset()
 
     def heal(self) -> None:
-        self.up.heal()
-        self.down.heal()
-        self.refuses = False
+        """Everything is well again. Raises FaultMetNobody when something was to be wrong, and was not."""
+        try:
+            self._ledger.settle()
+        finally:
+            self.up.mend()
+            self.down.mend()
+            self.refuses = False
 
     def _accept(self) -> None:
         poll = select.poll()
@@ -256,6 +344,7 @@ class Proxy:
             except OSError:
                 node = None
             if node is None:
+                self._ledger.met("a refusal")
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 client.close()
                 continue

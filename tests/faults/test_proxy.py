@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from distfs.model import Address
 from tests.contract.litter import eventually
+from tests.faults import ledger
 from tests.faults.proxy import Proxy
 
 
@@ -98,6 +99,41 @@ def test_one_bit_is_flipped_where_it_was_asked_for() -> None:
         proxy.up.flip_at(2)
         client.sendall(b"abcdef")
         assert receive(server, 6) == bytes([*b"ab", ord("c") ^ 0x10, *b"def"])
+
+
+FAULTS: dict[str, Callable[[Proxy], object]] = {
+    "flip": lambda proxy: proxy.up.flip_at(6),
+    "action": lambda proxy: proxy.up.at(6, proxy.reset),
+    "delay": lambda proxy: setattr(proxy.down, "delay", 0.1),
+    "rate": lambda proxy: setattr(proxy.down, "rate", 1000),
+    "hold": lambda proxy: proxy.down.hold(),
+    "refusal": lambda proxy: setattr(proxy, "refuses", True),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_met_nobody_fails_the_test(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six bytes go up; nothing comes down, and nobody connects."""
+    monkeypatch.setattr(ledger, "_PATIENCE_S", 0.1)
+    with through() as (proxy, client, server):
+        for end in (proxy.heal, lambda: proxy.__exit__(None, None, None)):
+            FAULTS[fault](proxy)
+            client.sendall(b"abcdef")
+            assert receive(server, 6) == b"abcdef"
+            with pytest.raises(ledger.FaultMetNobody, match="never happened"):
+                end()
+            if end == proxy.heal:
+                client.sendall(b"x")
+                assert receive(server, 1) == b"x", "healed all the same"
+
+
+def test_one_of_several_that_could_be_met_is_enough() -> None:
+    with through() as (proxy, client, server), Proxy(proxy.node, proxy._ledger) as other:
+        for each in (proxy, other):
+            each.up.flip_at(0)
+        client.sendall(b"a")
+        assert receive(server, 1) != b"a"
+        proxy.heal()
 
 
 def test_half_a_connection_ends() -> None:

@@ -61,7 +61,7 @@ class Proxy:
         return self._needle is None
 
     def close(self) -> None:
-        """Ends every connection and thread."""
+        """Ends every connection and thread. Fails when what was to be cut never came."""
         self.refuses = True
         self._listener.shutdown(socket.SHUT_RDWR)
         for sock in list(self._open):
@@ -69,6 +69,7 @@ class Proxy:
         for thread in self._threads:
             thread.join()
         self._listener.close()
+        assert self.has_cut, f"nobody sent {self._needle!r}"
 
     def _start(self, target: object, *args: object) -> None:
         thread = threading.Thread(target=target, args=args)  # type: ignore[arg-type]
