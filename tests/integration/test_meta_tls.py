@@ -179,7 +179,7 @@ def test_a_statement_that_the_line_takes_only_in_part_ends_in_time(line: Line) -
         line.cable.blackhole()
         large = " " * (32 << 20)  # more than the cable and the sockets hold: sending it has to wait
         with pytest.raises(OutcomeUnknown, match=SAYS):
-            line.ask(link.run, "commit_files", Deadline(LIMIT), {"files": large})
+            line.ask(link.run, "commit_files", Deadline(10 * LIMIT), {"files": large})  # time to begin it
         assert link.broken
     line.cable.heal()
     line.ask(line.meta.ping, soon())
