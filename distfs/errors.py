@@ -3,7 +3,8 @@
 Low-level exceptions (``OSError``, a driver's own) are translated into these once, at the socket,
 the file or the driver; everything above tells them apart by class, never by text. Each class
 carries the HTTP status it becomes at the edge and the ``kind`` it is called by on the wire between
-services and nodes. The message is one line a user can act on: what happened, then the remedy.
+services and nodes. The message is one line a user can act on: what happened, then the remedy. Where it names what
+is no client's business, such as the addresses of nodes, there is another for clients.
 """
 
 from __future__ import annotations
@@ -16,6 +17,18 @@ class DistfsError(Exception):
     kind = "internal"
     #: Seconds after which trying again may succeed; becomes ``Retry-After``.
     retry_after: int | None = None
+    #: What a client is told instead of the message, which is for the log and for operators; None: the message.
+    public: str | None = None
+
+    def __init__(self, message: str = "", *, public: str | None = None) -> None:
+        super().__init__(message)
+        if public is not None:
+            self.public = public
+
+    @property
+    def for_client(self) -> str:
+        """One line."""
+        return " ".join((self.public or str(self)).split())
 
 
 class ConfigError(DistfsError):
@@ -162,6 +175,7 @@ class NodeUnavailable(Unavailable):
     """One storage node failed to answer; another fragment or another node may serve."""
 
     kind = "node_unavailable"
+    public = "a storage node cannot be reached: try again soon"
 
 
 class TooSlow(Unavailable):

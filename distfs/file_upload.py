@@ -51,7 +51,13 @@ def refusal(failed: Collection[DistfsError], saying: str = "") -> DistfsError:
     kind: type[DistfsError] = Full if failed and all(isinstance(e, Full) for e in failed) else Unavailable
     if any(e.status == DistfsError.status for e in failed):
         kind = DistfsError
-    return kind(saying + "; ".join(map(str, failed)))
+    if kind is Full:
+        public = (
+            "no room: the storage nodes that could take the file are full; delete files, or come back later"
+        )
+    else:
+        public = "too few storage nodes took the file: send it again soon"
+    return kind(saying + "; ".join(map(str, failed)), public=public)
 
 
 class _Digest:

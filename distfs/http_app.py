@@ -157,13 +157,13 @@ def _refusal(request: Request, error: Exception) -> Response:
         if isinstance(error, MethodNotAllowed):
             headers["Allow"] = _allowed(error)
     elif isinstance(error, DistfsError) and error.status != HTTPStatus.INTERNAL_SERVER_ERROR:
-        status, detail = error.status, " ".join(str(error).split())
+        status, detail = error.status, error.for_client
         if error.retry_after is not None:
             headers["Retry-After"] = str(error.retry_after)
         if isinstance(error, Encoded):
             headers["Accept-Encoding"] = "identity"
         level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
-        log.log(level, "%s: %s", error.kind, detail)
+        log.log(level, "%s: %s", error.kind, error)
     else:
         status = 500
         detail = f"distfs failed; the reason is in its log under request {current_request_id()}"

@@ -383,6 +383,10 @@ class SliceReader:
 
     def _exhausted(self, number: int) -> DistfsError:
         reasons = "; ".join(f"fragment {i}: {e}" for i, e in sorted(self._errors.items()))
-        text = f"slice {self._slice.id} block {number} cannot be read: {reasons or 'no fragment is left'}"
-        gone = all(isinstance(e, Corrupt | NotFound) for e in self._errors.values())
-        return Corrupt(text) if gone else Unavailable(text)
+        what = f"slice {self._slice.id} block {number} cannot be read"
+        text = f"{what}: {reasons or 'no fragment is left'}"
+        if all(isinstance(e, Corrupt | NotFound) for e in self._errors.values()):
+            return Corrupt(text, public=f"{what}: what is left of it is damaged; its operator knows of it")
+        return Unavailable(
+            text, public=f"{what}: too few of its storage nodes can be reached, try again soon"
+        )

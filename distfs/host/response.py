@@ -189,7 +189,7 @@ class Refusal(Response):
 
     def execute(self) -> None:
         error = self._error
-        accept, reason = self.request.headers.get("ACCEPT", ""), " ".join(str(error).split())
+        accept, reason = self.request.headers.get("ACCEPT", ""), error.for_client
         kind, answer = explained(accept, error.status, reason, self.request_id)
         body = answer.encode()
         self.status = f"{error.status} {phrase(error.status)}"

@@ -40,6 +40,9 @@ _BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)
 #: that became read-only: another connection finds another server.
 _SPOILED = ("0A000", "26000", "25006")
 
+#: What a client is told; where MetaDB is, is for the log.
+AWAY = "MetaDB cannot be reached at this moment: try again soon"
+
 #: How long before a request's end the server gives its statement up.
 _LISTEN_S = 0.2
 
@@ -127,7 +130,9 @@ class Link:
             raise error from e
         except _BROKEN as e:
             lost = f"lost the connection to MetaDB at {self.host}: {_reason(e)}"
-            raise (OutcomeUnknown(lost) if sent else Unavailable(lost)) from e
+            if sent:
+                raise OutcomeUnknown(lost, public=f"{AWAY}; whether it was done is not known") from e
+            raise Unavailable(lost, public=AWAY) from e
         self._busy = False
         return rows
 

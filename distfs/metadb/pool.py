@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from distfs.deadline import Deadline
 from distfs.errors import TooSlow, Unavailable
-from distfs.metadb.link import Link
+from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
 
 
@@ -73,7 +73,7 @@ class Pool:
             link.close()
             reasons.append(f"{host} takes no writes")
         reasons += filter(None, [self._trouble()])
-        raise Unavailable(f"MetaDB cannot be used: {'; '.join(reasons)}")
+        raise Unavailable(f"MetaDB cannot be used: {'; '.join(reasons)}", public=AWAY)
 
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""

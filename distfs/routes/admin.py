@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
 from werkzeug.wrappers import Response
@@ -10,6 +11,8 @@ from distfs.deadline import Deadline
 from distfs.errors import Unavailable
 from distfs.routes.messages import Request, as_json, text
 from distfs.services import Services
+
+log = logging.getLogger("distfs.http")
 
 #: Load balancers ask often and wait briefly.
 READY_WITHIN_S = 5.0
@@ -69,7 +72,8 @@ def get_ready(services: Services, request: Request) -> Response:
         services.agreement.require(deadline)
         up = sum(node.writable for node in services.meta.nodes(deadline))
     except Unavailable as e:
-        missing.append(f"MetaDB: {e}")
+        log.info("not ready: %s", e)
+        missing.append(f"MetaDB: {e.for_client}")
     else:
         if up < needed:
             missing.append(f"storage nodes: {up} up, an upload needs {needed} (policy {policy})")

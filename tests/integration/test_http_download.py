@@ -331,7 +331,9 @@ def test_a_damaged_copy_is_replaced_by_the_other(service: TestService) -> None:
                 assert service.ask("GET", f"/download/{uuid}").body == data
 
 
-def test_a_file_whose_first_block_is_damaged_everywhere_is_a_clean_502(service: TestService) -> None:
+def test_a_file_whose_first_block_is_damaged_everywhere_is_a_clean_502(
+    service: TestService, caplog: pytest.LogCaptureFixture
+) -> None:
     data = some_bytes(SLICE, 8)
     uuid = put(service, data)
     paths = fragments_with(service, data[:64])
@@ -340,6 +342,9 @@ def test_a_file_whose_first_block_is_damaged_everywhere_is_a_clean_502(service: 
         assert answer.status in (502, 503), answer.text
         assert answer.headers["Content-Type"].startswith("text/plain")
         assert answer.text.count("\n") == 1
+        assert "fragment" not in answer.text, "what is where is for the log"
+        logged = [r.getMessage() for r in caplog.records if r.name == "distfs.http"]
+        assert any("fragment 0: " in line and "fragment 1: " in line for line in logged)
         assert service.ask("HEAD", f"/download/{uuid}").status == 200
     assert service.ask("GET", f"/download/{uuid}").body == data
 

@@ -104,7 +104,7 @@ def test_one_node_is_enough_for_a_policy_without_redundancy_and_an_old_schema_is
         assert service.ask("GET", f"/download/{uuid}").body == b"y" * SLICE * 2
 
 
-def test_metadb_away_is_503_in_words_and_the_process_stays_alive() -> None:
+def test_metadb_away_is_503_in_words_and_the_process_stays_alive(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         config = small_config("")
@@ -124,7 +124,11 @@ def test_metadb_away_is_503_in_words_and_the_process_stays_alive() -> None:
                     answer = service.ask(method, path, b"x" if method == "PUT" else None)
                     assert answer.status == 503, (path, answer.text)
                     assert "MetaDB" in answer.text
+                    assert "127.0.0.1" not in answer.text, "where it is is for the log"
                     assert answer.headers["Retry-After"] == "5"
+            assert any(
+                f"{url.split('@')[1].split('/', maxsplit=1)[0]}: " in r.getMessage() for r in caplog.records
+            )
         finally:
             app.close()
 
