@@ -13,6 +13,7 @@ from typing import NewType
 from distfs.callers import Caller, CallerMatch, Identity, Network
 from distfs.model import Policy
 
+Secret = NewType("Secret", str)  # never shown
 HostName = NewType("HostName", str)  # an address or a name; IPv6 without brackets
 Bytes = NewType("Bytes", int)
 Seconds = NewType("Seconds", float)
@@ -117,7 +118,9 @@ class StorageConfig:
 class MetaDBConfig:
     """PostgreSQL."""
 
-    url: str = "embedded:./data/metadb"  # or postgresql://user:password@host:port/database
+    url: str = field(default="embedded:./data/metadb", repr=False)  # or postgresql://user@host:port/database
+    password: Secret = field(default=Secret(""), repr=False)  # where url has none
+    password_file: str = ""  # that holds it, where neither has one
     pool_size: int = 8  # connections a service keeps for requests
     connect_timeout: Seconds = Seconds(2)
     statement_timeout: Seconds = Seconds(4)  # so that a MetaDB that hangs is a 503 within 5 s

@@ -22,10 +22,21 @@ from typing import Any
 import yaml
 
 from distfs.callers import CallerMatch, Network, parse_network
-from distfs.config import Bytes, BytesPerSecond, CallerRule, Config, Fraction, HostName, Seconds, Weight
+from distfs.config import (
+    Bytes,
+    BytesPerSecond,
+    CallerRule,
+    Config,
+    Fraction,
+    HostName,
+    Seconds,
+    Secret,
+    Weight,
+)
 from distfs.config_rules import check_relations
 from distfs.errors import ConfigError
 from distfs.model import Policy
+from distfs.redact import redacted
 
 
 def load(path: str | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -139,11 +150,11 @@ def _section(cls: Any, tree: object, path: str) -> Any:
     if tree is None or tree == "":
         tree = {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"config: {path.rstrip('.') or 'the file'} must be a mapping of keys, not {tree!r}")
+        raise ConfigError(f"config: {path.rstrip('.') or 'the file'} must be a mapping of keys")
     types = typing.get_type_hints(cls)
     for key in tree:
         if key not in types:
-            raise ConfigError(f"config: unknown key {path}{key}{_hint(key, types, path)}")
+            raise ConfigError(f"config: unknown key {path}{redacted(str(key))}{_hint(key, types, path)}")
     values = {}
     for key, value in tree.items():
         kind = types[key]
@@ -207,7 +218,13 @@ def _integer(value: object) -> int:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not text")
+        raise ValueError(f"{redacted(repr(value))} is not text")
+    return value
+
+
+def _secret(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("it is not text on one line")  # which is not shown
     return value
 
 
@@ -281,6 +298,7 @@ _PARSERS: _Parsers = {
     Fraction: _fraction,
     Weight: _weight,
     HostName: _host,
+    Secret: _secret,
     CallerMatch: lambda value: CallerMatch.parse(_text(value)),
     int: _integer,
     bool: _switch,

@@ -22,6 +22,7 @@ from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
     Cancelled,
+    ConfigError,
     DistfsError,
     NotFound,
     OutcomeUnknown,
@@ -96,7 +97,7 @@ class MetaDB:
         self.down_after = down_after
         self._budget = config.statement_timeout + _GRACE_S
         self._cluster_id: UUID | None = None
-        self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.parse(config.url)
+        self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.of(config)
         limits = config.pool_size, config.connect_timeout, config.statement_timeout
         self._pool = Pool(self._where, *limits, trouble=self._trouble)
 
@@ -332,7 +333,12 @@ class MetaDB:
         return ballast.trouble(here) if here else ""
 
     def _where(self) -> MetaURL:
-        return self._fixed or MetaURL.parse(embedded_postgres.resolve(self._config.url))
+        if self._fixed is None:
+            return MetaURL.parse(embedded_postgres.resolve(self._config.url))
+        try:
+            return MetaURL.of(self._config)  # its password may be another by now
+        except ConfigError as e:  # and was right at the start: somebody is about to change it
+            raise Unavailable(f"MetaDB cannot be used: {e}") from e
 
 
 def _has_time(deadline: Deadline, seconds: float = 0.0) -> bool:

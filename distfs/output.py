@@ -16,11 +16,12 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, cast
 
 from distfs import descriptors
 from distfs.errors import ConfigError, DistfsError, NotHome, OtherSettings, Unavailable
+from distfs.redact import redacted, redacted_word
 
 #: Exit codes of every command and part. 70 is sysexits.h's, 130 the shell's.
 DONE, FAILED, USAGE, NOT_TOLD, OUTPUT_LOST, NOT_HOME, BUG, INTERRUPTED = 0, 1, 2, 3, 4, 5, 70, 130
@@ -71,8 +72,8 @@ def announce(text: str) -> None:
 
 
 def complain(line: str) -> None:
-    """A line on standard error, where somebody may read it."""
-    show(f"{line}\n")
+    """A line on standard error, where somebody may read it; no URL in it shows its password."""
+    show(f"{redacted(line)}\n")
 
 
 def show(text: str) -> None:
@@ -114,7 +115,17 @@ def command(name: str, act: Callable[[], int]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's own does not notice when nobody could be told what ``--help`` says."""
+    """argparse's own does not notice when nobody could be told what ``--help`` says, and repeats what was wrong as
+    it was given, such as a URL with its password after a flag that was misspelt."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(map(redacted_word, unknown))}")
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is sys.stderr:

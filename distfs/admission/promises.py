@@ -113,19 +113,22 @@ class Admission:
 
     def _check_count(self, rule: CallerRule) -> None:
         """Under ``_counting``."""
-        of = str(rule.match)
-        if rule.max_uploads and self._uploads_of[of] >= rule.max_uploads:
+        if rule.max_uploads and self._uploads_of[str(rule.match)] >= rule.max_uploads:
             raise TooMany(
-                f"{of} may have {rule.max_uploads} uploads at once (callers.rules), and has: "
-                "try again when one has ended"
+                f"{self._names().get(str(rule.match), 'you')} may have {rule.max_uploads} uploads at once "
+                "(callers.rules), and has: try again when one has ended"
             )
 
     def running(self) -> dict[str, int]:
         """Uploads in flight of those that rules are about, by whom each matches."""
         with self._counting:
             uploads = dict(self._uploads_of)
-        shown = {str(rule.match): _shown(number, rule) for number, rule in enumerate(self.callers.rules, 1)}
-        return {shown.get(of, "a rule of before"): count for of, count in uploads.items()}
+        names = self._names()
+        return {names.get(of, "a rule of before"): count for of, count in uploads.items()}
+
+    def _names(self) -> dict[str, str]:
+        """What anybody may read of each rule, by whom it matches."""
+        return {str(rule.match): _shown(number, rule) for number, rule in enumerate(self.callers.rules, 1)}
 
     def largest(self, rule: CallerRule | None) -> int:
         """How many bytes a file may have of those a rule is about."""

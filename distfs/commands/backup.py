@@ -39,7 +39,7 @@ def backup(config: MetaDBConfig, file: str) -> None:
     Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written.
     """
     place, fresh = Path(file), Path(f"{file}.partial")
-    with _server(config.url) as server:
+    with _server(config) as server:
         roles = [line.split() for line in server.ask(_ROLES).splitlines()]
         try:
             with open(fresh, "wb", opener=_private) as out:
@@ -63,7 +63,7 @@ def restore(config: MetaDBConfig, file: str) -> None:
     Raises Refused, Unavailable with PostgreSQL's reason.
     """
     _check_whole(Path(file))
-    with _server(config.url) as server:
+    with _server(config) as server:
         if server.ask(_TABLES) != "0":
             raise Refused(
                 f"the MetaDB at {server.place} is not empty: restore into a new database, or a new folder"
@@ -170,11 +170,12 @@ def _check(program: str, code: int, complaints: str) -> None:
 
 
 @contextlib.contextmanager
-def _server(url: str) -> Iterator[_Server]:
+def _server(config: MetaDBConfig) -> Iterator[_Server]:
     """The server of ``metadb.url``. An embedded one that does not run is started for the while."""
+    url = config.url
     folder = embedded_postgres.folder_of(url)
     if folder is None:
-        yield _Server(MetaURL.parse(url), None)
+        yield _Server(MetaURL.of(config), None)
         return
     with contextlib.ExitStack() as stack:
         try:

@@ -29,6 +29,7 @@ def service_url(text: str) -> str:
     try:
         place = urlsplit(text)
         well = place.scheme in _KINDS and place.hostname and (place.port is None or place.port > 0)
+        well = well and "@" not in place.netloc  # a login, which a service has not, and `status` would show
     except ValueError:
         well = False
     if not well:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
+from distfs.config import MetaDBConfig
 from distfs.errors import ConfigError
+from distfs.metadb.password import password_of
 
 _SCHEMES = ("postgresql://", "postgres://")
 _PARAMETERS = ("host", "port", "user", "password", "sslmode", "sslrootcert")
@@ -70,6 +72,12 @@ class MetaURL:
             sslmode=options.get("sslmode", ""),
             sslrootcert=options.get("sslrootcert", ""),
         )
+
+    @classmethod
+    def of(cls, config: MetaDBConfig) -> MetaURL:
+        """With a password from elsewhere where ``metadb.url`` has none. Raises ConfigError as ``parse`` does."""
+        url = cls.parse(config.url)
+        return url if url.password else replace(url, password=password_of(config))
 
     def ssl_context(self, host: Host) -> ssl.SSLContext | bool:
         """For pg8000: a context, or False for none. Never None, with which it falls back to plaintext."""

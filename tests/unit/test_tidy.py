@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The layout of the design, lowest first. A module imports only from rows above its own.
 #: A folder stands for every module in it; within a folder any order without a circle.
 LAYERS = """
-    __init__ errors descriptors
+    __init__ errors descriptors redact
     threads
     output
     callers problem deadline dial model parent_watch signals terminal quantity
