@@ -45,7 +45,7 @@ _READY = """\
 distfs is ready at {url}  (data in {data}; Ctrl-C stops it)
 
   curl -F file=@README.md {url}/upload      # prints a UUID
-  curl -OJ {url}/download/UUID              # gets the file back
+  curl -o copy.md {url}/download/UUID       # gets the file back
 """
 
 
