@@ -26,6 +26,8 @@ Find = Callable[[UUID, Deadline], NewFile]
 #: A client that has nothing yet can be told to come again: it waits for a part of the patience only.
 _BEFORE_THE_FIRST = 3
 _LOOK_S, _LOOK_MOST_S = 0.1, 1.0  # between two tries
+#: All that wait go by one list of nodes; one that is younger does.
+_LIST_AGE_S = 0.25
 
 
 class _Stuck:
@@ -134,16 +136,16 @@ class Downloader:
                 return
             except (Corrupt, Unavailable) as e:
                 deadline.check_cancelled()
-                piece = self._moved(file, reader.piece, known, deadline)
+                piece = self._moved(file, reader.piece, known, deadline) if stuck.first else None
                 lately = self._directory.may_return(filter(None, reader.piece.nodes), deadline)
                 gone = isinstance(e, Corrupt) or lately < code.policy.k
-                if not (stuck.first and piece) and (gone or stuck.over):
+                if not piece and (gone or stuck.over):
                     raise
                 if stuck.first:
                     log.warning("file %s: a download waits for storage nodes: %s", file.id, e)
                 stuck.wait(deadline, at_once=bool(piece))
-                piece = self._moved(file, reader.piece, known, deadline) or piece or reader.piece
-            reader = self._reader(file, piece, (number, stop), deadline)
+                self._directory.glance(deadline, _LIST_AGE_S)
+            reader = self._reader(file, piece or reader.piece, (number, stop), deadline)
 
     def _moved(self, file: NewFile, piece: Slice, known: list[Node], deadline: Deadline) -> Slice | None:
         """The slice as it is now, if a fragment of it, or a node that has one, is not where it was."""
@@ -151,7 +153,7 @@ class Downloader:
             return None
         try:
             fresh = self._find(file.id, deadline).slices[piece.ordinal]
-            nodes = self._directory.nodes(deadline, fresh=True)
+            nodes = self._directory.glance(deadline)
         except DistfsError as e:
             log.info("file %s: whether slice %s was moved cannot be told: %s", file.id, piece.id, e)
             return None
@@ -183,7 +185,7 @@ class Downloader:
         Of copies a slice has one that all services prefer: slices share the nodes evenly, and what is read
         again is in one node's page cache, not half of it in each.
         """
-        alive = {node.id for node in self._directory.nodes(deadline) if node.alive}
+        alive = {node.id for node in self._directory.known(deadline) if node.alive}
         standing = self._directory.standing(piece.nodes)
         held = [index for index, node in enumerate(piece.nodes) if node]
         if code.policy.k == 1 and held:  # with k > 1 data cells come first: they need no decoding

@@ -1,7 +1,8 @@
-"""Which nodes there are, how to reach them and how well they do: MetaDB's list, at most a second old."""
+"""Which nodes there are, how to reach them and how well they do."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,14 +12,17 @@ from uuid import UUID
 
 from distfs.config import NodeConfig
 from distfs.deadline import Deadline
-from distfs.errors import NodeUnavailable, Unavailable
+from distfs.errors import Busy, NodeUnavailable
 from distfs.fragment_store import FragmentStore
 from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.node.client import NodeClient
 from distfs.node.hedge import HedgeBudget
+from distfs.node_list import MAX_AGE_S, NodeList
+from distfs.threads import start
 
-MAX_AGE_S = 1.0
+log = logging.getLogger("distfs.nodes")
+
 #: A node that is read last for being slow is asked how it is this often; the answer may take as long.
 PROBE_EVERY_S = 1.0
 #: So many times slower than the quickest of those to choose from is slow.
@@ -43,20 +47,30 @@ class NodeDirectory:
         self._meta, self._config = meta, config
         self.hedging = HedgeBudget(config.hedge_budget)
         self._lock = threading.Lock()
-        self._nodes: dict[int, Node] = {}
-        self._read_at = float("-inf")
+        self._list = NodeList(meta, self._look_after_clients)
         self._clients: dict[UUID, NodeClient] = {}
 
     def nodes(self, deadline: Deadline, *, fresh: bool = False) -> list[Node]:
-        """Every node the cluster knows, as MetaDB last said; ``fresh``: as it says now, if it can be asked.
+        """Every node the cluster knows, as MetaDB said at most two seconds ago; ``fresh``: as it says now. As it said
+        last while it cannot be asked.
 
         Raises Unavailable when it never could.
         """
-        return list(self._current(deadline, 0.0 if fresh else MAX_AGE_S).values())
+        return list((self._list.fresh if fresh else self._list.recent)(deadline).values())
+
+    def known(self, deadline: Deadline) -> list[Node]:
+        """The same as MetaDB said last, without a wait for it: for what runs already."""
+        return list(self._list.known(deadline).values())
+
+    def glance(self, deadline: Deadline, max_age: float = 0.0) -> list[Node]:
+        """The same, at most ``max_age`` old if MetaDB says it quickly: for a read that goes wrong."""
+        return list(self._list.glance(deadline, max_age).values())
 
     def store(self, node_id: int, deadline: Deadline) -> FragmentStore:
         """The node's fragment store. Raises NodeUnavailable for a node nobody knows any more."""
-        node = self._current(deadline).get(node_id)
+        node = self._list.known(deadline).get(node_id)
+        if node is None:  # it may be new
+            node = self._list.glance(deadline, MAX_AGE_S).get(node_id)
         if node is None:
             raise NodeUnavailable(f"node {node_id} has left the cluster")
         cluster = self._meta.cluster_id(deadline)
@@ -72,7 +86,7 @@ class NodeDirectory:
     def may_return(self, ids: Iterable[int], deadline: Deadline) -> int:
         """How many of these nodes heartbeat, or did so lately: one that is restarted is back within seconds."""
         lately = self._config.down_after + self._config.patience
-        known = {node.id: node for node in self.nodes(deadline)}
+        known = self._list.known(deadline)
         return sum(id in known and known[id].heartbeat_age < lately for id in ids)
 
     @property
@@ -83,7 +97,7 @@ class NodeDirectory:
     def standing(self, ids: Iterable[int]) -> dict[int, Standing]:
         """How well nodes do, as far as this service knows; slow only beside a quicker one of them."""
         with self._lock:
-            clients = {id: self._clients.get(n.uuid) for id in ids if (n := self._nodes.get(id))}
+            clients = {id: self._clients.get(n.uuid) for id in ids if (n := self._list.get(id))}
         typical = {id: client.link.latency.typical if client else 0.0 for id, client in clients.items()}
         slow = max(self._config.hedge_min, _SLOW * min(typical.values(), default=0.0))
         found = dict.fromkeys(ids, Standing.GOOD)
@@ -104,35 +118,25 @@ class NodeDirectory:
     def snapshot(self) -> dict[str, Any]:
         """What this service knows of nodes and of its connections to them, for people to look at."""
         with self._lock:
-            names = {node.uuid: str(id) for id, node in self._nodes.items()}
+            names = {node.uuid: str(node.id) for node in self._list.last()}
             # Without those that were forgotten: strangers may read this, and a UUID is nothing for them.
             clients = {names[uuid]: client for uuid, client in self._clients.items() if uuid in names}
         nodes = {name: client.snapshot() for name, client in sorted(clients.items())}
-        return {"nodes": nodes, "hedging": self.hedging.snapshot()}
+        return {"nodes": nodes, "list": self._list.snapshot(), "hedging": self.hedging.snapshot()}
 
     def close(self) -> None:
+        self._list.close()
         with self._lock:
             clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             client.close()
 
-    def _current(self, deadline: Deadline, max_age: float = MAX_AGE_S) -> dict[int, Node]:
-        if time.monotonic() - self._read_at > max_age:
-            try:
-                nodes = {node.id: node for node in self._meta.nodes(deadline)}
-            except Unavailable:
-                deadline.check_cancelled()  # it says nothing to others
-                # Where nodes are changes rarely: what runs already can end well without MetaDB.
-                if not self._nodes:
-                    raise
-                nodes = self._nodes
-            with self._lock:
-                self._nodes, self._read_at = nodes, time.monotonic()
-                clients = list(self._clients.values())
-            for client in clients:
-                client.link.pool.tidy()
-                self._probe_if_due(client)
-        return self._nodes
+    def _look_after_clients(self) -> None:
+        with self._lock:
+            clients = list(self._clients.values())
+        for client in clients:
+            client.link.pool.tidy()
+            self._probe_if_due(client)
 
     def _probe_if_due(self, client: NodeClient) -> None:
         """Ask a node that is left alone, or read last, how it is; nobody's request waits for the answer."""
@@ -142,4 +146,7 @@ class NodeDirectory:
         if slow:
             latency.heard_at = time.monotonic()  # one probe at a time
         if client.link.breaker.may_probe() or slow:
-            threading.Thread(target=client.probe, args=(PROBE_EVERY_S,), name="probe", daemon=True).start()
+            try:
+                start(client.probe, "probe", PROBE_EVERY_S)
+            except Busy as e:
+                log.warning("a node that does badly is not asked how it is: %s", e)

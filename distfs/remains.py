@@ -39,7 +39,7 @@ def search_of(directory: NodeDirectory) -> Search:
     def search(piece: Slice, deadline: Deadline) -> list[Remnant]:
         found: list[Remnant] = []
         limit = deadline.sooner(_LIMIT_S)
-        for node in directory.nodes(deadline):
+        for node in directory.known(deadline):
             if not node.alive:
                 continue
             try:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from distfs.node_directory import MAX_AGE_S
+from distfs.node_list import STALE_MOST_S
 from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster, Process
 from tests.cluster.harness import wait_until
@@ -268,7 +268,7 @@ def test_a_disk_that_fills_up_during_repair_is_not_the_only_one(make_cluster: Ma
     full.start()
     try:
         wait_until(lambda: any(n.zone == "other" for n in cluster.meta.nodes(Deadline(30))), "it is there")
-        known = time.monotonic() + MAX_AGE_S  # the service's nodes are those of a moment ago
+        known = time.monotonic() + STALE_MOST_S  # the service's nodes are those of a moment ago
         cluster.kill_node(0)
         wait_until(lambda: time.monotonic() > known, "repair knows of the full one")
         lose(cluster, 0)

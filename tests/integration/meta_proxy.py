@@ -37,6 +37,8 @@ class Proxy:
         self.refuses = False  # new connections are closed at once
         self.refuses_after_cut = False
         self.connections = 0
+        self._lets_on: threading.Event | None = None
+        self.held: set[socket.socket] = set()  # whose client sent what is held
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._start(self._accept)
@@ -55,6 +57,16 @@ class Proxy:
         """
         self._cut, self.refuses_after_cut, self._then = where, refuse_afterwards, then
         self._needle = needle.encode()
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Within it, nothing that clients send arrives, and nobody is told."""
+        self._lets_on = lets_on = threading.Event()
+        try:
+            yield
+        finally:
+            self._lets_on = None
+            lets_on.set()
 
     @property
     def has_cut(self) -> bool:
@@ -113,6 +125,10 @@ class Proxy:
     def _pass_on(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 20):
+                if (lets_on := self._lets_on) is not None:
+                    self.held.add(client)
+                    lets_on.wait()
+                    self.held.discard(client)
                 if self._needle is not None and self._needle in data:
                     self._needle = None
                     self.refuses = self.refuses_after_cut

@@ -267,7 +267,7 @@ def test_a_node_that_listens_but_never_answers_is_left_for_another(metadb_url: s
 def test_nodes_that_came_back_at_other_ports_are_found_before_a_read_is_given_up(
     ways: Ways, file: File, tmp_path: Path
 ) -> None:
-    """What the service knows of nodes may be a second old."""
+    """What the service knows of nodes may be old."""
     meta, directory = ways.services.meta, ways.services.directory
     with ExitStack() as stack:
         for number, server in list(ways.nodes.items()):
@@ -279,14 +279,14 @@ def test_nodes_that_came_back_at_other_ports_are_found_before_a_read_is_given_up
             stack.callback(thread.join)
             stack.callback(ways.kill, number)
             assert register(ways.services, ways.nodes[number]) == number
-        directory._read_at = time.monotonic()
+        directory._list._read_at = time.monotonic()
         assert ways.download(file) == DATA
 
 
 def test_metadb_may_go_away_while_a_file_is_read(ways: Ways, file: File) -> None:
     reading = ways.services.downloader.read(file, 0, SIZE, soon())
     came = bytes(next(reading))
-    ways.services.directory._read_at = float("-inf")  # the list of nodes is old
+    ways.services.directory._list._read_at = float("-inf")  # the list of nodes is old
 
     def gone(*_: object) -> None:
         raise Unavailable("MetaDB is away")

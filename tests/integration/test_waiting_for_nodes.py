@@ -118,7 +118,7 @@ def test_an_upload_waits_for_nodes_that_are_restarted_before_it_places_a_slice(
     def stop_all() -> None:
         for server in ways.nodes.values():
             ways.services.meta.node_leave(server.store.node, server.address, soon())
-        ways.services.directory._read_at = float("-inf")
+        ways.services.directory._list._read_at = float("-inf")
         back.append(threading.Thread(target=return_when_waited_for))
         back[0].start()
 

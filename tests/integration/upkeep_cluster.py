@@ -209,8 +209,7 @@ class UpkeepCluster:
 
     def _nodes(self) -> list[Node]:
         """As they are this moment; the workers then see the same."""
-        self.directory._read_at = float("-inf")
-        return self.directory.nodes(soon())
+        return self.directory.nodes(soon(), fresh=True)
 
     def node(self, number: int) -> int:
         """The other way round."""

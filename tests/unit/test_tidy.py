@@ -30,7 +30,8 @@ LAYERS = """
     node disk
     agreement
     membership admission
-    node_directory node_connection
+    node_list node_connection
+    node_directory
     storage_server
     remains
     slice_read slice_upload
@@ -64,6 +65,7 @@ OUTERMOST_EDGES = {
     "disk.writer:open_sink": "gives back what it took, then lets all go on but a file system without O_DIRECT",
     "ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
     "output:command": "Python's own exit code for a bug is 1, by which commands mean something else",
+    "node_list:NodeList._run": "others wait for the list",
     "node_connection:Connection.handle": "the end of a connection's thread",
     "membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
