@@ -160,6 +160,39 @@ def test_every_part_takes_the_password_from_a_file_or_the_environment(
     assert not any(secret in text for secret in (OWNER, NODE) for text in said)
 
 
+def test_a_backup_is_restored_by_the_owner_who_is_no_superuser(guarded: Guarded, tmp_path: Path) -> None:
+    guarded.set_up()
+    given = {"DISTFS_METADB_URL": guarded.url("distfs"), "DISTFS_METADB_PASSWORD": OWNER}
+    run(tmp_path, given, "migrate")
+    run(tmp_path, given, "backup", "saved.sql")
+    run_sql(guarded.superuser, "CREATE DATABASE another OWNER distfs")
+    another = guarded.url("distfs").replace("/distfs?", "/another?")
+    run(tmp_path, given, "restore", "saved.sql", "--metadb", another)
+    with meta(guarded.url("distfs"), OWNER) as before, meta(another, OWNER) as after:
+        assert after.cluster_id(soon()) == before.cluster_id(soon())
+
+
+def test_up_on_a_metadb_that_asks_for_a_password_hands_it_to_its_parts(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    guarded.set_up()
+    (tmp_path / "password").write_text(OWNER)
+    (tmp_path / "password").chmod(0o600)
+    environ = {"DISTFS_METADB_URL": guarded.url("distfs"), "DISTFS_METADB_PASSWORD_FILE": "password"}
+    with start(tmp_path, environ, "distfs", "up", "--data", "data", "--port", "0", "--join") as up:
+        try:
+            assert up.stdout is not None
+            assert up.stdout.readline().startswith("distfs is ready at http://")
+            everything = [psutil.Process(up.pid), *psutil.Process(up.pid).children(recursive=True)]
+            assert len(everything) >= 5  # three nodes and a service
+            assert not any(OWNER in " ".join(each.cmdline()) for each in everything)
+        finally:
+            up.terminate()
+            out, err = up.communicate(timeout=90)
+    assert up.returncode == 0, err
+    assert OWNER not in out + err
+
+
 def test_a_password_file_that_cannot_be_read_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     environ = {
         "DISTFS_METADB_URL": "postgresql://distfs@127.0.0.1:1/x",
