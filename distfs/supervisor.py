@@ -118,7 +118,7 @@ class Child:
         """Raises ConfigError or Unavailable, with its last words, when it has died."""
         if self._process is not None and self._process.poll() is not None:
             self._join_readers()
-            last = self._last[-1] if self._last else self._end()
+            last = self._last[-1].removeprefix(f"{self.name}: ") if self._last else self._end()
             cause = ConfigError if self._process.returncode in (USAGE, NOT_HOME) else Unavailable
             raise cause(f"{self.name} could not start: {last}")
 
