@@ -74,6 +74,11 @@ def fill_node(cluster: Cluster, i: int, seed: int) -> dict[str, bytes]:
 def lose(cluster: Cluster, i: int) -> None:
     """kill -9, and do not wait for the node."""
     cluster.kill_node(i)
+    give_up(cluster, i)
+
+
+def give_up(cluster: Cluster, i: int) -> None:
+    """Do not wait for a node that was killed."""
     wait_until(lambda: not cluster.node(i).alive, f"node {i} is down")
     db(cluster).give_up_silent_nodes(Deadline(30))
 
@@ -271,7 +276,7 @@ def test_a_disk_that_fills_up_during_repair_is_not_the_only_one(make_cluster: Ma
         known = time.monotonic() + STALE_MOST_S  # the service's nodes are those of a moment ago
         cluster.kill_node(0)
         wait_until(lambda: time.monotonic() > known, "repair knows of the full one")
-        lose(cluster, 0)
+        give_up(cluster, 0)
         check(cluster, files, "disk full")
         assert "cannot take it" in cluster.service.log.read_text()
         assert "the disk is full" in cluster.service.log.read_text()

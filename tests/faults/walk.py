@@ -183,7 +183,7 @@ class Walk:
 
     def _kill(self, i: int) -> None:
         enough = len(self._alive() - self._draining - {i}) >= self._policy.k + self._policy.m
-        if self._losses < self._policy.m and enough:
+        if i in self._alive() and self._losses < self._policy.m and enough:
             self._losses += 1
             self._cluster.kill_node(i)
 
