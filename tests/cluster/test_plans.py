@@ -16,7 +16,11 @@ from tests.postgres import run_sql
 MIB = 1 << 20
 
 #: Nodes tell how full they are once, so that a test may say it in their place.
-TOLD_ONCE: Settings = {**BY_HAND, "node": {"heartbeat": "10min", "down_after": "1h"}}
+TOLD_ONCE: Settings = {
+    **BY_HAND,
+    "node": {"heartbeat": "10min", "down_after": "1h"},
+    "upkeep": {**BY_HAND["upkeep"], "repair_delay": "1h"},
+}
 
 #: Slices, in the trash or not: their nodes and their size.
 Rows = list[tuple[list[int], int]]

@@ -56,7 +56,7 @@ _TAKEN_AWAY = "was in quarantine and is wanted"
 
 #: Ages so short that sweeps and the trash have their turn within a walk; longer than any upload here takes.
 AGES = {
-    "repair_delay": "500ms",
+    "repair_delay": "1s",
     "scrub_period": "1s",
     "upload_ttl": "3s",
     "sweep_margin": "500ms",
