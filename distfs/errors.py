@@ -53,6 +53,12 @@ class Refused(DistfsError):
     kind = "refused"
 
 
+class NodeForgotten(Refused):
+    """An operator took this node off the list: waiting does not help."""
+
+    kind = "node_forgotten"
+
+
 class BodyCutShort(Refused):
     """The client's body ended before it was complete; nothing was stored."""
 

@@ -14,7 +14,7 @@ from distfs.config import NodeConfig
 from distfs.deadline import Deadline
 from distfs.disk.home import require_identity
 from distfs.disk.store import DiskStore
-from distfs.errors import DistfsError, NodeUnavailable, OtherSettings, Refused, Unavailable
+from distfs.errors import DistfsError, NodeForgotten, NodeUnavailable, OtherSettings, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport
 from distfs.threads import start
@@ -94,7 +94,8 @@ class Membership:
                     log.info("registered as node %d at %s", number, self._address)
                 registered, trouble = True, ""
             except DistfsError as e:
-                final = registered or time.monotonic() > patience or isinstance(e, OtherCluster | OtherTimes)
+                final = isinstance(e, OtherCluster | OtherTimes | NodeForgotten)
+                final = final or registered or time.monotonic() > patience
                 if isinstance(e, Refused) and final:
                     self._refused(e)
                     return

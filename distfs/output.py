@@ -20,11 +20,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
 from distfs import descriptors
-from distfs.errors import ConfigError, DistfsError, NotHome, OtherSettings, Unavailable
+from distfs.errors import ConfigError, DistfsError, NodeForgotten, NotHome, OtherSettings, Unavailable
 from distfs.redact import redacted, redacted_word
 
 #: Exit codes of every command and part. 70 is sysexits.h's, 130 the shell's.
-DONE, FAILED, USAGE, NOT_TOLD, OUTPUT_LOST, NOT_HOME, BUG, INTERRUPTED = 0, 1, 2, 3, 4, 5, 70, 130
+DONE, FAILED, USAGE, NOT_TOLD, OUTPUT_LOST, NOT_HOME, FORGOTTEN = range(7)
+BUG, INTERRUPTED = 70, 130
 
 #: How the ``--help`` of each ends; its own meaning of 0 and 1 come before it.
 COMMON_CODES = (
@@ -36,8 +37,9 @@ COMMON_CODES = (
 PART_CODES = (
     "exit code: 0: it was told to stop, and did; 1: it could not go on, for the reason on standard error; "
     "2: a flag or a setting is wrong, and starting it again is of no use; 3: MetaDB, or another part, does not "
-    "answer; 5: the data folder is no node's, or not on its disk: mount it, or make it with --init; 70: a bug of "
-    "distfs. It goes on whether or not anybody reads what it says"
+    "answer; 5: the data folder is no node's, or not on its disk: mount it, or make it with --init; 6: the node "
+    "was forgotten, and starting it again is of no use; 70: a bug of distfs. It goes on whether or not anybody reads "
+    "what it says"
 )
 
 #: Who reads standard error more slowly than it is written is waited for once, for so long.
@@ -145,6 +147,8 @@ def code_of(error: DistfsError) -> int:
     """With which code a command ends that an error ends."""
     if isinstance(error, NotHome):
         return NOT_HOME
+    if isinstance(error, NodeForgotten):
+        return FORGOTTEN
     if isinstance(error, ConfigError | OtherSettings):
         return USAGE
     return NOT_TOLD if isinstance(error, Unavailable) else FAILED

@@ -23,7 +23,7 @@ from distfs.dial import cannot_listen, to_listen
 from distfs.disk.home import make_home, read_identity
 from distfs.disk.store import DiskStore
 from distfs.disk.watch import DiskWatch
-from distfs.errors import ConfigError, DistfsError, Unavailable
+from distfs.errors import ConfigError, DistfsError, NodeForgotten, Unavailable
 from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import folder_of
@@ -178,7 +178,7 @@ def _arguments(argv: list[str]) -> tuple[Config, Namespace]:
 def serve(config: Config, with_parent: bool = False, init: bool = False) -> None:
     """Run a node until SIGTERM or SIGINT, and the transfers that run then to their end; the second signal does
     not wait for them. ``init``: make an empty folder a new node's. Raises ConfigError for what an operator must
-    mend, NotHome for a folder that is no node's."""
+    mend, NotHome for a folder that is no node's, NodeForgotten."""
     stopping, hurry = threading.Event(), threading.Event()
     on_stop(lambda: say_stop(stopping, hurry))
     descriptors.raise_limit()
@@ -222,7 +222,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     store.close()
     meta.close()
     if failure:
-        raise ConfigError(str(failure[0]))
+        raise failure[0] if isinstance(failure[0], NodeForgotten) else ConfigError(str(failure[0]))
 
 
 def main(argv: list[str] | None = None) -> int:

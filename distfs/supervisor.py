@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 from distfs.errors import Busy, ConfigError, Unavailable
-from distfs.output import NOT_HOME, USAGE, show
+from distfs.output import FORGOTTEN, NOT_HOME, USAGE, show
 from distfs.telemetry import json_line, logs_json
 from distfs.threads import start
 
@@ -127,7 +127,11 @@ class Child:
         if self._process is None or self._process.poll() is None:
             return
         now = time.monotonic()
-        if not self._due:
+        if self._process.returncode == FORGOTTEN:
+            say(f"{self.name} {self._end()}: it is not started again")
+            self._close_pipes()
+            self._process = None
+        elif not self._due:
             if now - self._started_at > SETTLED_S:
                 self._pause = BACKOFF_FIRST_S
             self._put_off(self._end())

@@ -52,6 +52,12 @@ COMMENT ON COLUMN node.unreachable_since IS 'It heartbeats, and from then on did
 COMMENT ON COLUMN node.unreachable_at IS 'When that was last found so. A heartbeat clears what was not found again for five minutes, or at another address, or before it stopped.';
 COMMENT ON COLUMN node.secret_hash IS 'sha-256 of what only the node knows. Null: it is of an earlier release, or an operator trusts whoever comes next.';
 
+CREATE TABLE forgotten_node (
+    id integer PRIMARY KEY,
+    uuid uuid NOT NULL UNIQUE
+);
+COMMENT ON TABLE forgotten_node IS 'Nodes that an operator took off the list: what is started again with such a UUID is refused, until the operator takes that back.';
+
 CREATE TABLE file (
     id uuid PRIMARY KEY,
     name text NOT NULL CHECK (octet_length(name) <= 1024),
@@ -220,6 +226,7 @@ DECLARE
     still_alive timestamptz := now() - make_interval(secs => coalesce(
         (SELECT seconds FROM public.setting WHERE name = 'node.down_after'), 10));
     unreachable boolean;
+    forgotten integer;
     next_id integer;
 BEGIN
     IF p_state NOT IN ('active', 'readonly') THEN
@@ -238,6 +245,14 @@ BEGIN
             RAISE EXCEPTION 'nobody can reach a node at %: advertise host:port, with a port from 1 to 65535',
                 quote_literal(left(p_address, 100)) USING ERRCODE = 'DF001';
         END IF;
+    END IF;
+    -- Looked at after the node's row: who waited for that while it was forgotten sees it here. The table's name tells
+    -- a node that this is for good; those of earlier releases know the SQLSTATE alone.
+    SELECT id INTO forgotten FROM public.forgotten_node WHERE uuid = p_uuid AND mine.id IS NULL;
+    IF FOUND THEN
+        RAISE EXCEPTION 'this was node %, which was forgotten: to use its disk as a new node, empty its data folder and '
+            'run `distfs node init`; if it should not have been forgotten, run `distfs forget --undo %` and start it '
+            'again', forgotten, forgotten USING ERRCODE = 'DF001', TABLE = 'forgotten_node';
     END IF;
     IF mine.secret_hash IS DISTINCT FROM sha256(p_secret) AND mine.secret_hash IS NOT NULL THEN
         RAISE EXCEPTION 'this is not node %, whose secret is another: restore the file `secret` in its data folder, or, '
@@ -419,6 +434,7 @@ BEGIN
     END IF;
     -- What slices name and no node has counts as lost; to rewrite a million of them would take minutes.
     DELETE FROM node WHERE id = p_node;
+    INSERT INTO forgotten_node (id, uuid) VALUES (p_node, mine.uuid);
 END
 $$;
 REVOKE ALL ON FUNCTION forget_node FROM PUBLIC;

@@ -326,6 +326,9 @@ UPDATE node SET secret_hash = NULL WHERE id = :node RETURNING id;
 -- name: forget_node
 SELECT forget_node(:node, :down_after);
 
+-- name: undo_forget
+DELETE FROM forgotten_node WHERE id = :node OR uuid = CAST(:uuid AS uuid) RETURNING id;
+
 -- name: give_up_silent_nodes
 UPDATE node SET given_up = true
 WHERE stopped OR heartbeat_at < now() - make_interval(secs => :down_after) OR unreachable_since IS NOT NULL

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from uuid import UUID
+
 from distfs.commands.display import Progress, counted, leaving_in_words
 from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
@@ -112,4 +115,17 @@ def forget(operator: Operator, named: str) -> int:
     operator.db.forget_node(node.id, operator.deadline())
     rest = f": repair makes its {counted(left, 'fragment')} anew on others" if left else ""
     tell(f"node {node.id} ({node.address}) is forgotten{rest}")
+    return 0
+
+
+def undo_forget(operator: Operator, named: str) -> int:
+    """Let a node that was forgotten join once more; -> 0. Raises NotFound, in words."""
+    try:
+        known = int(named) if re.fullmatch(r"\d{1,9}", named, re.ASCII) else UUID(named)
+    except ValueError:
+        raise Refused(f"{named!r} is neither the id nor the UUID of a node that was forgotten") from None
+    number = operator.db.undo_forget(known, operator.deadline())
+    tell(
+        f"what was node {number} may join again: start it; it gets a new id, and what it keeps is used where missed"
+    )
     return 0

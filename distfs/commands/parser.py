@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distfs import config_file as configuration
-from distfs.commands.drain import drain, forget, plan_drain, trust, undrain
+from distfs.commands.drain import drain, forget, plan_drain, trust, undo_forget, undrain
 from distfs.commands.fsck import fsck
 from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator, run
@@ -101,6 +101,7 @@ _dry_run = _flag("--dry-run", "print what would move where, and change nothing")
 _now = _flag("--now", "do not wait upkeep.repair_delay for nodes that are down or unreachable now")
 _adopt = _flag("--adopt", "let the cluster agree on what is configured here")
 _deep = _flag("--deep", "let the nodes read every fragment again")
+_undo = _flag("--undo", "let a node that was forgotten, named by its id or UUID of then, join again")
 _check = _flag("--check", "for scripts: the exit code says how well the cluster is")
 _no_note = _flag("--no-note", "do not note for repair what is found")
 
@@ -167,7 +168,7 @@ def _trust(operator: Operator, given: Given) -> int:
 
 
 def _forget(operator: Operator, given: Given) -> int:
-    return forget(operator, given.node)
+    return (undo_forget if given.undo else forget)(operator, given.node)
 
 
 def _rebalance(operator: Operator, given: Given) -> int:
@@ -222,7 +223,7 @@ _COMMANDS = (
         "forget",
         "take a node that is gone or empty off the list; refused when data would be lost",
         _forget,
-        (_node,),
+        (_node, _undo),
     ),
     _Command(
         "rebalance",

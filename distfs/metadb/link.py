@@ -21,6 +21,7 @@ from distfs.errors import (
     ConfigError,
     DistfsError,
     Full,
+    NodeForgotten,
     NodesLeft,
     OutcomeUnknown,
     Refused,
@@ -185,7 +186,7 @@ def translate(error: DatabaseError) -> DistfsError:
     """What the server said, by its SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
     code, message = _field(error, "C"), _field(error, "M")
     if code == "DF001":
-        return Refused(message)
+        return (NodeForgotten if _field(error, "t") == "forgotten_node" else Refused)(message)
     if code == "DF002":
         return NodesLeft(message)
     if code in ("42P01", "42703", "42883"):

@@ -317,12 +317,20 @@ class UpkeepDB:
             raise NotFound(f"no node {node}")
 
     def forget_node(self, node: int, deadline: Deadline) -> None:
-        """Take a node's row away; its fragments count as lost then. Does nothing for an unknown node.
+        """Take a node's row away, for good: its process is refused from then on, and its fragments count as lost.
+        Does nothing for an unknown node.
 
         Raises Refused, in words, while it heartbeats, or when a slice would be left with fewer
         than k fragments that are healthy and on nodes that are up.
         """
         self._meta.write("forget_node", deadline, node=node, down_after=self._meta.down_after)
+
+    def undo_forget(self, node: int | UUID, deadline: Deadline) -> int:
+        """Let what was forgotten register again, as a new node; -> the id it had. Raises NotFound."""
+        number, uuid = (None, node) if isinstance(node, UUID) else (node, None)
+        for [known] in self._meta.write("undo_forget", deadline, node=number, uuid=uuid):
+            return int(known)
+        raise NotFound(f"no node {node} was forgotten")
 
     # --- scrub and the workers ----------------------------------------------------------------------
 

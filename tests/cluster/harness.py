@@ -259,7 +259,7 @@ class Cluster:
         argv = ["--init", "--port", "0", "--data", name, *flags]
         self.nodes.append(self._process(name, "distfs.storage_server", *argv))
         self.nodes[i].start()
-        wait_until(partial(self._is_registered, i), f"node {i} is registered")
+        wait_until(partial(self.is_registered, i), f"node {i} is registered")
         return i
 
     def pause_node(self, i: int) -> None:
@@ -317,11 +317,11 @@ class Cluster:
         """Until /readyz is 200 and every node that runs is in MetaDB."""
         for i, process in enumerate(self.nodes):
             if process.alive:
-                wait_until(partial(self._is_registered, i), f"node {i} is registered")
+                wait_until(partial(self.is_registered, i), f"node {i} is registered")
                 process.argv[process.argv.index("--port") + 1] = str(self.node(i).address.port)
         wait_until(self._is_ready, "the service is ready")
 
-    def _is_registered(self, i: int) -> bool:
+    def is_registered(self, i: int) -> bool:
         self._require_alive(self.nodes[i])
         try:
             node = self._registered(i)

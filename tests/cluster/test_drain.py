@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from distfs.deadline import Deadline
 from distfs.meta import MetaDB
 from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
+from distfs.output import FORGOTTEN
 from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import wait_until
@@ -152,6 +154,39 @@ def test_a_live_node_is_not_forgotten_and_a_dead_one_is(make_cluster: MakeCluste
     assert forgotten.code == 0, forgotten.err
     assert f"node {node.id} ({node.address}) is forgotten: repair makes its " in forgotten.out
     assert all_read_back(by_hand, files)
+
+
+@pytest.mark.parametrize("remedy", ["an emptied folder", "undo"])
+def test_a_forgotten_node_that_is_started_again_stops_for_good(
+    make_cluster: MakeCluster, remedy: str
+) -> None:
+    cluster = make_cluster(config=BY_HAND)
+    files = fill(cluster)
+    old = cluster.node(0)
+    assert cluster.stop_node(0) == 0
+    assert distfs(cluster, "forget", str(old.id)).code == 0
+    cluster.nodes[0].start()
+    assert cluster.nodes[0].wait() == FORGOTTEN
+    last = cluster.logs().count(f"storage_server: this was node {old.id}, which was forgotten: ")
+    assert last == 1, cluster.logs()
+    assert old.uuid not in {node.uuid for node in cluster.meta.nodes(Deadline(30))}
+    if remedy == "undo":
+        undone = distfs(cluster, "forget", "--undo", str(old.id))
+        assert (undone.code, undone.out.startswith(f"what was node {old.id} may join again")) == (0, True)
+    else:
+        shutil.rmtree(cluster.node_folder(0))
+    cluster.nodes[0].start()  # with --init, which makes a new node of an empty folder alone
+    wait_until(lambda: cluster.is_registered(0), "node 0 is registered")
+    new = cluster.node(0)
+    assert (new.id > old.id, new.uuid == old.uuid) == (True, remedy == "undo")
+    assert all_read_back(cluster, files)
+
+
+@pytest.mark.parametrize("named", ["1", "elsewhere:9", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"])
+def test_what_was_not_forgotten_is_said_when_it_is_taken_back(by_hand: Cluster, named: str) -> None:
+    ended = distfs(by_hand, "forget", "--undo", named)
+    assert (ended.code, ended.out) == (1, "")
+    assert named in ended.err
 
 
 def test_a_node_with_the_only_fragment_of_a_file_is_not_forgotten(make_cluster: MakeCluster) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
 from pg8000.native import DatabaseError
 
 from distfs.config import MetaDBConfig
-from distfs.errors import ConfigError, DistfsError, Refused
+from distfs.errors import ConfigError, DistfsError, NodeForgotten, NotFound, Refused
 from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.upkeep.db import UpkeepDB
+from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.postgres import run_sql
 
@@ -356,7 +360,67 @@ def test_an_id_is_not_given_twice(meta: MetaDB) -> None:
     first = meta.heartbeat(said, soon(), SECRET)
     meta.node_leave(said.uuid, said.address, soon(), SECRET)
     UpkeepDB(meta).forget_node(first, soon())
+    UpkeepDB(meta).undo_forget(first, soon())
     assert meta.heartbeat(said, soon(), SECRET) == first + 1
+
+
+def test_a_node_that_was_forgotten_is_refused_until_that_is_taken_back(meta: MetaDB, metadb_url: str) -> None:
+    """Also by its UUID alone, as the release before speaks, at another address, and after its secret was lost."""
+    said, upkeep = report(), UpkeepDB(meta)
+    first = meta.heartbeat(said, soon(), SECRET)
+    meta.node_leave(said.uuid, said.address, soon(), SECRET)
+    upkeep.forget_node(first, soon())
+    for each, secret in ((said, SECRET), (replace(said, address=report(port=9002).address), ANOTHER)):
+        with pytest.raises(NodeForgotten, match=rf"this was node {first}, .*`distfs forget --undo {first}`"):
+            meta.heartbeat(each, soon(), secret)
+    old = {"uuid": said.uuid, "address": str(said.address), "down_after": 10}
+    with pytest.raises(DatabaseError, match="which was forgotten") as caught:
+        run_sql(as_node(metadb_url), _OLD_HEARTBEAT, **old)
+    assert caught.value.args[0]["C"] == "DF001"  # what the release before knows as a refusal
+    assert meta.nodes(soon()) == []
+    another = meta.heartbeat(report(port=9003), soon(), ANOTHER)  # nobody else is
+    assert upkeep.undo_forget(first, soon()) == first
+    assert meta.heartbeat(said, soon(), SECRET) == another + 1
+    for named in (first, said.uuid, another):
+        with pytest.raises(NotFound, match="was forgotten"):
+            upkeep.undo_forget(named, soon())
+
+
+@pytest.mark.parametrize("first", ["heartbeat", "forget"])
+def test_of_a_heartbeat_and_a_forget_that_meet_the_later_one_is_refused(
+    meta: MetaDB, metadb_url: str, first: str
+) -> None:
+    said = report()
+    number = meta.heartbeat(said, soon(), SECRET)
+    meta.node_leave(said.uuid, said.address, soon(), SECRET)
+    acts: dict[str, Callable[[], object]] = {
+        "heartbeat": lambda: meta.heartbeat(said, soon(), SECRET),
+        "forget": lambda: UpkeepDB(meta).forget_node(number, soon()),
+    }
+    order = [first, *(acts.keys() - {first})]
+    holder = meta.connect(soon())
+    holder.raw.run("BEGIN")
+    holder.raw.run("SELECT FROM node FOR UPDATE")
+    with ThreadPoolExecutor() as threads:
+        ends = []
+        for waiting, name in enumerate(order, 1):
+            ends.append(threads.submit(acts[name]))
+            eventually(partial(_all_wait, metadb_url, waiting), f"{name} waits for the node's row", 30)
+        holder.raw.run("COMMIT")
+        errors = [end.exception(60) for end in ends]
+    holder.close()
+    assert errors[0] is None
+    assert isinstance(errors[1], Refused)
+    assert isinstance(errors[1], NodeForgotten) == (first == "forget")
+    assert [node.id for node in meta.nodes(soon())] == ([number] if first == "heartbeat" else [])
+
+
+def _all_wait(url: str, how_many: int) -> bool:
+    [[count]] = run_sql(
+        url,
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    )
+    return bool(count == how_many)
 
 
 def test_nodes_are_bounded(meta: MetaDB, metadb_url: str) -> None:
