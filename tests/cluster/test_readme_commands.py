@@ -152,7 +152,7 @@ def shell(clone: Path, tmp_path: Path, other: str) -> Iterator[Shell]:
     [port] = free_ports(1)
     said_for = {
         "127.0.0.1:8080": f"127.0.0.1:{port}",
-        "postgresql://distfs:secret@db.example:5432/distfs": f"'{other}'",
+        "postgresql://distfs@db.example:5432/distfs": f"'{other}'",
     }
     config = clone / "config.yml"
     shipped = config.read_text()
