@@ -31,6 +31,12 @@ class Slices(Protocol):
     def plan(self, file: FileIdentity, ordinal: int, size_hint: int) -> SlicePlan:
         """Place a new slice. Raises Unavailable when it would not be safe."""
 
+    def patient_until(self) -> float:
+        """Until when nodes are waited for from now on, on the monotonic clock."""
+
+    def again(self, plan: SlicePlan, failed: dict[int, DistfsError], until: float) -> bool:
+        """Whether to place a slice anew of which no node has anything; then its plan is given up."""
+
     def settle(self, plan: SlicePlan, failed: dict[int, DistfsError]) -> Slice:
         """A slice whose senders have ended -> its row. Raises Unavailable when too little of it is safe."""
 
@@ -170,15 +176,31 @@ class FileUpload:
                 return self._flying[-1]
             while len(self._flying) >= self._config.parallel_slices:
                 self._land_oldest()
-            size = self._config.slice_size if self._left is None else min(self._left, self._config.slice_size)
-            ordinal = len(self._slices) + len(self._flying)
-            plan = self._request.plan(self._identity, ordinal, max(size, len(block.view)))
-            shared = self._means.stores, self._means.executor, self._scope
-            self._flying.append(SliceUpload(plan, *shared, lambda failed: self._give_up(failed.values())))
+            self._flying.append(self._begun(len(block.view)))
             return self._flying[-1]
         except BaseException:
             block.release()
             raise
+
+    def _begun(self, least: int) -> SliceUpload:
+        """A new slice, its nodes asked to take it; others, or the same ones once more, while none does."""
+        size = self._config.slice_size if self._left is None else min(self._left, self._config.slice_size)
+        ordinal = len(self._slices) + len(self._flying)
+        shared = self._means.stores, self._means.executor, self._scope
+        until = self._request.patient_until()
+        while True:
+            plan = self._request.plan(self._identity, ordinal, max(size, least))
+            sending = SliceUpload(plan, *shared, lambda failed: self._give_up(failed.values()))
+            try:
+                again = not sending.begun(self._scope) and self._request.again(plan, sending.failed, until)
+            except BaseException:
+                sending.abort()
+                raise
+            if not again:
+                sending.accept()  # it may be lost
+                return sending
+            sending.abort()
+            sending.wait()
 
     def _give_up(self, failed: Collection[DistfsError]) -> None:
         """The file cannot be saved: nobody waits any longer for a node that stalls. From any thread."""

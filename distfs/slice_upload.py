@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -131,24 +132,30 @@ class _FragmentSender:
     """
 
     def __init__(
-        self, plan: SlicePlan, index: int, stores: Stores, deadline: Deadline, failed: Callable[[], object]
+        self, plan: SlicePlan, index: int, stores: Stores, deadline: Deadline, tell: Callable[[], object]
     ) -> None:
-        """``failed`` is called after the failure."""
+        """``tell`` is called after the beginning, and after the failure."""
         self._plan, self._index, self._stores, self._deadline = plan, index, stores, deadline
-        self._failed = failed
+        self._tell = tell
         self.queue: queue.SimpleQueue[_Cell | _End | _Abort] = queue.SimpleQueue()
         self.error: DistfsError | None = None
+        self.began = False  # its node took the beginning
 
     def run(self) -> None:
         writer: FragmentWriter | None = None
         try:
+            try:
+                writer = self._plan.begin(self._index, self._stores, self._deadline)
+                self.began = True
+                self._tell()
+            except BaseException as e:  # noqa: BLE001 - as below
+                self._fail(e)
             while True:
                 item = self.queue.get()
                 if isinstance(item, _Abort):
                     break
-                if self.error is None:
+                if self.error is None and writer is not None:
                     try:
-                        writer = writer or self._plan.begin(self._index, self._stores, self._deadline)
                         self._pass_on(item, writer)
                     except BaseException as e:  # noqa: BLE001 - the thread's outermost edge: others wait for what it holds
                         self._fail(e)
@@ -164,7 +171,7 @@ class _FragmentSender:
         if not isinstance(error, DistfsError):
             log.error("fragment %s.%d is not sent on, by a bug", self._plan.id, self._index, exc_info=error)
         self.error = as_ours(error)
-        self._failed()
+        self._tell()
 
     def _pass_on(self, item: _Cell | _End, writer: FragmentWriter) -> None:
         if isinstance(item, _Cell):
@@ -188,6 +195,8 @@ class SliceUpload:
         """``lost`` is called with what failed when too few senders are left, perhaps more than once."""
         self.plan = plan
         self._lost = lost
+        self._changed = threading.Condition()
+        self._accepted = False
         self._senders = [
             _FragmentSender(plan, i, stores, deadline, self._look) for i in range(len(plan.nodes))
         ]
@@ -198,6 +207,24 @@ class SliceUpload:
         except BaseException:
             self.abort()  # or those that run would wait for ever
             raise
+
+    def begun(self, deadline: Deadline) -> bool:
+        """Wait until k nodes took the beginning. False: fewer are left, and none has a byte of the slice.
+
+        Raises TooSlow, Cancelled.
+        """
+        k = self.plan.file.code.policy.k
+        with deadline.waking(self._changed), self._changed:
+            while sum(s.began and s.error is None for s in self._senders) < k:
+                if len(self._senders) - len(self.failed) < k:
+                    return False
+                self._changed.wait(deadline.remaining("waiting for storage nodes"))
+        return True
+
+    def accept(self) -> None:
+        """Go on with the nodes there are: from now on ``lost`` is called when they are too few."""
+        self._accepted = True
+        self._look()
 
     def write(self, block: Block) -> None:
         """The next block of the slice; the caller keeps its own hold of it."""
@@ -221,8 +248,10 @@ class SliceUpload:
                 sender.queue.put(how)
 
     def _look(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
         failed = self.failed
-        if len(self._senders) - len(failed) < self.plan.file.code.policy.k:
+        if self._accepted and len(self._senders) - len(failed) < self.plan.file.code.policy.k:
             self._lost(failed)
 
     @property

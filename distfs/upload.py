@@ -19,7 +19,7 @@ from distfs.blocks import Block, BlockPool
 from distfs.coding import code_for
 from distfs.config import StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, DistfsError, Full, NodesLeft, OutcomeUnknown, Unavailable
+from distfs.errors import Busy, DistfsError, Full, NodesLeft, NodeUnavailable, OutcomeUnknown, Unavailable
 from distfs.file_upload import FileUpload, Means, refusal
 from distfs.meta import MetaDB
 from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
@@ -151,6 +151,24 @@ class UploadSession:
         self._unsettled.append(plan)
         return plan
 
+    def patient_until(self) -> float:
+        """Until when nodes are waited for from now on, on the monotonic clock."""
+        return time.monotonic() + self._uploader.directory.patience
+
+    def again(self, plan: SlicePlan, failed: dict[int, DistfsError], until: float) -> bool:
+        """Whether nodes that took nothing of a slice may only be restarting: then, after a moment, it is to be placed
+        anew, and this plan is given up. Raises TooSlow, Cancelled."""
+        directory = self._uploader.directory
+        away = all(isinstance(e, NodeUnavailable) for e in failed.values())
+        lately = directory.may_return(plan.nodes, self._deadline)
+        if not away or lately < self._fewest(plan.file) or time.monotonic() >= until:
+            return False
+        self._landed(plan)
+        log.info("an upload waits for storage nodes: %s", "; ".join(map(str, failed.values())))
+        self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
+        directory.glance(self._deadline, _LOOK_S)
+        return True
+
     def _landed(self, plan: SlicePlan) -> None:
         """The slice is stored, or given up."""
         self._unsettled.remove(plan)
@@ -220,7 +238,7 @@ class UploadSession:
     def _place_patiently(self, file: FileIdentity, share: int) -> list[int]:
         """As ``_place``, for a new slice. Nodes that stopped and may only be restarting are waited for."""
         directory, fewest = self._uploader.directory, self._fewest(file)
-        ends = time.monotonic() + directory.patience
+        ends = self.patient_until()
         while True:
             try:
                 return self._place(file, share, (), fewest)
@@ -290,9 +308,13 @@ class UploadSession:
             digest = hashlib.sha256(block.view).digest()
             if not len(block.view):
                 return digest, []
-            plan = self.plan(identity, 0, len(block.view))
-            failed = write_small(plan, block.view, self._uploader.means.stores, self._deadline)
-            return digest, [self.settle(plan, failed)]
+            until = self.patient_until()
+            while True:
+                plan = self.plan(identity, 0, len(block.view))
+                failed = write_small(plan, block.view, self._uploader.means.stores, self._deadline)
+                lost = len(plan.nodes) - len(failed) < identity.code.policy.k
+                if not (lost and self.again(plan, failed, until)):
+                    return digest, [self.settle(plan, failed)]
         finally:
             block.release()
 

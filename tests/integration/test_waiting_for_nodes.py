@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,3 +129,42 @@ def test_an_upload_waits_for_nodes_that_are_restarted_before_it_places_a_slice(
         [file] = session.commit()
     back[0].join()
     assert ways.download(file) == DATA
+
+
+@pytest.mark.parametrize("before", [0, 2], ids=["of one block", "of many slices"])
+def test_an_upload_waits_for_nodes_that_were_killed_just_before_a_slice_began(
+    ways: Ways, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """They have said nothing, so they still look alive."""
+    caplog.set_level(logging.INFO, "distfs.upload")
+    uploader = ways.services.uploader
+    executor, place, placed = uploader.means.executor, uploader.placement.place, []
+
+    def place_and_kill(*args: Any) -> list[int]:
+        placed.append(place(*args))
+        if len(placed) == before + 1:
+            if before:  # what is sent is acknowledged: only the file's digest has work
+                eventually(lambda: executor._threads - executor._idle == 1, "the slices before are stored")
+            for number in ways.nodes:
+                ways.kill(number)
+        return placed[-1]
+
+    monkeypatch.setattr(uploader.placement, "place", place_and_kill)
+    data = DATA if before else DATA[:100]
+    with ThreadPoolExecutor(1) as client:
+        upload = client.submit(ways.upload, data)
+        eventually(lambda: "an upload waits for storage nodes" in caplog.text or upload.done(), "it waits")
+        with back_elsewhere(ways):
+            assert ways.download(upload.result(120)) == data
+    assert len(placed) > before + 1
+
+
+def test_an_upload_whose_slice_all_nodes_lose_in_its_middle_is_to_come_again(ways: Ways) -> None:
+    def kill_all() -> None:
+        for number in ways.nodes:
+            ways.kill(number)
+
+    with pytest.raises(Unavailable) as refused:
+        ways.upload(Source(DATA, {SLICE // 2: kill_all}))
+    assert (refused.value.status, refused.value.retry_after) == (503, Unavailable.retry_after)
+    assert refused.value.retry_after
