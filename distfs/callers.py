@@ -23,7 +23,9 @@ FORWARDED_PROTO = "X-Forwarded-Proto"
 _HEADER_IS = re.compile(r"([A-Za-z0-9-]+)=(.+)")
 _IN_BRACKETS = re.compile(r"^\[([0-9A-Fa-f:.]+)\]")
 #: An address as proxies write it: some add a port.
-_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|(\d+\.\d+\.\d+\.\d+):\d+")
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9]+(?:\.[0-9]+){3}):[0-9]{1,5}")
+#: Around a header's value, and nothing else is.
+_BLANKS = " \t"
 
 
 class CallerMatch(NamedTuple):
@@ -56,7 +58,7 @@ class Caller:
         at = parse_address(self.address)
         trusted = _listed(at, proxies)
         if trusted:
-            for entry in reversed((self.header(FORWARDED_FOR) or "").split(",")):
+            for entry in reversed(_entries(self.header(FORWARDED_FOR))):
                 before = parse_address(entry)
                 if before is None:
                     break  # nothing further to the left can be believed
@@ -76,12 +78,12 @@ class Identity:
     def matches(self, match: CallerMatch) -> bool:
         if match.network is not None:
             return self.address is not None and self.address in match.network
-        return (self.header(match.header) or "").strip() == match.value
+        return (self.header(match.header) or "").strip(_BLANKS) == match.value
 
     def scheme(self, here: str) -> str:
         """``http`` or ``https``, as the client speaks it to the proxy; ``here``: as it came to us."""
-        said = (self.header(FORWARDED_PROTO) or "").rpartition(",")[2].strip().lower()
-        return said if said in ("http", "https") else here
+        said = [entry.lower() for entry in _entries(self.header(FORWARDED_PROTO))]
+        return said[-1] if said and said[-1] in ("http", "https") else here
 
 
 def parse_network(text: str) -> Network:
@@ -94,11 +96,11 @@ def parse_network(text: str) -> Network:
 
 def parse_address(text: str) -> Address | None:
     """An address, a port after it left out; an IPv4 one in IPv6's clothes is the IPv4 one. None: it is none."""
-    text = text.strip()
+    text = text.strip(_BLANKS)
     if found := _WITH_PORT.fullmatch(text):
         text = found[1] or found[2]
     try:
-        address = ip_address(text.partition("%")[0])
+        address = ip_address(text.partition("%")[0] if ":" in text else text)
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
@@ -106,6 +108,11 @@ def parse_address(text: str) -> Address | None:
 
 def _listed(address: Address | None, networks: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in networks)
+
+
+def _entries(text: str | None) -> list[str]:
+    """Of a list. A quote is nothing here: a client's own, to the left, must not swallow what the proxy has added."""
+    return [entry for part in (text or "").split(",") if (entry := part.strip(_BLANKS))]
 
 
 def _no_header(name: str) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-#: A quoted string, also one that does not end; or all up to the next quote.
-_RUN = re.compile(r'"(?:[^"\\]|\\.)*+"?+|[^"]++', re.DOTALL)
+#: A quoted string, also one that does not end; or a separator outside of one.
+_SEPARATORS = {mark: re.compile(rf'"(?:[^"\\]|\\.)*+"?+|{mark}', re.DOTALL) for mark in ",;"}
 _QUOTED = re.compile(r'"((?:[\t !#-\[\]-~]|\\[\t -~])*+)"')
 _PAIR = re.compile(r"\\(.)")
 
@@ -17,12 +17,12 @@ def is_token(text: str) -> bool:
 
 def split(text: str, separator: str) -> list[str]:
     """The parts between separators that are in no quoted string, without the blanks around them."""
-    parts = [""]
-    for run in _RUN.finditer(text):
-        first, *more = [run[0]] if run[0].startswith('"') else run[0].split(separator)
-        parts[-1] += first
-        parts += more
-    return [part.strip(" \t") for part in parts]
+    parts, start = [], 0
+    for found in _SEPARATORS[separator].finditer(text):
+        if found[0] == separator:
+            parts.append(text[start : found.start()])
+            start = found.end()
+    return [part.strip(" \t") for part in [*parts, text[start:]]]
 
 
 def elements(text: str) -> list[str]:

@@ -261,14 +261,10 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _parse(self) -> bool:
         """Take requests from ``ahead`` until one is ready to be served, in ``requests``; whether one is."""
         while self.ahead:
+            if self._speaks_another_protocol():
+                self.ahead, self.ending = NOTHING, Ending.CUT
+                return False
             if self.request is None:
-                if other := other_protocol(bytes(self.ahead[:MAGIC])):
-                    who = self.addr[0] if self.addr else "-"
-                    logger.info(
-                        "a client at %s speaks %s on the port of HTTP: its connection is closed", who, other
-                    )
-                    self.ahead, self.ending = NOTHING, Ending.CUT
-                    return False
                 self.request = RequestParser(self.adj)
                 self.began = time.monotonic()
             request = self.request
@@ -288,6 +284,17 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 return True
         self.ahead = NOTHING  # not an empty part of something large
         return False
+
+    def _speaks_another_protocol(self) -> bool:
+        """By the first bytes of what should be a request, though they may come one by one. Logs it."""
+        begun = self.request.header_plus if self.request else b""
+        if len(begun) >= MAGIC or (self.request and self.request.headers_finished):
+            return False
+        other = other_protocol(begun + bytes(self.ahead[:MAGIC]))
+        if other:
+            who = self.addr[0] if self.addr else "-"
+            logger.info("a client at %s speaks %s on the port of HTTP: its connection is closed", who, other)
+        return bool(other)
 
     def _refuse_while_draining(self, request: RequestParser) -> None:
         """Its header is complete only now: others may serve it. Who asks how we are is told."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from werkzeug.datastructures import Headers
-from werkzeug.http import parse_date
 
 from distfs.errors import ConditionFailed, Refused
-from distfs.headers import etags
+from distfs.headers import dates, etags
 from distfs.headers.etags import Tags
 
 _NONE = Tags(any=False)
@@ -20,13 +19,13 @@ def precondition(headers: Headers, etag: str, modified: datetime) -> int | None:
     Of a request that changes something, 304 means 412.
     """
     modified = _to_the_second(modified)
-    since = parse_date(headers.get("If-Unmodified-Since"))
+    since = dates.read(headers.get("If-Unmodified-Since"))
     if "If-Match" in headers:
         if not (etags.read(headers["If-Match"]) or _NONE).has(etag):
             return 412
     elif since is not None and modified > since:
         return 412
-    since = parse_date(headers.get("If-Modified-Since"))
+    since = dates.read(headers.get("If-Modified-Since"))
     if "If-None-Match" in headers:
         if (etags.read(headers["If-None-Match"]) or _NONE).has_weakly(etag):
             return 304
@@ -58,7 +57,7 @@ def same_as_before(if_range: str, etag: str, modified: datetime) -> bool:
     """Whether ``If-Range`` names just this file: its strong ETag, or exactly its date (13.1.5)."""
     if if_range.startswith(('"', "W/")):
         return if_range == f'"{etag}"'
-    return parse_date(if_range) == _to_the_second(modified)
+    return dates.read(if_range) == _to_the_second(modified)
 
 
 def _to_the_second(moment: datetime) -> datetime:

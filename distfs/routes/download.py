@@ -8,7 +8,7 @@ from werkzeug.http import http_date
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused, TooMuch
-from distfs.headers import disposition
+from distfs.headers import disposition, lengths
 from distfs.model import File
 from distfs.routes.conditions import precondition, same_as_before
 from distfs.routes.messages import Request, etag, parse_uuid, repr_digest, served_type
@@ -106,10 +106,10 @@ def _check_size(request: Request, size: int) -> None:
     text = request.headers.get(SIZE_HEADER) or request.args.get("max_size")
     if not text:
         return
-    if not (text.isascii() and text.isdecimal()):
+    most = lengths.number(text)
+    if most is None:
         raise Refused(f"{SIZE_HEADER} (or ?max_size=) is not a whole number of bytes")
-    most = text.lstrip("0")[:20] or "0"  # 20 digits are more than any file has
-    if size > int(most):
+    if size > most:
         raise TooMuch(f"{size} bytes would be sent, and at most {most} are wanted")
 
 

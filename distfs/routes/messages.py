@@ -88,7 +88,7 @@ class Request(BaseRequest):
 
     @property
     def wants_json(self) -> bool:
-        return asks_for(self.accept_mimetypes, JSON)
+        return asks_for(self.headers.get("Accept", ""), JSON)
 
 
 def text(body: str, status: int = 200) -> Response:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from werkzeug.exceptions import RequestedRangeNotSatisfiable
-from werkzeug.http import parse_range_header
+
+from distfs.headers import byte_ranges
+from distfs.headers.byte_ranges import Asked
 
 #: A request for more ranges than this gets the whole file: each costs a part's header, and a read of its own.
 MAX_RANGES = 64
@@ -31,20 +34,35 @@ def wanted(header: str, size: int) -> list[Span]:
     Empty: send the whole, as for what is no list of byte ranges, overlaps, runs backwards, or comes to more than
     the file. Raises RequestedRangeNotSatisfiable (416) when the file has none of these bytes.
     """
-    parsed = parse_range_header(header)
-    if parsed is None or parsed.units != "bytes" or len(parsed.ranges) > MAX_RANGES:
+    ranges = byte_ranges.read(header)
+    if ranges is None or len(ranges) > MAX_RANGES or not _ascend(ranges):
         return []
-    spans = [span for start, stop in parsed.ranges if (span := _within(start, stop, size))]
+    spans = [span for asked in ranges if (span := _within(asked, size))]
     if not spans:
+        if not size and any(asked.first is None and asked.last for asked in ranges):
+            return []  # the last bytes of nothing: they are there (14.1.2), and no Content-Range can say so
         raise RequestedRangeNotSatisfiable(size)
     overlapping = len(spans) > 1 and sum(stop - start for start, stop in spans) > size
     return [] if overlapping else spans
 
 
-def _within(start: int, stop: int | None, size: int) -> Span | None:
-    """What there is of a range; ``start`` below 0: so many bytes of the end."""
-    start = max(0, start + size) if start < 0 else start
-    return Span(start, size if stop is None else min(stop, size)) if start < size else None
+def _ascend(ranges: list[Asked]) -> bool:
+    """Whether each begins behind the one before; behind one up to the end there is nothing."""
+    return all(
+        before.first is not None
+        and before.last is not None
+        and (after.first is None or after.first > before.last)
+        for before, after in pairwise(ranges)
+    )
+
+
+def _within(asked: Asked, size: int) -> Span | None:
+    """What there is of a range."""
+    if asked.first is None:
+        start, stop = max(0, size - (asked.last or 0)), size
+    else:
+        start, stop = asked.first, size if asked.last is None else min(asked.last + 1, size)
+    return Span(start, stop) if start < size else None
 
 
 def content_range(span: Span, size: int) -> str:

@@ -119,6 +119,15 @@ def test_an_unknown_policy_is_refused_and_the_known_ones_named(
     )
 
 
+@pytest.mark.parametrize(
+    "named", ["archive, archive", '"archive"', "Archive", "archive;", "2+1", "x" * 60_000]
+)
+def test_a_policy_is_named_to_the_letter(service: TestService, named: str) -> None:
+    answer = service.ask("PUT", "/upload/x", b"x", {"X-Distfs-Policy": named})
+    assert answer.status == 400
+    assert answer.text.startswith(f"there is no policy {named[:60]!r}; there are: default (1+1)")
+
+
 @pytest.mark.parametrize("size", [1, 3 * SLICE])
 def test_a_policy_that_needs_more_nodes_than_there_are_is_503_in_words(
     service: TestService, size: int

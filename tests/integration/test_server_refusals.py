@@ -309,6 +309,29 @@ def test_who_speaks_something_else_is_sent_away_at_once(
     assert f"127.0.0.1 speaks {name} on the port of HTTP" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("pieces", "name"),
+    [
+        ([b"SS", b"H-2.0-OpenSSH_9\r\n"], "SSH"),
+        ([b"PRI * HT", b"TP/", b"2.0\r\n\r\nSM\r\n\r\n"], "HTTP/2"),
+        ([b"P", b"ROXY TCP4 1.2.3.4 1.2.3.4 5 6\r\n"], "the PROXY protocol"),
+        ([b"\r\n", b"\r\nSSH", b"-2.0-x\r\n"], "SSH"),
+    ],
+)
+def test_who_speaks_something_else_in_small_packets_is_sent_away_too(
+    caplog: pytest.LogCaptureFixture, pieces: list[bytes], name: str
+) -> None:
+    caplog.set_level("INFO", "distfs.server")
+    with serving(echo) as server, RawClient(server) as client:
+        for piece in pieces[:-1]:
+            client.send(piece)
+            assert client.is_silent(), "it could still be a request"
+        client.send(pieces[-1])
+        with suppress(ConnectionResetError):
+            assert client.rest() == b""
+    assert f"127.0.0.1 speaks {name} on the port of HTTP" in caplog.text
+
+
 def test_what_follows_a_malformed_request_is_not_served() -> None:
     with serving(echo) as server, RawClient(server) as client:
         client.send(b"nonsense\r\n\r\n", request())

@@ -20,10 +20,10 @@ LAYERS = """
     __init__ errors descriptors redact
     threads
     output
-    callers problem deadline dial model parent_watch signals terminal quantity
+    callers deadline dial model parent_watch signals terminal quantity
     config source blocks connection_pool headers
     config_rules
-    config_file telemetry multipart placement fairshare coding fragment
+    config_file telemetry problem multipart placement fairshare coding fragment
     wire bandwidth supervisor
     fragment_store metadb
     meta
