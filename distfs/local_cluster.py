@@ -12,6 +12,7 @@ import http.client
 import json
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ _START_LIMIT_S = 90.0  # for one child to say that it is there; PostgreSQL may h
 _SAY_WHY_EVERY_S = 10.0
 _LOOK_EVERY_S = 0.1
 _PROBE_TIMEOUT_S = 6.0
+#: Elsewhere nobody may listen on a port that another process has bound.
+_NODES_SHARE_A_HELD_PORT = sys.platform == "linux"
 
 _READY = """\
 distfs is ready at {url}  (data in {data}; Ctrl-C stops it)
@@ -106,6 +109,7 @@ class LocalCluster:
         self._metadb: list[Child] = []
         self._nodes: list[Child] = []
         self._service: list[Child] = []
+        self._ports = NodePorts(data / "ports.json", config.node.host)
 
     def start(self, join: bool) -> None:
         """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
@@ -148,6 +152,7 @@ class LocalCluster:
         if self._stopping.is_set():
             say("stopping")
         supervisor.stop_all([self._service, self._nodes], hurry)
+        self._ports.release()
         supervisor.stop_all([self._metadb], threading.Event())  # hurried, it would leave PostgreSQL behind
 
     # --- starting -----------------------------------------------------------------------------------
@@ -172,13 +177,10 @@ class LocalCluster:
         """-> the ports they listen on. They need no more of MetaDB than to report to it."""
         embedded = embedded_postgres.is_embedded(url) and "?" not in url
         login = ["--metadb", f"{url}?user={NODE_ROLE}"] if embedded else []
-        host, remembered = (
-            self._config.node.host,
-            _NodePorts(self._data / "ports.json", self._config.node.host),
-        )
-        self._make_homes(names, remembered)
-        ports = {name: remembered.of(name) for name in names}
-        remembered.save()  # after their folders: what it names was there once
+        host = self._config.node.host
+        self._make_homes(names, self._ports)
+        ports = {name: self._ports.of(name) for name in names}
+        self._ports.save()  # after their folders: what it names was there once
         for name, port in ports.items():
             flags = ["--host", host, "--port", str(port), "--data", str(self._data / name), *login]
             grace = self._config.node.drain_timeout + 10
@@ -187,7 +189,7 @@ class LocalCluster:
             node.start()
         return set(ports.values())
 
-    def _make_homes(self, names: Sequence[str], remembered: _NodePorts) -> None:
+    def _make_homes(self, names: Sequence[str], remembered: NodePorts) -> None:
         """Folders of nodes that there never were: at the first start, and when there are to be more of them. One
         that was there before is never made anew: its disk may not be mounted. Raises ConfigError."""
         homes = [int(name[4:]) for name in names if read_identity(self._data / name)]
@@ -306,14 +308,16 @@ def _absent(meta: MetaDB, ports: set[int]) -> str:
 
 
 @dataclass
-class _NodePorts:
-    """Where each node listens, kept over restarts as long as the port is free."""
+class NodePorts:
+    """Where each node listens, kept over restarts as long as the port is free; held while this process runs, since
+    others are given ports by the kernel all the time, also between our look and the node's start."""
 
     file: Path
     host: str
 
     def __post_init__(self) -> None:
         self._ports: dict[str, int] = {}
+        self._held: list[socket.socket] = []
         with contextlib.suppress(OSError, ValueError):
             self._ports = {str(k): int(v) for k, v in json.loads(self.file.read_text()).items()}
 
@@ -322,22 +326,34 @@ class _NodePorts:
         return name in self._ports
 
     def of(self, name: str) -> int:
-        """A port that is free now and that no other node has."""
-        port = self._ports.pop(name, 0)
-        others = set(self._ports.values())
-        while not port or port in others or not self._free(port):
-            family, address = to_listen(self.host, 0)
-            with socket.create_server(address[:2], family=family) as probe:
-                port = probe.getsockname()[1]
+        """A port that no other node and no other program has, nor will have while this process runs."""
+        others = {port for other, port in self._ports.items() if other != name}
+        port = 0
+        if (before := self._ports.get(name, 0)) not in others:
+            with contextlib.suppress(OSError, OverflowError):  # another program has it now; or it is no port
+                port = self._hold(before)
+        while not port or port in others:
+            port = self._hold(0)
         self._ports[name] = port
         return port
 
-    def _free(self, port: int) -> bool:
-        try:
-            _check_port(self.host, port)
-        except ConfigError:
-            return False
-        return True
+    def _hold(self, port: int) -> int:
+        """Bind it and never listen: Linux gives it to nobody who asks for any port, refuses connections to it, and
+        lets a node that names it listen there, again and again. -> the port. Raises OSError."""
+        family, address = to_listen(self.host, port)
+        with contextlib.ExitStack() as undo:
+            held = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(address)
+            bound = int(held.getsockname()[1])
+            if _NODES_SHARE_A_HELD_PORT:
+                undo.pop_all()
+                self._held.append(held)
+        return bound
+
+    def release(self) -> None:
+        for held in self._held:
+            held.close()
 
     def save(self) -> None:
         fresh = self.file.with_suffix(".new")
