@@ -131,7 +131,11 @@ def _add_saving(
 ) -> output.Parser:
     codes = f"exit code: 0: done; 1: not done, for the reason on standard error; {output.COMMON_CODES}"
     command = commands.add_parser(name, help=purpose, description=f"{purpose}.", epilog=codes)
-    command.add_argument("file", metavar="FILE", help="SQL that psql understands; it holds no file's bytes")
+    command.add_argument(
+        "file",
+        metavar="FILE",
+        help="SQL that psql understands; it holds no bytes of files (backup: - is standard output)",
+    )
     return command
 
 

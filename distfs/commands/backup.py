@@ -34,27 +34,44 @@ _TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
 
 
 def backup(config: MetaDBConfig, file: str) -> None:
-    """Write MetaDB to ``file``, whole or not at all, as it is at one moment; everything may run meanwhile.
+    """Write MetaDB to ``file``, as it is at one moment; everything may run meanwhile.
 
-    Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written.
+    A regular file is there whole or not at all; what else has that name, a device or a pipe (``-``: standard output),
+    is written to as it is. Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written.
     """
-    place, fresh = Path(file), Path(f"{file}.partial")
-    with _server(config) as server:
-        roles = [line.split() for line in server.ask(_ROLES).splitlines()]
-        try:
-            with open(fresh, "wb", opener=_private) as out:
-                out.write(b"".join(map(_role, roles)))
-                server.dump(out)
-                out.flush()
-                os.fsync(out.fileno())
-            size = fresh.stat().st_size
-            fresh.replace(place)
-        except OSError as e:
-            raise Refused(f"cannot write {place}: {e.strerror}; name a file elsewhere") from e
-        finally:
-            with contextlib.suppress(OSError):
-                fresh.unlink(missing_ok=True)
-    output.tell(f"MetaDB is in {place}, {size} bytes; the files' bytes are on the storage nodes alone")
+    place = Path("/dev/stdout" if file == "-" else file)
+    straight = place.exists() and not place.is_file()
+    try:
+        with _server(config) as server:
+            if straight:
+                with open(place, "wb") as out:
+                    _write(server, out)
+            else:
+                _write_whole(server, place.resolve())
+    except OSError as e:
+        raise Refused(f"cannot write {file}: {e.strerror}; name a file elsewhere") from e
+    if not straight:
+        size = place.stat().st_size
+        output.tell(f"MetaDB is in {file}, {size} bytes; the files' bytes are on the storage nodes alone")
+
+
+def _write_whole(server: _Server, place: Path) -> None:
+    fresh = place.with_name(f"{place.name}.partial")
+    try:
+        with open(fresh, "wb", opener=_private) as out:
+            _write(server, out)
+            os.fsync(out.fileno())
+        fresh.replace(place)
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+
+
+def _write(server: _Server, out: IO[bytes]) -> None:
+    roles = [line.split() for line in server.ask(_ROLES).splitlines()]
+    out.write(b"".join(map(_role, roles)))
+    server.dump(out)
+    out.flush()
 
 
 def restore(config: MetaDBConfig, file: str) -> None:

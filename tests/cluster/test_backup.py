@@ -134,3 +134,23 @@ def test_a_backup_that_cannot_be_written_leaves_the_one_of_before(
     assert told.code == 1
     assert "cannot write" in told.err
     assert file.read_bytes() == before
+
+
+def test_a_pipe_or_device_is_written_to_and_not_replaced(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    cluster = make_cluster(config=QUICK)
+    (tmp_path / "link").symlink_to("/dev/full")
+    told = distfs(cluster, "backup", str(tmp_path / "link"))
+    assert told.code == 1
+    assert "No space left" in told.err
+    assert (tmp_path / "link").is_symlink()
+    assert Path("/dev/full").is_char_device()
+    for name in ("-", "/dev/stdout"):
+        told = distfs(cluster, "backup", name)
+        assert told.code == 0, told.err
+        assert "PostgreSQL database dump complete" in told.out
+        assert "MetaDB is in" not in told.out
+    (tmp_path / "real.sql").touch()
+    (tmp_path / "named").symlink_to("real.sql")
+    assert distfs(cluster, "backup", str(tmp_path / "named")).code == 0
+    assert (tmp_path / "named").is_symlink()
+    assert "PostgreSQL database dump complete" in (tmp_path / "real.sql").read_text()
