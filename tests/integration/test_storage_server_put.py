@@ -170,7 +170,7 @@ def test_a_disk_error_is_answered_in_words_and_the_connection_goes_on(
 ) -> None:
     fragment = put(raw.server.store, header(), b"data")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise NodeUnavailable("read: Input/output error")
 
     with monkeypatch.context() as patch:
