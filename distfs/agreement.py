@@ -17,6 +17,7 @@ from distfs.config import Config
 from distfs.deadline import Deadline
 from distfs.errors import OtherSettings, Unavailable
 from distfs.meta import MetaDB
+from distfs.quantity import exactly
 
 #: How long what MetaDB said is believed.
 RECHECK_S = 10.0
@@ -91,7 +92,7 @@ def require_same(agreed: Mapping[str, float], times: Mapping[str, float]) -> Non
     other = [key for key, seconds in times.items() if agreed.get(key, seconds) != seconds]
     if not other:
         return
-    differences = ", ".join(f"{key} {agreed[key]:g}s and not {times[key]:g}s" for key in other)
+    differences = ", ".join(f"{key} {exactly(agreed[key])} and not {exactly(times[key])}" for key in other)
     raise OtherSettings(
         f"the cluster agreed on {differences}, as configured here: correct the configuration, or change it for all "
         "parts with `distfs settings --adopt` and restart them"

@@ -101,7 +101,10 @@ class BlockPool:
             while self._line[0] is not me or not self._has_room(count):
                 left = deadline.remaining("waiting for a free block")
                 if not self._condition.wait(left) and not (self._line[0] is me and self._has_room(count)):
-                    raise Unavailable("too many transfers at once: no memory for another block came free")
+                    raise Unavailable(
+                        "too many transfers at once: no memory for another block came free (storage.memory_budget): "
+                        "try again soon"
+                    )
         finally:
             self._line.remove(me)
             self._condition.notify_all()

@@ -18,7 +18,7 @@ from distfs.commands.status import or_not_told
 from distfs.config import Config, MetaDBConfig
 from distfs.data_folder import check_is_meant
 from distfs.deadline import Deadline
-from distfs.disk.home import make_home
+from distfs.disk.home import make_home, quoted
 from distfs.errors import OtherSettings, Unavailable
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
@@ -146,7 +146,7 @@ def _node_init(config: Config, given: argparse.Namespace) -> None:
     room = shutil.disk_usage(folder)
     output.tell(
         f"{folder} is storage node {node}'s, on a disk of {size(room.total)} with {size(room.free)} free; "
-        f"start it: python -m distfs.storage_server --port PORT --data {folder}"
+        f"start it: python -m distfs.storage_server --port PORT --data {quoted(folder)}"
     )
 
 

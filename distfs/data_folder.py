@@ -33,16 +33,19 @@ def held(data: Path, stopping: threading.Event) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         try:
             data.mkdir(parents=True, exist_ok=True)
-            ours = stack.enter_context((data / "up.lock").open("w"))
+            ours = stack.enter_context((data / "up.lock").open("a"))
             parts = stack.enter_context((data / "parts.lock").open("w"))
         except OSError as e:
             raise ConfigError(
                 f"cannot write to the data folder {data}: {e.strerror}; choose another with --data"
             ) from e
         if not _locked(ours.fileno()):
-            raise ConfigError(
-                f"another `distfs up` uses {data}: stop it, or choose another folder with --data"
-            )
+            pid = (data / "up.lock").read_text().strip()
+            how = f"stop it (kill {pid})" if pid.isdecimal() else "stop it"
+            raise ConfigError(f"another `distfs up` uses {data}: {how}, or choose another folder with --data")
+        with contextlib.suppress(OSError):  # of a full disk: it is only for who is told to stop this one
+            os.truncate(ours.fileno(), 0)
+            os.write(ours.fileno(), f"{os.getpid()}\n".encode())
         give_up = time.monotonic() + _LEFTOVER_LIMIT_S
         waiting = False
         while not _locked(parts.fileno()):

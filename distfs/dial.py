@@ -34,7 +34,7 @@ def cannot_listen(host: str, port: int, error: OSError, other_host: str, other_p
     """Why nobody can listen there, in one line; ``other_host``, ``other_port``: how to choose another."""
     if error.errno == errno.EADDRINUSE:
         why, remedy = "another program listens there", other_port
-    elif error.errno == errno.EACCES:
+    elif error.errno == errno.EACCES and 0 < port < 1024:
         why, remedy = "ports below 1024 need privileges", other_port
     else:
         why, remedy = error.strerror or str(error), other_host

@@ -16,6 +16,8 @@ from distfs.headers import lengths, media_type
 from distfs.headers.form_part import PartHead
 from distfs.model import MAX_NAME_BYTES
 from distfs.multipart import FormLimits, MultipartReader, boundary_of
+from distfs.quantity import counted
+from distfs.quantity import size as readable
 from distfs.source import Source
 
 #: The form field files come in.
@@ -65,7 +67,10 @@ class IncomingFile:
         return count
 
     def _too_large(self) -> TooLarge:
-        return TooLarge(f"the file is larger than {self._max_size} bytes (max_file_size)")
+        return TooLarge(
+            f"the file is larger than the {readable(self._max_size)} that are taken (http.max_file_size, or what "
+            "callers.rules say of you)"
+        )
 
 
 def files_in_form(source: Source, content_type: str, limits: FormLimits) -> Iterator[IncomingFile]:
@@ -123,7 +128,9 @@ def clean_name(name: str) -> str:
     """
     name = _CONTROL.sub("_", name.encode("utf-8", "replace").decode()) or UNNAMED
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise Refused(f"the file's name is longer than {MAX_NAME_BYTES} bytes: send it under a shorter one")
+        raise Refused(
+            f"the file's name is longer than {counted(MAX_NAME_BYTES, 'byte')}: send it under a shorter one"
+        )
     return name
 
 
@@ -193,7 +200,9 @@ class _ReadSource:
             data = self._read(wanted)
             if not data:
                 if self._left:
-                    raise BodyCutShort(f"the body ended {self._left} bytes before its Content-Length")
+                    raise BodyCutShort(
+                        f"the body ended {counted(self._left, 'byte')} before its Content-Length"
+                    )
                 break
             view[filled : filled + len(data)] = data
             filled += len(data)

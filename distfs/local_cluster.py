@@ -27,7 +27,7 @@ from distfs.config import Config, MetaDBConfig
 from distfs.config_file import override
 from distfs.deadline import Deadline
 from distfs.dial import cannot_listen, to_listen
-from distfs.disk.home import make_home, read_identity
+from distfs.disk.home import make_home, quoted, read_identity
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
@@ -200,7 +200,8 @@ class LocalCluster:
             if name in remembered or int(name[4:]) < max(homes, default=0):
                 raise ConfigError(
                     f"{folder} was a storage node's and is no more: mount its disk, or, if what it kept is lost for "
-                    f"good, run `distfs node init --data {folder}`, start again, and `distfs forget` the old node"
+                    f"good, run `distfs node init --data {quoted(folder)}`, start again, and "
+                    f"`distfs forget` the old node"
                 )
             make_home(folder)
 

@@ -47,6 +47,7 @@ from distfs.model import (
     Policy,
     Slice,
 )
+from distfs.quantity import counted
 
 MAX_LISTED = 1000
 
@@ -350,8 +351,8 @@ def _has_time(deadline: Deadline, seconds: float = 0.0) -> bool:
 
 def _storable(what: str, text: str, most: int) -> str:
     text = _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
-    if (size := len(text.encode())) > most:
-        raise Refused(f"the {what} is {size} bytes of UTF-8; at most {most} are kept")
+    if len(text.encode()) > most:
+        raise Refused(f"the {what} is longer than {counted(most, 'byte')} of UTF-8")
     return text
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from distfs.errors import BodyCutShort, DistfsError, Refused, TooLarge
 from distfs.headers import fields, form_part, media_type
 from distfs.headers.form_part import PartHead
+from distfs.quantity import size as readable
 from distfs.source import Source
 
 #: Blanks allowed between a boundary and its CRLF ("transport padding"); nobody sends any.
@@ -161,7 +162,7 @@ class MultipartReader:
         size = self.readinto(memoryview(buffer))
         if size > limit:
             raise TooLarge(
-                f"a form field is longer than {limit} bytes: send bytes as a file, curl -F file=@NAME"
+                f"a form field is longer than {readable(limit)}: send bytes as a file, curl -F file=@NAME"
             )
         self._charge(size)
         return buffer[:size].decode("utf-8", "replace")
@@ -265,7 +266,7 @@ class MultipartReader:
         if end < 0 and len(self._ahead) - self._at < limit + 4:
             raise self._cut_short()
         if not 0 <= end - self._at <= limit:
-            raise TooLarge(f"the headers of a part of the form are longer than {limit} bytes")
+            raise TooLarge(f"the headers of a part of the form are longer than {readable(limit)}: send fewer")
         block = bytes(self._ahead[self._at : end + 2])
         if self._delimiter in block:
             raise Refused("a part of the form has no blank line between its headers and its data")
@@ -291,7 +292,7 @@ class MultipartReader:
         self._overhead += size
         if self._overhead > self._limits.max_form_overhead:
             raise TooLarge(
-                f"the form has more than {self._limits.max_form_overhead} bytes that are not file bytes"
+                f"the form has more than {readable(self._limits.max_form_overhead)} that are not a file's"
                 " (http.max_form_overhead): send large values as files"
             )
 

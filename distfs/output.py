@@ -37,9 +37,9 @@ COMMON_CODES = (
 PART_CODES = (
     "exit code: 0: it was told to stop, and did; 1: it could not go on, for the reason on standard error; "
     "2: a flag or a setting is wrong, and starting it again is of no use; 3: MetaDB, or another part, does not "
-    "answer; 5: the data folder is no node's, or not on its disk: mount it, or make it with --init; 6: the node "
-    "was forgotten, and starting it again is of no use; 70: a bug of distfs. It goes on whether or not anybody reads "
-    "what it says"
+    "answer; 5: the data folder is no node's, or not on its disk: mount it, or make it with `distfs node init`; "
+    "6: the node was forgotten, and starting it again is of no use; 70: a bug of distfs. It goes on whether or not "
+    "anybody reads what it says"
 )
 
 #: Who reads standard error more slowly than it is written is waited for once, for so long.

@@ -178,7 +178,9 @@ class Placement:
 
 def shortage(fewest: int, able: int, known: int, up: int) -> str:
     """What is missing where ``able`` nodes can take a file and ``fewest`` must, with the remedy."""
+    some_are_down = "those that are down, or " if up < known else ""
     return (
         f"{fewest} storage nodes that can take the file are needed and {able} can "
-        f"({known} known, {up} up); start more: python -m distfs.storage_server --init --port PORT --data DIR"
+        f"({known} known, {up} up); start {some_are_down}more: "
+        "python -m distfs.storage_server --init --port PORT --data DIR"
     )

@@ -14,6 +14,14 @@ def size(count: float) -> str:
     return f"{count:.1f} {units[0]}"
 
 
+def exactly(seconds: float) -> str:
+    """A time as it is configured, to the second: ``604800`` -> ``7d``; ``90`` -> ``90s``."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds and seconds % unit == 0:
+            return f"{seconds / unit:.0f}{name}"
+    return f"{seconds:.10g}s"
+
+
 def counted(count: int, noun: str) -> str:
     """``1, "slice"`` -> ``1 slice``; ``1200, "slice"`` -> ``1,200 slices``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

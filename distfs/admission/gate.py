@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from distfs.errors import Busy
+from distfs.quantity import compared, counted
 
 
 class Gate:
@@ -19,10 +20,12 @@ class Gate:
         """``size``: what the body was declared to have; 0: nothing was. Raises Busy."""
         with self._lock:
             if self._max_uploads and self.uploads >= self._max_uploads:
-                raise Busy(f"{self.uploads} large uploads run already (http.max_uploads): try again soon")
+                running = counted(self.uploads, "large upload")
+                raise Busy(f"no more than {running} at once (http.max_uploads): try again soon")
             if self._max_bytes and self.bytes + size > self._max_bytes:
+                running, more, most = compared(self.bytes, size, self._max_bytes)
                 raise Busy(
-                    f"uploads of {self.bytes} bytes run already, {size} more would pass {self._max_bytes} "
+                    f"uploads of {running} run already, {more} more would pass {most} "
                     "(http.max_bytes_in_flight): try again soon"
                 )
             self.uploads += 1

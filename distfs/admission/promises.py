@@ -29,6 +29,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError, Full, TooLarge, TooMany, TooSlow, Unavailable
 from distfs.model import Policy
 from distfs.placement import shortage
+from distfs.quantity import compared, counted
 from distfs.source import Source
 
 log = logging.getLogger("distfs.admission.promises")
@@ -109,13 +110,17 @@ class Admission:
         """Of a body, whose files may have ``largest`` bytes."""
         most = largest + self.http.max_form_overhead
         if size > most:
-            raise TooLarge(f"{size} bytes are more than the {most} that are taken (max_file_size)")
+            body, taken = compared(size, most)
+            by = "http.max_file_size" if largest == self.http.max_file_size else "callers.rules"
+            raise TooLarge(
+                f"a body of {body} is more than the {taken} that are taken ({by}): send less at once"
+            )
 
     def _check_count(self, rule: CallerRule) -> None:
         """Under ``_counting``."""
         if rule.max_uploads and self._uploads_of[str(rule.match)] >= rule.max_uploads:
             raise TooMany(
-                f"{self._names().get(str(rule.match), 'you')} may have {rule.max_uploads} uploads at once "
+                f"{self._names().get(str(rule.match), 'you')} may have {counted(rule.max_uploads, 'upload')} at once "
                 "(callers.rules), and has: try again when one has ended"
             )
 
@@ -180,7 +185,7 @@ class Admission:
         except TooSlow as e:
             deadline.remaining()  # if it is the request's own time that is over, that is to be said
             raise Busy(
-                "no room was promised in time: MetaDB is slow, or too many uploads begin at once"
+                "no room was promised in time: MetaDB is slow, or too many uploads begin at once: try again soon"
             ) from e
 
     def _reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
@@ -406,7 +411,8 @@ class Promise:
     def received(self, count: int) -> None:
         self._received += count
         if self._strict and self._size is not None and self._received > self._size:
-            raise TooLarge(f"the body is larger than the {self._size} bytes it was declared to have")
+            declared = counted(self._size, "byte")
+            raise TooLarge(f"the body is larger than the {declared} it was declared to have")
         if self._received > self.covered:
             self.cover(self._received)
 

@@ -22,6 +22,7 @@ from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.url import MetaURL
+from distfs.quantity import size
 
 #: Roles have no owner in a dump, and rights are granted to them: they must be there first.
 _ROLE = """\
@@ -39,10 +40,13 @@ def backup(config: MetaDBConfig, file: str) -> None:
     A regular file is there whole or not at all; what else has that name, a device or a pipe (``-``: standard output),
     is written to as it is. Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written.
     """
+    _require_one(config.url)
     place = Path("/dev/stdout" if file == "-" else file)
     straight = place.exists() and not place.is_file()
     try:
         with _server(config) as server:
+            if server.ask(_TABLES) == "0":
+                raise Refused(f"the MetaDB at {server.place} is empty: name the one you mean with --metadb")
             if straight:
                 with open(place, "wb") as out:
                     _write(server, out)
@@ -51,8 +55,15 @@ def backup(config: MetaDBConfig, file: str) -> None:
     except OSError as e:
         raise Refused(f"cannot write {file}: {e.strerror}; name a file elsewhere") from e
     if not straight:
-        size = place.stat().st_size
-        output.tell(f"MetaDB is in {file}, {size} bytes; the files' bytes are on the storage nodes alone")
+        written = size(place.stat().st_size)
+        output.tell(f"MetaDB is in {file}, {written}; the files' bytes are on the storage nodes alone")
+
+
+def _require_one(url: str) -> None:
+    """Raises Refused where no embedded one ever was: to back up is not to make one."""
+    folder = embedded_postgres.folder_of(url)
+    if folder is not None and not (folder / "postgres" / "PG_VERSION").exists():
+        raise Refused(f"there is no MetaDB in {folder.absolute()}: name the one you mean with --metadb")
 
 
 def _write_whole(server: _Server, place: Path) -> None:

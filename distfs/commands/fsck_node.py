@@ -16,6 +16,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
 from distfs.fragment_store import FragmentStore, Listed
 from distfs.model import FragmentId, Node
+from distfs.quantity import counted
 from distfs.upkeep.model import Claim, MoveTask
 
 _PAGE = 1000
@@ -184,7 +185,7 @@ class NodeCheck:
 
     def _surplus_is(self, listed: Listed, claim: Claim, lost: MoveTask | None) -> Finding:
         """What becomes of a fragment that is not to be here, as the orphan sweep decides it."""
-        id, size = listed.id, f"({listed.size} bytes)"
+        id, size = listed.id, f"({counted(listed.size, 'byte')})"
         if lost:
             reason = f"lost where MetaDB has it: upkeep takes this one in if it is good {size}"
             return Finding.of(lost, id, self._node, reason)

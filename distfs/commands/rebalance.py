@@ -53,5 +53,5 @@ def plan_rebalance(operator: Operator, *, as_json: bool) -> int:
         tell("\nnothing can be moved: no fragment on the fuller nodes may go to an emptier one")
     for node, leaving in plan.leaving.items():
         if leaving.fragments:
-            tell(f"node {node} is draining, which comes first: distfs drain {node} --dry-run")
+            tell(f"node {node} is draining, which comes first: `distfs drain {node} --dry-run` plans it")
     return 0

@@ -49,9 +49,12 @@ def _report_lost(operator: Operator, delay: float) -> bool:
     named = ", ".join(map(str, list(files)[:_NAMED_FILES])) + (
         " and others" if len(files) > _NAMED_FILES else ""
     )
+    delete = (
+        f"delete the files: {named}" if files else "erase the deleted files they are of: `distfs trash empty`"
+    )
     complain(
         f"distfs: {counted(count, 'slice')} cannot be read: too few fragments are left. Start the nodes that kept "
-        f"them again, or delete the files: {named}"
+        f"them again, or {delete}"
     )
     return True
 

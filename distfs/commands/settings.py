@@ -6,6 +6,7 @@ from distfs.agreement import times_of
 from distfs.commands.display import table
 from distfs.commands.operator import Operator
 from distfs.output import tell
+from distfs.quantity import exactly
 
 
 def settings(operator: Operator, *, adopt: bool) -> int:
@@ -28,4 +29,4 @@ def settings(operator: Operator, *, adopt: bool) -> int:
 
 
 def _seconds(value: float | None) -> str:
-    return "nothing yet" if value is None else f"{value:g}s"
+    return "nothing yet" if value is None else exactly(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distfs.commands.operator import Operator, uuid_of
 from distfs.output import tell
+from distfs.quantity import size
 
 
 def undelete(operator: Operator, uuid: str) -> int:
@@ -11,5 +12,5 @@ def undelete(operator: Operator, uuid: str) -> int:
     file = uuid_of(uuid)
     operator.meta.undelete_file(file, operator.deadline())
     found = operator.meta.file(file, operator.deadline())
-    tell(f"{file} is back: {found.name}, {found.size} bytes")
+    tell(f"{file} is back: {found.name}, {size(found.size)}")
     return 0

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,11 +59,17 @@ def read_identity(folder: Path) -> Identity | None:
         raise ConfigError(f"cannot read {path}: {e.strerror}") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ConfigError(
-            f"{path} is damaged: restore it, or name another folder with --data, made by `distfs node init`"
+            f"{path} is damaged: restore it; or, if it is lost, move {folder} away, and make a new node's with "
+            f"`distfs node init --data {quoted(folder)}`"
         ) from e
     if version != _FORMAT:
         raise ConfigError(f"{path}: folder format {version}, this distfs reads {_FORMAT}")
     return Identity(node, cluster, place)
+
+
+def quoted(folder: Path) -> str:
+    """A folder in a command, as a shell takes it."""
+    return shlex.quote(str(folder))
 
 
 def require_identity(folder: Path) -> Identity:
@@ -71,7 +78,7 @@ def require_identity(folder: Path) -> Identity:
     if known is None:
         raise NotHome(
             f"data folder {folder} is no storage node's: is its disk mounted? Only if it is to be a new node's, "
-            f"run `distfs node init --data {folder}`"
+            f"run `distfs node init --data {quoted(folder)}`"
         )
     return known
 
@@ -170,7 +177,7 @@ def elsewhere(folder: Path, known: Identity, here: Place | None = None) -> str:
         return ""
     return (
         f"data folder {folder} is not on the file system it was made on: is its disk mounted? Only if it was moved "
-        f"on purpose, run `distfs node init --data {folder}`"
+        f"on purpose, run `distfs node init --data {quoted(folder)}`"
     )
 
 
@@ -218,7 +225,9 @@ def lock(folder: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise ConfigError(f"data folder {folder} is in use by another storage node") from None
+        raise ConfigError(
+            f"data folder {folder} is in use by another storage node: stop that one, or name another with --data"
+        ) from None
     except BaseException:
         os.close(fd)
         raise

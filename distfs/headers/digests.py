@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from distfs.errors import Refused
 from distfs.headers import fields
+from distfs.quantity import counted
 
 #: What an upload's bytes are checked against. Other algorithms in a header are nothing to us.
 ALGORITHMS: dict[str, Callable[[], hashlib._Hash]] = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
@@ -74,7 +75,8 @@ def stated(header: Callable[[str], str | None]) -> Iterator[Claim]:
                 digest, size = entries[algorithm], new().digest_size
                 if digest is None or len(digest) != size:
                     raise Refused(
-                        f"{name} has no {algorithm} in it: it is {algorithm}=:BASE64:, of the {size} bytes"
+                        f"{name} has no {algorithm} in it: it is {algorithm}=:BASE64:, "
+                        f"of the {counted(size, 'byte')}"
                     )
                 yield Claim(name, algorithm, digest)
 

@@ -10,6 +10,8 @@ import re
 from typing import Protocol
 
 from distfs.errors import Refused, TooLarge
+from distfs.quantity import counted
+from distfs.quantity import size as readable
 
 MAX_LINE = 4096  # a chunk's size and its extensions, or one trailer
 MAX_TRAILERS = 8192  # all trailers of a body
@@ -95,7 +97,7 @@ class ChunkFraming:
                     raise Refused("malformed chunked body: a line does not end in CR LF")
                 self._take(line[:-2])
             elif len(self._partial) >= MAX_LINE:
-                raise Refused(f"malformed chunked body: a line is longer than {MAX_LINE} bytes")
+                raise Refused(f"malformed chunked body: a line is longer than {readable(MAX_LINE)}")
         return at
 
     def _take_size(self, line: bytes) -> None:
@@ -108,7 +110,7 @@ class ChunkFraming:
             raise Refused("chunked body with too much in chunk extensions: send it without them")
         self._announced += size
         if self._announced > self._limit:
-            raise TooLarge(f"the body is larger than {self._limit} bytes: send a smaller one")
+            raise TooLarge(f"the body is larger than {counted(self._limit, 'byte')}: send a smaller one")
         self.data_left = size
         if not size:
             self._take = self._take_trailer
@@ -124,7 +126,7 @@ class ChunkFraming:
             return
         self._trailers += len(line)
         if self._trailers > MAX_TRAILERS:
-            raise Refused(f"the body's trailers are longer than {MAX_TRAILERS} bytes: send fewer")
+            raise Refused(f"the body's trailers are longer than {readable(MAX_TRAILERS)}: send fewer")
         if not _TRAILER.fullmatch(line):
             raise Refused("malformed chunked body: a trailer is not of the form Name: value")
         name, _, value = line.decode("latin-1").partition(":")

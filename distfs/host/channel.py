@@ -27,6 +27,7 @@ from distfs.host.dispatcher import Lane
 from distfs.host.request_body import CUT_SHORT, StreamedBody
 from distfs.host.request_parser import MAX_HEADER, RequestParser, other_protocol
 from distfs.host.response import Refusal, Response, logger
+from distfs.quantity import size as readable
 from distfs.telemetry import enter_request, leave_request
 
 #: From here on an answer's bytes are written by the worker straight to the socket; fewer may wait for the loop.
@@ -242,7 +243,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         elif now - self.since > stall:
             return f"no byte of the body came for {stall:g} s: send it again"
         elif age > stall and request.body_bytes_received < rate * age:
-            return f"the body came slower than {rate} bytes/s (http.client_min_rate)"
+            return f"the body came slower than {readable(rate)}/s (http.client_min_rate)"
         return ""
 
     def _refuse(self, request: RequestParser, error: DistfsError) -> None:

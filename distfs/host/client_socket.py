@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 from distfs import descriptors
 from distfs.errors import Busy, ClientGone, Stopping
+from distfs.quantity import size as readable
 
 Bytes = bytes | bytearray | memoryview
 
@@ -89,7 +90,9 @@ class ClientSocket:
         self._waited += time.monotonic() - began
         self._moved += moved
         if self._waited > self._stall_timeout and self._moved < self._min_rate * self._waited:
-            raise ClientGone(f"the client was slower than {self._min_rate} bytes/s (http.client_min_rate)")
+            raise ClientGone(
+                f"the client was slower than {readable(self._min_rate)}/s (http.client_min_rate)"
+            )
 
     @contextmanager
     def impatient(self, seconds: float) -> Iterator[None]:

@@ -20,6 +20,8 @@ from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge, Unsup
 from distfs.headers import fields, host, lengths
 from distfs.host.body_framing import ChunkFraming, Framing, LengthFraming
 from distfs.host.request_body import Spool, StreamedBody
+from distfs.quantity import compared
+from distfs.quantity import size as readable
 
 MAX_HEADER = 65536
 
@@ -108,7 +110,8 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
         if self.content_length > limit:
             self.content_length = 0  # else waitress answers, in its own words
             self.error = TooLarge(
-                f"the body is larger than {limit} bytes: send a smaller file, or the files of a form one by one"
+                f"the body is larger than the {readable(limit)} that are taken (http.max_file_size): send a "
+                "smaller file, or the files of a form one by one"
             )
         elif self.chunked:
             self._frame_chunks(limit)
@@ -121,8 +124,9 @@ class RequestParser(HTTPRequestParser):  # type: ignore[misc]
         if size := lengths.number(text):
             self.announced = size
             if self.announced > limit:
+                told, taken = compared(size, limit)
                 self.error = TooLarge(
-                    f"the body is to have {text} bytes; {limit} are taken: send a smaller file"
+                    f"the body is to have {told}; {taken} are taken (http.max_file_size): send a smaller file"
                 )
                 return
             limit = self.announced
@@ -198,7 +202,7 @@ def _check_framing(header: bytes) -> None:
 
 def _translated(error: WaitressError) -> DistfsError:
     if error.code == HeadersTooLarge.status:
-        return HeadersTooLarge(f"the request's headers are larger than {MAX_HEADER} bytes: send fewer")
+        return HeadersTooLarge(f"the request's headers are larger than {readable(MAX_HEADER)}: send fewer")
     if error.code == Unsupported.status:
         return Unsupported(error.body)
     return Refused(f"malformed request: {error.body}")

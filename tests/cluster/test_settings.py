@@ -33,11 +33,11 @@ def refused(cluster: Cluster, module: str, *flags: str) -> str:
 @pytest.mark.parametrize(
     ("key", "agreed", "other"),
     [
-        ("upload_ttl", "86400s", "1h"),
-        ("sweep_margin", "3600s", "1s"),
-        ("repair_delay", "600s", "1h"),
-        ("quarantine_ttl", "604800s", "1d"),
-        ("trash_ttl", "604800s", "1d"),
+        ("upload_ttl", "1d", "1h"),
+        ("sweep_margin", "1h", "1s"),
+        ("repair_delay", "10min", "1h"),
+        ("quarantine_ttl", "7d", "1d"),
+        ("trash_ttl", "7d", "1d"),
     ],
 )
 def test_a_service_with_other_times_than_the_cluster_refuses_to_start(
@@ -65,7 +65,7 @@ def test_a_node_with_another_down_after_refuses_to_start(agreement: Cluster) -> 
     agreement.settings["node"] = {"down_after": "1min"}
     agreement.write_settings()
     line = refused(agreement, "distfs.storage_server", "--init", "--port", "0", "--data", "another")
-    assert "storage_server: the cluster agreed on node.down_after 10s and not 60s" in line
+    assert "storage_server: the cluster agreed on node.down_after 10s and not 1min" in line
     del agreement.settings["node"]
     agreement.write_settings()
 
@@ -90,7 +90,7 @@ def test_what_is_adopted_holds_for_all_and_stops_who_runs_with_the_old(make_clus
         return cluster.request("PUT", "/upload/x", b"x").status == 503
 
     wait_until(refuses, "the service that runs takes no uploads")
-    words = "the cluster agreed on upkeep.upload_ttl 7200s and not 86400s"
+    words = "the cluster agreed on upkeep.upload_ttl 2h and not 1d"
     assert words in cluster.request("PUT", "/upload/x", b"x").text
     ready = cluster.request("GET", "/readyz")
     assert (ready.status, words in ready.text) == (503, True)

@@ -349,9 +349,14 @@ def test_a_postgresql_of_ones_own_is_used_where_configured(
 
 def test_a_second_one_on_the_same_data_is_refused(up: StartUp, data: Path) -> None:
     first = up().wait_ready()
-    assert refused(up()) == (
-        f"distfs: another `distfs up` uses {data}: stop it, or choose another folder with --data"
+    line = refused(up())
+    found = re.fullmatch(
+        rf"distfs: another `distfs up` uses {re.escape(str(data))}: stop it \(kill (\d+)\), or choose another folder "
+        "with --data",
+        line,
     )
+    assert found, line
+    assert int(found[1]) == first.process.pid
     assert answers(f"{first.url}/readyz")
 
 

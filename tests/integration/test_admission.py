@@ -244,7 +244,7 @@ def test_a_client_says_how_much_it_wants(service: TestService) -> None:
         refused = service.ask(method, path, headers={"Want-Max-Size": "999"})
         assert refused.status == service.ask(method, f"{path}?max_size=999").status == 412
     assert (
-        "1000 bytes would be sent, and at most 999 are wanted"
+        "1,000 bytes would be sent, and at most 999 bytes are wanted"
         in service.ask("GET", f"{path}?max_size=999").text
     )
     part = {"Want-Max-Size": "10", "Range": "bytes=0-9"}

@@ -80,7 +80,7 @@ def test_too_few_nodes_are_503_in_words(make_database: Any, tmp_path: Path) -> N
         assert service.ask("GET", "/healthz").status == 200
         ready = service.ask("GET", "/readyz")
         assert (ready.status, ready.headers["Retry-After"]) == (503, "5")
-        assert "1 up, an upload needs 2 (policy 1+1)" in ready.text
+        assert "1 up that take files, an upload needs 2 (policy 1+1)" in ready.text
         as_json = json.loads(service.ask("GET", "/readyz", headers={"Accept": "application/json"}).body)
         assert (as_json["ready"], as_json["nodes_up"], as_json["nodes_needed"]) == (False, 1, 2)
         for size in (1, SLICE * 2):

@@ -183,7 +183,7 @@ BAD_FORMS = [
     (form(file_part("a", some_bytes(2 * SLICE)))[:-5], "closing boundary"),
     (form(file_part("a", some_bytes(2 * SLICE)), end=b"more"), "closing boundary"),
     (form(file_part("a", some_bytes(2 * SLICE)), ('name="f"; filename="b"', b"1")), "belongs in 'file'"),
-    (form(file_part("a", b"small"), file_part("n" * 1025, b"")), "1024 bytes"),
+    (form(file_part("a", b"small"), file_part("n" * 1025, b"")), "1,024 bytes"),
     (form(file_part("a", b"1"), boundary="other"), "no line with the boundary"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.disk.home import Identity, Place, elsewhere, make_home, read_identity
-from distfs.errors import ConfigError
+from distfs.disk.home import Identity, Place, elsewhere, make_home, read_identity, require_identity
+from distfs.errors import ConfigError, NotHome
 from distfs.meta import MetaDB
 from distfs.model import Node
 from tests.contract.litter import eventually
@@ -85,6 +86,19 @@ def test_a_folder_that_is_no_nodes_is_refused_and_left_alone(
 def test_a_node_needs_neither_metadb_nor_permission_to_be_refused(tmp_path: Path) -> None:
     """Before MetaDB is waited for: whoever mounts disks should read it at once."""
     assert "is its disk mounted?" in refused(start(tmp_path, "postgresql://u@127.0.0.1:1/d"), 5)
+
+
+def test_the_command_that_makes_a_folder_a_node_s_works_as_it_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "my disk's folder"
+    with pytest.raises(NotHome) as refused:
+        require_identity(folder)
+    _, told, _ = str(refused.value).split("`")
+    ran = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m {told}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert f"--data {shlex.quote(str(folder))}\n" in ran.stdout
+    require_identity(folder)
 
 
 @pytest.mark.parametrize("by", ["node init", "--init"])

@@ -170,7 +170,7 @@ def test_a_content_length_over_the_limit_is_refused_before_the_body(expecting: b
             client.send(noise(TOO_LARGE))
         answer = client.answer()
         assert answer.status == 413
-        assert b"larger than 8388608 bytes" in answer.body
+        assert b"larger than the 8.0 MiB that are taken (http.max_file_size)" in answer.body
         assert is_one_line_with_an_id(answer)
         assert client.rest() == b""
 

@@ -38,8 +38,25 @@ def test_the_role_can_be_named(tmp_path: Path) -> None:
 
 
 def test_without_a_server_it_says_how_to_start_one(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="start it with `distfs up`"):
+    with pytest.raises(Unavailable, match="start a new one with `distfs up`"):
         resolve(f"embedded:{tmp_path}")
+
+
+def test_a_server_that_runs_no_more_is_started_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is run: `distfs up` in another folder would start another cluster."""
+    data = tmp_path / "my data"
+    (data / "metadb" / "postgres").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Unavailable) as refused:
+        resolve("embedded:my data/metadb")
+    assert f"start it with `distfs up --data '{data}'`; " in str(refused.value)
+
+
+def test_where_there_never_was_a_server_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=f"there is no MetaDB in {tmp_path}/metadb: correct metadb.url, or"):
+        resolve(f"embedded:{tmp_path}/metadb")
 
 
 def test_a_server_that_is_just_starting_is_said_so(tmp_path: Path) -> None:
@@ -54,7 +71,7 @@ def test_a_misspelt_parameter_is_refused(tmp_path: Path) -> None:
 
 def test_data_of_a_version_that_is_not_installed_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "PG_VERSION").write_text("9\n")
-    with pytest.raises(ConfigError, match="made by PostgreSQL 9, .* pg_dump"):
+    with pytest.raises(ConfigError, match="made by PostgreSQL 9, .*`distfs backup`.*`distfs restore`"):
         binary("postgres", tmp_path)
 
 

@@ -26,6 +26,14 @@ def test_declared_bytes_are_counted() -> None:
     held = gate.enter(60)
     with pytest.raises(Busy, match=r"http\.max_bytes_in_flight"):
         gate.enter(41)
+    gate_of_a_service = Gate(max_bytes=10**12)
+    gate_of_a_service.enter(999 * 10**9)
+    with pytest.raises(Busy) as refused:
+        gate_of_a_service.enter(3 * 1024**3)
+    assert str(refused.value) == (
+        "uploads of 930.4 GiB run already, 3.0 GiB more would pass 931.3 GiB (http.max_bytes_in_flight): "
+        "try again soon"
+    )
     with gate.enter(40), gate.enter(0):
         assert gate.bytes == 100
     held.leave()

@@ -165,7 +165,13 @@ def test_too_few_nodes_are_told_in_words() -> None:
     nodes = [node(1), replace(node(2), alive=False), node(3, free=10)]
     with pytest.raises(Unavailable) as caught:
         Placement().place(nodes, 2, MIB, 2)
-    for words in ("2 storage nodes", "1 can", "3 known", "2 up", "python -m distfs.storage_server"):
+    for words in (
+        "2 storage nodes",
+        "1 can",
+        "3 known",
+        "2 up",
+        "start those that are down, or more: python -m distfs.storage_server",
+    ):
         assert words in str(caught.value)
     with pytest.raises(Unavailable, match="0 known"):
         Placement().place([], 2, MIB, 2)

@@ -8,6 +8,7 @@ from distfs.admission.db import AdmissionState, TrashRoom
 from distfs.admission.refusal import NoRoom, Wish, largest, refusal
 from distfs.admission.room import FRAGMENT_OVERHEAD, Disk
 from distfs.model import Policy
+from distfs.quantity import exactly
 
 MIB = 1 << 20
 TWO = Policy(1, 1)
@@ -73,6 +74,22 @@ def test_what_is_promised_names_how_many_and_how_much_and_passes_soon() -> None:
     assert str(error).endswith("try again soon")
     assert error.retry_after
     assert not refusal(NoRoom(now, wish(50 * MIB)), TrashRoom(), gives_way=True, settles_after=0).retry_after
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2592000, "30d"),
+        (7200, "2h"),
+        (600, "10min"),
+        (90, "90s"),
+        (0.5, "0.5s"),
+        (0, "0s"),
+        (2592001, "2592001s"),
+    ],
+)
+def test_a_time_is_told_as_it_is_configured(seconds: float, text: str) -> None:
+    assert exactly(seconds) == text
 
 
 def test_figures_that_would_read_the_same_are_told_to_the_byte() -> None:
