@@ -21,6 +21,7 @@ from bench import (
     forms,
     healing,
     hedge,
+    lost,
     memory,
     pool,
     report,
@@ -47,6 +48,10 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "hedge": (hedge.run, "1 MiB downloads with one of three nodes 200 ms late, beside a healthy cluster"),
     "decisions": (decisions.run, "upkeep's and placement's decisions on a large cluster, without any I/O"),
     "forms": (forms.run, "forms of 32 MiB, whatever their bytes: within 3 times of random ones"),
+    "lost": (
+        lost.run,
+        "a large node is gone: how soon repair knows what to do, and what asking costs a slice",
+    ),
     "floor": (throughput.run_floor, "the floor alone; only when named"),
 }
 DEFAULT = (
@@ -62,6 +67,7 @@ DEFAULT = (
     "hedge",
     "decisions",
     "forms",
+    "lost",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -80,6 +86,7 @@ def main() -> int:
         idle_s=arguments.idle_s,
         slices=arguments.slices,
         batch=arguments.batch,
+        lost=arguments.lost,
     )
     _heed_signals()
     results: dict[str, object] = {}
@@ -176,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         help="decisions: slices, on a hundredth as many nodes (%(default)s)",
     )
     add("--batch", type=_positive, default=50, help="admission: small files in a row (%(default)s)")
+    add("--lost", type=_positive, default=1_000_000, help="lost: slices on the lost node (%(default)s)")
     add("--limit", metavar="S", type=_positive, default=900, help="seconds a scenario may take (%(default)s)")
     add(
         "--results",

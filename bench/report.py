@@ -28,6 +28,7 @@ class Options:
     idle_s: int
     slices: int
     batch: int
+    lost: int
 
 
 def spread(values: Sequence[float], digits: int) -> str:

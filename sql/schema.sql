@@ -133,7 +133,7 @@ CREATE INDEX trash_slice_places ON trash_slice USING gin (slice_places(nodes, id
 CREATE FUNCTION kept_by(p_node integer, p_after uuid, p_limit integer) RETURNS TABLE (
     id uuid, file_id uuid, ordinal integer, size bigint, digest bytea, nodes integer[], trashed boolean
 )
-LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan SET max_parallel_workers_per_gather = 0
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -23,7 +23,7 @@ from distfs.upkeep.model import Hurt, RepairTask
 _PAGE = 2000  # slices judged by one statement
 _KEPT = 20_000  # of the slices found, those at the greatest risk are remembered
 _LOOK_S = 5.0  # before the first repair, while too little of the greatest risk was found
-_LOOK_ON_S = 0.0005  # for each slice that was handed out, after that
+_LOOK_ON_S = 0.00025  # for each slice that was handed out, after that
 _AGAIN_S = 10.0  # after so long it is asked whether more was lost since
 _REST, _LONG_S = 20, 1.0  # a look at everything that took long is not repeated before so many times as long
 

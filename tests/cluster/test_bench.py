@@ -123,6 +123,17 @@ def test_deadlines_are_compared_with_a_service_that_has_none(tmp_path: Path) -> 
     assert left_behind(tmp_path) == []
 
 
+def test_what_it_costs_to_find_what_is_lost_is_measured_for_two_and_three_copies(tmp_path: Path) -> None:
+    with bench(tmp_path, "--only", "lost", "--lost", "500") as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "goals: the first batch within 10 s, 1 ms a slice" in output
+    figures = saved(tmp_path)["results"]["lost"]
+    assert [(each["lost"], each["width"]) for each in figures] == [(500, 2), (500, 3)]
+    assert all(each["first_s"] > 0 and each["slice_s"] > 0 for each in figures)
+    assert left_behind(tmp_path) == []
+
+
 def test_codes_are_compared_with_copies_also_with_two_nodes_down(tmp_path: Path) -> None:
     with bench(tmp_path, "--only", "codes", "--mb", "3", "--runs", "1") as process:
         output, complaints = process.communicate(timeout=PATIENCE_S)

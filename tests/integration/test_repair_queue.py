@@ -82,6 +82,14 @@ def rows_read(url: str) -> int:
     return int(rows)
 
 
+def workers_launched(url: str) -> int:
+    """By sessions that have ended, as ``rows_read``."""
+    [[count]] = run_sql(
+        url, "SELECT parallel_workers_launched FROM pg_stat_database WHERE datname = current_database()"
+    )
+    return int(count)
+
+
 def test_what_one_loss_more_would_destroy_is_found_among_a_hundred_thousand(db: Counting, gone: str) -> None:
     """Also when it comes last in the order in which slices are gone through."""
     urgent = {row[0] for row in run_sql(gone, "SELECT id FROM slice ORDER BY id DESC LIMIT 40")}
@@ -99,6 +107,37 @@ def test_what_one_loss_more_would_destroy_is_found_among_a_hundred_thousand(db: 
 def test_repair_begins_before_all_was_looked_at(db: Counting) -> None:
     tasks = RepairQueue(db, DELAY, look=0.0).next(32, nobody, soon())
     assert (len(tasks), db.pages) == (32, 1)
+
+
+def test_what_is_read_of_a_large_node_grows_with_what_is_handed_out_alone(
+    gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than a few rows a slice, and no parallel workers, when the planner is as it is with ten times as many
+    slices: to read all of them is not cheap, workers are. One page is 256 small searches; to start workers for each
+    took longer than any statement may."""
+    monkeypatch.setattr(queue, "_LOOK_ON_S", 0.0)
+    settings = (
+        "enable_seqscan",
+        "parallel_setup_cost",
+        "parallel_tuple_cost",
+        "min_parallel_table_scan_size",
+    )
+    for name in settings:
+        run_sql(gone, f"ALTER DATABASE gone SET {name} = 0")
+    rows, workers = rows_read(gone), workers_launched(gone)
+    meta = MetaDB(MetaDBConfig(url=gone, statement_timeout=Seconds(60)), down_after=1800.0)
+    db = UpkeepDB(meta)
+    assert db.hurt_places(DELAY, soon())[0] == [1], (
+        "and nobody, who keeps nothing, wherever that is looked for"
+    )
+    found = RepairQueue(db, DELAY, look=0.0)
+    handed = sum(len(found.next(32, nobody, soon())) for _ in range(100))
+    meta.close()
+    assert handed > 3000  # a batch at the end of a page may be a short one
+    assert rows_read(gone) - rows < 6 * handed
+    assert workers_launched(gone) == workers
+    for name in settings:
+        run_sql(gone, f"ALTER DATABASE gone RESET {name}")
 
 
 def test_who_found_enough_that_is_urgent_looks_no_further(make_database: Callable[[str], str]) -> None:
