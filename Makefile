@@ -19,7 +19,7 @@ run: $(VENV)/run.stamp ## start all of distfs on this machine: http://127.0.0.1:
 # Half of the time tests wait: for a node to be given up, a disk, a process that starts. So more workers than cores.
 WORKERS ?= 4
 test: $(VENV)/dev.stamp ## every test, with real processes and a real PostgreSQL
-	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
+	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/dev.stamp ## format, lint, types, and the rules of tests/unit/test_tidy.py
 	$(PY) -m ruff format --check .

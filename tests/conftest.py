@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
+from collections.abc import Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.postgres", "tests.cluster.harness"]
+
+
+#: Waits for pip most of its time, more than a minute: begun last, it would be all that still runs.
+LONGEST = "test_readme_commands.py"
 
 
 def pytest_configure() -> None:
@@ -18,12 +24,25 @@ def pytest_configure() -> None:
     settings.load_profile("distfs")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what their module made once run in one worker: else each worker would make it."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist looks for the marks
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    """Tests that share what their module made once run in one worker: else each worker would make it. Workers begin
+    with what takes longest and cannot be divided (`make test` keeps xdist from an order of its own)."""
     for item in items:
         if isinstance(item, pytest.Function) and _shares(item) and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    yield
+    if hasattr(config, "workerinput"):  # a process of xdist's
+        sizes = Counter(_group(item) for item in items)
+        sizes[""] = 1
+        items.sort(key=lambda item: (item.path.name != LONGEST, -sizes[_group(item)]))
+
+
+def _group(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("xdist_group")
+    return mark.args[0] if mark else ""
 
 
 def _shares(test: pytest.Function) -> bool:
