@@ -16,7 +16,7 @@ from distfs.commands.display import size
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
 from distfs.config import Config, MetaDBConfig
-from distfs.data_folder import check_is_meant
+from distfs.data_folder import check_is_meant, end
 from distfs.deadline import Deadline
 from distfs.disk.home import make_home, quoted
 from distfs.errors import OtherSettings, Unavailable
@@ -31,6 +31,8 @@ from distfs.telemetry import setup_logging
 from distfs.upkeep.runner import Upkeep
 
 _AGREE_LIMIT_S = 5.0
+#: For all of `distfs up` to stop after its service, which has `http.drain_timeout`.
+_DOWN_LIMIT_S = 60.0
 _NODE_CODES = (
     f"exit code: 0: the folder is a node's; 1: it cannot be one, for the reason told; {output.COMMON_CODES}"
 )
@@ -55,6 +57,8 @@ def _run_command(words: Sequence[str]) -> int:
     match given.command:
         case "up":
             _up(config, given)
+        case "down":
+            _down(config, given)
         case "serve":
             _serve(config, given)
         case "migrate":
@@ -75,17 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"distfs {distfs.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    up = commands.add_parser(
-        "up",
-        help="start everything on this machine: MetaDB, storage nodes, a service",
-        epilog=output.PART_CODES,
-    )
-    up.add_argument("--data", metavar="DIR", help="folder of all data (local.data)")
-    up.add_argument("--nodes", type=int, metavar="N", help="storage nodes to start (local.nodes)")
-    up.add_argument(
-        "--join", action="store_true", help="add a new data folder to a cluster with nodes elsewhere"
-    )
-
+    up, down = _add_up_and_down(commands)
     serve = commands.add_parser(
         "serve", help="start one HTTP service; run as many as you like", epilog=output.PART_CODES
     )
@@ -114,10 +108,34 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (serve, migrate, *saving):
         command.add_argument("--metadb", metavar="URL", help="PostgreSQL, postgresql://... (metadb.url)")
-    for command in (up, serve, migrate, init, *saving):
+    for command in (up, down, serve, migrate, init, *saving):
         command.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
     add_commands(commands)
     return parser
+
+
+def _add_up_and_down(
+    commands: argparse._SubParsersAction[output.Parser],
+) -> tuple[output.Parser, output.Parser]:
+    up = commands.add_parser(
+        "up",
+        help="start everything on this machine: MetaDB, storage nodes, a service",
+        epilog=output.PART_CODES,
+    )
+    up.add_argument("--data", metavar="DIR", help="folder of all data (local.data)")
+    up.add_argument("--nodes", type=int, metavar="N", help="storage nodes to start (local.nodes)")
+    up.add_argument(
+        "--join", action="store_true", help="add a new data folder to a cluster with nodes elsewhere"
+    )
+
+    down = commands.add_parser(
+        "down",
+        help="stop what `distfs up` started, and wait until all of it is gone",
+        epilog=f"exit code: 0: nothing of it runs now; 1: it runs on, for the reason told; {output.COMMON_CODES}, "
+        "which stops only the waiting",
+    )
+    down.add_argument("--data", metavar="DIR", help="which one: its folder of all data (local.data)")
+    return up, down
 
 
 _SAVING = (
@@ -155,6 +173,16 @@ def _up(config: Config, given: argparse.Namespace) -> None:
     config = configuration.override(config, "local", data=given.data, nodes=given.nodes)
     setup_logging(config.log, part=supervisor.PARENT)
     local_cluster.run(config, given.config, join=given.join)
+
+
+def _down(config: Config, given: argparse.Namespace) -> None:
+    data = Path(configuration.override(config, "local", data=given.data).local.data).absolute()
+    pid = end(data, config.http.drain_timeout + _DOWN_LIMIT_S)
+    output.tell(
+        f"`distfs up` (process {pid}) and its parts have stopped; the data is in {data}"
+        if pid
+        else f"no `distfs up` runs in {data}"
+    )
 
 
 def _serve(config: Config, given: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 Two small files say who uses it: ``up.lock`` is held by the one ``up`` that may; ``parts.lock`` is held by it and
 inherited by its children, so that an ``up`` that follows a killed one waits until the last of its children is gone.
+The first is a lock of fcntl(2), of which the kernel tells whose it is: no file says so that could be of yesterday.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
+import shlex
+import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +22,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.disk.home import read_identity
-from distfs.errors import ConfigError
+from distfs.errors import ConfigError, Refused
 from distfs.meta import MetaDB
 from distfs.supervisor import Stopped, say
 
@@ -33,19 +38,17 @@ def held(data: Path, stopping: threading.Event) -> Iterator[int]:
     with contextlib.ExitStack() as stack:
         try:
             data.mkdir(parents=True, exist_ok=True)
-            ours = stack.enter_context((data / "up.lock").open("a"))
-            parts = stack.enter_context((data / "parts.lock").open("w"))
+            ours = stack.enter_context((data / "up.lock").open("ab"))
+            parts = stack.enter_context((data / "parts.lock").open("ab"))
         except OSError as e:
             raise ConfigError(
                 f"cannot write to the data folder {data}: {e.strerror}; choose another with --data"
             ) from e
-        if not _locked(ours.fileno()):
-            pid = (data / "up.lock").read_text().strip()
-            how = f"stop it (kill {pid})" if pid.isdecimal() else "stop it"
-            raise ConfigError(f"another `distfs up` uses {data}: {how}, or choose another folder with --data")
-        with contextlib.suppress(OSError):  # of a full disk: it is only for who is told to stop this one
-            os.truncate(ours.fileno(), 0)
-            os.write(ours.fileno(), f"{os.getpid()}\n".encode())
+        if not _ours(ours.fileno()):
+            raise ConfigError(
+                f"another `distfs up` {_named(_holder(ours.fileno()))} uses {data}: stop it with "
+                f"`distfs down --data {shlex.quote(str(data))}`, or choose another folder with --data"
+            )
         give_up = time.monotonic() + _LEFTOVER_LIMIT_S
         waiting = False
         while not _locked(parts.fileno()):
@@ -57,6 +60,80 @@ def held(data: Path, stopping: threading.Event) -> Iterator[int]:
             if stopping.wait(_LOOK_EVERY_S):
                 raise Stopped
         yield parts.fileno()
+
+
+def end(data: Path, seconds: float) -> int | None:
+    """Stop the ``up`` that uses the folder, and wait until it and the last of its children are gone.
+
+    -> which process it was; None: there was none. ``seconds``: how long it may take. Raises ConfigError for a
+    folder that never was an ``up``'s, Refused when it cannot be stopped.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            ours = stack.enter_context((data / "up.lock").open("rb"))
+            parts = stack.enter_context((data / "parts.lock").open("rb"))
+        except OSError as e:
+            raise ConfigError(
+                f"{data} is no data folder of a `distfs up` that could be stopped: {e.strerror}; "
+                "name the right one with --data"
+            ) from e
+        pid = _holder(ours.fileno())
+        if pid is not None:
+            _stop(pid, ours.fileno(), seconds)
+        give_up = time.monotonic() + _LEFTOVER_LIMIT_S
+        while not _locked(parts.fileno()):
+            if time.monotonic() > give_up:
+                raise Refused(f"parts of a `distfs up` that was killed still use {data}: stop them by hand")
+            time.sleep(_LOOK_EVERY_S)
+    return pid
+
+
+def _stop(pid: int, lock: int, seconds: float) -> None:
+    """SIGTERM to the process that holds ``lock``, and to no other that gets its number. Raises Refused."""
+    if pid <= 0:
+        raise Refused("the `distfs up` there runs in another container or on another machine: stop it there")
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if _holder(lock) != pid:
+            return
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], seconds)[0]:
+            raise Refused(
+                f"`distfs up` {_named(pid)} was told to stop and did not within {seconds:.0f} s: "
+                f"`kill -KILL {pid}` ends it, and its parts with it"
+            )
+    except ProcessLookupError:
+        return
+    except PermissionError as e:
+        raise Refused(f"`distfs up` {_named(pid)} is another user's: stop it as that user, or root") from e
+    finally:
+        os.close(process)
+
+
+def _named(pid: int | None) -> str:
+    return f"(process {pid})" if pid and pid > 0 else "(elsewhere)"
+
+
+_FLOCK = "hhqqi4x"  # struct flock of fcntl(2): type, whence, start, length, pid
+
+
+def _holder(descriptor: int) -> int | None:
+    """Whose the lock of ``_ours`` is; not more than 0: of one who is not seen from here; None: nobody's."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def _ours(descriptor: int) -> bool:
+    """This process has it now, and none of its children."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def _locked(descriptor: int) -> bool:

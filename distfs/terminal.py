@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 
 class Terminal:
-    """The controlling terminal of this process, if it has one (tty(4))."""
+    """The controlling terminal of this process, if it has one (tty(4)) and is not to outlive it, as under nohup."""
 
     def __init__(self) -> None:
-        self._was_there = _is_there()
+        """Before the process handles SIGHUP: who started it may have had it ignored."""
+        self._was_there = _is_there() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
 
     @property
     def hung_up(self) -> bool:
