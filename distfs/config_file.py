@@ -85,12 +85,11 @@ def _with_environment(tree: Any, environ: Mapping[str, str]) -> Any:
     tree = {k: dict(v) if isinstance(v, dict) else v or {} for k, v in tree.items()}
     sections = typing.get_type_hints(Config)
     for name, text in environ.items():
-        section, _, key = name.removeprefix("DISTFS_").lower().partition("_")
-        if not name.startswith("DISTFS_"):
+        if not name.startswith("DISTFS_") or _is_of_others(name, text):
             continue
+        section, _, key = name.removeprefix("DISTFS_").lower().partition("_")
         if section not in sections:
-            _refuse_misspelt_section(name, section, key, sections)
-            continue  # DISTFS_URL and the like belong to clients and tests
+            raise _unknown_variable(name, sections)
         types = typing.get_type_hints(sections[section])
         if key not in types:
             raise ConfigError(
@@ -137,13 +136,31 @@ def _hint(key: object, known: Iterable[str], prefix: str, spell: Callable[[str],
     )
 
 
-def _refuse_misspelt_section(name: str, section: str, key: str, sections: Mapping[str, Any]) -> None:
-    """Only where the key is one of ours: others may set variables that begin as ours do."""
-    near = difflib.get_close_matches(section, sections, n=1, cutoff=0.5)
-    if near and key in typing.get_type_hints(sections[near[0]]):
-        raise ConfigError(
-            f"environment: unknown {name}; did you mean DISTFS_{near[0].upper()}_{key.upper()}?"
-        )
+#: What is set for others: for clients (tests/integration-test.sh), and for whatever runs beside services of
+#: Kubernetes or Docker whose names begin with distfs.
+_OF_CLIENTS = "DISTFS_URL"
+_OF_SERVICES = re.compile(
+    r"DISTFS_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)", re.ASCII
+)
+
+
+def _is_of_others(name: str, text: str) -> bool:
+    if name.endswith("_PORT") and re.match(r"(?:tcp|udp|sctp)://", text):
+        return True
+    return name == _OF_CLIENTS or _OF_SERVICES.fullmatch(name) is not None
+
+
+def _unknown_variable(name: str, sections: Mapping[str, Any]) -> ConfigError:
+    """With those that end so, such as DISTFS_HTTP_PORT for DISTFS_PORT; else with the nearest one."""
+    known = [
+        (section, key, f"DISTFS_{section}_{key}".upper())
+        for section, kind in sections.items()
+        for key in typing.get_type_hints(kind)
+    ]
+    rest = name.removeprefix("DISTFS_").lower()
+    near = [each for _, key, each in known if key == rest]
+    near = near or difflib.get_close_matches(name, [each for _, _, each in known], n=1, cutoff=0)
+    return ConfigError(f"environment: unknown {redacted(name)}; did you mean {' or '.join(near)}?")
 
 
 def _section(cls: Any, tree: object, path: str) -> Any:

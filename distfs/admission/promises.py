@@ -22,7 +22,7 @@ from uuid import uuid4
 from distfs.admission.db import AdmissionState, Reservation, ReservationDB, TrashRoom
 from distfs.admission.gate import Gate
 from distfs.admission.ledger import Ledger
-from distfs.admission.refusal import NoRoom, Wish, refusal
+from distfs.admission.refusal import NoRoom, Wish, full, refusal
 from distfs.admission.room import room, share_of, width_for
 from distfs.config import CallerRule, CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
@@ -213,6 +213,17 @@ class Admission:
         finally:
             self._deciding.release()
         raise Busy("too many uploads begin at once in this cluster: try again soon")
+
+    def full(self, deadline: Deadline) -> str:
+        """Why the cluster takes no more bytes, and what helps; empty: it does."""
+        state, _ = self._known(deadline, fresh=False)
+        return full(
+            state,
+            lambda: self._trash(deadline),
+            self.storage,
+            gives_way=self.trash_gives_way,
+            settles_after=self._db.settles_after,
+        )
 
     def close(self) -> None:
         """Give everything back that is still promised."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from distfs.admission.db import AdmissionState, TrashRoom
 from distfs.admission.room import room, share_of, size_of
+from distfs.config import StorageConfig
 from distfs.errors import Busy, Full
 from distfs.model import Policy
 from distfs.quantity import compared, counted
@@ -68,6 +70,29 @@ def refusal(refused: NoRoom, trash: TrashRoom, *, gives_way: bool, settles_after
     elif later:  # what is promised may not be used
         error.retry_after = Busy.retry_after
     return error
+
+
+def full(
+    state: AdmissionState,
+    trash: Callable[[], TrashRoom],
+    storage: StorageConfig,
+    *,
+    gives_way: bool,
+    settles_after: float,
+) -> str:
+    """What a file of one byte is told, as one for which there is no room; empty: there is, or the nodes are too few.
+
+    ``trash``: asked only when it matters.
+    """
+    policy = storage.policy
+    wish = Wish(1, policy, storage.fewest(policy), storage.slice_size, 0, storage.block_size)
+    refused = NoRoom(state, wish)
+    if refused.missing <= 0 or sum(disk.nodes for disk in state.disks) < wish.fewest:
+        return ""
+    waste = trash()
+    if gives_way and refused.missing <= waste.bytes:
+        return ""
+    return str(refusal(refused, waste, gives_way=gives_way, settles_after=settles_after))
 
 
 def _taken(state: AdmissionState, wish: Wish) -> list[str]:

@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import uuid4
 
+from distfs.admission.db import ReservationDB
+from distfs.admission.refusal import full
 from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.services import ask_service, in_words
@@ -29,7 +32,8 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
     drains = _drains(operator, status)
     http = operator.config.http
     told = [ask_service(url) for url in services or [url_here(http.host, http.port)]]
-    found = verdict(status, operator.db.backlog(operator.config.node.down_after, operator.deadline()), told)
+    lacking = operator.db.backlog(operator.config.node.down_after, operator.deadline())
+    found = verdict(status, lacking, told, _full(operator))
     asked_in_vain = bool(services) and any("error" in each for each in told)
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE
     if as_json:
@@ -105,10 +109,13 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def verdict(status: ClusterStatus, lacking: Backlog, services: Sequence[Mapping[str, Any]]) -> Verdict:
+def verdict(
+    status: ClusterStatus, lacking: Backlog, services: Sequence[Mapping[str, Any]], full: str = ""
+) -> Verdict:
     """What is lost weighs more than what cannot be told, and that more than what is lacking.
 
-    ``lacking``: what is short of fragments now, whether or not repair has begun with it.
+    ``lacking``: what is short of fragments now, whether or not repair has begun with it. ``full``: why the cluster
+    takes no more bytes.
     """
     lost, unknown, degraded = [], [], []
     if gone := sum(count for left, count in status.slices.items() if left < 0):
@@ -128,10 +135,24 @@ def verdict(status: ClusterStatus, lacking: Backlog, services: Sequence[Mapping[
         degraded.append(f"{counted(lacking.slices, 'slice')} have fewer fragments than they should")
     if status.damaged:
         degraded.append(f"{counted(status.damaged, 'fragment')} known to be corrupt or missing")
+    if full:
+        degraded.append(f"the cluster is full: {full}")
     if not any(map(is_running, status.workers)):
         degraded.append("no service does the upkeep")
     code = LOST if lost else NOT_TOLD if unknown else DEGRADED if degraded else WELL
     return Verdict(code, (*lost, *unknown, *degraded))
+
+
+def _full(operator: Operator) -> str:
+    """Why the cluster takes no more bytes; empty: it does."""
+    db = ReservationDB(operator.meta, uuid4())
+    return full(
+        db.state(operator.deadline()),
+        lambda: db.trash(operator.deadline()),
+        operator.config.storage,
+        gives_way=operator.config.upkeep.trash_gives_way,
+        settles_after=db.settles_after,
+    )
 
 
 def or_not_told(act: Callable[[], int]) -> int:

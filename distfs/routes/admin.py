@@ -59,11 +59,14 @@ def get_status(services: Services, request: Request) -> Response:
 
 
 def get_ready(services: Services, request: Request) -> Response:
-    """200 when MetaDB has this version's schema and enough nodes take writes, else 503 and what is missing."""
+    """200 when MetaDB has this version's schema and enough nodes take writes, else 503 and what is missing.
+
+    A cluster that is full says so and is ready: what is in it must be read, and deleted.
+    """
     policy = services.config.storage.policy
     needed = services.config.storage.fewest(policy)
     up: int | None = None
-    missing = []
+    full, missing = "", []
     if request.environ.get("distfs.draining"):
         missing.append("draining: this service ends the requests that run, and stops")
     deadline = Deadline(READY_WITHIN_S, scope=request.hang_up)
@@ -79,12 +82,29 @@ def get_ready(services: Services, request: Request) -> Response:
             missing.append(
                 f"storage nodes: {up} up that take files, an upload needs {needed} (policy {policy})"
             )
+        else:
+            full = _full(services, deadline)
     status = 503 if missing else 200
     if request.wants_json:
-        entry = {"ready": not missing, "missing": missing, "nodes_up": up, "nodes_needed": needed}
+        entry = {
+            "ready": not missing,
+            "missing": missing,
+            "full": full,
+            "nodes_up": up,
+            "nodes_needed": needed,
+        }
         response = as_json(entry, status)
     else:
-        response = text("".join(f"{line}\n" for line in missing or ["ready"]), status)
+        lines = missing or ["ready", *([f"full: {full}"] if full else [])]
+        response = text("".join(f"{line}\n" for line in lines), status)
     if missing:
         response.headers["Retry-After"] = str(Unavailable.retry_after)
     return response
+
+
+def _full(services: Services, deadline: Deadline) -> str:
+    """What cannot be told now is no reason to send downloads elsewhere."""
+    try:
+        return services.admission.full(deadline)
+    except Unavailable:
+        return ""

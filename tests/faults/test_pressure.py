@@ -1,6 +1,6 @@
 """Too many clients, and slow ones: real processes, counted from outside.
 
-DISTFS_PRESSURE=64MiB runs the large one with uploads of that size; by default they are of 4 MiB.
+TEST_PRESSURE=64MiB runs the large one with uploads of that size; by default they are of 4 MiB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("heavy")
 
 MIB = 1 << 20
 SLOW, UPLOADS = 500, 64
-SIZE = parse_bytes(os.environ.get("DISTFS_PRESSURE", "4MiB"))
+SIZE = parse_bytes(os.environ.get("TEST_PRESSURE", "4MiB"))
 
 BUDGET = 64 * MIB
 #: Of the process beside the budget, at the height of it: some 60 threads with their stacks and allocator arenas,

@@ -333,6 +333,22 @@ def test_a_misspelt_section_of_the_environment_is_named(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DISTFS_PORT", "DISTFS_HTTP_PORT or DISTFS_NODE_PORT"),
+        ("DISTFS_DATA", "DISTFS_NODE_DATA or DISTFS_LOCAL_DATA"),
+        ("DISTFS_METADBURL", "DISTFS_METADB_URL"),
+        ("DISTFS_LOGLEVEL", "DISTFS_LOG_LEVEL"),
+        ("DISTFS_STORGE_POLICY", "DISTFS_STORAGE_POLICIES"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_those_that_may_be_meant(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    assert load_refused(tmp_path, "", **{name: "1"}) == f"environment: unknown {name}; did you mean {meant}?"
+
+
 def test_more_redundancy_than_any_policy_has_is_refused(tmp_path: Path) -> None:
     three = "storage: {min_redundancy: 3, policies: {default: 1+1, archive: 4+%d}}"
     assert load(tmp_path, three % 3).storage.min_redundancy == 3
@@ -345,7 +361,12 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
     of_kubernetes = {
         "DISTFS_PORT": "tcp://10.0.0.1:80",
         "DISTFS_PORT_80_TCP_PORT": "80",
+        "DISTFS_PORT_80_TCP": "tcp://10.0.0.1:80",
         "DISTFS_SERVICE_HOST": "x",
+        "DISTFS_SERVICE_PORT_HTTP": "80",
+        "DISTFS_NODE_PORT": "tcp://10.0.0.2:9001",  # of a service that is called distfs-node
+        "DISTFS_NODE_SERVICE_HOST": "10.0.0.2",
+        "DISTFS_WEB_PORT": "tcp://10.0.0.3:80",
     }
     assert load(tmp_path, "", **theirs, **of_kubernetes) == Config()
 
