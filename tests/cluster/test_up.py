@@ -448,7 +448,7 @@ def test_a_metadb_folder_that_cannot_be_used_is_refused(up: StartUp, data: Path)
     (data / "metadb").write_text("a file in the folder's place")
     running = up()
     assert running.wait() == 2
-    assert running.lines[-1].startswith("distfs: metadb could not start: metadb: cannot keep MetaDB in")
+    assert running.lines[-1].startswith("distfs: metadb could not start: cannot keep MetaDB in")
 
 
 @pytest.mark.parametrize(
