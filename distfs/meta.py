@@ -280,16 +280,29 @@ class MetaDB:
         return self._pool.connect(deadline.sooner(self._budget), self._config.statement_timeout)
 
     def read(self, query: str, deadline: Deadline, **params: Any) -> Rows:
-        """Once; and once more when it was a kept connection that failed, as after a restart of MetaDB."""
+        """Until MetaDB has answered; also if it is restarted meanwhile. One that has been away for longer than that
+        takes is not waited for."""
         budget = deadline.sooner(self._budget)
+        pause = _RETRY_FIRST_S
+        error: Unavailable | None = None
         while True:
-            with self._pool.link(budget) as link:
-                try:
-                    return link.run(query, budget, params)
-                except Unavailable as e:
-                    budget.check_cancelled()  # then that is why
-                    if not (link.reused and link.broken and _has_time(budget)):
-                        raise (Unavailable(str(e)) if isinstance(e, OutcomeUnknown) else e) from e
+            stale = False  # a kept connection failed, as after a restart
+            try:
+                with self._pool.link(budget) as link:
+                    try:
+                        return link.run(query, budget, params)
+                    finally:
+                        stale = link.reused and link.broken
+            except Unavailable as e:
+                budget.check_cancelled()  # then that is why
+                again = stale or self._pool.away_for() < self._budget
+                if error is None or _has_time(budget):  # else what failed before says more
+                    error = Unavailable(str(e), public=e.public) if isinstance(e, OutcomeUnknown) else e
+                if not (again and _has_time(budget, pause)):
+                    raise error from e
+            if not stale:
+                time.sleep(pause)
+                pause = min(2 * pause, _RETRY_MOST_S)
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
         """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.

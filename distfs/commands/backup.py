@@ -30,7 +30,12 @@ DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN CREATE ROLE "{name}" {login}; END IF;
 END $$;
 """
-_ROLES = r"SELECT rolname || ' ' || rolcanlogin FROM pg_roles WHERE rolname LIKE 'distfs\_%' ORDER BY 1"
+_ROLES = """
+SELECT rolname || ' ' || rolcanlogin FROM pg_roles WHERE rolname NOT LIKE 'pg\\_%' AND oid IN (
+    SELECT (aclexplode(relacl)).grantee FROM pg_class
+    UNION SELECT (aclexplode(proacl)).grantee FROM pg_proc
+    UNION SELECT (aclexplode(nspacl)).grantee FROM pg_namespace
+) ORDER BY 1"""
 _TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
 
 
@@ -41,14 +46,14 @@ def backup(config: MetaDBConfig, file: str) -> None:
     is written to as it is. Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written.
     """
     _require_one(config.url)
-    place = Path("/dev/stdout" if file == "-" else file)
-    straight = place.exists() and not place.is_file()
+    place = Path(file)
+    straight = file in _STDOUT or (place.exists() and not place.is_file())
     try:
         with _server(config) as server:
             if server.ask(_TABLES) == "0":
                 raise Refused(f"the MetaDB at {server.place} is empty: name the one you mean with --metadb")
             if straight:
-                with open(place, "wb") as out:
+                with open(os.dup(1) if file in _STDOUT else place, "wb") as out:
                     _write(server, out)
             else:
                 _write_whole(server, place.resolve())
@@ -79,7 +84,7 @@ def _write_whole(server: _Server, place: Path) -> None:
 
 
 def _write(server: _Server, out: IO[bytes]) -> None:
-    roles = [line.split() for line in server.ask(_ROLES).splitlines()]
+    roles = [line.rsplit(" ", 1) for line in server.ask(_ROLES).splitlines()]
     out.write(b"".join(map(_role, roles)))
     server.dump(out)
     out.flush()
@@ -128,6 +133,8 @@ def _check_whole(file: Path) -> None:
 _LAST_WORDS, _TAIL_BYTES = b"-- PostgreSQL database dump complete", 4096
 #: A setting that pg_dump 17 and later makes at a dump's beginning, and that an older server does not know.
 _NEW_IN_17, _HEAD_BYTES = b"SET transaction_timeout = 0;\n", 4096
+#: Written to where it stands, whatever it leads to.
+_STDOUT = ("-", "/dev/stdout")
 _STRICT = ("--set", "ON_ERROR_STOP=1", "--output", os.devnull)
 
 
@@ -218,6 +225,9 @@ def _server(config: MetaDBConfig) -> Iterator[_Server]:
 
 def _for_libpq(url: MetaURL) -> Mapping[str, str]:
     """A URL as libpq's variables: a password on a command line would be in `ps`."""
+    modes = [
+        url.mode_to(host) for host in url.hosts
+    ]  # not libpq's own default, which falls back to plain text
     found = {
         "PGHOST": ",".join(host.name for host in url.hosts),
         "PGPORT": ",".join(str(host.port) for host in url.hosts),
@@ -225,7 +235,7 @@ def _for_libpq(url: MetaURL) -> Mapping[str, str]:
         "PGDATABASE": url.database,
         "PGTARGETSESSIONATTRS": "read-write",
         "PGPASSWORD": url.password,
-        "PGSSLMODE": url.sslmode,
-        "PGSSLROOTCERT": url.sslrootcert,
+        "PGSSLMODE": next((mode for mode in modes if mode != "disable"), "disable"),
+        "PGSSLROOTCERT": url.sslrootcert or "system" * ("verify-full" in modes),
     }
     return {key: value for key, value in found.items() if value}

@@ -5,7 +5,9 @@ What to do is decided under the lock; connecting, checking and closing happen ou
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,6 +38,7 @@ class Pool:
         self._idle: list[Link] = []
         self._count = 0  # idle, lent and being connected
         self._closed = False
+        self._away_since: float | None = None  # the first of the connects that failed, on the monotonic clock
         self._writable: Host | None = None  # where the last connect found a server that takes writes
 
     @contextmanager
@@ -50,11 +53,25 @@ class Pool:
         finally:
             self._give_back(link)
 
+    def away_for(self) -> float:
+        """Seconds since nobody could connect any more; infinite when the last one who tried could."""
+        since = self._away_since
+        return math.inf if since is None else time.monotonic() - since
+
     def connect(self, deadline: Deadline, statement_timeout: float) -> Link:
         """A link of the caller's own, to the first server that takes writes. Raises Unavailable.
 
         A server has ``connect_timeout`` for all of a connection's start-up.
         """
+        try:
+            link = self._connect(deadline, statement_timeout)
+        except Unavailable:
+            self._away_since = self._away_since or time.monotonic()
+            raise
+        self._away_since = None
+        return link
+
+    def _connect(self, deadline: Deadline, statement_timeout: float) -> Link:
         url = self._where()
         hosts = sorted(url.hosts, key=lambda host: host != self._writable)
         reasons: list[str] = []

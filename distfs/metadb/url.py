@@ -79,11 +79,16 @@ class MetaURL:
         url = cls.parse(config.url)
         return url if url.password else replace(url, password=password_of(config))
 
+    def mode_to(self, host: Host) -> str:
+        """libpq's sslmode for a host: what was asked for, else no TLS on this machine and TLS elsewhere."""
+        if host.socket_path is not None:
+            return "disable"
+        return self.sslmode or ("disable" if host.name in _LOOPBACK else "require")
+
     def ssl_context(self, host: Host) -> ssl.SSLContext | bool:
         """For pg8000: a context, or False for none. Never None, with which it falls back to plaintext."""
-        local = host.socket_path is not None
-        mode = self.sslmode or ("disable" if host.name in _LOOPBACK else "require")
-        if local or mode == "disable":
+        mode = self.mode_to(host)
+        if mode == "disable":
             return False
         try:
             context = ssl.create_default_context(cafile=self.sslrootcert or None)

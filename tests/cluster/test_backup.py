@@ -13,7 +13,7 @@ from distfs.commands.backup import _for_libpq
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, binary, processes_in
 from distfs.metadb.url import MetaURL
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import ROOT
+from tests.cluster.harness import ROOT, clean_environment
 from tests.cluster.operating import QUICK, distfs, fill
 from tests.postgres import database_url, run_sql, scratch_folder
 
@@ -71,6 +71,8 @@ def test_psql_alone_restores_a_backup(
     """Where somebody else looks after PostgreSQL: without distfs, and without one error."""
     cluster = make_cluster(config=QUICK)
     fill(cluster)
+    run_sql(cluster.metadb_url, "CREATE ROLE looks_on")
+    run_sql(cluster.metadb_url, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO looks_on")
     file, url = tmp_path / "metadb.sql", database_url(other, "elsewhere")
     assert distfs(cluster, "backup", str(file)).code == 0
     done = subprocess.run(
@@ -151,6 +153,12 @@ def test_a_pipe_or_device_is_written_to_and_not_replaced(make_cluster: MakeClust
         assert told.code == 0, told.err
         assert "PostgreSQL database dump complete" in told.out
         assert "MetaDB is in" not in told.out
+    appended = tmp_path / "appended.sql"
+    appended.write_text("-- what was there\n")
+    command = [sys.executable, "-m", "distfs", "backup", "-", "--config", str(cluster.folder / "config.yml")]
+    with appended.open("a") as out:
+        subprocess.run(command, stdout=out, env=clean_environment(), check=True)
+    assert appended.read_text().startswith("-- what was there\nDO $$")
     (tmp_path / "real.sql").touch()
     (tmp_path / "named").symlink_to("real.sql")
     assert distfs(cluster, "backup", str(tmp_path / "named")).code == 0

@@ -35,6 +35,7 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self.refuses = False  # new connections are closed at once
+        self.refused = 0  # so many
         self.refuses_after_cut = False
         self.connections = 0
         self._lets_on: threading.Event | None = None
@@ -96,6 +97,7 @@ class Proxy:
                 return
             self.connections += 1
             if self.refuses:
+                self.refused += 1
                 client.close()
             else:
                 self._start(self._serve, client)

@@ -435,3 +435,26 @@ def test_who_waits_for_a_connection_is_woken_and_the_next_gets_it(metadb_url: st
                 cancelled.result(10)
             assert not next_one.done()
         next_one.result(10)
+
+
+def test_a_read_waits_for_a_metadb_that_is_being_restarted(through: MetaDB, proxy: Proxy) -> None:
+    proxy.refuses = True
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(through.nodes, soon())
+        eventually(lambda: proxy.refused > 1, "it finds nobody, and tries again")
+        assert not asked.done()
+        proxy.refuses = False
+        assert asked.result() == []
+
+
+def test_a_metadb_that_has_been_away_for_long_is_not_waited_for(hasty: MetaDB, proxy: Proxy) -> None:
+    """Each request would hold a worker for as long."""
+    proxy.refuses = True
+    with pytest.raises(Unavailable):
+        hasty.nodes(soon())
+    assert proxy.refused > 1
+    eventually(lambda: hasty._pool.away_for() > hasty._budget, "it has been away for long")
+    tried = proxy.refused
+    with pytest.raises(Unavailable):
+        hasty.nodes(soon())
+    assert proxy.refused == tried + 1

@@ -6,6 +6,7 @@ import ssl
 
 import pytest
 
+from distfs.commands.backup import _for_libpq
 from distfs.errors import ConfigError
 from distfs.metadb.url import Host, MetaURL
 
@@ -94,3 +95,21 @@ def test_a_password_after_the_question_mark_is_used_and_not_shown() -> None:
     url = MetaURL.parse("postgresql://anna@db/files?password=a%3Fsecret")
     assert url.password == "a?secret"
     assert "secret" not in f"{url} {url!r}"
+
+
+@pytest.mark.parametrize(
+    ("url", "mode", "root"),
+    [
+        ("postgresql://u@db.example/d", "require", None),
+        ("postgresql://u@127.0.0.1/d", "disable", None),
+        ("postgresql://u@/d?host=/run/postgresql", "disable", None),
+        ("postgresql://u@127.0.0.1,db.example/d", "require", None),
+        ("postgresql://u@db.example/d?sslmode=verify-full", "verify-full", "system"),
+    ],
+)
+def test_postgresql_s_own_programs_are_told_to_use_tls_as_we_do(
+    url: str, mode: str, root: str | None
+) -> None:
+    """libpq's own default goes on in plain text when the server has no TLS."""
+    told = _for_libpq(MetaURL.parse(url))
+    assert (told["PGSSLMODE"], told.get("PGSSLROOTCERT")) == (mode, root)
