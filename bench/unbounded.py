@@ -17,7 +17,7 @@ _AGES = 3600.0  # seconds left, whenever it is asked
 def main() -> int:
     for name, unlimited in {
         "remaining": lambda self, phase="": _AGES,
-        "bound": lambda self, seconds, phase="": seconds,
+        "bound": lambda self, seconds, phase="": min(seconds, _AGES),
         "sooner": lambda self, seconds: self,
     }.items():
         setattr(Deadline, name, unlimited)

@@ -39,10 +39,11 @@ class Agreement:
     def __init__(self, meta: MetaDB, config: Config) -> None:
         self._meta, self._times = meta, times_of(config)
         self._agreed_until = float("-inf")
-        self._known = False  # whether they ever agreed
+        self._known = False  # whether they agreed when it was last told
 
     def require(self, deadline: Deadline) -> None:
-        """Raises OtherSettings when they differ, naming both; Unavailable when it could never be told."""
+        """Raises OtherSettings when they differ, naming both; Unavailable when it cannot be told, unless they agreed
+        when it was told last."""
         now = time.monotonic()
         if now < self._agreed_until:
             return
@@ -55,8 +56,11 @@ class Agreement:
             if not self._known:
                 raise
             return  # without MetaDB nobody can change it
-        self._agreed_until = float("-inf")
-        require_same(agreed, self._times)
+        try:
+            require_same(agreed, self._times)
+        except OtherSettings:
+            self._known, self._agreed_until = False, float("-inf")  # nobody goes on while the next one asks
+            raise
         self._known, self._agreed_until = True, now + RECHECK_S
 
 

@@ -1,0 +1,38 @@
+"""What a service does whose times are not, or are no longer, those that the cluster agreed on."""
+
+from __future__ import annotations
+
+import pytest
+
+from distfs import agreement
+from distfs.agreement import Agreement, times_of
+from distfs.config import Config
+from distfs.deadline import Deadline
+from distfs.errors import OtherSettings
+from distfs.meta import MetaDB
+from tests.contract.samples import soon
+
+
+def test_nobody_goes_on_by_other_times_while_somebody_else_asks_again(
+    meta: MetaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "RECHECK_S", 0.0)
+    ours = Agreement(meta, Config())
+    ours.require(soon())
+    meta.adopt_settings({**times_of(Config()), "upkeep.upload_ttl": 60.0}, soon())
+    with pytest.raises(OtherSettings):
+        ours.require(soon())
+    ask, asked = meta.settings, 0
+
+    def settings(deadline: Deadline) -> dict[str, float]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            with pytest.raises(OtherSettings):
+                ours.require(soon())
+        return ask(deadline)
+
+    monkeypatch.setattr(meta, "settings", settings)
+    with pytest.raises(OtherSettings):
+        ours.require(soon())
+    assert asked == 2
