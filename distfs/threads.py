@@ -84,7 +84,8 @@ class Threads(Executor):
             self._closed = True
             if cancel_futures:
                 for future, _ in self._waiting:
-                    future.cancel()
+                    if future.cancel():
+                        future.set_running_or_notify_cancel()  # else who waits for it is not woken
                 self._waiting.clear()
             self._changed.notify_all()
             while wait and self._threads:

@@ -138,6 +138,10 @@ def enter(folder: Path, cluster: UUID) -> UUID:
     return known.node
 
 
+#: A disk that takes no writes now: what is on it is served all the same, and deletes make room.
+_NO_WRITES = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 def secret(folder: Path) -> bytes | None:
     """What only this node knows, made when there is none; None: there is none, and the disk takes no writes.
 
@@ -158,7 +162,7 @@ def secret(folder: Path) -> bytes | None:
     try:
         _durably(folder, _SECRET, fresh.hex() + "\n", 0o600)
     except OSError as e:
-        if e.errno == errno.EROFS:
+        if e.errno in _NO_WRITES:
             return None
         raise
     return fresh

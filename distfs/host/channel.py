@@ -72,6 +72,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         self.since = time.monotonic()  # the last byte, or change of what is waited for
         self.began = self.since  # the request's first byte
         self.answered = self.since  # the last answer was given, though some of it may be unsent
+        self._has_answered = False
         self._client: ClientSocket | None = None
         self.hang_up = Scope()  # what is done for its client
         self._asking = threading.Lock()  # the one thing that the loop may send while a worker has it
@@ -263,7 +264,10 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Take requests from ``ahead`` until one is ready to be served, in ``requests``; whether one is."""
         while self.ahead:
             if self._speaks_another_protocol():
-                self.ahead, self.ending = NOTHING, Ending.CUT
+                # What follows an answer may be the rest of a body that was declared too short: a reset would take the
+                # answer from the client.
+                self.ending = Ending.LINGER if self._has_answered else Ending.CUT
+                self.ahead = NOTHING
                 return False
             if self.request is None:
                 self.request = RequestParser(self.adj)
@@ -342,6 +346,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
 
     def service(self) -> None:
         """Serve the request that is ready, then give the connection back."""
+        self._has_answered = True
         ready = False
         ending: Ending | None = Ending.CUT
         try:

@@ -158,12 +158,9 @@ class NodeClient(AsksAhead):
         with self._understood():
             found = tuple(wire.LISTED.iter_unpack(body))
             after = None if answer["cursor"] is None else str(answer["cursor"])
-        listed = (Listed(FragmentId(UUID(bytes=s), i), size, age) for s, i, size, age in found)
-        page = Page(tuple(listed), after)
-        try:
+            listed = (Listed(FragmentId(UUID(bytes=s), i), size, age) for s, i, size, age in found)
+            page = Page(tuple(listed), after)
             check_page(page, cursor, limit)
-        except ProtocolError as e:
-            raise ProtocolError(f"node {self.address}: a listing that cannot be: {e}") from e
         return page
 
     def _request(self, type_: Type, fields: dict[str, Any], deadline: Deadline) -> bytes:
@@ -202,3 +199,6 @@ class NodeClient(AsksAhead):
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as e:
             self.link.breaker.failed()
             raise ProtocolError(f"node {self.address}: an answer that lacks what was asked for: {e}") from e
+        except ProtocolError as e:
+            self.link.breaker.failed()
+            raise ProtocolError(f"node {self.address}: a listing that cannot be: {e}") from e

@@ -309,6 +309,16 @@ def test_who_speaks_something_else_is_sent_away_at_once(
     assert f"127.0.0.1 speaks {name} on the port of HTTP" in caplog.text
 
 
+def test_stray_bytes_behind_a_body_do_not_take_its_answer_away() -> None:
+    """As of a client that counted characters for its Content-Length, and not bytes."""
+    with serving(echo) as server, RawClient(server) as client:
+        client.send(put("aä".encode())[:-1], b"\xa4}")
+        answer = client.answer()
+        assert answer.status == 200
+        client.send(b"more")
+        assert client.rest() == b"", "closed, and not reset"
+
+
 @pytest.mark.parametrize(
     ("pieces", "name"),
     [
