@@ -229,7 +229,7 @@ def test_a_caller_has_so_many_uploads_at_once_and_others_go_on(make_cluster: Mak
         answer = cluster.request("PUT", "/upload/second", b"small", few)
         assert answer.status == 429
         assert int(answer.headers["retry-after"]) > 0
-        assert "X-Team (rule 1) may have 1 uploads at once" in answer.text
+        assert "X-Team (rule 1) may have 1 upload at once" in answer.text
         assert "few" not in answer.text, "the header's value is as good as a password"
         assert cluster.request("PUT", "/upload/second", iter([data]), few).status == 429
         assert cluster.request("PUT", "/upload/other", data).status == 201
