@@ -54,6 +54,8 @@ MAX_LISTED = 1000
 #: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
 _GRACE_S = 0.5
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.02, 0.25
+#: So long a restart of MetaDB may take that readers do not notice.
+_RESTART_S = 4.0
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Rows = Sequence[Sequence[Any]]
@@ -295,7 +297,7 @@ class MetaDB:
                         stale = link.reused and link.broken
             except Unavailable as e:
                 budget.check_cancelled()  # then that is why
-                again = stale or self._pool.away_for() < self._budget
+                again = stale or self._pool.away_for() < min(self._budget, _RESTART_S)
                 if error is None or _has_time(budget):  # else what failed before says more
                     error = Unavailable(str(e), public=e.public) if isinstance(e, OutcomeUnknown) else e
                 if not (again and _has_time(budget, pause)):

@@ -111,11 +111,7 @@ class Admission:
         most = largest + self.http.max_form_overhead
         if size > most:
             body, taken = compared(size, most)
-            by = (
-                "http.max_file_size"
-                if largest == self.http.max_file_size
-                else "max_file_size in callers.rules"
-            )
+            by = "http.max_file_size" if largest == self.http.max_file_size else "callers.rules.max_file_size"
             raise TooLarge(
                 f"a body of {body} is more than the {taken} that are taken ({by}): send less at once"
             )

@@ -46,7 +46,9 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
 
     reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
     if not reason:
-        tell(f"{where} is {leaving_in_words(leaving)}. Then take it off the list: `distfs forget {node.id}`")
+        tell(
+            f"{where} is {leaving_in_words(leaving)}. Stop it, then take it off the list: `distfs forget {node.id}`"
+        )
         return 0
     if leaving.fragments:
         stays = f"still keeps {counted(leaving.fragments, 'fragment')}: {reason}"

@@ -44,9 +44,10 @@ def test_a_drained_node_is_empty_safe_to_unplug_and_can_be_forgotten(make_cluste
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
         f"node {node.id} ({node.address}) is empty: safe to unplug. "
-        f"Then take it off the list: distfs forget {node.id}\n"
+        f"Stop it, then take it off the list: `distfs forget {node.id}`\n"
     )
     cluster.kill_node(0)
+    wait_until(lambda: not cluster.node(0).alive, "it is down")
     assert all_read_back(cluster, files)
     assert distfs(cluster, "forget", str(node.id)).code == 0
     assert len(distfs(cluster, "nodes", "--json").entry) == 2

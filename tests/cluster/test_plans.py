@@ -143,7 +143,10 @@ def test_a_plan_names_what_drains_meanwhile(by_hand: Cluster) -> None:
     drained = distfs(by_hand, "drain", str(second), "--dry-run")
     assert f"not counted: what has to leave node {first}, draining as well\n" in drained.out
     balanced = distfs(by_hand, "rebalance", "--dry-run")
-    assert f"node {first} is draining, which comes first: distfs drain {first} --dry-run\n" in balanced.out
+    assert (
+        f"node {first} is draining, which comes first: `distfs drain {first} --dry-run` plans it\n"
+        in balanced.out
+    )
 
 
 # --- rebalance ------------------------------------------------------------------------------------------

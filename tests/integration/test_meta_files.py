@@ -11,6 +11,7 @@ import pytest
 from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused
 from distfs.meta import MetaDB, storable_name
 from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES, NewFile, Policy
+from distfs.quantity import counted
 from tests.integration.meta_examples import new_file, soon
 from tests.postgres import run_sql
 
@@ -144,9 +145,9 @@ def test_a_name_is_bounded_in_bytes_of_utf_8(meta: MetaDB) -> None:
     file = new_file(name=longest)
     meta.commit_files([file], soon())
     assert meta.file(file.id, soon()).name == longest
-    with pytest.raises(Refused, match=f"at most {MAX_NAME_BYTES}"):
+    with pytest.raises(Refused, match=f"longer than {counted(MAX_NAME_BYTES, 'byte')}"):
         storable_name(longest + "x")
-    with pytest.raises(Refused, match=f"at most {MAX_NAME_BYTES}"):
+    with pytest.raises(Refused, match=f"longer than {counted(MAX_NAME_BYTES, 'byte')}"):
         meta.commit_files([new_file(), new_file(name=longest + "x")], soon())
 
 

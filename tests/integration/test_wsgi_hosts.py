@@ -184,10 +184,11 @@ def test_a_body_cut_short_stores_nothing(
     with socket.create_connection((host.host, host.port), timeout=30) as sock:
         lines = f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM_TYPE}\r\n{head}\r\n\r\n"
         sock.sendall(lines.encode() + body)
-        sock.shutdown(socket.SHUT_WR)
         answer = b""
-        while piece := sock.recv(65536):
-            answer += piece
+        with suppress(OSError):  # a host may have refused it and gone
+            sock.shutdown(socket.SHUT_WR)
+            while piece := sock.recv(65536):
+                answer += piece
     assert not answer or answer.split()[1] == b"400", answer
     # A host may close the connection before the app has cleaned up behind it.
     # What an earlier upload left may go meanwhile, too.
