@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import subprocess
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,37 @@ class Cut(Enum):
 
     BEFORE = "the server never gets it"
     AFTER = "the server acts on it, its answer is lost"
+
+
+class _TwoWays:
+    """A TLS socket that one thread reads and another writes. OpenSSL's object bears one of them at a time, and Python
+    has a lock for it only from 3.13 on: without one the whole process may be aborted."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        sock.setblocking(False)
+        self._sock, self._lock = sock, threading.Lock()
+        self.shutdown, self.close = sock.shutdown, sock.close
+
+    def recv(self, most: int) -> bytes:
+        while True:
+            with self._lock, contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return self._sock.recv(most)
+            self._wait([self._sock], [])
+
+    def sendall(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            with self._lock, contextlib.suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                left = left[self._sock.send(left) :]
+                continue
+            self._wait([], [self._sock])
+
+    @staticmethod
+    def _wait(to_read: list[ssl.SSLSocket], to_write: list[ssl.SSLSocket]) -> None:
+        try:
+            select.select(to_read, to_write, [], 0.2)
+        except ValueError as e:  # it was closed meanwhile
+            raise OSError(str(e)) from e
 
 
 class Proxy:
@@ -102,7 +135,7 @@ class Proxy:
             else:
                 self._start(self._serve, client)
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: Any) -> None:
         server = socket.socket(socket.AF_UNIX)
         self._open |= {client, server}
         with contextlib.suppress(OSError):
@@ -111,7 +144,7 @@ class Proxy:
                 client.sendall(b"S")
                 client.getpeername()  # of one that was reset, Python's ssl leaves a socket open
                 self._open.discard(client)
-                client = self._tls.wrap_socket(client, server_side=True)
+                client = _TwoWays(self._tls.wrap_socket(client, server_side=True))
                 self._open.add(client)
             server.connect(self._upstream)
             swallow = threading.Event()
@@ -124,7 +157,7 @@ class Proxy:
             sock.close()
             self._open.discard(sock)
 
-    def _pass_on(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
+    def _pass_on(self, client: Any, server: socket.socket, swallow: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 20):
                 if (lets_on := self._lets_on) is not None:
@@ -141,7 +174,7 @@ class Proxy:
                 server.sendall(data)
         self._end(server)
 
-    def _pass_back(self, server: socket.socket, client: socket.socket, swallow: threading.Event) -> None:
+    def _pass_back(self, server: socket.socket, client: Any, swallow: threading.Event) -> None:
         with contextlib.suppress(OSError):
             answer = b""
             while data := server.recv(1 << 20):
@@ -153,7 +186,7 @@ class Proxy:
         self._end(client)
 
     @staticmethod
-    def _end(sock: socket.socket) -> None:
+    def _end(sock: Any) -> None:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
 
