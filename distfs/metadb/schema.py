@@ -8,19 +8,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distfs.errors import ConfigError
+from distfs.errors import ConfigError, Unavailable
 
 _log = logging.getLogger(__name__)
 
 #: pg_advisory_lock key of a running migration: "distfs" as a number, the same for every version.
 _LOCK = int.from_bytes(b"distfs")
 _LOCK_WAIT_S = 60
+_LOCK_POLL_S = 0.1
+
+#: So begins a migration that is no transaction, but statements one by one. To make an index of a large table in a
+#: transaction would stop uploads until it is made; CONCURRENTLY does not. Cut short, it is run again from its first
+#: statement on, so each may be repeated: an index is dropped, whole or half made, before it is made.
+_ONE_BY_ONE = "-- No transaction"
 
 #: The first PostgreSQL with idle_session_timeout, which ends a leader of upkeep that is frozen, and that tells each
 #: connection whether it takes writes.
@@ -71,6 +78,13 @@ class Migration:
     def sha256(self) -> bytes:
         return hashlib.sha256(self.sql.encode()).digest()
 
+    @property
+    def one_by_one(self) -> list[str]:
+        """Its statements, where it is not one transaction: each ends a line, and is no function. Empty: it is one."""
+        if not self.sql.startswith(_ONE_BY_ONE):
+            return []
+        return [each.strip() for each in re.split(r";\s*$", self.sql, flags=re.MULTILINE) if each.strip()]
+
 
 @cache
 def migrations() -> tuple[Migration, ...]:
@@ -88,22 +102,26 @@ def latest() -> int:
 
 
 def apply_migrations(connection: Any) -> list[int]:
-    """Bring MetaDB to ``latest()``; -> the numbers applied now. Each migration is one transaction.
+    """Bring MetaDB to ``latest()``; -> the numbers applied now. Each migration is one transaction, or as good as one.
 
     ``connection`` is a pg8000 native connection that is closed afterwards (which frees the lock). Of several
     that migrate at once, one does and the others wait for it. Raises ConfigError when MetaDB is not a
-    beginning of this series (a changed migration, or one from a newer distfs), or older than OLDEST_POSTGRES.
+    beginning of this series (a changed migration, or one from a newer distfs), or older than OLDEST_POSTGRES;
+    Unavailable while another migrates.
     """
     _check_server(connection)
     connection.run("SELECT set_config('lock_timeout', :wait, false)", wait=f"{_LOCK_WAIT_S}s")
-    connection.run("SELECT pg_advisory_lock(:key)", key=_LOCK)
+    _lock(connection)
     connection.run(_BOOKKEEPING)
     applied = connection.run("SELECT number, name, sha256 FROM migration ORDER BY number")
     _check_applied(applied)
     now = []
     for step in migrations()[len(applied) :]:
+        for statement in step.one_by_one:
+            connection.run(statement)
         connection.run("BEGIN")
-        connection.run(step.sql)
+        if not step.one_by_one:
+            connection.run(step.sql)
         connection.run(
             "INSERT INTO migration (number, name, sha256) VALUES (:number, :name, :sha256)",
             number=step.number,
@@ -115,6 +133,19 @@ def apply_migrations(connection: Any) -> list[int]:
         now.append(step.number)
     _grant_node_role(connection)
     return now
+
+
+def _lock(connection: Any) -> None:
+    """Asked for again and again, not waited for in the server: an index that is built CONCURRENTLY waits for every
+    statement that began before, and so for the one that would wait for the lock."""
+    until = time.monotonic() + _LOCK_WAIT_S
+    while connection.run("SELECT pg_try_advisory_lock(:key)", key=_LOCK) != [[True]]:
+        if time.monotonic() > until:
+            raise Unavailable(
+                f"another process has been migrating MetaDB for {_LOCK_WAIT_S} s: wait until it is done "
+                "(pg_stat_activity shows what it waits for), then run `distfs migrate`"
+            )
+        time.sleep(_LOCK_POLL_S)
 
 
 def _check_server(connection: Any) -> None:

@@ -2,4 +2,3 @@
 -- The version before puts the fragments of such a file aside when its time is over, as it does with any.
 ALTER TABLE trash ADD COLUMN erase_at timestamptz;
 COMMENT ON COLUMN trash.erase_at IS 'Its room is needed: from then on its fragments are deleted, and not put aside. It cannot be undeleted.';
-CREATE INDEX trash_erase_at ON trash (erase_at) WHERE erase_at IS NOT NULL;

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from uuid import UUID
 
@@ -16,8 +19,11 @@ from distfs.errors import ConfigError, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, binary
+from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
 from distfs.upkeep.db import UpkeepDB
+from tests.contract.litter import eventually
+from tests.integration.meta_examples import placed, register, soon
 from tests.postgres import database_url, run_sql, scratch_folder
 
 
@@ -34,8 +40,8 @@ def test_the_migrations_make_what_schema_sql_says(make_database: Callable[[str],
     meta = MetaDB(MetaDBConfig(url=migrated))
     assert meta.migrate() == list(range(1, meta_schema.latest() + 1))
     meta.close()
-    run_sql(declared, (meta_schema.sql_folder() / "schema.sql").read_text("utf-8"))
-    run_sql(declared, (meta_schema.sql_folder() / "node_role.sql").read_text("utf-8"))
+    for part in ("schema.sql", "functions.sql", "node_role.sql"):
+        run_sql(declared, (meta_schema.sql_folder() / part).read_text("utf-8"))
     assert dump(migrated) == dump(declared)
 
 
@@ -47,14 +53,19 @@ def test_migrating_again_changes_nothing(meta: MetaDB, metadb_url: str) -> None:
     assert run_sql(metadb_url, "SELECT id FROM cluster") == [[cluster]]
 
 
+def migrate_up_to(url: str, last: int) -> None:
+    """As an earlier version of distfs left it."""
+    run_sql(url, meta_schema._BOOKKEEPING)
+    for step in meta_schema.migrations()[:last]:
+        assert not step.one_by_one, "that would have to be run another way"
+        run_sql(url, step.sql)
+        note = "INSERT INTO migration (number, name, sha256) VALUES (:number, :name, :sha256)"
+        run_sql(url, note, number=step.number, name=step.name, sha256=step.sha256)
+
+
 def test_data_of_the_first_schema_survives_every_later_migration(make_database: Callable[[str], str]) -> None:
     url = make_database("template1")
-    run_sql(url, meta_schema._BOOKKEEPING)
-    first = meta_schema.migrations()[0]
-    run_sql(url, first.sql)
-    run_sql(
-        url, "INSERT INTO migration (number, name, sha256) VALUES (1, :n, :s)", n=first.name, s=first.sha256
-    )
+    migrate_up_to(url, 1)
     cluster = run_sql(url, "SELECT id FROM cluster")
     run_sql(url, _OLD_DATA)
     meta = MetaDB(MetaDBConfig(url=url))
@@ -95,6 +106,41 @@ def test_of_several_that_migrate_at_once_one_does_it(make_database: Callable[[st
     for thread in threads:
         thread.join()
     assert sorted(applied) == [[], [], [], list(range(1, meta_schema.latest() + 1))]
+
+
+def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(make_database: Callable[[str], str]) -> None:
+    """As long as a backup may read: that is what the index waits for here."""
+    url = make_database("template1")
+    beside = next(step for step in meta_schema.migrations() if "CREATE INDEX CONCURRENTLY" in step.sql)
+    migrate_up_to(url, beside.number - 1)
+    meta, parsed = MetaDB(MetaDBConfig(url=url)), MetaURL.parse(url)
+    register(meta, 2)
+    files = [placed((1, 2)) for _ in range(3)]
+    meta.commit_files(files[:1], soon())
+    made = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
+    with closing(Link(parsed, parsed.hosts[0], soon(), statement_timeout=600)) as backup:
+        backup.raw.run("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        backup.raw.run("SELECT FROM slice")
+        environment = os.environ | {"DISTFS_METADB_URL": url}
+        migrating = subprocess.Popen([sys.executable, "-m", "distfs", "migrate"], env=environment)
+        eventually(
+            lambda: run_sql(url, made, name="slice_places") == [["slice_places", False]], "it is begun"
+        )
+        meta.commit_files(files[1:2], soon())
+        migrating.kill()
+        migrating.wait()
+        building = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'CREATE INDEX%'"
+        assert run_sql(url, f"SELECT pg_terminate_backend(pid) {building}") == [[True]]
+        eventually(lambda: run_sql(url, f"SELECT {building}") == [], "its connection is gone")
+        backup.raw.run("ROLLBACK")
+    assert run_sql(url, made, name="slice_places") == [["slice_places", False]], "half made"
+    meta.commit_files(files[2:], soon())
+    assert meta.migrate() == list(range(beside.number, meta_schema.latest() + 1))
+    assert run_sql(url, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid") == []
+    assert run_sql(url, made, name="slice_places") == [["slice_places", True]]
+    kept = {each.id.slice for each in UpkeepDB(meta).fragments_on(1, None, 10, soon())}
+    assert kept == {file.slices[0].id for file in files}
+    meta.close()
 
 
 def test_a_migration_changed_after_it_was_applied_is_refused(meta: MetaDB, metadb_url: str) -> None:

@@ -1,0 +1,222 @@
+-- MetaDB's functions for upkeep and commits, as the migrations leave them: the second part of schema.sql.
+
+-- Up to p_limit slices after p_after of which the node keeps a fragment, by id, also those in the trash. 0 as a node:
+-- slices with a fragment that nobody keeps.
+CREATE FUNCTION kept_by(p_node integer, p_after uuid, p_limit integer) RETURNS TABLE (
+    id uuid, file_id uuid, ordinal integer, size bigint, digest bytea, nodes integer[], trashed boolean
+)
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan SET max_parallel_workers_per_gather = 0
+AS $$
+#variable_conflict use_column
+DECLARE
+    rest integer := p_limit;
+    found integer;
+BEGIN
+    FOR part IN get_byte(uuid_send(p_after), 0) .. 255 LOOP
+        EXIT WHEN rest <= 0;
+        -- Materialized: else the planner also collects every slice after p_after, by the primary key.
+        RETURN QUERY WITH kept AS MATERIALIZED (
+            SELECT s.id, s.file_id, s.ordinal, s.size, s.digest, s.nodes, false FROM public.slice AS s
+                WHERE public.slice_places(s.nodes, s.id) @> ARRAY[p_node::bigint * 256 + part]
+            UNION ALL
+            SELECT s.id, s.file_id, s.ordinal, s.size, s.digest, s.nodes, true FROM public.trash_slice AS s
+                WHERE public.slice_places(s.nodes, s.id) @> ARRAY[p_node::bigint * 256 + part]
+        ) SELECT * FROM kept WHERE kept.id > p_after ORDER BY kept.id LIMIT rest;
+        GET DIAGNOSTICS found = ROW_COUNT;
+        rest := rest - found;
+    END LOOP;
+END
+$$;
+REVOKE ALL ON FUNCTION kept_by FROM PUBLIC;
+
+-- Nodes whose fragments count as lost: nobody (0), nodes that were forgotten, and those silent for longer than
+-- p_silence seconds; with p_stopped also those that said they stop. What was given up is lost at once.
+CREATE FUNCTION lost_nodes(p_silence double precision, p_stopped boolean) RETURNS integer[]
+LANGUAGE sql STABLE
+AS $$
+    SELECT array_agg(lost.id) FROM (
+        SELECT 0 AS id
+        UNION ALL
+        SELECT issued.id FROM generate_series(1, (SELECT last_value::integer FROM node_id_seq)) AS issued (id)
+            WHERE NOT EXISTS (SELECT FROM node WHERE node.id = issued.id)
+        UNION ALL
+        SELECT node.id FROM node
+            WHERE node.heartbeat_at < now() - make_interval(secs => p_silence)
+            OR node.given_up OR (node.stopped AND p_stopped)
+    ) AS lost
+$$;
+REVOKE ALL ON FUNCTION lost_nodes FROM PUBLIC;
+
+-- Slices with a lost fragment: on one of lost_nodes, or damaged. lost: which, as fragment indexes from 0. trashed:
+-- its file is in the trash and can be undeleted; once its end has begun there is nothing to save.
+CREATE FUNCTION hurt_slices(p_silence double precision, p_stopped boolean) RETURNS TABLE (
+    id uuid, file_id uuid, ordinal integer, size bigint, digest bytea, nodes integer[], lost integer[], trashed boolean
+)
+LANGUAGE sql STABLE
+AS $$
+    WITH gone AS MATERIALIZED (
+        SELECT lost_nodes(p_silence, p_stopped) AS nodes
+    ), suspect AS (
+        SELECT slice.*, false AS trashed FROM slice WHERE slice.nodes && (SELECT gone.nodes FROM gone)
+        UNION
+        SELECT slice.*, false FROM damage JOIN slice ON slice.id = damage.slice_id
+            AND slice.nodes[damage.index + 1] = damage.node_id
+        UNION
+        SELECT slice.*, true FROM trash_slice AS slice JOIN trash ON trash.id = slice.file_id
+            WHERE slice.nodes && (SELECT gone.nodes FROM gone) AND trash.purge_at IS NULL
+        UNION
+        SELECT slice.*, true FROM damage JOIN trash_slice AS slice ON slice.id = damage.slice_id
+            AND slice.nodes[damage.index + 1] = damage.node_id JOIN trash ON trash.id = slice.file_id
+            WHERE trash.purge_at IS NULL
+    )
+    SELECT suspect.id, suspect.file_id, suspect.ordinal, suspect.size, suspect.digest, suspect.nodes, ARRAY(
+        SELECT (at.place - 1)::integer FROM unnest(suspect.nodes) WITH ORDINALITY AS at (node, place)
+        WHERE at.node = ANY ((SELECT gone.nodes FROM gone)::integer[]) OR EXISTS (
+            SELECT FROM damage WHERE slice_id = suspect.id AND index = at.place - 1 AND node_id = at.node
+        )
+        ORDER BY at.place
+    ), suspect.trashed FROM suspect
+$$;
+REVOKE ALL ON FUNCTION hurt_slices FROM PUBLIC;
+
+-- Those of the slices asked for that have a lost fragment, with all that is needed to make it anew; lost: as in
+-- hurt_slices, which finds them among all. redundancy_left: healthy fragments above k.
+CREATE FUNCTION hurt_among(p_ids uuid[], p_silence double precision) RETURNS TABLE (
+    file_id uuid, name text, content_type text, k smallint, m smallint, block_size integer, id uuid, ordinal integer,
+    size bigint, digest bytea, nodes integer[], lost integer[], redundancy_left integer, trashed boolean,
+    created_at timestamptz
+)
+LANGUAGE sql STABLE
+AS $$
+    WITH gone AS MATERIALIZED (
+        SELECT lost_nodes(p_silence, false) AS nodes
+    ), kept AS (
+        SELECT s.*, false AS trashed FROM unnest(p_ids) AS asked (id) JOIN slice AS s ON s.id = asked.id
+        UNION ALL
+        SELECT s.*, true FROM unnest(p_ids) AS asked (id) JOIN trash_slice AS s ON s.id = asked.id
+    ), judged AS (
+        SELECT kept.*, ARRAY(
+            SELECT (at.place - 1)::integer FROM unnest(kept.nodes) WITH ORDINALITY AS at (node, place)
+            WHERE at.node = ANY ((SELECT gone.nodes FROM gone)::integer[]) OR EXISTS (
+                SELECT FROM damage WHERE slice_id = kept.id AND index = at.place - 1 AND node_id = at.node
+            )
+            ORDER BY at.place
+        ) AS lost FROM kept
+    )
+    SELECT judged.file_id, coalesce(f.name, t.name), coalesce(f.content_type, t.content_type), coalesce(f.k, t.k),
+        coalesce(f.m, t.m), coalesce(f.block_size, t.block_size), judged.id, judged.ordinal, judged.size,
+        judged.digest, judged.nodes, judged.lost,
+        cardinality(judged.nodes) - cardinality(judged.lost) - coalesce(f.k, t.k), judged.trashed,
+        coalesce(f.created_at, t.created_at)
+    FROM judged
+    LEFT JOIN file AS f ON f.id = judged.file_id AND NOT judged.trashed
+    LEFT JOIN trash AS t ON t.id = judged.file_id AND judged.trashed
+    WHERE cardinality(judged.lost) > 0 AND t.purge_at IS NULL
+$$;
+REVOKE ALL ON FUNCTION hurt_among FROM PUBLIC;
+
+-- An operator's word that a node is gone for good; never of one that heartbeats. Refusals carry SQLSTATE DF001 and a message for the operator.
+CREATE FUNCTION forget_node(p_node integer, p_down_after double precision) RETURNS void
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    mine public.node%ROWTYPE;
+    lost integer[];
+    slices bigint;
+    files bigint;
+BEGIN
+    -- Nobody is just naming it; then its row, since a heartbeat takes that as well: one of the two sees the other.
+    PERFORM pg_advisory_xact_lock(hashtext('distfs: a node is named'), p_node);
+    SELECT * INTO mine FROM public.node WHERE id = p_node FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF mine.heartbeat_at > now() - make_interval(secs => p_down_after) AND NOT mine.stopped THEN
+        RAISE EXCEPTION 'node % is alive at %: drain it until it is safe to unplug (distfs drain %) and stop its '
+            'process; then forget it', p_node, mine.address, p_node USING ERRCODE = 'DF001';
+    END IF;
+    -- What is on a node that is down, or damaged, cannot be counted on.
+    lost := lost_nodes(p_down_after, true) || p_node;
+    SELECT count(*), count(DISTINCT kept.file_id) INTO slices, files FROM (
+        SELECT slice.id, slice.file_id, slice.nodes, file.k FROM slice JOIN file ON file.id = slice.file_id
+            WHERE slice.nodes @> ARRAY[p_node]
+        UNION ALL
+        SELECT slice.id, slice.file_id, slice.nodes, trash.k FROM trash_slice AS slice JOIN trash ON trash.id = slice.file_id
+            WHERE slice.nodes @> ARRAY[p_node] AND trash.purge_at IS NULL
+    ) AS kept WHERE kept.k > (
+        SELECT count(*) FROM unnest(kept.nodes) WITH ORDINALITY AS at (node, place)
+        WHERE at.node <> ALL (lost) AND NOT EXISTS (
+            SELECT FROM damage WHERE slice_id = kept.id AND index = at.place - 1 AND node_id = at.node
+        )
+    );
+    IF slices > 0 THEN
+        RAISE EXCEPTION 'without node % there is not enough left to read % slices of % files (deleted ones that can be '
+            'undeleted count): start it again, wait for repair, or delete those files first; `distfs fsck` names them',
+            p_node, slices, files USING ERRCODE = 'DF001';
+    END IF;
+    -- What slices name and no node has counts as lost; to rewrite a million of them would take minutes.
+    DELETE FROM node WHERE id = p_node;
+    INSERT INTO forgotten_node (id, uuid) VALUES (p_node, mine.uuid);
+END
+$$;
+REVOKE ALL ON FUNCTION forget_node FROM PUBLIC;
+
+-- Who names a node as a place for fragments holds a shared advisory lock of that node until its transaction has ended;
+-- who can have the lock alone knows that none is left (leaving_node). Heartbeats, which rewrite the node's row every
+-- two seconds, take no part.
+
+-- What commit_files asks first. SQLSTATE DF002: what these nodes keep has to be made anew on others. Volatile: it
+-- looks at the nodes after it has the locks, not as they were when the statement began.
+CREATE FUNCTION require_staying(p_nodes integer[]) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    leaving integer[];
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtext('distfs: a node is named'), named.id)
+        FROM (SELECT DISTINCT id FROM unnest(p_nodes) AS named (id) WHERE id > 0 ORDER BY id) AS named;
+    SELECT array_agg(DISTINCT named.id) INTO leaving FROM unnest(p_nodes) AS named (id)
+        LEFT JOIN public.node ON node.id = named.id
+        WHERE node.state = 'draining'
+        OR node.id IS NULL AND named.id BETWEEN 1 AND pg_sequence_last_value('public.node_id_seq');
+    IF leaving IS NOT NULL THEN
+        RAISE EXCEPTION 'nodes % are being drained or were forgotten while files were written to them', leaving
+            USING ERRCODE = 'DF002';
+    END IF;
+    RETURN true;
+END
+$$;
+REVOKE ALL ON FUNCTION require_staying FROM PUBLIC;
+
+-- What move_fragment asks first: whether it may name the node. p_leaving: also if that is being drained.
+CREATE FUNCTION may_name(p_node integer, p_leaving boolean) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtext('distfs: a node is named'), p_node);
+    RETURN EXISTS (SELECT FROM public.node WHERE id = p_node AND (p_leaving OR state <> 'draining'));
+END
+$$;
+REVOKE ALL ON FUNCTION may_name FROM PUBLIC;
+
+-- Fragments that a node keeps, trash included, and whether it may be unplugged: it is being drained, keeps none, and
+-- nothing is left that may still name it. Never waits: who waited for the lock would make all others wait behind it.
+CREATE FUNCTION leaving_node(p_node integer) RETURNS TABLE (fragments bigint, safe boolean)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    drains boolean := EXISTS (SELECT FROM node WHERE id = p_node AND state = 'draining');
+BEGIN
+    fragments := (SELECT count(*) FROM slice WHERE nodes @> ARRAY[p_node])
+        + (SELECT count(*) FROM trash_slice WHERE nodes @> ARRAY[p_node]);
+    safe := false;
+    IF drains AND fragments = 0 AND pg_try_advisory_xact_lock(hashtext('distfs: a node is named'), p_node) THEN
+        -- Who had the lock before has ended, so this looks again; who gets it after this will find that it drains.
+        fragments := (SELECT count(*) FROM slice WHERE nodes @> ARRAY[p_node])
+            + (SELECT count(*) FROM trash_slice WHERE nodes @> ARRAY[p_node]);
+        safe := fragments = 0 AND EXISTS (SELECT FROM node WHERE id = p_node AND state = 'draining');
+    END IF;
+    RETURN NEXT;
+END
+$$;
+REVOKE ALL ON FUNCTION leaving_node FROM PUBLIC;
