@@ -124,6 +124,7 @@ class MetaDBConfig:
     pool_size: int = 8  # connections a service keeps for requests
     connect_timeout: Seconds = Seconds(2)
     statement_timeout: Seconds = Seconds(4)  # so that a MetaDB that hangs is a 503 within 5 s
+    patience: Seconds = Seconds(15)  # a request waits so long for one that restarts
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,10 @@ class Unavailable(DistfsError):
     retry_after: int | None = 5
 
 
+class Away(Unavailable):
+    """MetaDB is not there at this moment, as while it is restarted or another server takes over."""
+
+
 class OtherSettings(Unavailable):
     """This process is configured with other times than the cluster agreed on: it must not act by them."""
 

@@ -21,6 +21,7 @@ from pg8000.native import DatabaseError
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
+    Away,
     Cancelled,
     ConfigError,
     DistfsError,
@@ -54,8 +55,6 @@ MAX_LISTED = 1000
 #: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
 _GRACE_S = 0.5
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.02, 0.25
-#: So long a restart of MetaDB may take that readers do not notice.
-_RESTART_S = 4.0
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Rows = Sequence[Sequence[Any]]
@@ -91,14 +90,15 @@ class MetaDB:
     """Thread-safe; connects when it is first asked for something.
 
     Every method but ``migrate`` ends within ``statement_timeout`` + 0.5 s or at its deadline, whichever is
-    sooner, and raises Unavailable (503) with the reason while MetaDB is away. It needs no restart after that.
+    sooner; while MetaDB is restarted, ``patience`` later. It raises Unavailable (503) with the reason while MetaDB is
+    away, at once if that is for longer than ``patience``, and needs no restart after that.
     """
 
     def __init__(self, config: MetaDBConfig, down_after: float = 10.0) -> None:
         """``down_after``: seconds of silence after which a node is down. Raises ConfigError for the URL."""
         self._config = config
         self.down_after = down_after
-        self._budget = config.statement_timeout + _GRACE_S
+        self._budget, self._patience = config.statement_timeout + _GRACE_S, config.patience
         self._cluster_id: UUID | None = None
         self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.of(config)
         limits = config.pool_size, config.connect_timeout, config.statement_timeout
@@ -127,6 +127,17 @@ class MetaDB:
     def settles_after(self) -> float:
         """Seconds after which no fail-over loses a change. An embedded MetaDB has no standby: it never does."""
         return 0.0 if embedded_postgres.is_embedded(self._config.url) else SETTLE_S
+
+    @property
+    def is_restarting(self) -> bool:
+        """Nobody could connect just now, and that may end soon."""
+        return self._pool.may_be_back and 0 < self._pool.away_for() < self._patience
+
+    @property
+    def is_gone(self) -> bool:
+        """Nobody can connect, for longer than a restart takes: nobody waits for it any more."""
+        away = self._pool.away_for()
+        return away > 0 and away >= self._patience
 
     def ping(self, deadline: Deadline) -> None:
         """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""
@@ -240,13 +251,15 @@ class MetaDB:
         stored = [_checked(file) for file in files]
         if not stored:
             return []
-        budget = deadline.sooner(self._budget)  # of both statements together
-        rows = self.write("commit_files", budget, files=json.dumps([_as_json(file) for file in stored]))
+        budget = self._budget_of(deadline)  # of both statements together
+        files_json = json.dumps([_as_json(file) for file in stored])
+        rows = self._write("commit_files", budget, None, {"files": files_json})
         created = {row[0]: row[1] for row in rows}
         if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
-            ids = [file.id for file in stored]
+            budget.uncancel()
             try:
-                created = {row[0]: row[1] for row in self.read("committed", budget.uncancelled(), ids=ids)}
+                rows = self._read("committed", budget, {"ids": [file.id for file in stored]})
+                created = {row[0]: row[1] for row in rows}
             except DistfsError as e:
                 raise OutcomeUnknown(str(e)) from e
         if len(created) < len(stored):
@@ -284,23 +297,25 @@ class MetaDB:
     def read(self, query: str, deadline: Deadline, **params: Any) -> Rows:
         """Until MetaDB has answered; also if it is restarted meanwhile. One that has been away for longer than that
         takes is not waited for."""
-        budget = deadline.sooner(self._budget)
+        return self._read(query, self._budget_of(deadline), params)
+
+    def _read(self, query: str, budget: _Budget, params: dict[str, Any]) -> Rows:
         pause = _RETRY_FIRST_S
         error: Unavailable | None = None
         while True:
-            stale = False  # a kept connection failed, as after a restart
+            lost = stale = False  # a connection broke; one that had been kept, as after a restart
             try:
-                with self._pool.link(budget) as link:
+                with self._pool.link(budget.left) as link:
                     try:
-                        return link.run(query, budget, params)
+                        return link.run(query, budget.left, params)
                     finally:
-                        stale = link.reused and link.broken
+                        lost, stale = link.broken, link.broken and link.reused
             except Unavailable as e:
-                budget.check_cancelled()  # then that is why
-                again = stale or self._pool.away_for() < min(self._budget, _RESTART_S)
-                if error is None or _has_time(budget):  # else what failed before says more
+                budget.left.check_cancelled()  # then that is why
+                again = self._waits(e, budget) or lost
+                if error is None or _has_time(budget.left):  # else what failed before says more
                     error = Unavailable(str(e), public=e.public) if isinstance(e, OutcomeUnknown) else e
-                if not (again and _has_time(budget, pause)):
+                if not (again and _has_time(budget.left, pause)):
                     raise error from e
             if not stale:
                 time.sleep(pause)
@@ -313,14 +328,16 @@ class MetaDB:
         already done it. Raises OutcomeUnknown when a try was lost and could not be settled, whatever the tries
         after it met: their error says nothing of that one.
         """
-        budget = deadline.sooner(self._budget)
-        whole = budget.uncancelled()
+        return self._write(query, self._budget_of(deadline), again, params)
+
+    def _write(self, query: str, budget: _Budget, again: str | None, params: dict[str, Any]) -> Rows:
         lost: OutcomeUnknown | None = None
         error: Unavailable | None = None
         pause = _RETRY_FIRST_S
         while True:
             try:
-                limit = whole if lost else budget
+                whole = budget.left.uncancelled()
+                limit = whole if lost else budget.left
                 with self._pool.link(limit) as link:
                     limit.check_cancelled()
                     rows = link.run(query, whole, params)
@@ -335,14 +352,26 @@ class MetaDB:
                 raise error or e from e  # what failed before says more
             except Unavailable as e:
                 error = lost or e
+                if not self._waits(e, budget) and lost is None and self.is_gone:
+                    raise
             except DistfsError as e:
                 if lost is None:
                     raise
                 raise lost from e
-            if not _has_time(whole, pause):
+            if not _has_time(budget.left.uncancelled(), pause):
                 raise error
             time.sleep(pause)
             pause = min(2 * pause, _RETRY_MOST_S)
+
+    def _budget_of(self, deadline: Deadline) -> _Budget:
+        return _Budget(deadline, self._budget, self._patience)
+
+    def _waits(self, error: Unavailable, budget: _Budget) -> bool:
+        """Whether MetaDB is waited for after ``error``. While it is restarted that costs nothing of the time that its
+        answer may take; for one that does not answer at all there is no more than that."""
+        if isinstance(error, Away):
+            return not self.is_gone and budget.begin_anew()
+        return 0 < self._pool.away_for() < min(self._budget, self._patience)
 
     def _trouble(self) -> str:
         here = embedded_postgres.folder_of(self._config.url)
@@ -355,6 +384,26 @@ class MetaDB:
             return MetaURL.of(self._config)  # its password may be another by now
         except ConfigError as e:  # and was right at the start: somebody is about to change it
             raise Unavailable(f"MetaDB cannot be used: {e}") from e
+
+
+class _Budget:
+    """What a call may take: so many ``seconds`` while MetaDB is there, and its restart in between."""
+
+    def __init__(self, deadline: Deadline, seconds: float, patience: float) -> None:
+        self._deadline, self._seconds = deadline, seconds
+        self._until = time.monotonic() + patience
+        self.left = deadline.sooner(seconds)
+
+    def begin_anew(self) -> bool:
+        """False: the restart takes longer than ``patience``."""
+        patient = time.monotonic() < self._until
+        if patient:
+            self.left = self._deadline.sooner(self._seconds)
+        return patient
+
+    def uncancel(self) -> None:
+        """From now on nobody cancels it."""
+        self._deadline, self.left = self._deadline.uncancelled(), self.left.uncancelled()
 
 
 def _has_time(deadline: Deadline, seconds: float = 0.0) -> bool:

@@ -75,6 +75,16 @@ class ReservationDB:
         """Seconds before what is to be erased is."""
         return self._meta.settles_after
 
+    @property
+    def is_restarting(self) -> bool:
+        """MetaDB is away, and may be back soon."""
+        return self._meta.is_restarting
+
+    @property
+    def is_gone(self) -> bool:
+        """MetaDB is away for longer than a restart takes."""
+        return self._meta.is_gone
+
     def reserve(self, wanted: Reservation, seen: int, seconds: float, deadline: Deadline) -> bool:
         """Grant it for ``seconds``, unless another was granted, by whatever service, since ``seen``."""
         rows = self._meta.write(

@@ -26,7 +26,7 @@ from distfs.admission.refusal import NoRoom, Wish, full, refusal
 from distfs.admission.room import room, share_of, width_for
 from distfs.config import CallerRule, CallersConfig, HttpConfig, StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, DistfsError, Full, TooLarge, TooMany, TooSlow, Unavailable
+from distfs.errors import Away, Busy, DistfsError, Full, TooLarge, TooMany, TooSlow, Unavailable
 from distfs.model import Policy
 from distfs.placement import shortage
 from distfs.quantity import compared, counted
@@ -181,37 +181,53 @@ class Admission:
     def reserve_at_once(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
         """The same, with the room there is without making any."""
         try:
-            return self._reserve(size, policy, deadline.sooner(_DECIDE_LIMIT_S))
+            with self._turn(deadline):
+                return self._decide(size, policy, deadline)
         except TooSlow as e:
             deadline.remaining()  # if it is the request's own time that is over, that is to be said
             raise Busy(
                 "no room was promised in time: MetaDB is slow, or too many uploads begin at once: try again soon"
             ) from e
 
-    def _reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
-        share = share_of(size, policy.k, self.storage.slice_size)
-        while not self._deciding.acquire(timeout=deadline.bound(_LOOK_S, "waiting to be admitted")):
-            pass  # until ``bound`` raises
+    @contextmanager
+    def _turn(self, deadline: Deadline) -> Iterator[None]:
+        """To decide. Raises TooSlow."""
+        limit = deadline.sooner(_DECIDE_LIMIT_S)
+        while not self._deciding.acquire(timeout=limit.bound(_LOOK_S, "waiting to be admitted")):
+            if self._db.is_restarting:  # who has the turn waits for that
+                limit = deadline.sooner(_DECIDE_LIMIT_S)
         try:
-            fresh = False
-            for _ in range(TRIES):
-                state, fresh = self._known(deadline, fresh=fresh)
-                width = width_for(
-                    state.disks, self._demands(state, policy), policy.width, self.fewest(policy), share
-                )
-                if not width:
-                    if fresh:
-                        raise self._refusal(state, size, policy)
-                    fresh = True
-                    continue
-                wanted = Reservation(uuid4(), width, share)
-                if self.ledger.reserve(wanted, state.grants, deadline):
-                    demands = {**state.demands, width: state.demands.get(width, 0) + share}
-                    self._learn(replace(state, grants=state.grants + 1, demands=demands), self._read_at)
-                    return wanted
-                fresh = True
+            yield
         finally:
             self._deciding.release()
+
+    def _decide(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
+        while True:
+            try:
+                return self._reserve(size, policy, deadline.sooner(_DECIDE_LIMIT_S))
+            except Away:
+                if self._db.is_gone:
+                    raise
+
+    def _reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
+        share = share_of(size, policy.k, self.storage.slice_size)
+        fresh = False
+        for _ in range(TRIES):
+            state, fresh = self._known(deadline, fresh=fresh)
+            width = width_for(
+                state.disks, self._demands(state, policy), policy.width, self.fewest(policy), share
+            )
+            if not width:
+                if fresh:
+                    raise self._refusal(state, size, policy)
+                fresh = True
+                continue
+            wanted = Reservation(uuid4(), width, share)
+            if self.ledger.reserve(wanted, state.grants, deadline):
+                demands = {**state.demands, width: state.demands.get(width, 0) + share}
+                self._learn(replace(state, grants=state.grants + 1, demands=demands), self._read_at)
+                return wanted
+            fresh = True
         raise Busy("too many uploads begin at once in this cluster: try again soon")
 
     def full(self, deadline: Deadline) -> str:

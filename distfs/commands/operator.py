@@ -22,6 +22,8 @@ from distfs.upkeep.db import UpkeepDB
 
 #: An operator waits longer than a user's request would for what looks at every slice.
 _STATEMENT_TIMEOUT_S = 60.0
+#: Who types a command sees sooner what is the matter with a MetaDB than a user's request would, and can come again.
+PATIENCE_S = 4.0
 CALL_LIMIT_S = 90.0
 
 
@@ -65,7 +67,7 @@ class Operator:
 def operator(config: Config) -> Iterator[Operator]:
     """An Operator over a configuration, with the times of its cluster. Raises Unavailable."""
     patient = max(config.metadb.statement_timeout, _STATEMENT_TIMEOUT_S)
-    metadb = replace(config.metadb, statement_timeout=Seconds(patient))
+    metadb = replace(config.metadb, statement_timeout=Seconds(patient), patience=Seconds(PATIENCE_S))
     meta = MetaDB(metadb, config.node.down_after)
     with closing(meta):
         agreed = with_times(config, meta.settings(Deadline(CALL_LIMIT_S)))

@@ -78,13 +78,13 @@ def start_tls(sock: DBSocket, context: ssl.SSLContext, name: str) -> DBSocket:
     sock.sendall(_TLS_REQUEST)
     answer = bytearray(1)
     if not sock.recv_into(answer):
-        raise ConnectionError("it closed the connection")
+        raise ConnectionResetError("it closed the connection")
     if answer != _TLS_GRANTED:
         raise ConnectionError("it speaks no TLS: turn that on there, or put ?sslmode=disable into metadb.url")
     try:
         sock.getpeername()
     except OSError:  # reset; Python's ssl raises, too, but leaves the descriptor open in a socket nobody has
-        raise ConnectionError("it closed the connection") from None
+        raise ConnectionResetError("it closed the connection") from None
     context.sslsocket_class = _TLSSocket
     sock.wait_no_longer()  # of a handshake, the socket's time limit is for all of it
     wrapped = cast(DBSocket, context.wrap_socket(sock, server_hostname=name))

@@ -18,6 +18,7 @@ from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedSta
 from distfs import descriptors
 from distfs.deadline import Deadline
 from distfs.errors import (
+    Away,
     ConfigError,
     DistfsError,
     Full,
@@ -37,9 +38,21 @@ from distfs.metadb.url import Host, MetaURL
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
 _BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)
 
+#: Nobody listens, there is no socket, or who listened has just ended.
+_NOBODY = (
+    ConnectionRefusedError,
+    ConnectionResetError,
+    ConnectionAbortedError,
+    BrokenPipeError,
+    FileNotFoundError,
+)
+
 #: A connection survives an ordinary error, but not a plan or statement the server no longer has, nor a server
 #: that became read-only: another connection finds another server.
 _SPOILED = ("0A000", "26000", "25006")
+
+#: What it says while it starts, stops, or gets over the crash of one of its processes.
+_RESTARTS = ("57P01", "57P02", "57P03")
 
 #: What a client is told; where MetaDB is, is for the log.
 AWAY = "MetaDB cannot be reached at this moment: try again soon"
@@ -55,8 +68,8 @@ class Link:
         """``deadline``: of all it takes until statements can be run: TCP, TLS, authentication.
         ``statement_timeout``: seconds after which the server gives a statement up; 0: never.
 
-        Raises Unavailable with the server's reason, TooSlow when there is no time to begin in, Cancelled,
-        ConfigError for an unreadable certificate.
+        Raises Unavailable with the server's reason, Away when it may only be restarting, TooSlow when there is no
+        time to begin in, Cancelled, ConfigError for an unreadable certificate.
         """
         self.host = host
         self.reused = False  # set by the pool when it lends this link again
@@ -84,7 +97,7 @@ class Link:
             )
         except (DatabaseError, *_BROKEN) as e:
             self._socket_close()
-            raise Unavailable(f"{host}: {_reason(e)}") from e
+            raise (Away if _may_restart(e) else Unavailable)(f"{host}: {_reason(e)}") from e
         self._socket.limit = None
 
     @property
@@ -207,17 +220,33 @@ def _field(error: DatabaseError, key: str) -> str:
     return str(fields.get(key, "")) if isinstance(fields, dict) else str(error)
 
 
-def _reason(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     # pg8000 says goodbye to a server that has just refused it and hung up; what that raises hides the refusal.
     at: BaseException | None = error
-    while at is not None:
-        if isinstance(at, DatabaseError):
-            return _field(at, "M")
+    while not (at is None or isinstance(at, DatabaseError)):
         at = at.__context__
-    cause = error.__cause__ or error
+    return at or error.__cause__ or error
+
+
+def _hung_up(cause: BaseException) -> bool:
+    # OpenSSL calls it a violation of protocol, pg8000 a network error.
+    return isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) or str(cause) == "network error"
+
+
+def _may_restart(error: BaseException) -> bool:
+    """Whether a server that cannot be connected to looks as one does that is restarted."""
+    cause = _cause(error)
+    if isinstance(cause, DatabaseError):
+        return _field(cause, "C") in _RESTARTS
+    return _hung_up(cause) or isinstance(cause, _NOBODY)
+
+
+def _reason(error: BaseException) -> str:
+    cause = _cause(error)
+    if isinstance(cause, DatabaseError):
+        return _field(cause, "M")
     if isinstance(cause, TimeoutError):
         return "no answer in time"
-    # OpenSSL calls it a violation of protocol, pg8000 a network error.
-    if isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) or str(cause) == "network error":
+    if _hung_up(cause):
         return "it closed the connection"
     return descriptors.in_words(cause) if isinstance(cause, OSError) else str(cause)

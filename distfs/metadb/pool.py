@@ -5,14 +5,13 @@ What to do is decided under the lock; connecting, checking and closing happen ou
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from distfs.deadline import Deadline
-from distfs.errors import TooSlow, Unavailable
+from distfs.errors import Away, Cancelled, TooSlow, Unavailable
 from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
 
@@ -39,6 +38,7 @@ class Pool:
         self._count = 0  # idle, lent and being connected
         self._closed = False
         self._away_since: float | None = None  # the first of the connects that failed, on the monotonic clock
+        self.may_be_back = False  # the last connect that failed met what looks like a restart
         self._writable: Host | None = None  # where the last connect found a server that takes writes
 
     @contextmanager
@@ -54,19 +54,23 @@ class Pool:
             self._give_back(link)
 
     def away_for(self) -> float:
-        """Seconds since nobody could connect any more; infinite when the last one who tried could."""
+        """Seconds since nobody could connect any more; 0 when the last one who tried could."""
         since = self._away_since
-        return math.inf if since is None else time.monotonic() - since
+        return 0.0 if since is None else time.monotonic() - since
 
     def connect(self, deadline: Deadline, statement_timeout: float) -> Link:
-        """A link of the caller's own, to the first server that takes writes. Raises Unavailable.
+        """A link of the caller's own, to the first server that takes writes. Raises Unavailable; Away when one of
+        them may only be restarting, or about to take writes.
 
         A server has ``connect_timeout`` for all of a connection's start-up.
         """
         try:
             link = self._connect(deadline, statement_timeout)
-        except Unavailable:
+        except (Cancelled, TooSlow):  # the caller's own end: it says nothing of MetaDB
+            raise
+        except Unavailable as e:
             self._away_since = self._away_since or time.monotonic()
+            self.may_be_back = isinstance(e, Away)
             raise
         self._away_since = None
         return link
@@ -75,6 +79,7 @@ class Pool:
         url = self._where()
         hosts = sorted(url.hosts, key=lambda host: host != self._writable)
         reasons: list[str] = []
+        kind = Unavailable
         # Each host gets its turn even if those before it never answer, or never come to an end.
         timeout = min(self._connect_timeout, deadline.remaining("connecting to MetaDB") / len(hosts))
         for host in hosts:
@@ -83,14 +88,18 @@ class Pool:
             except Unavailable as e:
                 deadline.check_cancelled()
                 reasons.append(str(e))
+                kind = Away if isinstance(e, Away) else kind
                 continue
             if link.writable:
                 self._writable = host
                 return link
             link.close()
             reasons.append(f"{host} takes no writes")
-        reasons += filter(None, [self._trouble()])
-        raise Unavailable(f"MetaDB cannot be used: {'; '.join(reasons)}", public=AWAY)
+            kind = Away
+        if trouble := self._trouble():
+            reasons.append(trouble)
+            kind = Unavailable
+        raise kind(f"MetaDB cannot be used: {'; '.join(reasons)}", public=AWAY)
 
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""

@@ -25,7 +25,7 @@ from tests.integration.meta_proxy import Cut, Proxy
 
 SMALL_SLICES = {"storage": {"block_size": "64KiB", "slice_size": "256KiB", "window": "1MiB"}}
 #: For a MetaDB that goes away: it is given up soon.
-GIVES_UP: Settings = {**SMALL_SLICES, "metadb": {"statement_timeout": "1s"}}
+GIVES_UP: Settings = {**SMALL_SLICES, "metadb": {"statement_timeout": "1s", "patience": "1s"}}
 DATA = random.Random(7).randbytes(1_000_003)  # four slices
 
 NODE_STEPS = [step for step in STEPS if step.startswith("node")]

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from uuid import uuid4
 
@@ -22,6 +22,7 @@ from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, TooLarge, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport, Policy
+from tests.integration.meta_proxy import Proxy, proxied_url
 from tests.integration.raw_http import eventually
 from tests.postgres import run_sql
 
@@ -244,7 +245,8 @@ def test_small_files_cost_no_row_and_leave_what_is_promised_alone(services: Serv
 
 
 def test_without_metadb_nothing_is_admitted() -> None:
-    meta = MetaDB(MetaDBConfig(url="postgresql://nobody@127.0.0.1:1/none?sslmode=disable"))
+    nowhere = "postgresql://nobody@127.0.0.1:1/none?sslmode=disable"
+    meta = MetaDB(MetaDBConfig(url=nowhere, patience=Seconds(0)))
     admission = Admission(ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig(), CallersConfig())
     for size in (10, 10 * MIB, None):
         with pytest.raises(Unavailable, match="MetaDB"):
@@ -270,6 +272,28 @@ def test_all_who_wait_are_refused_at_once_when_metadb_hangs(monkeypatch: pytest.
             list(clients.map(upload, range(uploads)))  # one after the other they take longer
         admission.close()
         meta.close()
+
+
+def test_all_who_wait_are_admitted_when_metadb_is_back(
+    services: Services, proxy: Proxy, metadb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them asks, the others wait for their turn: neither is held to what MetaDB may take when it is there."""
+    monkeypatch.setattr(distfs.admission.promises, "_DECIDE_LIMIT_S", 0.5)
+    services.nodes_have(100 * MIB, 100 * MIB)
+    short = MetaDBConfig(
+        url=proxied_url(proxy, metadb_url), statement_timeout=Seconds(0.2), patience=Seconds(300)
+    )
+    with closing(MetaDB(short, down_after=60)) as meta, ThreadPoolExecutor(4) as clients:
+        admission = Admission(ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig(), CallersConfig())
+        proxy.refuses = True
+        waiting = [clients.submit(admit, admission, 10 * MIB) for _ in range(4)]
+        eventually(lambda: meta._pool.away_for() > 3, "it has been away for long")
+        assert not any(each.done() for each in waiting)
+        proxy.refuses = False
+        for each in waiting:
+            with each.result(60):
+                pass
+        admission.close()
 
 
 @pytest.mark.parametrize("fail", [False, True], ids=["done", "failed"])

@@ -48,7 +48,11 @@ def through(proxy: Proxy, metadb_url: str) -> Iterator[MetaDB]:
 @pytest.fixture
 def hasty(proxy: Proxy, metadb_url: str) -> Iterator[MetaDB]:
     """The same, but it gives up soon."""
-    meta = MetaDB(MetaDBConfig(url=proxied_url(proxy, metadb_url), statement_timeout=Seconds(0.5)))
+    meta = MetaDB(
+        MetaDBConfig(
+            url=proxied_url(proxy, metadb_url), statement_timeout=Seconds(0.5), patience=Seconds(0.5)
+        )
+    )
     yield meta
     meta.close()
 
@@ -57,7 +61,12 @@ def hasty(proxy: Proxy, metadb_url: str) -> Iterator[MetaDB]:
 def impatient(own_postgres: EmbeddedPostgres) -> Iterator[MetaDB]:
     """A MetaDB over a server of its own, that gives up soon."""
     meta = MetaDB(
-        MetaDBConfig(url=own_postgres.url, connect_timeout=Seconds(0.2), statement_timeout=Seconds(0.2))
+        MetaDBConfig(
+            url=own_postgres.url,
+            connect_timeout=Seconds(0.2),
+            statement_timeout=Seconds(0.2),
+            patience=Seconds(0.2),
+        )
     )
     yield meta
     meta.close()
@@ -144,7 +153,7 @@ def test_a_commit_that_cannot_be_confirmed_is_unknown(
         raise DistfsError("MetaDB: invalid page in block 7 (SQLSTATE XX001)")
 
     file = new_file()
-    monkeypatch.setattr(through, "read", fails)
+    monkeypatch.setattr(through, "_read", fails)
     proxy.cut(str(file.id), Cut.AFTER)
     with pytest.raises(OutcomeUnknown, match="invalid page"):
         through.commit_files([file], soon())
@@ -435,26 +444,3 @@ def test_who_waits_for_a_connection_is_woken_and_the_next_gets_it(metadb_url: st
                 cancelled.result(10)
             assert not next_one.done()
         next_one.result(10)
-
-
-def test_a_read_waits_for_a_metadb_that_is_being_restarted(through: MetaDB, proxy: Proxy) -> None:
-    proxy.refuses = True
-    with ThreadPoolExecutor(1) as aside:
-        asked = aside.submit(through.nodes, soon())
-        eventually(lambda: proxy.refused > 1, "it finds nobody, and tries again")
-        assert not asked.done()
-        proxy.refuses = False
-        assert asked.result() == []
-
-
-def test_a_metadb_that_has_been_away_for_long_is_not_waited_for(hasty: MetaDB, proxy: Proxy) -> None:
-    """Each request would hold a worker for as long."""
-    proxy.refuses = True
-    with pytest.raises(Unavailable):
-        hasty.nodes(soon())
-    assert proxy.refused > 1
-    eventually(lambda: hasty._pool.away_for() > hasty._budget, "it has been away for long")
-    tried = proxy.refused
-    with pytest.raises(Unavailable):
-        hasty.nodes(soon())
-    assert proxy.refused == tried + 1

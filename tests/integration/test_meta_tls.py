@@ -162,7 +162,9 @@ def test_a_commit_whose_link_fails_while_it_is_sent_or_answered_is_unknown_and_m
     )  # a busy machine is not to have time for a shorter limit only
     for flow, after in ((line.cable.up, 50_000), (line.cable.down, 10)):
         file = new_file((1,) * 2000)
-        with closing(MetaDB(MetaDBConfig(url=line.url, statement_timeout=Seconds(1)))) as hasty:
+        with closing(
+            MetaDB(MetaDBConfig(url=line.url, statement_timeout=Seconds(1), patience=Seconds(1)))
+        ) as hasty:
             hasty.commit_files([new_file()], soon())  # so that it is prepared
             line.fail(how, flow, after)
             with pytest.raises(OutcomeUnknown, match=SAYS):

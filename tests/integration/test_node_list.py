@@ -103,7 +103,8 @@ def test_of_many_that_wait_for_the_first_list_one_asks(ways: Ways, proxy: Proxy)
 
 
 def test_without_a_first_list_all_who_wait_hear_why() -> None:
-    nobody = MetaDB(MetaDBConfig(url="postgresql://distfs@127.0.0.1:1/distfs", connect_timeout=Seconds(30)))
+    nowhere = "postgresql://distfs@127.0.0.1:1/distfs"
+    nobody = MetaDB(MetaDBConfig(url=nowhere, connect_timeout=Seconds(30), patience=Seconds(1)))
     told = at_once(NodeList(nobody, lambda: None).known)
     nobody.close()
     assert all("MetaDB cannot be used" in str(text) for text in told)

@@ -1,0 +1,192 @@
+"""A MetaDB that is being restarted is waited for, however quick its answers must be else; one that is gone is not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from distfs.config import MetaDBConfig, Seconds
+from distfs.deadline import Deadline
+from distfs.errors import Away, NotFound, Unavailable
+from distfs.meta import MetaDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from distfs.metadb.link import Link
+from distfs.metadb.pool import Pool
+from distfs.metadb.url import MetaURL
+from tests.contract.litter import eventually
+from tests.integration.meta_examples import new_file, soon
+from tests.integration.meta_proxy import Cut, Proxy, proxied_url
+
+
+def meta_through(url: str, patience: float) -> MetaDB:
+    """Gives a statement 0.2 s, and half a second more to say so."""
+    config = MetaDBConfig(url=url, statement_timeout=Seconds(0.2), patience=Seconds(patience))
+    return MetaDB(config)
+
+
+@pytest.fixture
+def patient(proxy: Proxy, metadb_url: str) -> Iterator[MetaDB]:
+    with contextlib.closing(meta_through(proxied_url(proxy, metadb_url), 300)) as meta:
+        yield meta
+
+
+@pytest.fixture
+def hasty(proxy: Proxy, metadb_url: str) -> Iterator[MetaDB]:
+    with contextlib.closing(meta_through(proxied_url(proxy, metadb_url), 0.5)) as meta:
+        yield meta
+
+
+def away_for(meta: MetaDB, seconds: float) -> None:
+    eventually(lambda: meta._pool.away_for() > seconds, "it has been away for long")
+
+
+def listed(meta: MetaDB) -> object:
+    return meta.nodes(soon())
+
+
+def committed(meta: MetaDB) -> object:
+    return meta.commit_files([new_file()], soon())
+
+
+def deleted(meta: MetaDB) -> object:
+    """A change of what is not there."""
+    with pytest.raises(NotFound):
+        meta.delete_file(new_file().id, soon())
+    return None
+
+
+@pytest.mark.parametrize("ask", [listed, deleted, committed])
+def test_a_restart_that_takes_longer_than_a_statement_may_is_waited_for(
+    patient: MetaDB, proxy: Proxy, ask: Callable[[MetaDB], object]
+) -> None:
+    proxy.refuses = True
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(ask, patient)
+        away_for(patient, 3 * patient._budget)
+        assert not asked.done()
+        proxy.refuses = False
+        asked.result(60)
+
+
+def test_a_commit_that_is_lost_by_a_long_restart_is_settled(
+    meta: MetaDB, patient: MetaDB, proxy: Proxy
+) -> None:
+    file = new_file()
+    proxy.cut(str(file.id), Cut.AFTER, refuse_afterwards=True)
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(patient.commit_files, [file], soon())
+        away_for(patient, 3 * patient._budget)
+        proxy.refuses = False
+        assert asked.result(60) == [meta.file(file.id, soon())]
+
+
+@pytest.mark.parametrize("ask", [listed, committed])
+def test_a_metadb_that_has_been_away_for_long_is_not_waited_for(
+    hasty: MetaDB, proxy: Proxy, ask: Callable[[MetaDB], object]
+) -> None:
+    """Each request would hold a worker for as long."""
+    proxy.refuses = True
+    with pytest.raises(Unavailable):
+        ask(hasty)
+    assert proxy.refused > 1
+    away_for(hasty, 0.5)
+    tried = proxy.refused
+    with pytest.raises(Unavailable):
+        ask(hasty)
+    assert proxy.refused == tried + 1
+
+
+def test_one_that_does_not_answer_is_not_taken_for_one_that_is_restarted(
+    proxy: Proxy, metadb_url: str
+) -> None:
+    """It accepts connections, and is silent: a request must not wait for patience."""
+    with contextlib.closing(meta_through(proxied_url(proxy, metadb_url), 3600)) as meta, proxy.hanging():
+        with pytest.raises(Unavailable):
+            meta.nodes(soon())
+
+
+def test_who_gave_a_request_up_says_nothing_of_metadb(patient: MetaDB, proxy: Proxy) -> None:
+    with proxy.hanging(), ThreadPoolExecutor(1) as aside, Deadline(60).scope() as scope:
+        asked = aside.submit(patient._pool.connect, scope, 60)
+        eventually(lambda: proxy.held, "it is connecting")
+        scope.cancel("the client hung up")
+        with pytest.raises(Unavailable):
+            asked.result(60)
+    assert patient._pool.away_for() == 0
+
+
+# --- what looks like a restart --------------------------------------------------------------------------------
+
+# https://www.postgresql.org/docs/current/protocol-message-formats.html
+_STARTING, _NO_SUCH_DATABASE = (
+    b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0",
+    b"SFATAL\0VFATAL\0C3D000\0Mdatabase does not exist\0\0",
+)
+
+
+@contextlib.contextmanager
+def refusing(*fields: bytes) -> Iterator[int]:
+    """-> the port of a server that refuses who connects, so often, or just ends the connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for each in fields:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                if each:
+                    connection.sendall(b"E" + (len(each) + 4).to_bytes(4, "big") + each)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield listener.getsockname()[1]
+    thread.join()
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "may_restart"),
+    [(_STARTING, True), (_NO_SUCH_DATABASE, False), (b"", True)],
+    ids=["starting", "no database", "hung up"],
+)
+def test_what_a_server_says_tells_whether_it_may_be_restarting(said: bytes, may_restart: bool) -> None:
+    with refusing(said) as port:
+        url = MetaURL.parse(f"postgresql://distfs@127.0.0.1:{port}/distfs")
+        with pytest.raises(Unavailable) as refused:
+            Pool(lambda: url, size=1, connect_timeout=30, statement_timeout=5).connect(soon(), 5)
+    assert isinstance(refused.value, Away) == may_restart
+    with pytest.raises(Away):  # nobody listens there any more
+        Link(url, url.hosts[0], soon(), 5)
+
+
+def test_an_embedded_metadb_that_is_stopped_is_away_and_one_that_never_was_is_not(
+    own_postgres: EmbeddedPostgres,
+) -> None:
+    def connect(folder: object) -> Any:
+        return MetaDB(MetaDBConfig(url=f"embedded:{folder}"))._pool.connect(soon(), 5)
+
+    own_postgres.stop()
+    with pytest.raises(Away):
+        connect(own_postgres.folder)
+    with pytest.raises(Unavailable) as refused:
+        connect(own_postgres.folder / "nowhere")
+    assert not isinstance(refused.value, Away)
+
+
+def test_after_a_crash_postgresql_does_not_sync_its_files_one_by_one(own_postgres: EmbeddedPostgres) -> None:
+    """It takes seconds, in which nobody can use MetaDB."""
+    meta = MetaDB(MetaDBConfig(url=own_postgres.url))
+    assert own_postgres.pid is not None
+    os.kill(own_postgres.pid, signal.SIGKILL)
+    eventually(lambda: not own_postgres.running(), "it is gone")
+    assert own_postgres.ensure_running()
+    with contextlib.closing(meta), meta._pool.link(soon()) as link:
+        assert link.raw.run("SHOW recovery_init_sync_method") == [["syncfs"]]
