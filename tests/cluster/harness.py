@@ -37,6 +37,7 @@ from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import Node
 from distfs.parent_watch import FLAG
+from tests import nursery
 from tests.postgres import databases
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ class Process:
     def __init__(self, name: str, argv: list[str], folder: Path, log: Path) -> None:
         self.name, self.argv, self.log = name, argv, log
         self._folder = folder
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | nursery.Part | None = None
 
     @property
     def pid(self) -> int:
@@ -97,15 +98,13 @@ class Process:
         assert not self.alive, f"{self.name} runs already"
         self._close()
         with self.log.open("a") as log:
-            self._process = subprocess.Popen(
+            self._process = nursery.start(
                 [*self.argv, FLAG],
-                cwd=self._folder,
-                env=clean_environment(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                self._folder,
+                clean_environment(),
+                stdin=nursery.PIPE,
+                stdout=nursery.PIPE,
                 stderr=log,
-                start_new_session=True,
-                text=True,
             )
 
     @property

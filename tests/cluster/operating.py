@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tests import nursery
 from tests.cluster.harness import PATIENCE_S, Cluster, Settings, clean_environment, wait_until
 
 SLICE = 64 * 1024
@@ -39,14 +40,8 @@ class Ended:
 def distfs(cluster: Cluster, *words: str, **environ: str) -> Ended:
     """Run ``distfs WORDS`` with the cluster's configuration."""
     command = [sys.executable, "-m", "distfs", *words]
-    done = subprocess.run(
-        [*command, "--config", str(cluster.folder / "config.yml")],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=clean_environment(**environ),
-        check=False,
-    )
+    command += ["--config", str(cluster.folder / "config.yml")]
+    done = nursery.run(command, Path.cwd(), clean_environment(**environ), PATIENCE_S)
     assert "Traceback" not in done.stderr, done.stderr
     return Ended(done.returncode, done.stdout, done.stderr)
 
