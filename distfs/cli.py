@@ -27,7 +27,7 @@ from distfs.reload import Reload
 from distfs.server import Server
 from distfs.services import Services
 from distfs.signals import on_stop
-from distfs.telemetry import setup_logging
+from distfs.telemetry import flush_log, setup_logging
 from distfs.upkeep.runner import Upkeep
 
 _AGREE_LIMIT_S = 5.0
@@ -191,7 +191,7 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     as_read = config
     config = configuration.override(config, "http", host=given.host, port=given.port)
     config = configuration.override(config, "metadb", url=given.metadb)
-    setup_logging(config.log)
+    setup_logging(config.log, aside=True)
     descriptors.raise_limit()
     app = create_app(config)
     _agree(app.services)
@@ -210,6 +210,7 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     finally:
         upkeep.close()
         app.close()
+        flush_log()
 
 
 def _metadb(config: Config, given: argparse.Namespace) -> MetaDBConfig:

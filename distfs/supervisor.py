@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from distfs.errors import Busy, ConfigError, Unavailable
@@ -29,6 +29,8 @@ BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 15.0
 #: A child that lived this long died for a new reason; its pause starts over.
 SETTLED_S = 30.0
 _POLL_S = 0.05
+#: Bytes read from a child at once; and of a line, the rest is another.
+_READ_MOST, _LINE_MOST = 64 << 10, 1 << 20
 #: The name under which the parent itself speaks.
 PARENT = "distfs"
 
@@ -39,11 +41,18 @@ class Stopped(Exception):
 
 def say(message: str, part: str = PARENT) -> None:
     """A line of the parent's own, or of a child, on standard error; one that is gone is no reason to end."""
+    say_all([message], part)
+
+
+def say_all(messages: Sequence[str], part: str) -> None:
+    """The same for several lines, as one piece."""
     if logs_json():
-        line = json_line(part, message)
+        lines = [json_line(part, message) for message in messages]
     else:
-        line = f"{part}: {message}" if part == PARENT else f"{part:8} | {message}"
-    show(f"{line}\n")  # as it is: whoever wrote it has hidden what is to be hidden
+        before = f"{part}: " if part == PARENT else f"{part:8} | "
+        lines = [before + message for message in messages]
+    # As they are: whoever wrote them has hidden what is to be hidden.
+    show("".join(f"{line}\n" for line in lines))
 
 
 class Child:
@@ -62,7 +71,7 @@ class Child:
         self.name, self.argv, self.grace = name, list(argv), grace
         self.announced: queue.Queue[str] = queue.Queue()  # its lines on standard output
         self._env, self._keep = env, tuple(keep)
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._readers: list[threading.Thread] = []
         self._last: deque[str] = deque(maxlen=1)
         self._started_at = self._due = 0.0
@@ -82,8 +91,7 @@ class Child:
             env=dict(self._env),
             pass_fds=self._keep,
             start_new_session=True,
-            text=True,
-            errors="replace",
+            bufsize=0,
         )
         self._started_at = time.monotonic()
         self._readers = []
@@ -94,14 +102,15 @@ class Child:
             self._process.kill()  # nobody reads what it writes: it would wait for that for ever
             raise
 
-    def _read(self, stream: IO[str], to_parent: bool) -> None:
+    def _read(self, stream: IO[bytes], to_parent: bool) -> None:
         with stream:
-            for line in stream:
+            for lines in _lines(stream):
                 if to_parent:
-                    self._last.append(line.rstrip())
-                    say(line.rstrip(), self.name)
+                    self._last.append(lines[-1])
+                    say_all(lines, self.name)
                 else:
-                    self.announced.put(line.rstrip())
+                    for line in lines:
+                        self.announced.put(line)
 
     def announcement(self, stopping: threading.Event, seconds: float) -> str:
         """The next line it writes on standard output. Raises Unavailable when it dies first or takes too long."""
@@ -191,6 +200,20 @@ class Child:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
+
+
+def _lines(stream: IO[bytes]) -> Iterator[list[str]]:
+    """What comes, a list of whole lines at a time: those that came together."""
+    rest = b""
+    while data := stream.read(_READ_MOST):
+        *whole, rest = (rest + data).split(b"\n")
+        if len(rest) > _LINE_MOST:
+            whole.append(rest)
+            rest = b""
+        if whole:
+            yield [line.decode(errors="replace").rstrip() for line in whole]
+    if rest:
+        yield [rest.decode(errors="replace").rstrip()]
 
 
 def stop_all(groups: Sequence[Sequence[Child]], hurry: threading.Event) -> None:

@@ -15,9 +15,12 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import islice
 from typing import ParamSpec, TextIO, TypeVar
 
 from distfs.config import LogConfig
+from distfs.log_writer import REQUEST_ID, LineWriter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,7 +30,8 @@ _request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_OWN_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_OWN_COUNT = len(vars(logging.makeLogRecord({})))  # of a record's attributes; what it was given follows
+_OWN_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", REQUEST_ID}
 
 
 def current_request_id() -> str:
@@ -60,18 +64,31 @@ def in_context(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def setup_logging(config: LogConfig, stream: TextIO | None = None, *, part: str = "") -> None:
+def setup_logging(
+    config: LogConfig, stream: TextIO | None = None, *, part: str = "", aside: bool = False
+) -> None:
     """Log everything of this process to ``stream`` (stderr) at the level and in the format of ``config``.
 
-    ``part``: what JSON calls this process, where several write to one stream.
+    ``part``: what JSON calls this process, where several write to one stream. ``aside``: a thread writes, and nobody
+    else waits for whoever reads the log.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    # Nobody is told where in the code, by which thread or process something was logged; to find out is not cheap.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    out = stream or sys.stderr
+    handler = LineWriter(out, current_request_id) if aside else logging.StreamHandler(out)
     handler.setFormatter(JsonFormatter(part) if config.format == "json" else TextFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     set_level(config)
+
+
+def flush_log() -> None:
+    """Return when everything that was logged is written."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def logs_json() -> bool:
@@ -88,9 +105,12 @@ class TextFormatter(logging.Formatter):
     """``2025-01-31T12:00:00.123Z INFO 1f2e… distfs.access request method=GET status=200``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = _CONTROL.sub(lambda match: repr(match[0])[1:-1], record.getMessage())
-        line = f"{_time(record)} {record.levelname} {current_request_id()} {record.name} {message}"
-        line += "".join(f" {key}={_quoted(value)}" for key, value in _facts(record).items())
+        message = record.getMessage()
+        if _CONTROL.search(message):
+            message = _CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
+        line = f"{_time(record)} {record.levelname} {_request_of(record)} {record.name} {message}"
+        for key, value in _facts(record).items():
+            line += f" {key}={_quoted(value)}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -108,7 +128,7 @@ class JsonFormatter(logging.Formatter):
         entry: dict[str, object] = self._part | {
             "time": _time(record),
             "level": record.levelname,
-            "request_id": current_request_id(),
+            "request_id": _request_of(record),
             "logger": record.name,
             "message": record.getMessage(),
         }
@@ -127,14 +147,27 @@ def json_line(part: str, message: str) -> str:
 
 
 def _time(record: logging.LogRecord) -> str:
-    at = datetime.fromtimestamp(record.created, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole = int(record.created)
+    return f"{_second(whole)}.{int((record.created - whole) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19]
+
+
+def _request_of(record: logging.LogRecord) -> str:
+    known = record.__dict__.get(REQUEST_ID)
+    return current_request_id() if known is None else str(known)
 
 
 def _facts(record: logging.LogRecord) -> Mapping[str, object]:
-    return {key: value for key, value in vars(record).items() if key not in _OWN_KEYS}
+    given = islice(vars(record).items(), _OWN_COUNT, None)
+    return {key: value for key, value in given if key not in _OWN_KEYS}
 
 
 def _quoted(value: object) -> str:
+    if type(value) is int:
+        return str(value)
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return text if _PLAIN.fullmatch(text) else json.dumps(text)

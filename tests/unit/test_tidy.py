@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = """
     __init__ errors descriptors redact
     threads
-    output
+    output log_writer
     callers deadline dial model parent_watch signals terminal quantity
     config source blocks connection_pool headers
     config_rules
@@ -68,6 +68,7 @@ OUTERMOST_EDGES = {
     "node_list:NodeList._run": "others wait for the list",
     "node_connection:Connection.handle": "the end of a connection's thread",
     "membership:Membership._run": "without heartbeats a healthy node counts as lost",
+    "log_writer:LineWriter._line": "a line that cannot be formatted must end neither the log nor the request",
     "slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
     "storage_server:StorageServer.accept": "a node that accepts nothing would go on heartbeating",
     "threads:Threads._run": "who waits for the work is told",
