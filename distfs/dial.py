@@ -15,6 +15,8 @@ from distfs import descriptors
 from distfs.errors import ConfigError
 from distfs.threads import as_ours, start
 
+#: So long any address is given to answer.
+_LEAST_S = 0.05
 #: What getaddrinfo gives for each address: family, type, protocol, canonical name, address.
 _Found = list[tuple[Any, Any, int, str, Any]]
 
@@ -50,7 +52,8 @@ def to_listen(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
 
 
 def dial(host: str, port: int, timeout: float) -> socket.socket:
-    """Connect within ``timeout`` seconds, of which each address of a name may use its part.
+    """Connect within ``timeout`` seconds, of which each address of a name may use its part, but for a moment each is
+    given in any case: where this process was not let run for so long, no peer is to blame.
 
     Raises TimeoutError, or what the last address answered as OSError.
     """
@@ -59,11 +62,9 @@ def dial(host: str, port: int, timeout: float) -> socket.socket:
     found = _look_up(host, port, timeout)
     for number, (family, kind, protocol, _, address) in enumerate(found):
         left = (ends - time.monotonic()) / (len(found) - number)  # one that never answers takes only its part
-        if left <= 0:
-            raise TimeoutError(f"no connection to {host} within {timeout:.2f} s")
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(left)
+            sock.settimeout(max(left, _LEAST_S))
             sock.connect(address)
             return sock
         except OSError as e:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.faults.ledger import OF_THE_TEST
+from tests.faults.patch import Patch
 
 pytest_plugins = ["tests.postgres", "tests.cluster.harness"]
 
@@ -22,6 +25,31 @@ def pytest_configure() -> None:
     # How long an example takes says what else the machine does, not whether we are right.
     settings.register_profile("distfs", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("distfs")
+
+
+@pytest.fixture
+def monkeypatch() -> Iterator[pytest.MonkeyPatch]:
+    """pytest's, but each function that it puts in another's place has to be called."""
+    patch = Patch()
+    yield patch
+    patch.undo()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """A test that passed passes only if all that it was to break was broken."""
+    result = yield
+    OF_THE_TEST.settle()
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    """What is left of a test that failed is not the next one's."""
+    try:
+        return (yield)
+    finally:
+        OF_THE_TEST.forget()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before xdist looks for the marks

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.contract.litter import eventually
 
+_LOOKS = 5  # what one look found open may be closed a moment later, and its number is not to be had either
 _CALM = 0.2  # of a processor; a loop that spins takes all it can get
 
 
@@ -23,8 +24,12 @@ def starved(pid: int = 0) -> Iterator[None]:
     Unless it closes something: then it may open as many again.
     """
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (_lowest_free(pid), before[1]))
+    lowest = before[0]
     try:
+        for _ in range(_LOOKS):
+            lowest = min(lowest, _lowest_free(pid, lowest))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+            time.sleep(0.02)
         yield
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
@@ -44,10 +49,13 @@ def no_threads() -> Iterator[None]:
         threading.stack_size(stack)
 
 
-def _lowest_free(pid: int) -> int:
-    """The number that the process's next descriptor will have."""
+def _lowest_free(pid: int, limit: int) -> int:
+    """The number that the process's next descriptor will have; ``limit`` when it may have no other."""
     if not pid:
-        os.close(free := os.dup(0))
+        try:
+            os.close(free := os.dup(0))
+        except OSError:
+            return limit
         return free
     taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
     return next(number for number in itertools.count() if number not in taken)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping
+import itertools
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from distfs.errors import DistfsError, NodeUnavailable, TooSlow
 from distfs.fragment import CellEntry, FragmentHeader, FragmentTable
 from distfs.fragment_store import FragmentReader, FragmentStore, FragmentWriter, Page, StoreInfo
 from distfs.model import FragmentId
+from tests.faults.ledger import of_the_test
 
 
 class Faults(Protocol):
@@ -20,8 +21,8 @@ class Faults(Protocol):
     def error(self, call: str) -> DistfsError | None:
         """What this call raises instead of being done; None: it is done."""
 
-    def spoil(self, call: str, view: memoryview) -> None:
-        """Bytes that were read, to be damaged or not."""
+    def spoil(self, cell: int, view: memoryview) -> None:
+        """A cell that was read, to be damaged or not."""
 
 
 class NoFaults:
@@ -30,42 +31,67 @@ class NoFaults:
     def error(self, call: str) -> DistfsError | None:
         return None
 
-    def spoil(self, call: str, view: memoryview) -> None:
+    def spoil(self, cell: int, view: memoryview) -> None:
         pass
 
 
 class SeededFaults:
-    """Each call fails, and each cell is damaged, with a probability; the same ones for the same seed."""
+    """Each call fails, and each cell is damaged, with a probability; the same ones for the same seed.
 
-    def __init__(self, seed: int, failing: float = 0.0, damaging: float = 0.0) -> None:
-        self._random = Random(seed)
+    ``met`` is called when something went wrong.
+    """
+
+    def __init__(self, seed: float, failing: float, damaging: float, met: Callable[[], object]) -> None:
+        self._random, self._met = Random(seed), met
         self._failing, self._damaging = failing, damaging
 
     def error(self, call: str) -> DistfsError | None:
         if self._random.random() >= self._failing:
             return None
         kind = self._random.choice((NodeUnavailable, TooSlow))
+        self._met()
         return kind(f"{call} fails on purpose")
 
-    def spoil(self, call: str, view: memoryview) -> None:
+    def spoil(self, cell: int, view: memoryview) -> None:
         if len(view) and self._random.random() < self._damaging:
+            self._met()
             view[self._random.randrange(len(view))] ^= 1 << self._random.randrange(8)
 
 
 class PlannedFaults:
-    """``errors[call, n]``: what the n-th call of that name raises, from 0; ``flips``: which cells are damaged."""
+    """Calls of the name ``call`` fail as ``kind`` and cells are damaged, by their numbers from 0.
 
-    def __init__(self, errors: Mapping[tuple[str, int], DistfsError], flips: Collection[int] = ()) -> None:
-        self._errors, self._flips = errors, flips
-        self._seen: Counter[str] = Counter()
+    Of a range, the first one has to come; of other numbers each.
+    """
+
+    def __init__(
+        self,
+        call: str = "",
+        numbers: Collection[int] = (),
+        kind: type[DistfsError] = NodeUnavailable,
+        flips: Collection[int] = (),
+    ) -> None:
+        self._call, self._numbers, self._kind, self._flips = call, numbers, kind, flips
+        self._calls = itertools.count()
+        self._failed = {n: of_the_test(f"{call} {n} fails") for n in _have_to_come(numbers)}
+        self._flipped = {n: of_the_test(f"a flip in cell {n}") for n in _have_to_come(flips)}
 
     def error(self, call: str) -> DistfsError | None:
-        self._seen[call] += 1
-        return self._errors.get((call, self._seen[call] - 1))
+        if call != self._call or (number := next(self._calls)) not in self._numbers:
+            return None
+        if number in self._failed:
+            self._failed[number]()
+        return self._kind("on purpose")
 
-    def spoil(self, call: str, view: memoryview) -> None:
-        if self._seen[call] - 1 in self._flips:
+    def spoil(self, cell: int, view: memoryview) -> None:
+        if cell in self._flips:
+            if cell in self._flipped:
+                self._flipped[cell]()
             view[len(view) // 2] ^= 0x10
+
+
+def _have_to_come(numbers: Collection[int]) -> Collection[int]:
+    return numbers[:1] if isinstance(numbers, range) else numbers
 
 
 class FaultyStore:
@@ -84,7 +110,7 @@ class FaultyStore:
         self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
     ) -> FragmentReader:
         self._strike("get", id, first, count)
-        return _FaultyReader(self, self.inner.get(id, first, count, deadline, aside=aside))
+        return _FaultyReader(self, self.inner.get(id, first, count, deadline, aside=aside), first)
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
         self._strike("stat", id)
@@ -162,8 +188,9 @@ class _FaultyWriter:
 
 
 class _FaultyReader:
-    def __init__(self, store: FaultyStore, inner: FragmentReader) -> None:
+    def __init__(self, store: FaultyStore, inner: FragmentReader, first: int) -> None:
         self._store, self._inner = store, inner
+        self._cells = itertools.count(first)
         self.table = inner.table
         self._closed = False
         store.readers_open += 1
@@ -171,7 +198,7 @@ class _FaultyReader:
     def read_cell(self, view: memoryview) -> None:
         self._store._strike("read_cell")
         self._inner.read_cell(view)
-        self._store.faults.spoil("read_cell", view)
+        self._store.faults.spoil(next(self._cells), view)
 
     def close(self) -> None:
         self._inner.close()

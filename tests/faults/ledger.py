@@ -3,12 +3,18 @@
 Each tool that injects faults keeps a ledger: what is to happen is ``planned``, what happened is ``met``, and at
 the end, or before a new round, ``settle`` raises for what did not. Things of one name are one fault: where any of
 three nodes may be the one that is chosen, each is given the fault, and one of them has to meet it.
+
+What has no end of its own within a test, as a source of bytes or a function in another's place, is kept in
+``OF_THE_TEST``, which ``conftest.py`` settles when the test has passed.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 import time
+from collections.abc import Callable
 
 #: For what happens in another thread, which may be late on a busy machine.
 _PATIENCE_S = 10.0
@@ -46,3 +52,19 @@ class Ledger:
             self._met.clear()
         if missed:
             raise FaultMetNobody(f"never happened: {', '.join(missed)}")
+
+    def forget(self) -> None:
+        """Begin anew without looking back."""
+        with self._changed:
+            self._met.clear()
+
+
+OF_THE_TEST = Ledger()
+_numbers = itertools.count(1)
+
+
+def of_the_test(fault: str) -> Callable[[], None]:
+    """Plan a fault like no other; -> what is called when it has happened."""
+    named = f"{fault} (no. {next(_numbers)})"
+    OF_THE_TEST.planned(named)
+    return functools.partial(OF_THE_TEST.met, named)

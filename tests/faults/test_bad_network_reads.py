@@ -19,6 +19,7 @@ from distfs.model import File, Policy
 from distfs.node_directory import Standing
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes
+from tests.faults.patch import uncalled
 from tests.faults.proxied import IMPATIENT, PATIENT, Proxied, known, proxied
 from tests.faults.proxy import Proxy
 from tests.integration.byte_ways import BLOCK, CODED, COPIES, SLICE
@@ -86,10 +87,15 @@ def test_a_silent_node_is_outrun_and_then_asked_last(ways: Proxied) -> None:
             break
         assert ways.download(file) == one_slice
     assert hedging.won > 0
-    won = hedging.won
-    for _ in range(15):
-        assert ways.download(file) == one_slice
-    assert hedging.won == won, "nobody has to outrun a node that is asked last"
+
+    def nobody_is_outrun() -> bool:
+        won = hedging.won
+        for _ in range(15):
+            assert ways.download(file) == one_slice
+        return hedging.won == won
+
+    # On a busy machine the other is slow as well for a while, and then the preferred one is asked first again.
+    eventually(nobody_is_outrun, "nobody has to outrun a node that is asked last")
 
 
 def test_a_late_node_that_is_first_all_the_same_is_read_on_and_blamed_for_nothing(
@@ -99,7 +105,7 @@ def test_a_late_node_that_is_first_all_the_same_is_read_on_and_blamed_for_nothin
     file = ways.upload(DATA[:SLICE], policy)
     noted: list[object] = []
     note = lambda fragment, node, error: noted.append((fragment, node, str(error)))  # noqa: E731
-    monkeypatch.setattr(ways.services.downloader, "_note_damage", note)
+    monkeypatch.setattr(ways.services.downloader, "_note_damage", uncalled(note))
     directory = ways.services.directory
     eventually(  # on a busy machine a node may have been late by itself
         lambda: (

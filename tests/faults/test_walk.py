@@ -12,15 +12,16 @@ from tests.cluster import MakeCluster
 from tests.faults.walk import Step, WalkFailed, damage, nodes_for, run_walk, walk_settings
 
 STEPS = 25
+#: What each walk has to have done: one that kills no node shows nothing of kills.
+FAULTS = {"upload", "kill", "start", "corrupt", "heal", "delete", "orphan"}
 
 
 @pytest.mark.parametrize(("policy", "seed"), [("1+1", 3), ("2+2", 4)])
 def test_a_walk_loses_nothing(make_cluster: MakeCluster, policy: str, seed: int) -> None:
     parsed = Policy.parse(policy)
     cluster = make_cluster(nodes_for(parsed), walk_settings(parsed))
-    walk = run_walk(cluster, parsed, seed, STEPS)
-    assert len(walk.steps) == STEPS
-    assert {"upload", "kill", "corrupt"} <= {step.kind for step in walk.steps}
+    walk = run_walk(cluster, parsed, seed, STEPS, FAULTS)
+    assert len(walk.steps) >= STEPS
 
 
 def test_a_walk_that_fails_says_how_to_take_it_again(make_cluster: MakeCluster) -> None:

@@ -18,7 +18,8 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -105,12 +106,13 @@ class Walk:
         self._db = UpkeepDB(cluster.meta)
         self.steps: list[Step] = []
         self.files: dict[str, tuple[int, int]] = {}  # acknowledged: uuid -> size, seed
+        self.done: Counter[str] = Counter()  # by kind: steps that changed something
         self.refused = 0
         self._deleted: set[str] = set()
         self._draining: set[int] = set()
         self._losses = 0  # since everything was whole, at most
         self._damaged: set[str] = set()  # names of fragments that this walk damaged
-        self._kinds: Mapping[str, Callable[..., None]] = {
+        self._kinds: Mapping[str, Callable[..., bool]] = {
             "upload": self._upload,
             "delete": self._delete,
             "kill": self._kill,
@@ -151,16 +153,17 @@ class Walk:
         return self._random.choices([step for _, step in choices], [weight for weight, _ in choices])[0]
 
     def take(self, step: Step) -> None:
-        """Do one step; one that cannot be done now does nothing."""
+        """Do one step; one that cannot be done now does nothing, and does not count as ``done``."""
         self.steps.append(step)
-        self._kinds[step.kind](*step.numbers)
+        if self._kinds[step.kind](*step.numbers):
+            self.done[step.kind] += 1
 
     def _alive(self) -> set[int]:
         return {i for i, process in enumerate(self._cluster.nodes) if process.alive}
 
     # --- steps ----------------------------------------------------------------------------------------------
 
-    def _upload(self, size: int, seed: int) -> None:
+    def _upload(self, size: int, seed: int) -> bool:
         give_up = time.monotonic() + _REFUSED_S
         while True:  # nodes that were just lost, or have just come, are not known to be so yet
             answer = self._cluster.request("PUT", "/upload/walk", noise(size, seed))
@@ -172,70 +175,91 @@ class Walk:
         uuid = answer.text.strip()
         self.files[uuid] = size, seed
         self._losses = max(self._losses, self._policy.m - health(self._cluster, uuid)["redundancy_left"])
+        return True
 
-    def _delete(self, number: int) -> None:
-        if self.files:
-            uuid = sorted(self.files)[number % len(self.files)]
-            answer = self._cluster.request("DELETE", f"/files/{uuid}")
-            assert answer.status == 204, f"{answer.status} {answer.text}"
-            del self.files[uuid]
-            self._deleted.add(uuid)
+    def _delete(self, number: int) -> bool:
+        if not self.files:
+            return False
+        uuid = sorted(self.files)[number % len(self.files)]
+        answer = self._cluster.request("DELETE", f"/files/{uuid}")
+        assert answer.status == 204, f"{answer.status} {answer.text}"
+        del self.files[uuid]
+        self._deleted.add(uuid)
+        return True
 
-    def _kill(self, i: int) -> None:
+    def _kill(self, i: int) -> bool:
         enough = len(self._alive() - self._draining - {i}) >= self._policy.k + self._policy.m
-        if i in self._alive() and self._losses < self._policy.m and enough:
-            self._losses += 1
-            self._cluster.kill_node(i)
+        if i not in self._alive() or self._losses >= self._policy.m or not enough:
+            return False
+        self._losses += 1
+        self._cluster.kill_node(i)
+        return True
 
-    def _start(self, i: int) -> None:
-        if not self._cluster.nodes[i].alive:
-            self._cluster.start_node(i)
+    def _start(self, i: int) -> bool:
+        if self._cluster.nodes[i].alive:
+            return False
+        self._cluster.start_node(i)
+        return True
 
-    def _new(self) -> None:
+    def _new(self) -> bool:
         self._cluster.add_node()
+        return True
 
-    def _corrupt(self, number: int, way: int, at: int) -> None:
+    def _corrupt(self, number: int, way: int, at: int) -> bool:
         """One fragment that somebody needs: a bit flipped, cut short, emptied or removed."""
         there = sorted(kept(self._cluster) & on_disk(self._cluster, aside=False))
         if not there or self._losses >= self._policy.m:
-            return
+            return False
         self._losses += 1
         place = there[number % len(there)]
         self._damaged.add(place[1])
-        with contextlib.suppress(FileNotFoundError):  # moved this very moment
+        try:
             damage(self._path(place), way, at)
+        except FileNotFoundError:  # moved this very moment
+            return False
+        return True
 
-    def _drain(self, i: int) -> None:
+    def _drain(self, i: int) -> bool:
         active = self._alive() - self._draining
-        if i in active and len(active) > self._policy.k + self._policy.m:
-            self._db.set_node_state(self._cluster.node(i).id, "draining", Deadline(30))
-            self._draining.add(i)
+        if i not in active or len(active) <= self._policy.k + self._policy.m:
+            return False
+        self._db.set_node_state(self._cluster.node(i).id, "draining", Deadline(30))
+        self._draining.add(i)
+        return True
 
-    def _undrain(self, i: int) -> None:
-        if i in self._draining:
-            self._db.set_node_state(self._cluster.node(i).id, "active", Deadline(30))
-            self._draining.discard(i)
+    def _undrain(self, i: int) -> bool:
+        if i not in self._draining:
+            return False
+        self._db.set_node_state(self._cluster.node(i).id, "active", Deadline(30))
+        self._draining.discard(i)
+        return True
 
-    def _orphan(self, number: int, name: int) -> None:
+    def _orphan(self, number: int, name: int) -> bool:
         """A whole fragment of a slice that nobody knows, as a killed upload leaves it."""
         there = sorted(on_disk(self._cluster, aside=False))
-        if there:
-            node, known = there[number % len(there)]
-            fresh = str(UUID(int=name << 64, version=4))
-            with contextlib.suppress(FileNotFoundError):
-                content = self._path((node, known)).read_bytes()
-                path = self._path((node, f"{fresh}.{known.partition('.')[2]}"))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+        if not there:
+            return False
+        node, known = there[number % len(there)]
+        fresh = str(UUID(int=name << 64, version=4))
+        try:
+            content = self._path((node, known)).read_bytes()
+        except FileNotFoundError:  # moved this very moment
+            return False
+        path = self._path((node, f"{fresh}.{known.partition('.')[2]}"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return True
 
-    def _service(self) -> None:
+    def _service(self) -> bool:
         self._cluster.kill_service()
         self._cluster.start_service()
+        return True
 
-    def _heal(self) -> None:
+    def _heal(self) -> bool:
         """Wait until nothing is lost any more."""
         wait_until(self._is_whole, "everything is whole", _PATIENCE_S)
         self._losses = 0
+        return True
 
     def _is_whole(self) -> bool:
         """As the disks themselves have it, and as MetaDB says."""
@@ -295,12 +319,19 @@ def damage(path: Path, way: int, at: int) -> None:
             path.unlink()
 
 
-def run_walk(cluster: Cluster, policy: Policy, seed: int, steps: Iterable[Step] | int) -> Walk:
-    """``steps``: how many to choose by the seed, or the very ones. Raises WalkFailed."""
+def run_walk(
+    cluster: Cluster,
+    policy: Policy,
+    seed: int,
+    steps: Iterable[Step] | int,
+    faults: Collection[str] = (),
+) -> Walk:
+    """``steps``: how many to choose by the seed, or the very ones. Of chosen ones there are more, until something of
+    each kind in ``faults`` was done. Raises WalkFailed."""
     walk = Walk(cluster, policy, Random(seed))
     try:
         if isinstance(steps, int):
-            for _ in range(steps):
+            while len(walk.steps) < steps or not walk.done.keys() >= set(faults):
                 walk.take(walk.choose())
         else:
             for step in steps:
@@ -372,7 +403,7 @@ def _one(url: str, policy: Policy, seed: int, steps: Iterable[Step] | int) -> No
         cluster = Cluster(Path(folder) / "cluster", url, nodes_for(policy), walk_settings(policy))
         with cluster:
             walk = run_walk(cluster, policy, seed, steps)
-    kinds = ", ".join(f"{sum(s.kind == k for s in walk.steps)} {k}" for k in {s.kind: 0 for s in walk.steps})
+    kinds = ", ".join(f"{count} {kind}" for kind, count in walk.done.items())
     print(f"{kinds}; {len(walk.files)} files left, {walk.refused} refused, {time.monotonic() - began:.0f} s")
 
 

@@ -16,6 +16,7 @@ from distfs.services import Services, build
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, KillableServer, serving
 from tests.contract.samples import soon
+from tests.faults.ledger import of_the_test
 
 BLOCK, SLICE = 4096, 4 * 4096
 COPIES, CODED = Policy(1, 1), Policy(2, 1)
@@ -30,27 +31,29 @@ def config_of(url: str, stall: float = 5, **storage: int) -> Config:
             **{key: Bytes(size) for key, size in (sizes | storage).items()},
         ),
         metadb=MetaDBConfig(url=url),
-        # Nodes here say once that they live.
+        # Nodes here say once that they live. They take a connection, or refuse it, as soon as the machine lets them.
         node=replace(
-            NODE, down_after=Seconds(3600), stall_timeout=Seconds(stall), connect_timeout=Seconds(0.5)
+            NODE, down_after=Seconds(3600), stall_timeout=Seconds(stall), connect_timeout=Seconds(30)
         ),
     )
 
 
 class Source:
-    """A file's bytes. ``at``: what happens before the byte of that offset is read; it may raise."""
+    """A file's bytes. ``at``: what happens before the byte of that offset is read; it has to, and may raise."""
 
     def __init__(self, data: bytes, at: dict[int, Callable[[], object]] | None = None) -> None:
-        self._data, self._at, self._done = data, dict(at or {}), 0
+        self._data, self._at, self.given = data, dict(at or {}), 0
+        self._met = {offset: of_the_test(f"what comes at byte {offset}") for offset in self._at}
 
     def readinto(self, view: memoryview) -> int:
-        end = min(self._done + len(view), len(self._data))
+        end = min(self.given + len(view), len(self._data))
         for offset in sorted(self._at):
             if offset <= end:
+                self._met[offset]()
                 self._at.pop(offset)()
-        piece = self._data[self._done : end]
+        piece = self._data[self.given : end]
         view[: len(piece)] = piece
-        self._done = end
+        self.given = end
         return len(piece)
 
 

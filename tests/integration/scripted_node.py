@@ -17,6 +17,7 @@ from distfs.node.client import NodeClient
 from distfs.wire import Type
 from tests.contract.nodes import NODE
 from tests.contract.samples import CLUSTER
+from tests.faults.ledger import of_the_test
 
 ID = FragmentId(uuid4(), 0)
 #: Slow is known soon.
@@ -31,13 +32,17 @@ IMPATIENT = replace(
 
 @contextlib.contextmanager
 def scripted(*scripts: Callable[[socket.socket], object], config: NodeConfig = NODE) -> Iterator[NodeClient]:
-    """A client of a node that does what the scripts say, one a connection, and then closes it."""
+    """A client of a node that does what the scripts say, one a connection, and then closes it. Each has to come."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
+    ours: set[object] = set()
+    planned = [(script, of_the_test(f"script {n} of a node")) for n, script in enumerate(scripts, 1)]
 
     def serve() -> None:
-        for script in scripts:
-            connection, _ = listener.accept()
+        for script, met in planned:
+            connection, peer = listener.accept()
+            if peer not in ours:
+                met()
             with connection, contextlib.suppress(OSError):
                 script(connection)
         ended.set()
@@ -50,8 +55,11 @@ def scripted(*scripts: Callable[[socket.socket], object], config: NodeConfig = N
     finally:
         client.close()
         while not ended.is_set():  # scripts that nobody came for
-            with contextlib.suppress(OSError):
-                socket.create_connection(listener.getsockname(), 1).close()
+            with contextlib.suppress(OSError), socket.socket() as nobody:
+                nobody.bind(("127.0.0.1", 0))
+                ours.add(nobody.getsockname())
+                nobody.settimeout(1)
+                nobody.connect(listener.getsockname())
             ended.wait(0.02)
         thread.join()
         listener.close()

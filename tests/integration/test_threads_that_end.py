@@ -120,11 +120,10 @@ def test_a_file_that_cannot_be_hashed_ends(
             return bytes(32)
 
     monkeypatch.setattr("distfs.file_upload.hashlib.sha256", Hash)
-    came: list[int] = []
-    source = Source(LONG, {at: lambda: came.append(1) for at in range(0, len(LONG), BLOCK)})
+    source = Source(LONG)
     with pytest.raises(kind_of(cause)):
         ways.upload(source)
-    assert len(came) < len(LONG) // BLOCK  # it did not read to its end
+    assert source.given < len(LONG), "it did not read to its end"
     ways.assert_clean()
 
 

@@ -222,7 +222,7 @@ def test_a_target_whose_disk_is_full_is_passed_over(
     with UpkeepCluster(tmp_path, metadb_url, nodes=3, capacity=2 << 20) as cluster:
         file = cluster.upload(bytes_of(2))
         lost = cluster.stop_node(cluster.node(cluster.fragments(file)[0][1]))
-        cluster.start_node(8)
+        cluster.start_node(8, 1 << 30)  # so much room that it is the first to be chosen
         cluster.start_node(9)
         full = cluster.nodes[8].store
 

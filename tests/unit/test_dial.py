@@ -46,6 +46,12 @@ def test_an_address_and_a_name_connect(listener: socket.socket, host: str) -> No
         assert sock.getpeername() == listener.getsockname()
 
 
+def test_an_address_is_tried_though_the_time_was_over_before(listener: socket.socket) -> None:
+    """As on a machine so busy that this process was not let run."""
+    with dial("127.0.0.1", port_of(listener), 1e-9) as sock:
+        assert sock.getpeername() == listener.getsockname()
+
+
 def test_the_next_address_of_a_name_is_tried(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
