@@ -1,4 +1,4 @@
-"""``monkeypatch`` whose functions have to be called: what is put in another's place and never asked breaks nothing."""
+"""``monkeypatch`` whose functions must be called: what is put in another's place and never asked breaks nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Seen:
 
 
 def _seen(name: str, stand_in: Any) -> Any:
-    """``stand_in``, with a note when it is called. Values and classes stay as they are: nobody can tell who reads them.
+    """``stand_in``, with a note when it is called. Values and classes stay as they are: nobody tells who reads them.
 
     Those of one name by one function are one fault: of three nodes that get it, one has to be asked.
     """
