@@ -14,7 +14,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, Unavailable
 from distfs.model import NewFile, Node, Slice
 from distfs.node_directory import NodeDirectory
-from distfs.remains import search_of
+from distfs.remains import Remains, search_of
 from distfs.slice_read import Hedging, NoteDamage, SliceReader, not_noted
 
 log = logging.getLogger("distfs.download")
@@ -123,6 +123,7 @@ class Downloader:
         ``known``: the nodes as they were when the download began; ``begun``: bytes of it have left already.
         """
         number, stop = reader.span
+        remains = reader.remains or self._remains(reader.piece)
         code = code_for(file.policy)
         patience = self._directory.patience / (1 if begun else _BEFORE_THE_FIRST)
         stuck = _Stuck(patience)
@@ -140,12 +141,14 @@ class Downloader:
                 lately = self._directory.may_return(filter(None, reader.piece.nodes), deadline)
                 gone = isinstance(e, Corrupt) or lately < code.policy.k
                 if not piece and (gone or stuck.over):
-                    raise
-                if stuck.first:
-                    log.warning("file %s: a download waits for storage nodes: %s", file.id, e)
-                stuck.wait(deadline, at_once=bool(piece))
-                self._directory.glance(deadline, _LIST_AGE_S)
-            reader = self._reader(file, piece or reader.piece, (number, stop), deadline)
+                    if isinstance(e, Corrupt) or not remains.begin_last_resort():
+                        raise
+                else:
+                    if stuck.first:
+                        log.warning("file %s: a download waits for storage nodes: %s", file.id, e)
+                    stuck.wait(deadline, at_once=bool(piece))
+                    self._directory.glance(deadline, _LIST_AGE_S)
+            reader = self._reader(file, piece or reader.piece, (number, stop), deadline, remains)
 
     def _moved(self, file: NewFile, piece: Slice, known: list[Node], deadline: Deadline) -> Slice | None:
         """The slice as it is now, if a fragment of it, or a node that has one, is not where it was."""
@@ -171,13 +174,23 @@ class Downloader:
                 yield self._reader(file, piece, span, deadline)
             at += piece.size
 
-    def _reader(self, file: NewFile, piece: Slice, span: tuple[int, int], deadline: Deadline) -> SliceReader:
+    def _remains(self, piece: Slice) -> Remains:
+        return Remains(self._search, piece, last_resort=False)
+
+    def _reader(
+        self,
+        file: NewFile,
+        piece: Slice,
+        span: tuple[int, int],
+        deadline: Deadline,
+        remains: Remains | None = None,
+    ) -> SliceReader:
+        """``remains``: those of the try before, if there was one."""
         code, directory = code_for(file.policy), self._directory
         order = self._order(piece, code, deadline)
         shape = piece, file.block_size, code
-        return SliceReader(
-            *shape, directory.store, order, span, deadline, self._note_damage, self._hedging, self._search
-        )
+        how = self._note_damage, self._hedging, remains or self._remains(piece)
+        return SliceReader(*shape, directory.store, order, span, deadline, *how)
 
     def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
         """Fragment indexes: nodes that are up and well first.

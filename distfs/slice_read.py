@@ -23,7 +23,7 @@ from distfs.model import FragmentId, Slice
 from distfs.node.hedge import HedgeBudget
 from distfs.node.late_read import LateReader, Runner, SecondFailed, ask, race
 from distfs.node_directory import Stores
-from distfs.remains import Remnant, Search
+from distfs.remains import Remains, Remnant
 
 log = logging.getLogger("distfs.download")
 
@@ -79,15 +79,15 @@ class SliceReader:
         deadline: Deadline,
         note_damage: NoteDamage = not_noted,
         hedging: Hedging | None = None,
-        search: Search | None = None,
+        remains: Remains | None = None,
     ) -> None:
         """``order``: fragment indexes, the preferred first; ``span``: first block and the one after the last;
-        ``hedging``: what may be read twice when a node is late; None: it is waited for; ``search``: for what else
-        is left of the slice when these do not give a block."""
+        ``hedging``: what may be read twice when a node is late; None: it is waited for; ``remains``: what else is
+        left of the slice, for when these do not give a block."""
         self._slice, self._block_size, self._code = piece, block_size, code
         self._stores, self._order, self._deadline = stores, order, deadline
         self._first, self._stop = span
-        self._note_damage, self._hedging, self._search = note_damage, hedging, search
+        self._note_damage, self._hedging, self._remains = note_damage, hedging, remains
         self._remnants: list[Remnant] | None = None  # None: not looked for
         self.last = False  # whether the slice is its file's last; known from the first block on
         self._plains: list[int] = []  # the plain blocks' checksums, from the same tables
@@ -103,6 +103,11 @@ class SliceReader:
     def piece(self) -> Slice:
         """What it reads."""
         return self._slice
+
+    @property
+    def remains(self) -> Remains | None:
+        """What it reads when the fragments that it was told of are not enough."""
+        return self._remains
 
     @property
     def span(self) -> tuple[int, int]:
@@ -311,9 +316,10 @@ class SliceReader:
 
     def _read_remnant(self, block: _Gathering) -> bool:
         """One cell more of this block, a good one, from all that is left of the slice; whether there was one."""
-        if self._remnants is None:
-            self._remnants = self._search(self._slice, self._deadline) if self._search else []
-        for each in list(self._remnants):
+        if self._remnants is None and self._remains is not None:
+            self._remnants = self._remains.after(self._errors.values(), self._deadline)
+        left = self._remnants or []
+        for each in list(left):
             if each in block.tried or each.number in block.cells:
                 continue
             block.tried.add(each)
@@ -324,7 +330,7 @@ class SliceReader:
                 self._deadline.check_cancelled()
                 log.info("%s gives no block %d: %s", each, block.number, e)
                 if not isinstance(e, Corrupt):
-                    self._remnants.remove(each)
+                    left.remove(each)
                 continue
             block.cells[each.number], block.sums[each.number] = view, sum_
             block.remnants.add(each.number)

@@ -36,7 +36,7 @@ from distfs.model import FragmentId, Node
 from distfs.node_directory import NodeDirectory
 from distfs.quantity import size as readable
 from distfs.rebuild import rebuild
-from distfs.remains import search_of
+from distfs.remains import Remains, search_of
 from distfs.slice_read import NoteDamage, SliceReader
 from distfs.slice_upload import FileIdentity
 from distfs.upkeep.db import UpkeepDB
@@ -109,8 +109,9 @@ class FragmentMaker:
         identity = self._identity(task, deadline)
         span = 0, -(-task.piece.size // task.block_size)
         stores = self.directory.store
-        shape, search = (task.piece, task.block_size, code), search_of(self.directory)
-        reader = SliceReader(*shape, stores, order, span, deadline, self._note_damage, search=search)
+        shape = task.piece, task.block_size, code
+        remains = Remains(search_of(self.directory), task.piece, last_resort=True)
+        reader = SliceReader(*shape, stores, order, span, deadline, self._note_damage, remains=remains)
         size = min(task.block_size, task.piece.size)
         with self._pool.lent(deadline, code.beside(size), size) as buffer, contextlib.closing(reader):
             rebuild(identity, task.piece, index, reader, stores(target, deadline), buffer, deadline)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+import distfs.remains
 from distfs.commands.fsck import fsck
 from distfs.commands.operator import Operator
+from distfs.deadline import Deadline
+from distfs.disk.store import DiskStore
 from distfs.errors import Corrupt, Unavailable
+from distfs.fragment_store import Page
 from distfs.model import File, FragmentId, Policy
+from distfs.remains import search_of
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import DAY, HOUR, UpkeepCluster, bytes_of, drive, flip
 
@@ -96,6 +102,25 @@ def test_a_bad_copy_that_repair_replaces_where_it_is_stays_aside(tmp_path: Path,
         drive(cluster.repair())
         cluster.assert_whole(file)
         assert cluster.quarantined(node)[id].read_bytes() == old
+
+
+def test_all_nodes_are_asked_for_what_is_left_side_by_side(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = cluster.upload(bytes_of(1))
+    all_ask = threading.Barrier(len(cluster.nodes))
+    listing, counted = DiskStore.list, []
+
+    def list_when_all_do(store: DiskStore, cursor: str, limit: int, deadline: Deadline) -> Page:
+        counted.append(all_ask.wait(60))
+        return listing(store, cursor, limit, deadline)
+
+    monkeypatch.setattr(DiskStore, "list", list_when_all_do)
+    monkeypatch.setattr(distfs.remains, "_NODE_LIMIT_S", 60.0)
+    monkeypatch.setattr(distfs.remains, "_LIMIT_S", 60.0)
+    found = search_of(cluster.directory)(file.slices[0], soon())
+    assert {each.node for each in found} == {node for _, node in cluster.fragments(file)}
+    assert len(counted) == len(cluster.nodes)
 
 
 @pytest.mark.parametrize(("last", "lost"), [(LAST, False), (FIRST, True)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -34,11 +34,25 @@ def ways(metadb_url: str, tmp_path: Path) -> Iterator[Ways]:
         ways.assert_clean()
 
 
-@pytest.fixture
-def waits(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
+class Waits:
     """Whether a download was seen to wait."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    def __call__(self) -> bool:
+        return "a download waits for storage nodes" in self._caplog.text
+
+    @property
+    def searched(self) -> int:
+        """How often all nodes were asked what they have of a slice."""
+        return self._caplog.text.count("are left, wherever they are")
+
+
+@pytest.fixture
+def waits(caplog: pytest.LogCaptureFixture) -> Waits:
     caplog.set_level(logging.WARNING, "distfs.download")
-    return lambda: "a download waits for storage nodes" in caplog.text
+    return Waits(caplog)
 
 
 @contextmanager
@@ -59,7 +73,7 @@ def back_elsewhere(ways: Ways) -> Iterator[None]:
 @pytest.mark.parametrize("policy", [COPIES, CODED], ids=str)
 @pytest.mark.parametrize("begun", [0, 1, 5])
 def test_all_nodes_killed_and_back_at_other_ports_are_seen_by_no_download(
-    ways: Ways, waits: Callable[[], bool], policy: Policy, begun: int
+    ways: Ways, waits: Waits, policy: Policy, begun: int
 ) -> None:
     file = ways.upload(DATA, policy)
     reading = ways.services.downloader.read(file, 0, file.size, Deadline(600))
@@ -71,9 +85,22 @@ def test_all_nodes_killed_and_back_at_other_ports_are_seen_by_no_download(
         eventually(waits, "it waits")
         with back_elsewhere(ways):
             assert came + rest.result(120) == DATA
+    assert not waits.searched, "nothing proved bad or missing"
 
 
-def test_who_hangs_up_does_not_wait_for_nodes(ways: Ways, waits: Callable[[], bool]) -> None:
+def test_when_the_wait_is_over_what_is_left_elsewhere_is_looked_for_once(ways: Ways, waits: Waits) -> None:
+    directory = ways.services.directory
+    directory._config = replace(directory._config, patience=Seconds(3))
+    file = ways.upload(DATA[:SLICE])
+    for number in file.slices[0].nodes:
+        ways.kill(number)
+    with pytest.raises(Unavailable, match="cannot be read"):
+        next(ways.services.downloader.read(file, 0, file.size, soon()))
+    assert waits()
+    assert waits.searched == 1
+
+
+def test_who_hangs_up_does_not_wait_for_nodes(ways: Ways, waits: Waits) -> None:
     file = ways.upload(DATA)
     for number in ways.nodes:
         ways.kill(number)
@@ -85,7 +112,7 @@ def test_who_hangs_up_does_not_wait_for_nodes(ways: Ways, waits: Callable[[], bo
             reading.result(60)
 
 
-def test_a_wait_for_nodes_ends_with_its_request(ways: Ways, waits: Callable[[], bool]) -> None:
+def test_a_wait_for_nodes_ends_with_its_request(ways: Ways, waits: Waits) -> None:
     file = ways.upload(DATA)
     for number in ways.nodes:
         ways.kill(number)
@@ -94,7 +121,7 @@ def test_a_wait_for_nodes_ends_with_its_request(ways: Ways, waits: Callable[[], 
     assert waits()
 
 
-def test_nodes_that_are_long_silent_are_not_waited_for(ways: Ways, waits: Callable[[], bool]) -> None:
+def test_nodes_that_are_long_silent_are_not_waited_for(ways: Ways, waits: Waits) -> None:
     file = ways.upload(DATA)
     for number in ways.nodes:
         ways.kill(number)
