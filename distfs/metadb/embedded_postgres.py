@@ -45,6 +45,7 @@ _ORPHAN_TIMEOUT_S = 3.0
 _POLL_S = 0.01
 _MAX_LOG_BYTES = 10 * 1000 * 1000
 _KEPT_LOG_MB = 80  # PostgreSQL's own default; less on a small disk
+_ORIGINS_APART = 18  # the version since which replication origins have a setting of their own
 
 
 def _sync_at_start() -> dict[str, str]:
@@ -64,6 +65,7 @@ _SETTINGS: Mapping[str, str] = {
     "full_page_writes": "on",
     "shared_buffers": "64MB",
     "dynamic_shared_memory_type": "mmap",  # in the data folder: kill -9 leaves nothing in /dev/shm
+    "min_dynamic_shared_memory": "16MB",  # but none grows there: a full disk has no room for that
     "jit": "off",
     "log_checkpoints": "off",
     "logging_collector": "off",
@@ -258,6 +260,7 @@ class EmbeddedPostgres:
         settings = {
             "max_wal_size": f"{log_limit}MB",
             "min_wal_size": f"{min(log_limit, _KEPT_LOG_MB)}MB",
+            self._origins(): "0",
             **self._settings,
             "unix_socket_directories": str(self._make_socket_folder()),
         }
@@ -281,6 +284,12 @@ class EmbeddedPostgres:
             )
         self._wait_until_ready(self._process, log, before)
 
+    def _origins(self) -> str:
+        """The setting of how many replication origins there may be. Where there may be some, each checkpoint makes a
+        file for them, and PostgreSQL ends when the disk has no room for that (CheckPointReplicationOrigin)."""
+        apart = int((self.data / "PG_VERSION").read_text()) >= _ORIGINS_APART
+        return "max_active_replication_origins" if apart else "max_replication_slots"
+
     def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path, before: int) -> None:
         give_up = time.monotonic() + _START_TIMEOUT_S
         while not self._says_ready(process.pid):
@@ -288,7 +297,8 @@ class EmbeddedPostgres:
                 with log.open("rb") as stream:
                     stream.seek(before)
                     reason = _last_line(stream.read().decode("utf-8", "replace"))
-                remedy = "free room on that disk" if ballast.is_for_want_of_room(reason) else f"see {log}"
+                full = ballast.is_for_want_of_room(reason, self.folder)
+                remedy = "free room on that disk" if full else f"see {log}"
                 raise ConfigError(f"PostgreSQL did not start in {self.folder}: {reason} ({remedy})")
             time.sleep(_POLL_S)
 

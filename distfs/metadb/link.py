@@ -36,7 +36,7 @@ from distfs.metadb.db_socket import DBSocket
 from distfs.metadb.url import Host, MetaURL
 
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
-_BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)
+BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)
 
 #: Nobody listens, there is no socket, or who listened has just ended.
 _NOBODY = (
@@ -95,7 +95,7 @@ class Link:
                     "TimeZone": "UTC",
                 },
             )
-        except (DatabaseError, *_BROKEN) as e:
+        except (DatabaseError, *BROKEN) as e:
             self._socket_close()
             raise (Away if _may_restart(e) else Unavailable)(f"{host}: {_reason(e)}") from e
         self._socket.limit = None
@@ -142,7 +142,7 @@ class Link:
             if ended and sent:
                 raise OutcomeUnknown(str(error)) from e
             raise error from e
-        except _BROKEN as e:
+        except BROKEN as e:
             lost = f"lost the connection to MetaDB at {self.host}: {_reason(e)}"
             if sent:
                 raise OutcomeUnknown(lost, public=f"{AWAY}; whether it was done is not known") from e
@@ -185,7 +185,7 @@ class Link:
             with contextlib.suppress(OSError):
                 usock.shutdown(socket.SHUT_RDWR)
         for close in (self.raw.close, getattr(stream, "close", None)):
-            with contextlib.suppress(*_BROKEN):
+            with contextlib.suppress(*BROKEN):
                 if close is not None:
                     close()
         self._socket_close()

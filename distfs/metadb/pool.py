@@ -71,6 +71,7 @@ class Pool:
         except Unavailable as e:
             self._away_since = self._away_since or time.monotonic()
             self.may_be_back = isinstance(e, Away)
+            e.public = AWAY
             raise
         self._away_since = None
         return link
@@ -99,7 +100,7 @@ class Pool:
         if trouble := self._trouble():
             reasons.append(trouble)
             kind = Unavailable
-        raise kind(f"MetaDB cannot be used: {'; '.join(reasons)}", public=AWAY)
+        raise kind(f"MetaDB cannot be used: {'; '.join(reasons)}")
 
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from distfs.metadb.embedded_postgres import resolve
+from distfs.metadb.embedded_postgres import processes_in, resolve
 from tests.cluster.harness import clean_environment, wait_until
 from tests.cluster.test_up import StartUp, Up, curl
 from tests.postgres import run_sql
@@ -100,21 +101,45 @@ def test_metadb_outlives_a_disk_full_of_files_and_thousands_of_small_changes(up:
     assert "PostgreSQL died" not in running.log
 
 
+def take_all(disk: Path, foreign: Path) -> None:
+    """Something else writes until the disk has not a byte left."""
+    with foreign.open("ab") as file:
+        while room := free(disk):
+            with contextlib.suppress(OSError):  # MetaDB took some of it at the same moment
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, room)
+
+
+@contextlib.contextmanager
+def crashed(running: Up, data: Path) -> Iterator[None]:
+    """PostgreSQL was killed, with all of its processes, and is started again only after the block."""
+    supervisor = running.children()["metadb"]
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        for pid in list(processes_in(data)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not list(processes_in(data)), "PostgreSQL has ended")
+        yield
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+
 def test_the_ballast_is_given_up_for_metadb_and_made_again(up: StartUp, disk: Path) -> None:
     """Something else fills the disk, so that not even PostgreSQL finds room."""
     running = up(new=True).wait_ready()
     client, ballast, foreign = Client(running), disk / "metadb" / "ballast", disk / "foreign"
     uuid = curl("-T", __file__, f"{running.url}/upload/x").decode().strip()
+    running.says("log is laid ahead")
     assert ballast.stat().st_blocks * 512 >= 2 * SEGMENT
     with foreign.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free(disk) - MIB)
     running.says("MetaDB IS ABOUT TO STOP FOR WANT OF ROOM")
-    wait_until(lambda: not ballast.exists(), "the ballast is gone")
+    wait_until(lambda: ballast.stat().st_blocks * 512 < SEGMENT, "most of the ballast is gone")
     assert client.put(1000)[0] == 507
     assert client.ask("GET", f"/download/{uuid}")[0] == 200
     client.delete(uuid)
     foreign.unlink()
-    wait_until(ballast.exists, "there is a ballast again")
+    wait_until(lambda: ballast.stat().st_blocks * 512 >= 2 * SEGMENT, "there is a whole ballast again")
     wait_until(lambda: client.put(1000)[0] == 201, "uploads are taken again")
 
 
@@ -125,44 +150,67 @@ def test_a_metadb_that_finds_no_room_to_start_in_starts_in_that_of_the_ballast(
     uuid = curl("-T", __file__, f"{running.url}/upload/x").decode().strip()
     running.stop()
     foreign = disk / "foreign"
-    with foreign.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free(disk))
+    take_all(disk, foreign)
     assert free(disk) == 0
     again = up().wait_ready()
-    again.says("was given up")
+    again.says("were given up")
     assert curl(f"{again.url}/download/{uuid}") == Path(__file__).read_bytes()
     Client(again).delete(uuid)
+
+
+def test_metadb_lives_on_a_disk_without_a_byte_and_outlives_a_crash_there(up: StartUp, disk: Path) -> None:
+    """Something else takes whatever the ballast gives up."""
+    running = up(new=True).wait_ready()
+    client, foreign, data = Client(running), disk / "foreign", disk / "metadb" / "postgres"
+    ballast = disk / "metadb" / "ballast"
+    kept, deleted = (curl("-T", __file__, f"{running.url}/upload/x").decode().strip() for _ in range(2))
+    running.says("log is laid ahead")
+    take_all(disk, foreign)
+    running.says("MetaDB IS ABOUT TO STOP FOR WANT OF ROOM")
+    wait_until(lambda: ballast.stat().st_blocks * 512 < SEGMENT, "most of the ballast is gone")
+    take_all(disk, foreign)
+    url = resolve(f"embedded:{disk / 'metadb'}")
+    for _ in range(CHANGED // MIB):
+        run_sql(url, f"SELECT pg_logical_emit_message(false, 'test', repeat('x', {MIB}))")
+    run_sql(url, "CHECKPOINT")
+    assert free(disk) == 0
+    assert "PostgreSQL died" not in running.log
+    assert client.ask("GET", f"/download/{kept}")[0] == 200
+    with crashed(running, data):
+        take_all(disk, foreign)
+    running.says("ABOUT TO STOP FOR WANT OF ROOM: it starts, and only 0 bytes are free")
+    assert not ballast.exists()
+    wait_until(lambda: client.ask("GET", f"/download/{kept}")[0] == 200, "MetaDB is back")
+    client.delete(deleted)
 
 
 def test_without_any_room_left_the_log_says_so_and_metadb_comes_back_by_itself(
     up: StartUp, disk: Path
 ) -> None:
     running = up(new=True).wait_ready()
-    client, foreign = Client(running), disk / "foreign"
+    client, foreign, data = Client(running), disk / "foreign", disk / "metadb" / "postgres"
     uuid = curl("-T", __file__, f"{running.url}/upload/x").decode().strip()
-    with foreign.open("wb") as file:
-        while free(disk):
-            os.posix_fallocate(file.fileno(), 0, foreign.stat().st_size + free(disk))
-            wait_until(lambda: not (disk / "metadb" / "ballast").exists(), "the ballast is gone")
-
-    def starved() -> bool:
-        """PostgreSQL may find room in what its own end gave back: that is taken, too."""
-        with foreign.open("ab") as file:
-            if room := free(disk):
-                os.posix_fallocate(file.fileno(), foreign.stat().st_size, room)
-        with contextlib.suppress(OSError, IndexError):
-            os.kill(int((disk / "metadb" / "postgres" / "postmaster.pid").read_text().split()[0]), 9)
-        return client.ask("GET", f"/files/{uuid}")[0] == 503
-
-    wait_until(starved, "MetaDB is away")
+    running.says("log is laid ahead")
+    with crashed(running, data):  # what a start gives back is taken before, so that none finds room in it
+        for leftover in (
+            *data.glob("pg_dynshmem/*"),
+            *data.rglob("pg_internal.init*"),
+            data / "postmaster.pid",
+        ):
+            leftover.unlink()
+        (disk / "metadb" / "ballast").unlink()
+        take_all(disk, foreign)
+    running.says("(free room on that disk)")
     status, text = client.ask("GET", f"/files/{uuid}")
     assert status == 503
     assert "try again soon" in text
     assert str(disk) not in text
-    running.says("; its disk is full (0 bytes free in ")
+    running.says("MetaDB does not run: its disk is full (0 bytes free in ")
+    running.says("free 32.0 MiB on that disk")
     assert "start it with" not in running.log
-    foreign.unlink()
+    os.truncate(foreign, foreign.stat().st_size - 32 * MIB)
     wait_until(lambda: client.ask("GET", f"/files/{uuid}")[0] == 200, "MetaDB is back")
+    client.delete(uuid)
 
 
 def test_the_trash_is_emptied_by_hand_where_it_does_not_give_way(up: StartUp, disk: Path) -> None:

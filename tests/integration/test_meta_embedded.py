@@ -64,8 +64,9 @@ def test_stopping_leaves_no_process_and_starting_again_finds_the_data(
         files = meta.commit_files([new_file()], soon())
     assert list(processes_in(server.data)) == []
     assert server.pid is None
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="no MetaDB runs in") as away:
         meta.ping(soon())
+    assert away.value.public == "MetaDB cannot be reached at this moment: try again soon"
     server.stop()
     with started(EmbeddedPostgres(server.folder, FAST)):
         assert [meta.file(file.id, soon()) for file in files] == files

@@ -39,7 +39,7 @@ def _mounted(folder: Path, options: str) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("capacity", "log", "left"),
     [
-        (300 * MIB, 32 * MIB, 62 * MIB),  # at least two segments
+        (300 * MIB, 48 * MIB, 78 * MIB),  # at least three segments
         (2 * GIB, 102 * MIB, 307 * MIB),
         (10 * GIB, 256 * MIB, 1280 * MIB),
         (26 * GIB, 256 * MIB, 1280 * MIB),
@@ -150,29 +150,38 @@ def test_a_ballast_is_kept_while_there_is_room_given_up_without_and_made_again(
     with _mounted(tmp_path / "disk", f"size={300 * MIB}") as disk:
         kept, file = Ballast(disk), disk / "ballast"
         kept.look()
-        assert file.stat().st_blocks * 512 == 32 * MIB
+        assert file.stat().st_blocks * 512 == 48 * MIB
         foreign = fill(disk, leave=SEGMENT)
         kept.look()
         assert file.exists()
         fill(disk, leave=SEGMENT - 4096)
         with caplog.at_level(logging.ERROR):
             kept.look()
-        assert not file.exists()
+        assert file.stat().st_blocks * 512 == 4 * MIB  # for a start
         [told] = caplog.messages
         assert (
             "MetaDB IS ABOUT TO STOP FOR WANT OF ROOM: only 16,773,120 bytes" in told
             or "only 16.0 MiB" in told
         )
+        assert "44.0 MiB of its ballast file were given up" in told
+        fill(disk, leave=0)
         kept.look()
-        assert not file.exists()
+        assert file.stat().st_blocks * 512 == 4 * MIB
         assert len(caplog.messages) == 1
+        assert kept.give_up("PostgreSQL does not start")
+        assert not file.exists()
+        assert not kept.give_up("PostgreSQL does not start")
+        assert len(caplog.messages) == 2
+        os.truncate(foreign, foreign.stat().st_size - 36 * MIB)
+        kept.look()  # room for what a start needs, and not for the whole
+        assert file.stat().st_blocks * 512 == 4 * MIB
         foreign.unlink()
         kept.look()
-        assert file.exists()
+        assert file.stat().st_blocks * 512 == 48 * MIB
 
 
 def test_a_disk_without_room_for_it_has_no_ballast_and_no_part_of_one(tmp_path: Path) -> None:
-    with _mounted(tmp_path / "disk", f"size={60 * MIB}") as disk:
+    with _mounted(tmp_path / "disk", f"size={30 * MIB}") as disk:
         Ballast(disk).look()
         assert not (disk / "ballast").exists()
     Ballast(tmp_path / "nowhere").look()
@@ -186,8 +195,20 @@ def test_a_disk_without_room_for_it_has_no_ballast_and_no_part_of_one(tmp_path: 
         ("FATAL:  data directory has wrong ownership", False),
     ],
 )
-def test_what_postgres_says_of_a_full_disk(reason: str, is_it: bool) -> None:
-    assert ballast.is_for_want_of_room(reason) is is_it
+def test_what_postgres_says_of_a_full_disk(reason: str, is_it: bool, tmp_path: Path) -> None:
+    assert ballast.is_for_want_of_room(reason, tmp_path) is is_it
+
+
+def test_postgres_that_finds_no_room_to_say_so_has_none(tmp_path: Path) -> None:
+    with _mounted(tmp_path / "disk", f"size={60 * MIB}") as disk:
+        assert not ballast.is_for_want_of_room("it said nothing", disk)
+        fill(disk, leave=0)
+        assert ballast.is_for_want_of_room("it said nothing", disk)
+    with _mounted(tmp_path / "inodes", f"size={60 * MIB},nr_inodes=3") as disk:
+        assert not ballast.trouble(disk)
+        for i in range(2):
+            (disk / str(i)).touch()
+        assert "its disk has no inodes left (60.0 MiB free in" in ballast.trouble(disk)
 
 
 def test_a_metadb_that_does_not_run_is_said_to_be_stopped_or_out_of_room(tmp_path: Path) -> None:
@@ -199,6 +220,6 @@ def test_a_metadb_that_does_not_run_is_said_to_be_stopped_or_out_of_room(tmp_pat
     with _mounted(tmp_path / "disk", f"size={60 * MIB}") as disk:
         fill(disk, leave=MIB)
         with pytest.raises(
-            Unavailable, match=r"its disk is full \(1\.0 MiB free in .*\): free 16\.0 MiB on that disk"
+            Unavailable, match=r"its disk is full \(1\.0 MiB free in .*\): free 32\.0 MiB on that disk"
         ):
             resolve(f"embedded:{disk}")
