@@ -21,7 +21,7 @@ from tests.postgres import run_sql
 from tests.privileges import need_root
 
 MIB = 1 << 20
-DISK = 300 * MIB
+DISK = 400 * MIB
 CHANGED = 100 * MIB
 SMALL = 100
 SEGMENT = 16 * MIB  # PostgreSQL's log grows by as much
