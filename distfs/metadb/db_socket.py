@@ -1,7 +1,8 @@
 """The socket below a connection to MetaDB. Every wait on it ends with one deadline, whatever trickles in meanwhile.
 
-Python's time limits, and so the driver's, begin anew with each call: one who sends a byte now and then is never
-late, be it a server that is overloaded or something else that listens on its port.
+Time limits of sockets begin anew with each call: one who sends a byte now and then is never late, be it a server that
+is overloaded or something else that listens on its port. So before each call it is looked whether the kernel's limit
+(SO_RCVTIMEO; Python's own costs a poll before each call) is within what is left, and seldom it has to be set.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 from typing import Any, cast
 
 from distfs.deadline import Deadline
@@ -18,6 +20,9 @@ from distfs.metadb.url import Host
 
 _KEEPALIVE = 30, 5, 3  # a server behind a firewall that went silent is noticed after 45 s
 
+_TIMEVAL = struct.Struct("@ll")
+_SHORTEST_S = 0.05  # is not halved
+
 #: Length 8 and the request's code (https://www.postgresql.org/docs/current/protocol-message-formats.html).
 _TLS_REQUEST, _TLS_GRANTED = b"\0\0\0\x08\x04\xd2\x16\x2f", b"S"
 
@@ -26,22 +31,41 @@ class DBSocket(socket.socket):
     """While it has a ``limit``, sending and receiving raise TimeoutError as soon as that is over."""
 
     limit: Deadline | None = None
+    _waits = 0.0  # seconds that the kernel lets a call wait; 0: for ever
 
     def recv_into(self, *args: Any) -> int:
-        self.wait_no_longer()
-        return super().recv_into(*args)
+        while True:
+            self.wait_no_longer()
+            try:
+                return super().recv_into(*args)
+            except BlockingIOError:
+                self._waits = 0.0  # anew, by what is left
 
     def send(self, *args: Any) -> int:
-        self.wait_no_longer()
-        return super().send(*args)
+        while True:
+            self.wait_no_longer()
+            try:
+                return super().send(*args)
+            except BlockingIOError:
+                self._waits = 0.0
 
     def wait_no_longer(self) -> None:
         """The next call ends with the limit. Raises TimeoutError when that is over, or was cancelled."""
         if self.limit is not None:
             try:
-                self.settimeout(self.limit.remaining())
+                left = self.limit.remaining()
             except (TooSlow, Cancelled) as e:
                 raise TimeoutError(str(e)) from e
+            self._wait_within(left)
+
+    def _wait_within(self, left: float) -> None:
+        """A call of no more than ``left`` seconds; of half of them, so that the next one may be as long."""
+        if not 0 < self._waits <= left:
+            self._waits = max(left / 2, min(left, _SHORTEST_S))
+            whole = int(self._waits)
+            timeval = _TIMEVAL.pack(whole, int((self._waits - whole) * 1e6) or 1)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self.setsockopt(socket.SOL_SOCKET, option, timeval)
 
     def interrupt(self) -> None:
         """From any thread: whoever waits here fails at once, and the connection is of no more use."""
@@ -51,7 +75,8 @@ class DBSocket(socket.socket):
 
 
 class _TLSSocket(DBSocket, ssl.SSLSocket):
-    pass
+    def _wait_within(self, left: float) -> None:
+        self.settimeout(left)  # a call of TLS is several of the kernel's
 
 
 def connect(host: Host, limit: Deadline) -> DBSocket:
@@ -62,11 +87,13 @@ def connect(host: Host, limit: Deadline) -> DBSocket:
         try:
             sock.settimeout(left)
             sock.connect(host.socket_path)
+            sock.setblocking(True)
         except OSError:
             sock.close()
             raise
     else:
         sock = DBSocket(fileno=dial(host.name, host.port, left).detach())
+        sock.setblocking(True)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_alive(sock, *_KEEPALIVE)
     sock.limit = limit
@@ -86,7 +113,9 @@ def start_tls(sock: DBSocket, context: ssl.SSLContext, name: str) -> DBSocket:
     except OSError:  # reset; Python's ssl raises, too, but leaves the descriptor open in a socket nobody has
         raise ConnectionResetError("it closed the connection") from None
     context.sslsocket_class = _TLSSocket
-    sock.wait_no_longer()  # of a handshake, the socket's time limit is for all of it
+    sock.wait_no_longer()
+    if sock.limit is not None:
+        sock.settimeout(sock.limit.remaining())  # of a handshake, it is for all of it
     wrapped = cast(DBSocket, context.wrap_socket(sock, server_hostname=name))
     wrapped.limit = sock.limit
     return wrapped
