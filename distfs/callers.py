@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ _HEADER_IS = re.compile(r"([A-Za-z0-9-]+)=(.+)")
 _IN_BRACKETS = re.compile(r"^\[([0-9A-Fa-f:.]+)\]")
 #: An address as proxies write it: some add a port.
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9]+(?:\.[0-9]+){3}):[0-9]{1,5}")
+_LONGEST = 64  # characters; longer ones are hardly addresses
 #: Around a header's value, and nothing else is.
 _BLANKS = " \t"
 
@@ -96,6 +98,11 @@ def parse_network(text: str) -> Network:
 
 def parse_address(text: str) -> Address | None:
     """An address, a port after it left out; an IPv4 one in IPv6's clothes is the IPv4 one. None: it is none."""
+    return _read(text) if len(text) <= _LONGEST else _read.__wrapped__(text)
+
+
+@lru_cache(maxsize=1024)  # the same ones come again and again, and what is kept is bounded
+def _read(text: str) -> Address | None:
     text = text.strip(_BLANKS)
     if found := _WITH_PORT.fullmatch(text):
         text = found[1] or found[2]

@@ -18,7 +18,7 @@ from distfs.config_file import load
 from distfs.errors import DistfsError, Encoded
 from distfs.problem import explained, phrase
 from distfs.routes import admin, download, files, upload
-from distfs.routes.messages import Request
+from distfs.routes.messages import Answer, Request
 from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request
 from distfs.threads import as_ours
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("distfs.http")
 access_log = logging.getLogger("distfs.access")
 
-View = Callable[..., Response]
+View = Callable[..., Answer | Response]
 
 
 class _AnyName(BaseConverter):
@@ -39,6 +39,7 @@ class _AnyName(BaseConverter):
     part_isolating = False
 
 
+_ID = "/<uuid>"
 _ROUTES: list[tuple[str, str, View]] = [
     ("POST", "/upload", upload.post_form),
     ("PUT", "/upload", upload.put_raw),
@@ -68,6 +69,8 @@ class HttpApp:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self._views = {(method, path): view for method, path, view in _ROUTES if "<" not in path}
+        self._views_of_ids = {(m, p[: -len(_ID)]): view for m, p, view in _ROUTES if p.endswith(_ID)}
         # A name may hold anything, also `//` or a slash at its end: nothing is merged or redirected.
         self._map = Map(
             [Rule(path, methods=[method], endpoint=view) for method, path, view in _ROUTES],
@@ -127,13 +130,25 @@ class HttpApp:
     def _callers(self) -> CallersConfig:
         return self.services.admission.callers
 
-    def _answer(self, request: Request) -> Response:
+    def _route(self, method: str, path: str) -> tuple[View, dict[str, str]]:
+        """The view of a request and its arguments. Raises HTTPException.
+
+        The usual paths are found without werkzeug's map, which would find the same.
+        """
+        if (view := self._views.get((method, path))) is not None:
+            return view, {}
+        folder, _, last = path.rpartition("/")
+        if last and (view := self._views_of_ids.get((method, folder))) is not None:
+            return view, {"uuid": last}
+        # By the path alone: werkzeug has a mind of its own about hosts.
+        view, arguments = self._map.bind("", path_info=path, default_method=method).match()
+        return view, dict(arguments)
+
+    def _answer(self, request: Request) -> Answer | Response:
         try:
             request.check_host()
-            # By the path alone: werkzeug has a mind of its own about hosts.
-            routes = self._map.bind("", path_info=request.path, default_method=request.method)
-            view, arguments = routes.match()
-            response: Response = view(self.services, request, **arguments)
+            view, arguments = self._route(request.method, request.path)
+            response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
             error = as_ours(e) if isinstance(e, MemoryError) else e
             response = _refusal(request, request.because_given_up(error) or error)

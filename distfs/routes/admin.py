@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 
-from werkzeug.wrappers import Response
-
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
-from distfs.routes.messages import Request, as_json, text
+from distfs.routes.messages import Answer, Request, as_json, text
 from distfs.services import Services
 
 log = logging.getLogger("distfs.http")
@@ -33,16 +31,16 @@ An upload answers with the file's UUID; with "Accept: application/json" it answe
 """
 
 
-def get_usage(services: Services, request: Request) -> Response:
+def get_usage(services: Services, request: Request) -> Answer:
     return text(_USAGE.format(url=request.url))
 
 
-def get_alive(services: Services, request: Request) -> Response:
+def get_alive(services: Services, request: Request) -> Answer:
     """This process answers; nothing else is looked at."""
     return text("ok\n")
 
 
-def get_status(services: Services, request: Request) -> Response:
+def get_status(services: Services, request: Request) -> Answer:
     """What this process holds, in bytes, and how it finds the nodes; of the cluster tells `distfs status`."""
     entry = {
         "memory": asdict(services.pool.usage()),
@@ -58,7 +56,7 @@ def get_status(services: Services, request: Request) -> Response:
     return as_json(entry)
 
 
-def get_ready(services: Services, request: Request) -> Response:
+def get_ready(services: Services, request: Request) -> Answer:
     """200 when MetaDB has this version's schema and enough nodes take writes, else 503 and what is missing.
 
     A cluster that is full says so and is ready: what is in it must be read, and deleted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from werkzeug.datastructures import Headers
 
@@ -10,7 +11,18 @@ from distfs.errors import ConditionFailed, Refused
 from distfs.headers import dates, etags
 from distfs.headers.etags import Tags
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 _NONE = Tags(any=False)
+_CONDITIONS = tuple(
+    f"HTTP_{name}" for name in ("IF_MATCH", "IF_NONE_MATCH", "IF_MODIFIED_SINCE", "IF_UNMODIFIED_SINCE")
+)
+
+
+def has_conditions(environ: WSGIEnvironment) -> bool:
+    """Whether a request has any; most have none, and to look for each in its headers takes longer."""
+    return any(name in environ for name in _CONDITIONS)
 
 
 def precondition(headers: Headers, etag: str, modified: datetime) -> int | None:

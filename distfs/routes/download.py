@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from werkzeug.http import http_date
 from werkzeug.wrappers import Response
@@ -11,8 +11,8 @@ from distfs.errors import Refused, TooMuch
 from distfs.headers import disposition, lengths
 from distfs.model import File
 from distfs.quantity import counted
-from distfs.routes.conditions import precondition, same_as_before
-from distfs.routes.messages import Request, etag, parse_uuid, repr_digest, served_type
+from distfs.routes.conditions import has_conditions, precondition, same_as_before
+from distfs.routes.messages import Answer, Request, etag, parse_uuid, repr_digest, served_type
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
 from distfs.services import Services
 
@@ -23,7 +23,7 @@ SIZE_HEADER = "Want-Max-Size"
 SAFE = {"Content-Security-Policy": "sandbox"}
 
 
-def get_file(services: Services, request: Request, uuid: str | None = None) -> Response:
+def get_file(services: Services, request: Request, uuid: str | None = None) -> Answer | Response:
     """The bytes of a file, with everything HTTP can say about them.
 
     The first block is fetched and checked before the answer begins, so that a file that cannot be read is
@@ -39,7 +39,8 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> R
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
     } | SAFE
-    if (status := precondition(request.headers, etag(file), file.created_at)) is not None:
+    conditional = has_conditions(request.environ)
+    if conditional and (status := precondition(request.headers, etag(file), file.created_at)) is not None:
         return Response(status=status, headers=headers)
     asked = _asked(request, file)
     spans = asked or [Span(0, file.size)]
@@ -53,17 +54,11 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> R
     }
     if len(asked) == 1:
         headers["Content-Range"] = content_range(spans[0], file.size)
-    body: Iterator[bytes | memoryview] | tuple[()] = ()
+    body: Iterable[bytes | memoryview] = ()
     if request.method == "GET":
         body = _blocks(services, request, file, spans, parts)
-    response = Response(
-        status=206 if asked else 200,
-        headers=headers,
-        content_type=parts.content_type if parts else str(kind),
-        direct_passthrough=True,
-    )
-    response.response = body  # type: ignore[assignment]  # views, to a server that writes them
-    return response
+    headers["Content-Type"] = parts.content_type if parts else str(kind)
+    return Answer(206 if asked else 200, headers, body)
 
 
 def _blocks(
@@ -104,7 +99,7 @@ class _Blocks:
 
 def _check_size(request: Request, size: int) -> None:
     """A client that has room for so many bytes only. Raises TooMuch, before any of them is read."""
-    text = request.headers.get(SIZE_HEADER) or request.args.get("max_size")
+    text = request.environ.get("HTTP_WANT_MAX_SIZE") or request.args.get("max_size")
     if not text:
         return
     most = lengths.number(text)
@@ -118,7 +113,7 @@ def _check_size(request: Request, size: int) -> None:
 
 def _asked(request: Request, file: File) -> list[Span]:
     """The ranges to send; empty: the whole file."""
-    header = request.headers.get("Range")
+    header = request.environ.get("HTTP_RANGE")
     if not header or request.method != "GET":
         return []
     condition = request.headers.get("If-Range")

@@ -6,14 +6,14 @@ from werkzeug.wrappers import Response
 
 from distfs.errors import Refused
 from distfs.routes.conditions import check_before_change
-from distfs.routes.messages import Request, as_json, etag, facts, parse_uuid
+from distfs.routes.messages import Answer, Request, as_json, etag, facts, parse_uuid
 from distfs.services import Services
 from distfs.upkeep.db import UpkeepDB
 
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 
 
-def get_facts(services: Services, request: Request, uuid: str) -> Response:
+def get_facts(services: Services, request: Request, uuid: str) -> Answer:
     """All there is to know of one file, and how safe it is now.
 
     ``health.redundancy_left``: how many more nodes every one of its slices survives, the least over the slices;
@@ -33,7 +33,7 @@ def get_facts(services: Services, request: Request, uuid: str) -> Response:
     return as_json(facts(request, file) | {"slices": len(file.slices), "health": entry})
 
 
-def list_files(services: Services, request: Request) -> Response:
+def list_files(services: Services, request: Request) -> Answer:
     """Files in the order of their ids, ``limit`` at a time. ``next``: what to ask for ``after``; null at the end."""
     after = request.args.get("after")
     limit = request.args.get("limit", str(DEFAULT_LIMIT))

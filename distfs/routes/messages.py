@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 from uuid import UUID
 
+from werkzeug.datastructures import ImmutableMultiDict, MultiDict
+from werkzeug.urls import iri_to_uri
 from werkzeug.wrappers import Request as BaseRequest
-from werkzeug.wrappers import Response
 
 from distfs.callers import Caller
 from distfs.deadline import Scope
@@ -21,6 +24,9 @@ from distfs.ingest import source_of
 from distfs.model import Address, File
 from distfs.problem import JSON, asks_for
 from distfs.source import Source
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
 
@@ -44,6 +50,10 @@ class Request(BaseRequest):
     @cached_property
     def body(self) -> Body:
         return Body(source_of(self.environ))
+
+    @cached_property
+    def args(self) -> MultiDict[str, str]:
+        return super().args if self.environ.get("QUERY_STRING") else _NO_ARGS
 
     @property
     def caller(self) -> Caller:
@@ -91,12 +101,36 @@ class Request(BaseRequest):
         return asks_for(self.headers.get("Accept", ""), JSON)
 
 
-def text(body: str, status: int = 200) -> Response:
-    return Response(body, status, content_type="text/plain; charset=utf-8")
+_NO_ARGS: MultiDict[str, str] = ImmutableMultiDict()
 
 
-def as_json(value: object, status: int = 200) -> Response:
-    return Response(json.dumps(value, indent=2) + "\n", status, content_type=JSON)
+class Answer:
+    """An answer that is complete: its headers say all there is to say. werkzeug's own looks at each of them anew."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: Iterable[bytes | memoryview]) -> None:
+        self.status_code, self.headers, self.body = status, headers, body
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response(_STATUS[self.status_code], list(self.headers.items()))
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return ()
+        return self.body  # type: ignore[return-value]  # views, to a server that writes them
+
+
+_STATUS = {each.value: f"{each.value} {each.phrase}" for each in HTTPStatus}
+
+
+def text(body: str, status: int = 200) -> Answer:
+    return _encoded(body, status, "text/plain; charset=utf-8")
+
+
+def as_json(value: object, status: int = 200) -> Answer:
+    return _encoded(json.dumps(value, indent=2) + "\n", status, JSON)
+
+
+def _encoded(body: str, status: int, content_type: str) -> Answer:
+    data = body.encode()
+    return Answer(status, {"Content-Type": content_type, "Content-Length": str(len(data))}, [data])
 
 
 def parse_uuid(given: str) -> UUID:
@@ -128,14 +162,14 @@ def facts(request: Request, file: File) -> dict[str, object]:
     }
 
 
-def created(request: Request, files: Sequence[File]) -> Response:
+def created(request: Request, files: Sequence[File]) -> Answer:
     """201: a line a file, or JSON: an object for one file, a list for several (RFC 9530 digest for one)."""
     if request.wants_json:
         entries = [facts(request, file) for file in files]
         response = as_json(entries[0] if len(entries) == 1 else entries, 201)
     else:
         response = text("".join(f"{file.id}\n" for file in files), 201)
-    response.headers["Location"] = download_url(request, files[0])
+    response.headers["Location"] = iri_to_uri(download_url(request, files[0]))
     if len(files) == 1:
         response.headers["Repr-Digest"] = repr_digest(files[0])
     return response
@@ -152,4 +186,9 @@ def repr_digest(file: File) -> str:
 
 def served_type(file: File) -> MediaType:
     """As it was read anew: another version may have stored it as it came."""
-    return media_type.read(file.content_type).plain()
+    return _served_type(file.content_type)
+
+
+@lru_cache(maxsize=256)
+def _served_type(text: str) -> MediaType:
+    return media_type.read(text).plain()

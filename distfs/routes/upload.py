@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from werkzeug.wrappers import Response
-
 from distfs.admission.promises import Promise
 from distfs.deadline import Deadline
 from distfs.errors import Encoded, LengthRequired, Refused
@@ -24,7 +22,7 @@ from distfs.model import Policy
 from distfs.multipart import FormLimits
 from distfs.routes.body_digests import BodyDigests
 from distfs.routes.conditions import check_nothing_there
-from distfs.routes.messages import Request, created
+from distfs.routes.messages import Answer, Request, created
 from distfs.services import Services
 from distfs.source import Source
 
@@ -34,7 +32,7 @@ POLICY_HEADER = "X-Distfs-Policy"
 Files = Callable[[Source], Iterator[IncomingFile]]
 
 
-def post_form(services: Services, request: Request) -> Response:
+def post_form(services: Services, request: Request) -> Answer:
     """Store every file of a form, or none of them."""
     limits = FormLimits(_largest(services, request), services.config.http.max_form_overhead)
     return _store(
@@ -44,7 +42,7 @@ def post_form(services: Services, request: Request) -> Response:
     )
 
 
-def put_raw(services: Services, request: Request, name: str = "") -> Response:
+def put_raw(services: Services, request: Request, name: str = "") -> Answer:
     """Store the body as one file."""
     if "Content-Range" in request.headers:
         raise Refused("an upload cannot be resumed (Content-Range): send the file as a whole")
@@ -67,7 +65,7 @@ def put_raw(services: Services, request: Request, name: str = "") -> Response:
     return _store(services, request, the_body, is_the_file=True)
 
 
-def _store(services: Services, request: Request, files_in: Files, *, is_the_file: bool = False) -> Response:
+def _store(services: Services, request: Request, files_in: Files, *, is_the_file: bool = False) -> Answer:
     """Keep all files of the body, or none. ``is_the_file``: it has one, and nothing else."""
     _refuse_encoded(request)
     check_nothing_there(request.headers)
