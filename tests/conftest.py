@@ -15,8 +15,17 @@ from tests.faults.patch import Patch
 pytest_plugins = ["tests.postgres", "tests.cluster.harness"]
 
 
-#: Waits for pip most of its time, more than a minute: begun last, it would be all that still runs.
-LONGEST = "test_readme_commands.py"
+#: Each takes a minute or more and cannot be divided: begun last, it would be all that still runs. The group is that
+#: of the benchmarks, which run one after another.
+LONGEST = (
+    "test_readme_commands.py",
+    "test_upkeep_kill.py",
+    "test_rolling_restart.py",
+    "test_repair_queue.py",
+)
+LONGEST_GROUP = "heavy"
+#: The rest follows by how long a test takes: what is last are thousands of short ones, with which all end at once.
+SHORT = ("unit", "contract")
 
 
 def pytest_configure() -> None:
@@ -65,7 +74,12 @@ def pytest_collection_modifyitems(
     if hasattr(config, "workerinput"):  # a process of xdist's
         sizes = Counter(_group(item) for item in items)
         sizes[""] = 1
-        items.sort(key=lambda item: (item.path.name != LONGEST, -sizes[_group(item)]))
+
+        def turn(item: pytest.Item) -> tuple[bool, bool, int]:
+            longest = item.path.name in LONGEST or _group(item) == LONGEST_GROUP
+            return not longest, item.path.parent.name in SHORT, -sizes[_group(item)]
+
+        items.sort(key=turn)
 
 
 def _group(item: pytest.Item) -> str:

@@ -405,20 +405,22 @@ def test_a_node_folder_that_cannot_be_made_is_refused(up: StartUp, data: Path) -
     assert processes_in(data) == []
 
 
-@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
-def test_a_node_folder_that_was_there_is_never_made_anew_silently(up: StartUp, data: Path, left: str) -> None:
+def test_a_node_folder_that_was_there_is_never_made_anew_silently(up: StartUp, data: Path) -> None:
     """Its disk may not be mounted. Other nodes are made only when there are to be more of them."""
     assert up().wait_ready().stop() == 0
     folder, mounted_later = data / "node2", data.with_name("its-disk")
     folder.rename(mounted_later)
-    if left != "nothing":
-        folder.mkdir()
-    for flags in ([], ["--nodes", "4"]):
-        running = up(*flags)
-        assert running.wait() == 2
-        line = running.lines[-1]
-        assert line.startswith(f"distfs: {folder} was a storage node's and is no more: mount its disk")
-        assert not folder.exists() or not list(folder.iterdir())
+    for left in ("nothing", "an empty folder"):
+        if left != "nothing":
+            folder.mkdir()
+        for flags in ([], ["--nodes", "4"]):
+            running = up(*flags)
+            assert running.wait() == 2
+            line = running.lines[-1]
+            assert line.startswith(f"distfs: {folder} was a storage node's and is no more: mount its disk"), (
+                left
+            )
+            assert not folder.exists() or not list(folder.iterdir())
     shutil.rmtree(folder, ignore_errors=True)
     mounted_later.rename(folder)
     running = up("--nodes", "4").wait_ready()

@@ -19,6 +19,8 @@ from distfs.disk.home import Identity, Place, elsewhere, make_home, read_identit
 from distfs.errors import ConfigError, NotHome
 from distfs.meta import MetaDB
 from distfs.model import Node
+from tests import nursery
+from tests.cluster.harness import clean_environment
 from tests.contract.litter import eventually
 from tests.integration.test_storage_server_command import ROOT, command, process, registered
 from tests.privileges import need_root
@@ -30,7 +32,7 @@ def start(folder: Path, url: str) -> list[str]:
 
 def refused(args: list[str], code: int) -> str:
     """The one line of a command that ends with ``code``."""
-    ended = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ended = nursery.run(args, ROOT, clean_environment(), 60)
     assert (ended.returncode, ended.stdout) == (code, ""), ended
     lines = [line for line in ended.stderr.splitlines() if " INFO " not in line]
     assert len(lines) == 1, ended.stderr
@@ -48,11 +50,16 @@ def runs(folder: Path, url: str, meta: MetaDB) -> UUID:
     def here() -> list[Node]:
         return [node for node in meta.nodes(Deadline(10)) if node.alive and node.address not in before]
 
-    with process(start(folder, url), DISTFS_NODE_RESERVE="0") as running:
+    environ = clean_environment(DISTFS_NODE_RESERVE="0")
+    running = nursery.start(start(folder, url), ROOT, environ)
+    try:
         eventually(here, "it is here", 30)
         [node] = here()
         running.terminate()
         assert running.wait(20) == 0
+    finally:
+        running.kill()
+        running.wait(20)
     return node.uuid
 
 
