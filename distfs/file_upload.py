@@ -117,7 +117,8 @@ class FileUpload:
         size_hint: int | None,
         deadline: Deadline,
     ) -> None:
-        """``size_hint``: bytes the source is expected to have."""
+        """``size_hint``: bytes the source has. Without it, whether a full slice is the file's last, which its nodes
+        write down, is known only when more comes."""
         self._request, self._means, self._identity, self._deadline = slices, means, identity, deadline
         self._config = means.config
         self._beside = identity.code.beside(self._config.block_size)
@@ -155,9 +156,16 @@ class FileUpload:
             while block is not None:
                 sending = self._current(block)
                 self._send(block, sending, digest)
+                full = sending.plan.size >= self._config.slice_size
+                if full and self._left:  # a client that pauses here holds nothing open
+                    sending.finish(last=False)
                 block = self._next(source)
-                if block is None or sending.plan.size >= self._config.slice_size:
+                if not sending.ended and (full or block is None):
                     sending.finish(last=block is None)
+                elif block is None:
+                    raise DistfsError(
+                        f"the source ended {self._left} bytes before the size it was said to have"
+                    )
             while self._flying:
                 self._land_oldest()
         except BaseException:

@@ -81,7 +81,7 @@ class UploadSession:
         self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
         self._failed_nodes: set[int] = set()  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
-        self._keep = False
+        self._keep = self._committed = False
 
     def __enter__(self) -> UploadSession:
         return self
@@ -89,8 +89,10 @@ class UploadSession:
     def __exit__(self, *exc: object) -> None:
         for plan in list(self._unsettled):
             self._landed(plan)
-        if not self._keep:
-            self._discard()
+        if self._committed:
+            self._discard(self._unneeded(), wait_for_it=False)
+        elif not self._keep:
+            self._discard(self._stored)
 
     def add(
         self,
@@ -132,7 +134,9 @@ class UploadSession:
     def _commit(self) -> list[File]:
         self._keep = True  # whatever happens now, never remove what may have been committed
         try:
-            return self._uploader.meta.commit_files([file for _, file in self._files], self._deadline)
+            files = self._uploader.meta.commit_files([file for _, file in self._files], self._deadline)
+            self._committed = True
+            return files
         except OutcomeUnknown:
             raise
         except DistfsError:
@@ -318,17 +322,33 @@ class UploadSession:
         finally:
             block.release()
 
-    def _discard(self) -> None:
-        """Remove every fragment this session may have stored, on all nodes at once, within a bound."""
+    def _unneeded(self) -> list[tuple[int, FragmentId]]:
+        """What was stored on nodes that answer and is not what was committed: of slices that were placed anew, and of
+        fragments that were made anew elsewhere. Of one that nobody keeps any copy is welcome."""
+        kept: set[tuple[int, FragmentId]] = set()
+        nowhere: set[FragmentId] = set()
+        for piece in (piece for _, file in self._files for piece in file.slices):
+            places = [(node, FragmentId(piece.id, index)) for index, node in enumerate(piece.nodes)]
+            kept.update(places)
+            nowhere.update(fragment for node, fragment in places if not node)
+        return [
+            (node, fragment)
+            for node, fragment in self._stored
+            if (node, fragment) not in kept and fragment not in nowhere and node not in self._failed_nodes
+        ]
+
+    def _discard(self, those: Sequence[tuple[int, FragmentId]], wait_for_it: bool = True) -> None:
+        """Remove fragments that this session may have stored, on all nodes at once, within a bound."""
         deadline = Deadline(DISCARD_LIMIT_S)
         jobs = []
-        for node, fragment in self._stored:
+        for node, fragment in those:
             try:
                 remove = in_context(self._remove)
                 jobs.append(self._uploader.means.executor.submit(remove, node, fragment, deadline))
             except Busy:  # no thread to be had: one after the other
                 self._remove(node, fragment, deadline)
-        wait(jobs, DISCARD_LIMIT_S)
+        if wait_for_it:
+            wait(jobs, DISCARD_LIMIT_S)
 
     def _remove(self, node: int, fragment: FragmentId, deadline: Deadline) -> None:
         try:

@@ -79,6 +79,27 @@ def test_files_of_every_size_arrive(ways: Ways, policy: Policy) -> None:
             assert ways.download(file) == data
 
 
+def test_a_full_slice_is_durable_before_the_next_byte_comes(ways: Ways) -> None:
+    """A client that pauses there does not keep it from being safe."""
+    data = random_bytes(2 * SLICE + 1)
+
+    def is_durable() -> None:
+        eventually(lambda: len(ways.fragments()) == 2, "the first slice is safe")
+
+    file = ways.upload(Source(data, {SLICE + 1: is_durable}), hint=len(data))
+    assert ways.download(file) == data
+
+
+@pytest.mark.parametrize("size", [2 * SLICE, 2 * SLICE + 1])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_last_slice_alone_says_that_it_is(ways: Ways, size: int, known: bool) -> None:
+    file = ways.upload(random_bytes(size), hint=size if known else None)
+    for piece in file.slices:
+        for index, node in enumerate(piece.nodes):
+            table = ways.nodes[node].store.stat(FragmentId(piece.id, index), soon())
+            assert table.last == (piece is file.slices[-1])
+
+
 @pytest.mark.parametrize("hint", [0, 1, BLOCK, 100 * SLICE])
 def test_a_wrong_size_hint_does_no_harm(ways: Ways, hint: int) -> None:
     data = random_bytes(3 * SLICE + 5)

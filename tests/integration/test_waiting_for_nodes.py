@@ -16,11 +16,13 @@ import pytest
 from distfs.config import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, TooSlow, Unavailable
+from distfs.http_app import HttpApp
 from distfs.model import Policy
-from tests.contract.litter import eventually
+from tests.contract.litter import eventually, temp_files
 from tests.contract.nodes import KillableServer
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import CODED, COPIES, SLICE, Source, Ways, byte_ways, register
+from tests.service import HttpAddress, listening
 
 DATA = random_bytes(4 * SLICE + 77)
 
@@ -186,6 +188,33 @@ def test_an_upload_waits_for_nodes_that_were_killed_just_before_a_slice_began(
     assert len(placed) > before + 1
 
 
+def test_of_a_small_file_that_was_placed_anew_nothing_of_before_stays(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three nodes took its fragment of the first try, and two are needed."""
+    placement = ways.services.uploader.placement
+    place, tried = placement.place, []
+
+    def place_and_kill(*args: Any) -> list[int]:
+        nodes = place(*args)
+        tried.append(nodes)
+        if len(tried) == 1:
+            for number in nodes[:2]:
+                ways.kill(number)
+        return nodes
+
+    monkeypatch.setattr(placement, "place", place_and_kill)
+    with ThreadPoolExecutor(1) as client:
+        upload = client.submit(ways.upload, DATA[:100], CODED)
+        eventually(lambda: len(ways.fragments()) == 1 or upload.done(), "one took its fragment")
+        first = ways.fragments()
+        with back_elsewhere(ways):
+            file = upload.result(120)
+            eventually(lambda: set(ways.fragments()) == set(ways.paths(file).values()), "the first is gone")
+            assert first[0] not in ways.fragments()
+            assert ways.download(file) == DATA[:100]
+
+
 def test_an_upload_whose_slice_all_nodes_lose_in_its_middle_is_to_come_again(ways: Ways) -> None:
     def kill_all() -> None:
         for number in ways.nodes:
@@ -195,3 +224,26 @@ def test_an_upload_whose_slice_all_nodes_lose_in_its_middle_is_to_come_again(way
         ways.upload(Source(DATA, {SLICE // 2: kill_all}))
     assert (refused.value.status, refused.value.retry_after) == (503, Unavailable.retry_after)
     assert refused.value.retry_after
+
+
+def test_over_http_it_is_503_with_retry_after(ways: Ways) -> None:
+    def body() -> Iterator[bytes]:
+        yield DATA[: SLICE + SLICE // 2]
+        eventually(lambda: _being_written(ways) == 2, "two nodes have a part of the second slice")
+        for number in ways.nodes:
+            ways.kill(number)
+        yield DATA[SLICE + SLICE // 2 :]
+
+    services = ways.services
+    with listening(HttpApp(services), services.config) as (host, port):
+        answer = HttpAddress(host, port).ask("PUT", "/upload/x", body())
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert services.meta.list_files(None, 10, soon()) == []
+
+
+def _being_written(ways: Ways) -> int:
+    """Fragments with a temp file, when the first slice is stored."""
+    if len(ways.fragments()) < COPIES.width:
+        return 0
+    return sum(len(temp_files(server.store.folder)) for server in ways.nodes.values())
