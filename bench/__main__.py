@@ -19,6 +19,7 @@ from bench import (
     decisions,
     fairness,
     forms,
+    heads,
     healing,
     hedge,
     lost,
@@ -48,6 +49,7 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "hedge": (hedge.run, "1 MiB downloads with one of three nodes 200 ms late, beside a healthy cluster"),
     "decisions": (decisions.run, "upkeep's and placement's decisions on a large cluster, without any I/O"),
     "forms": (forms.run, "forms of 32 MiB, whatever their bytes: within 3 times of random ones"),
+    "heads": (heads.run, "the head of a request, read by our parser and by those of others"),
     "lost": (
         lost.run,
         "a large node is gone: how soon repair knows what to do, and what asking costs a slice",
@@ -67,6 +69,7 @@ DEFAULT = (
     "hedge",
     "decisions",
     "forms",
+    "heads",
     "lost",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -39,6 +39,11 @@ class HttpConfig:
     stream_threshold: Bytes = Bytes(MIB)  # a larger body goes to a worker with its socket
     memory_buffer: Bytes = Bytes(100 * 10**6)  # a spooled body beyond this goes to a temp file
     spool_dir: str = ""  # where; empty: the system's temp folder
+    max_header: Bytes = Bytes(64 * KIB)  # of a request, its first line and all headers
+    max_header_line: Bytes = Bytes(64 * KIB)  # each of them
+    max_header_lines: int = 256
+    max_chunk_line: Bytes = Bytes(4 * KIB)  # a chunk's size and its extensions
+    max_trailer: Bytes = Bytes(8 * KIB)  # all lines behind a chunked body
     max_connections: int = 1000
     idle_timeout: Seconds = Seconds(120)  # a kept-alive connection without a request
     client_stall_timeout: Seconds = Seconds(60)  # no byte from or to a client for this long ends it

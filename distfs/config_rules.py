@@ -33,6 +33,12 @@ def _http_rules(http: HttpConfig) -> _Rules:
     least = http.max_file_size + http.max_form_overhead
     enough = http.max_bytes_in_flight in (0, max(http.max_bytes_in_flight, least))
     yield enough, "http.max_bytes_in_flight must be 0 or at least http.max_file_size + http.max_form_overhead"
+    yield http.max_header_line >= 256, "http.max_header_line must be at least 256 bytes"
+    fits = http.max_header_line <= http.max_header <= MIB
+    yield fits, "http.max_header must be at least http.max_header_line and at most 1MiB"
+    yield http.max_header_lines >= 8, "http.max_header_lines must be at least 8"
+    yield http.max_chunk_line >= 32, "http.max_chunk_line must be at least 32 bytes"
+    yield http.max_trailer >= 256, "http.max_trailer must be at least 256 bytes"
     yield http.max_connections >= 1, "http.max_connections must be at least 1"
     yield http.idle_timeout > 0, "http.idle_timeout must be more than 0"
     yield http.client_stall_timeout > 0, "http.client_stall_timeout must be more than 0"

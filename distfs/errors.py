@@ -101,6 +101,13 @@ class HeadersTooLarge(Refused):
     kind = "headers_too_large"
 
 
+class TargetTooLong(Refused):
+    """The request's first line is over the limit."""
+
+    status = 414
+    kind = "target_too_long"
+
+
 class RequestTooSlow(Refused):
     """The client took too long to send its request; unlike TooSlow, nothing of ours was late."""
 

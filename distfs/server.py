@@ -32,7 +32,6 @@ from distfs.dial import cannot_listen
 from distfs.host.channel import Channel
 from distfs.host.dispatcher import Dispatcher
 from distfs.host.request_body import Spooler
-from distfs.host.request_parser import MAX_HEADER
 from distfs.host.response import logger
 
 RECEIVE = MIB  # the most the loop reads at once
@@ -265,7 +264,6 @@ def _adjustments(config: HttpConfig, listener: socket.socket) -> Adjustments:
         outbuf_overflow=RECEIVE,
         outbuf_high_watermark=16 * RECEIVE,
         connection_limit=config.max_connections + 2,  # the map also holds the listener and the trigger
-        max_request_header_size=MAX_HEADER,
         max_request_body_size=sys.maxsize,
         log_socket_errors=False,
         clear_untrusted_proxy_headers=False,  # whom to believe is callers.trusted_proxies' to say

@@ -21,11 +21,12 @@ from waitress.channel import HTTPChannel
 from distfs.config import KIB, MIB, HttpConfig
 from distfs.deadline import Scope
 from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Stopping, Unavailable
-from distfs.host.body_framing import Framing
 from distfs.host.client_socket import Bytes, ClientSocket
 from distfs.host.dispatcher import Lane
-from distfs.host.request_body import CUT_SHORT, StreamedBody
-from distfs.host.request_parser import MAX_HEADER, RequestParser, other_protocol
+from distfs.host.head import Head
+from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause
+from distfs.host.request import Request
+from distfs.host.request_body import CUT_SHORT, Spool, StreamedBody
 from distfs.host.response import Refusal, Response, logger
 from distfs.quantity import size as readable
 from distfs.telemetry import enter_request, leave_request
@@ -39,9 +40,6 @@ LINGER_BYTES = 64 * MIB
 #: How often a client is asked whether it is still there, at most.
 ASK_AGAIN_SECONDS = 5.0
 
-#: Bytes by which a client is seen to speak something else.
-MAGIC = 64
-NOTHING = memoryview(b"")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: With this, closing a socket resets the connection: nobody takes it for the end of an answer.
 RESET = struct.pack("ii", 1, 0)
@@ -57,20 +55,19 @@ class Ending(enum.Enum):
 class Channel(HTTPChannel):  # type: ignore[misc]
     """See the module. ``server`` is a Host; ``requests`` holds at most the one that a worker serves."""
 
-    parser_class = RequestParser
-    request: RequestParser | None
-    requests: list[RequestParser]
+    request: Request | None  # whose head is here, and whose body comes in
+    requests: list[Request]
     socket: Any  # None once it is closed
 
     def __init__(self, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any = None) -> None:
         self.http: HttpConfig = adj.http
         self.unsent = b""  # of answers; below DIRECT
-        self.ahead = NOTHING  # received, not yet looked at
+        self.parser = Parser(self.http)  # has what was received and not yet looked at
         self.with_worker = False
         self.ending: Ending | None = None
         self.thrown_away = -1  # bytes; from 0 on, it lingers
         self.since = time.monotonic()  # the last byte, or change of what is waited for
-        self.began = self.since  # the request's first byte
+        self.began = 0.0  # the request's first byte; 0: there is none yet
         self.answered = self.since  # the last answer was given, though some of it may be unsent
         self._has_answered = False
         self._client: ClientSocket | None = None
@@ -87,7 +84,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         [request] = self.requests
         if request.error or self.server.answers_at_once(request.path):
             return Lane.AT_ONCE
-        long = request.streamed is not None or self.server.takes_long(request.command, request.path)
+        long = request.streamed or self.server.takes_long(request.command, request.path)
         return Lane.LONG if long else Lane.SHORT
 
     def refuse_busy(self) -> None:
@@ -102,7 +99,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     @property
     def busy(self) -> bool:
         """A request is being received, served or answered on it, or its client still reads the last answer."""
-        receiving = self.request is not None and self.request.headers_finished
+        receiving = self.request is not None
         return bool(self.with_worker or self.unsent or receiving or self.thrown_away >= 0)
 
     # --- the loop has it ------------------------------------------------------------------------
@@ -131,12 +128,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             if not count or self.thrown_away > LINGER_BYTES:
                 self.handle_close()
         elif count:
-            self.since = time.monotonic()
-            self.ahead = memoryview(bytes(scratch[:count]))
-            if self._parse():
+            self.parser.receive(bytes(scratch[:count]))
+            ready = self._parse()
+            if self.began or ready:  # empty lines do not count
+                self.since = time.monotonic()
+            if ready:
                 self._to_worker()
             self.settle()
-        elif self.request and self.request.headers_finished:
+        elif self.request:
             self._refuse(self.request, BodyCutShort(CUT_SHORT))
         else:
             self.handle_close()
@@ -145,8 +144,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         """Little beyond what is known to come: it would wait in memory while a worker has the connection."""
         if self.thrown_away >= 0:
             return most
-        body = self.request and self.request.body_rcv
-        return min(most, MAX_HEADER + (body.data_left if body else 0))
+        return min(most, self.http.max_header + self.parser.data_left)
 
     def handle_write(self) -> None:
         if self.with_worker:
@@ -229,25 +227,25 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             if quiet > stall or now - self.answered > stall + DIRECT / self.http.client_min_rate:
                 self.ending = Ending.CUT
                 self.settle()
-        elif self.request is None:
+        elif not self.began:
             if quiet > self.http.idle_timeout:
                 self.handle_close()
         elif late := self._late(self.request, now):
-            self._refuse(self.request, RequestTooSlow(late))
+            self._refuse(self.request or Request(Head()), RequestTooSlow(late))
 
-    def _late(self, request: RequestParser, now: float) -> str:
+    def _late(self, request: Request | None, now: float) -> str:
         """What of the request takes too long; empty: nothing."""
         stall, rate, age = self.http.client_stall_timeout, self.http.client_min_rate, now - self.began
-        if not request.headers_finished:
+        if request is None:
             if age > stall:
                 return f"the request's headers took more than {stall:g} s: send them at once"
         elif now - self.since > stall:
             return f"no byte of the body came for {stall:g} s: send it again"
-        elif age > stall and request.body_bytes_received < rate * age:
+        elif age > stall and request.spool is not None and len(request.spool) < rate * age:
             return f"the body came slower than {readable(rate)}/s (http.client_min_rate)"
         return ""
 
-    def _refuse(self, request: RequestParser, error: DistfsError) -> None:
+    def _refuse(self, request: Request, error: DistfsError) -> None:
         request.error = error
         self.requests.append(request)
         self.request = None
@@ -261,72 +259,81 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     # --- whoever has it -------------------------------------------------------------------------
 
     def _parse(self) -> bool:
-        """Take requests from ``ahead`` until one is ready to be served, in ``requests``; whether one is."""
-        while self.ahead:
-            if self._speaks_another_protocol():
-                # What follows an answer may be the rest of a body that was declared too short: a reset would take the
-                # answer from the client.
-                self.ending = Ending.LINGER if self._has_answered else Ending.CUT
-                self.ahead = NOTHING
-                return False
-            if self.request is None:
-                self.request = RequestParser(self.adj)
-                self.began = time.monotonic()
+        """Take a request out of what was received; whether one is ready to be served, in ``requests``."""
+        while True:
+            event = self.parser.next_event()
             request = self.request
-            step = len(self.ahead) if request.headers_finished else MAX_HEADER
-            taken = request.received(bytes(self.ahead[:step]))
-            self.ahead = self.ahead[taken:]
-            if request.completed and self.server.draining and request.body_rcv is None:
-                self._refuse_while_draining(request)
-            if request.framing and not request.error:
-                self._choose_way(request, request.framing)
-            if not request.completed:
-                continue
-            self.request = None
-            if not request.empty:
-                self.requests.append(request)
-                self._may_ask, self._ask_from = request.version == "1.1", 0.0
-                return True
-        self.ahead = NOTHING  # not an empty part of something large
-        return False
+            if isinstance(event, Head):
+                request = self.request = Request(event)
+                self.began = self.began or time.monotonic()
+                self._choose_way(request)
+            elif isinstance(event, memoryview) and request and request.spool is not None:
+                self._keep(event, request, request.spool)
+            elif isinstance(event, Failed):
+                request = self.request or Request(event.head)
+                request.error = request.error or event.error
+            elif isinstance(event, OtherProtocol):
+                self._send_away(event.name)
+                return False
+            elif isinstance(event, Pause):
+                if self.parser.begun:
+                    self.began = self.began or time.monotonic()
+                return False
+            if request and (isinstance(event, End) or request.error or request.streamed):
+                return self._is_ready(request)
 
-    def _speaks_another_protocol(self) -> bool:
-        """By the first bytes of what should be a request, though they may come one by one. Logs it."""
-        begun = self.request.header_plus if self.request else b""
-        if len(begun) >= MAGIC or (self.request and self.request.headers_finished):
-            return False
-        other = other_protocol(begun + bytes(self.ahead[:MAGIC]))
-        if other:
-            who = self.addr[0] if self.addr else "-"
-            logger.info("a client at %s speaks %s on the port of HTTP: its connection is closed", who, other)
-        return bool(other)
+    def _is_ready(self, request: Request) -> bool:
+        request.ended()
+        self.request, self.began = None, 0.0
+        self.requests.append(request)
+        self._may_ask, self._ask_from = request.version == "1.1", 0.0
+        return True
 
-    def _refuse_while_draining(self, request: RequestParser) -> None:
-        """Its header is complete only now: others may serve it. Who asks how we are is told."""
-        if not request.error and not self.server.answers_while_draining(request.path):
-            request.error = Unavailable("this service is stopping: ask another one, or try again soon")
-
-    def _choose_way(self, request: RequestParser, framing: Framing) -> None:
-        """How the body comes in. Chunked ones are streamed from their first byte: how large they become is
-        unknown, most are pipes of something large, and the way cannot change once chunks were decoded.
-        """
-        large = not framing.exact or framing.data_left > self.http.stream_threshold
-        asks = request.expect_continue and not self.ahead  # the app may refuse before a byte of it is sent
-        # At a pace, what is not at hand anyway is left in the socket, so that the client feels it.
-        paced = framing.data_left > MAX_HEADER and self.server.paces_bodies()
+    def _keep(self, data: memoryview, request: Request, spool: Spool) -> None:
         try:
-            if large:
-                request.ticket = self.server.gate.enter(framing.data_left or request.announced)
-            if (large or asks or paced) and self.server.task_dispatcher.may_stream(claimed=self.with_worker):
-                request.stream()
-                return
-            size = framing.data_left or request.announced
-            self.server.check_body(self._address, request.header, size)
-            request.spool(self.server.spooler.spool(framing))
+            spool.write(data, self.parser.data_left)
         except DistfsError as e:
             request.error = e
+
+    def _send_away(self, protocol: str) -> None:
+        """What follows an answer may be the rest of a body that was declared too short: a reset would take the answer
+        from the client."""
+        who = self.addr[0] if self.addr else "-"
+        logger.info("a client at %s speaks %s on the port of HTTP: its connection is closed", who, protocol)
+        self.ending = Ending.LINGER if self._has_answered else Ending.CUT
+
+    def _choose_way(self, request: Request) -> None:
+        """How the body comes in, if there is one."""
+        if self.server.draining and not self.server.answers_while_draining(request.path):
+            # Its head is complete only now: others may serve it. Who asks how we are is told.
+            request.error = Unavailable("this service is stopping: ask another one, or try again soon")
+        elif request.has_body:
+            try:
+                self._open_way(request)
+            except DistfsError as e:
+                request.error = e
+
+    def _open_way(self, request: Request) -> None:
+        """Chunked bodies are streamed from their first byte: how large they become is unknown, most are pipes of
+        something large, and the way cannot change once chunks were decoded.
+        """
+        request.check_size(self.http)
+        if request.chunked and request.declared:
+            self.parser.limit_body(request.declared)
+        large = request.chunked or request.declared > self.http.stream_threshold
+        asks = (
+            request.expect_continue and not self.parser.has_more
+        )  # the app may refuse before a byte is sent
+        # At a pace, what is not at hand anyway is left in the socket, so that the client feels it.
+        paced = self.parser.data_left > self.http.max_header and self.server.paces_bodies()
+        if large:
+            request.ticket = self.server.gate.enter(request.declared)
+        if (large or asks or paced) and self.server.task_dispatcher.may_stream(claimed=self.with_worker):
+            request.streamed = True
             return
-        if request.expect_continue and not self.ahead:
+        self.server.check_body(self._address, request.header, request.declared)
+        request.spool = self.server.spooler.spool(self.parser.data_left)
+        if request.expect_continue and not self.parser.has_more:
             self.unsent += CONTINUE
             self._flush()
 
@@ -365,16 +372,16 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self.with_worker = False
                 self.server.pull_trigger(self.settle)
 
-    def _serve(self, request: RequestParser) -> Ending | None:
+    def _serve(self, request: Request) -> Ending | None:
         """How the connection ends after this request; None: it goes on."""
         try:
             if isinstance(self.hang_up.reason, DistfsError):
                 request.error = self.hang_up.reason
             if request.streamed and not request.error:
-                self._open_body(request, request.streamed)
+                self._open_body(request)
             ending = self._answer(request)
-            if request.body:
-                self.ahead = memoryview(request.body.rest)
+            if ending is None:
+                self.parser.next_request()
             return ending
         finally:
             self.requests.clear()
@@ -384,15 +391,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
                 self._client = None
             leave_request()
 
-    def _open_body(self, request: RequestParser, framing: Framing) -> None:
-        ahead, self.ahead = bytes(self.ahead), NOTHING
+    def _open_body(self, request: Request) -> None:
         invite = self._invite if request.expect_continue else None
         try:
-            request.body = StreamedBody(self.client, framing, ahead, invite)
+            request.body = StreamedBody(self.client, self.parser, invite)
         except DistfsError as e:
             request.error = e
 
-    def _answer(self, request: RequestParser) -> Ending | None:
+    def _answer(self, request: Request) -> Ending | None:
         response = Refusal(self, request, request.error) if request.error else Response(self, request)
         try:
             response.service()
@@ -447,7 +453,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if self.ending is Ending.CUT:
             raise ClientGone("the client closed the connection")
 
-    def who(self, request: RequestParser) -> dict[str, str]:
+    def who(self, request: Request) -> dict[str, str]:
         """Whose connection it is, as the access log says it."""
         facts: dict[str, str] = self.server.who(self._address, request.header)
         return facts
@@ -456,7 +462,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     def _address(self) -> str:
         return self.addr[0] if self.addr else ""
 
-    def may_go_on(self, request: RequestParser) -> bool:
+    def may_go_on(self, request: Request) -> bool:
         """Whether another request may follow on this connection once this one is answered."""
         if request.error or request.connection_close or self.server.closing or self.server.draining:
             return False
@@ -481,7 +487,7 @@ class Channel(HTTPChannel):  # type: ignore[misc]
             "this service stopped before the request was done: send it again, or to another one"
         )
         self.hang_up.cancel(stopping)
-        if not self.with_worker and self.request and self.request.headers_finished:
+        if not self.with_worker and self.request:
             self._refuse(self.request, stopping)
 
     def cancel(self) -> None:

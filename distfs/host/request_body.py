@@ -16,8 +16,8 @@ from distfs import descriptors
 from distfs.blocks import SPOOL_SHARE, BlockPool
 from distfs.config import KIB, HttpConfig
 from distfs.errors import BodyCutShort, Busy, ClientGone, ConfigError, DistfsError, Full
-from distfs.host.body_framing import Framing
 from distfs.host.client_socket import ClientSocket
+from distfs.host.http1 import Failed, Parser, Pause
 
 #: Chunks are read through a buffer of this size, so that small ones do not cost a system call each.
 RAW_BUFFER = 256 * KIB
@@ -41,18 +41,14 @@ class StreamedBody(io.RawIOBase):
     later read raises it again.
     """
 
-    def __init__(
-        self, client: ClientSocket, framing: Framing, ahead: bytes, invite: Callable[[], None] | None
-    ) -> None:
-        """``ahead``: what was already read beyond the request's header."""
+    def __init__(self, client: ClientSocket, parser: Parser, invite: Callable[[], None] | None) -> None:
+        """``parser``: has given the request's head, and may have more of what came with it."""
         super().__init__()
         self._client = client
-        self._framing = framing
-        self._raw: bytes | bytearray = ahead
-        self._at, self._end = 0, len(ahead)
+        self._parser = parser
         self._buffer: bytearray | None = None
         self._seen = b""  # data looked at and not yet asked for
-        self._invite = None if ahead else invite
+        self._invite = None if parser.has_more else invite
         self._error: DistfsError | None = None
 
     def readable(self) -> bool:
@@ -84,12 +80,13 @@ class StreamedBody(io.RawIOBase):
 
     def look_ahead(self) -> bool:
         """Whether all of the body has come, after reading a little of what the app has left unread."""
-        if self._invite or self._error or (self._framing.exact and self._framing.data_left > LOOK_AHEAD):
-            return self._framing.ended
+        parser = self._parser
+        if self._invite or self._error or (parser.exact and parser.data_left > LOOK_AHEAD):
+            return parser.ended
         give_up = time.monotonic() + LOOK_AHEAD_SECONDS
         data, got = memoryview(bytearray(LOOK_AHEAD)), 0
         try:
-            while not self._framing.ended and got < len(data) and (left := give_up - time.monotonic()) > 0:
+            while not parser.ended and got < len(data) and (left := give_up - time.monotonic()) > 0:
                 with self._client.impatient(left):
                     got += self._some(data[got:])
         except ClientGone:
@@ -97,12 +94,9 @@ class StreamedBody(io.RawIOBase):
         except DistfsError as e:
             self._error = e
         self._seen += bytes(data[:got])
-        return self._framing.ended
-
-    @property
-    def rest(self) -> bytes:
-        """What was read beyond the body's end: the next request."""
-        return bytes(self._raw[self._at : self._end])
+        if parser.ended:
+            parser.next_event()  # tells the end, where the app has not come to it
+        return parser.ended
 
     def _next(self, view: memoryview) -> int:
         if self._error:
@@ -115,30 +109,27 @@ class StreamedBody(io.RawIOBase):
 
     def _some(self, view: memoryview) -> int:
         """At least one byte of data into ``view``; 0 at the body's end."""
-        framing = self._framing
-        while not framing.ended:
-            if self._at == self._end:
-                wanted = min(framing.data_left, len(view))
-                if wanted and (framing.exact or wanted >= RAW_BUFFER):
-                    count = self._receive(view[:wanted])
-                    framing.took(count)
-                    return count
-                self._refill()
-            elif not framing.data_left:
-                self._at = framing.feed(self._raw, self._at, self._end)
-            else:
-                count = min(framing.data_left, len(view), self._end - self._at)
-                view[:count] = memoryview(self._raw)[self._at : self._at + count]
-                self._at += count
-                framing.took(count)
+        parser = self._parser
+        while True:
+            event = parser.next_event(len(view))
+            if isinstance(event, memoryview):
+                view[: len(event)] = event
+                return len(event)
+            if isinstance(event, Failed):
+                raise event.error
+            if event is not Pause.NEED_DATA:
+                return 0
+            wanted = min(parser.data_left, len(view))
+            if wanted and (parser.exact or wanted >= RAW_BUFFER):
+                count = self._receive(view[:wanted])
+                parser.took(count)
                 return count
-        return 0
+            self._refill()
 
     def _refill(self) -> None:
         if self._buffer is None:
             self._buffer = bytearray(RAW_BUFFER)
-        self._raw, self._at, self._end = self._buffer, 0, 0
-        self._end = self._receive(memoryview(self._buffer))
+        self._parser.receive(self._buffer, self._receive(memoryview(self._buffer)))
 
     def _receive(self, view: memoryview) -> int:
         if self._invite:
@@ -166,60 +157,43 @@ class Spooler:
                 "this process may write to"
             ) from e
 
-    def spool(self, framing: Framing) -> Spool:
-        """A place for one body. Raises Full, Busy when a temp file is needed and cannot be made."""
-        return Spool(framing, self)
+    def spool(self, length: int = 0) -> Spool:
+        """A place for one body of ``length`` bytes; 0: not known.
+
+        Raises Full, Busy when a temp file is needed and cannot be made.
+        """
+        return Spool(length, self)
 
     def open_file(self) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=self._folder)
 
 
 class Spool:
-    """One body on its way into a Spooler; what waitress's parser calls a receiver.
+    """One body on its way into a Spooler.
 
     Its bytes are in memory for as long as the pool lends it some and it needs no more than ``memory_buffer``.
     """
 
-    def __init__(self, framing: Framing, spooler: Spooler) -> None:
-        self._framing = framing
+    def __init__(self, length: int, spooler: Spooler) -> None:
         self._spooler = spooler
         self._file: io.BytesIO | IO[bytes] = io.BytesIO()
         self._in_memory = True
         self._borrowed = 0
         self._length = 0
-        self.completed = False
-        self.error: DistfsError | None = None
-        if framing.exact and framing.data_left > spooler.memory_each:
+        if length > spooler.memory_each:
             try:
                 self._move_to_disk()
             except OSError as e:
                 raise _no_room(e) from e
 
-    @property
-    def data_left(self) -> int:
-        """Bytes that come next for certain."""
-        return self._framing.data_left
-
-    def received(self, data: bytes) -> int:
-        """Take what belongs to the body; how many bytes that was. Never raises: see ``error``."""
-        at, framing = 0, self._framing
+    def write(self, data: memoryview, to_come: int) -> None:
+        """``to_come``: bytes that follow for certain. Raises Full, Busy."""
         try:
-            while at < len(data) and not framing.ended:
-                if framing.data_left:
-                    piece = memoryview(data)[at : at + framing.data_left]
-                    self._make_room(len(piece))
-                    self._file.write(piece)
-                    framing.took(len(piece))
-                    self._length += len(piece)
-                    at += len(piece)
-                else:
-                    at = framing.feed(data, at, len(data))
-        except DistfsError as e:
-            self.error = e
+            self._make_room(len(data), to_come)
+            self._file.write(data)
         except OSError as e:
-            self.error = _no_room(e)
-        self.completed = framing.ended
-        return at
+            raise _no_room(e) from e
+        self._length += len(data)
 
     def __len__(self) -> int:
         return self._length
@@ -229,21 +203,18 @@ class Spool:
         self._file.seek(0)
         return self._file
 
-    def getbuf(self) -> Spool:
-        return self
-
     def close(self) -> None:
         """Once or more often."""
         self._file.close()
         self._repay()
 
-    def _make_room(self, more: int) -> None:
+    def _make_room(self, more: int, to_come: int) -> None:
         """For ``more`` bytes, in memory if they may be there. Raises OSError."""
         if not self._in_memory:
             return
         needed = self._length + more
         needed += needed >> 3  # what BytesIO takes in advance when it grows
-        step = min(SPOOL_STEP, max(self._framing.data_left, more))
+        step = min(SPOOL_STEP, more + to_come)
         if needed <= self._borrowed:
             return
         wanted = max(needed - self._borrowed, step)

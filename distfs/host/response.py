@@ -30,7 +30,7 @@ class AnswerCutShort(Exception):
 
 
 class Response(WSGITask):  # type: ignore[misc]
-    """The answer of the app. ``channel`` and ``request`` are a Channel and a RequestParser."""
+    """The answer of the app. ``channel`` and ``request`` are a Channel and a Request."""
 
     content_length: int | None
     response_headers: list[tuple[str, str]]
@@ -170,7 +170,7 @@ class Response(WSGITask):  # type: ignore[misc]
         environ.pop("waitress.client_disconnected", None)
         environ["distfs.writes_views"] = True
         environ["distfs.admitted"] = self.request.ticket is not None
-        environ["distfs.trailers"] = self.request.trailers
+        environ["distfs.trailers"] = lambda: self.channel.parser.trailers
         environ["distfs.hang_up"] = self.channel.hang_up
         environ["distfs.draining"] = self.channel.server.draining
         if self.request.streamed and self.request.chunked:
@@ -205,13 +205,18 @@ class Refusal(Response):
         """The app's access log has no line for it."""
         facts = {
             "method": self.request.command or "-",
-            "path": self.request.path or "-",
+            "path": as_text(self.request.path) or "-",
             "status": self._error.status,
             **self.channel.who(self.request),
             "reason": reason,
         }
         level = logging.INFO if self._error.status < 500 else logging.WARNING
         access_log.log(level, "refused", extra=facts)
+
+
+def as_text(path: str) -> str:
+    """A path as the app sees it and logs it, UTF-8, from an octet a character."""
+    return path.encode("latin-1").decode("utf-8", "replace")
 
 
 def _has_one(app_iter: object) -> bool:

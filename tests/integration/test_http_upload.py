@@ -10,10 +10,10 @@ from base64 import b64encode
 from urllib.parse import quote
 
 import pytest
-from waitress.adjustments import Adjustments
 
 from distfs.config import HttpConfig
-from distfs.host.request_parser import RequestParser
+from distfs.host.head import Head
+from distfs.host.http1 import Parser
 from tests.forms import BOUNDARY, FORM, FORM_TYPE, Part, file_part, form, some_bytes
 from tests.service import BLOCK, MAX_FILE, SLICE, Answer, TestService
 
@@ -375,13 +375,9 @@ def test_what_the_server_itself_refuses_is_told_and_logged_as_the_app_does(
 def test_only_large_answers_are_kept_from_the_reserve_however_they_are_spelt(
     service: TestService, method: str, path: str, long: bool
 ) -> None:
-    for spelling in (path, "/" + path, "/%2F" + path[1:]):
-        request = RequestParser(_adjustments())
-        request.received(f"{method} {spelling} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        assert service.app.takes_long(request.command, request.path) == long
-
-
-def _adjustments() -> Adjustments:
-    adjustments = Adjustments()
-    adjustments.http = HttpConfig()
-    return adjustments
+    for spelling in (path, "/" + path, "/%2F" + path[1:], "http://x" + path, "http://x/" + path):
+        parser = Parser(HttpConfig())
+        parser.receive(f"{method} {spelling} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head = parser.next_event()
+        assert isinstance(head, Head)
+        assert service.app.takes_long(head.method, head.path) == long

@@ -13,7 +13,6 @@ import pytest
 from distfs.blocks import BlockPool
 from distfs.config import Bytes
 from distfs.errors import BodyCutShort, ClientGone, Refused
-from distfs.host.body_framing import LengthFraming
 from distfs.host.request_body import Spooler
 from tests.integration.raw_http import (
     CONFIG,
@@ -291,8 +290,8 @@ def test_what_spools_may_never_have_is_not_even_begun_in_memory(tmp_path: Path) 
     """A body of more than half of the pool, but less than ``memory_buffer``, would take all others' memory first."""
     pool = BlockPool(64 * 1024, 4)
     spooler = Spooler(replace(SPOOLING, spool_dir=str(tmp_path), memory_buffer=Bytes(1 << 20)), pool)
-    spool = spooler.spool(LengthFraming(200_000))
-    spool.received(bytes(100_000))
+    spool = spooler.spool(200_000)
+    spool.write(memoryview(bytes(100_000)), 100_000)
     assert pool.usage().spooled == 0
     spool.close()
 
