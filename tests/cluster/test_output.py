@@ -8,7 +8,6 @@ import os
 import pty
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from distfs.deadline import Deadline
 from tests.cluster.harness import Cluster, clean_environment, wait_until
 from tests.cluster.operating import Ended, fill
 from tests.cluster.test_up import answers, curl, processes_in
+from tests.ports import free_port
 
 LOST = 4
 
@@ -227,12 +227,6 @@ def serve_and_stop(
         if process.stderr:
             process.stderr.close()
         wait_until(lambda: not processes_in(data), "everything is gone")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize("redirect", ["2>/dev/full >/dev/full", "2>&- >&-"])

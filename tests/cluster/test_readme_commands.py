@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import pytest
 
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from tests.cluster.harness import PATIENCE_S, ROOT, wait_until
+from tests.ports import free_port
 from tests.postgres import database_url, run_sql, scratch_folder
 
 INSTALL_LIMIT_S = 300.0
@@ -123,12 +123,6 @@ def other(copy_of_postgres: Callable[[Path], EmbeddedPostgres]) -> Iterator[str]
         server.stop()
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def lines_of(block: str) -> list[str]:
     return [line.split("  #")[0].rstrip() for line in block.splitlines()]
 
@@ -149,7 +143,7 @@ def test_no_block_of_commands_is_left_out() -> None:
 
 @pytest.fixture
 def shell(clone: Path, tmp_path: Path, other: str) -> Iterator[Shell]:
-    [port] = free_ports(1)
+    port = free_port()
     said_for = {
         "127.0.0.1:8080": f"127.0.0.1:{port}",
         "postgresql://distfs@db.example:5432/distfs": f"'{other}'",
@@ -203,7 +197,7 @@ def test_one_machine(shell: Shell) -> None:
 
 
 def test_the_parts_on_machines_of_their_own(shell: Shell, tmp_path: Path) -> None:
-    first, second = free_ports(2)
+    first, second = free_port(), free_port()
     bare = shell.try_to("python3 -m distfs migrate")
     assert bare.returncode == 1
     assert bare.stderr.count("\n") == 1, "a Python without what distfs needs is told so"

@@ -214,7 +214,7 @@ def test_all_nodes_killed_at_once_are_seen_by_no_download(up: StartUp, data: Pat
         assert came.stat().st_size < 90 << 20
         assert client.wait(120) == 0
     assert came.read_bytes() == kept.read_bytes()
-    assert running.log.count("was killed by SIGKILL") == 3
+    wait_until(lambda: running.log.count("was killed by SIGKILL") == 3, "its log says so")
     assert running.stop() == 0
 
 

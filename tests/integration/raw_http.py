@@ -33,7 +33,7 @@ CONFIG = HttpConfig(
     memory_buffer=Bytes(128 * 1024),
 )
 #: For tests that wait for a time limit to pass.
-HASTY = replace(CONFIG, client_stall_timeout=Seconds(0.3), idle_timeout=Seconds(0.3))
+HASTY = replace(CONFIG, client_stall_timeout=Seconds(1), idle_timeout=Seconds(1))
 #: Every large body is spooled.
 SPOOLING = replace(CONFIG, reserve_threads=CONFIG.threads)
 

@@ -370,7 +370,8 @@ def test_a_request_that_waits_for_a_worker_is_dropped(leave: Leave, access: pyte
 def test_who_only_closes_his_sending_side_is_asked_and_answered() -> None:
     """Whether he is gone shows when something is sent: he gets a 100, which says nothing, and then his answer."""
     app = Held()
-    with serving(app, OFTEN) as server, RawClient(server) as client:
+    seldom = replace(OFTEN, idle_timeout=Seconds(5))  # again only when this has long been looked at
+    with serving(app, seldom) as server, RawClient(server) as client:
         client.send(put(b"one"), put(b"two"))
         client.half_close()
         assert client.head().status == 100

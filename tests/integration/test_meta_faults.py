@@ -218,7 +218,7 @@ def test_a_commit_that_waits_too_long_for_a_lock_is_undone(
     file = new_file()
     _at_last(impatient.nodes)
     url = MetaURL.parse(own_postgres.url)
-    locker = Link(url, url.hosts[0], Deadline(5), statement_timeout=5)
+    locker = Link(url, url.hosts[0], soon(), statement_timeout=60)
     locker.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
     with pytest.raises(TooSlow, match="statement timeout"):
         impatient.commit_files([file], soon())
@@ -230,9 +230,9 @@ def test_a_commit_that_waits_too_long_for_a_lock_is_undone(
 def test_a_commit_that_has_to_ask_what_became_of_it_has_no_more_time_for_that(
     own_postgres: EmbeddedPostgres,
 ) -> None:
-    meta = MetaDB(MetaDBConfig(url=own_postgres.url, statement_timeout=Seconds(2)))
+    meta = MetaDB(MetaDBConfig(url=own_postgres.url, statement_timeout=Seconds(6)))
     url = MetaURL.parse(own_postgres.url)
-    first, second = (Link(url, url.hosts[0], Deadline(5), statement_timeout=30) for _ in range(2))
+    first, second = (Link(url, url.hosts[0], soon(), statement_timeout=60) for _ in range(2))
     files = meta.commit_files([new_file()], soon())
     first.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
     with ThreadPoolExecutor(2) as threads:
@@ -241,11 +241,11 @@ def test_a_commit_that_has_to_ask_what_became_of_it_has_no_more_time_for_that(
         _wait_for_locks(own_postgres.url, 1)
         locked = threads.submit(second.raw.run, "BEGIN; LOCK TABLE file IN ACCESS EXCLUSIVE MODE")
         _wait_for_locks(own_postgres.url, 2)
-        time.sleep(max(0.0, began + 1.2 - time.monotonic()))
+        time.sleep(max(0.0, began + 4 - time.monotonic()))
         first.raw.run("ROLLBACK")  # now the commit is done, and its question waits for the second lock
         locked.result()
         # The statement's limit and half a second are for both: a question with a limit of its own would be answered.
-        wait([commit], timeout=began + 3 - time.monotonic())
+        wait([commit], timeout=max(0.0, began + 7.5 - time.monotonic()))
         second.raw.run("ROLLBACK")
         with pytest.raises(OutcomeUnknown):
             commit.result()
@@ -268,11 +268,11 @@ def test_a_request_with_little_time_left_is_undone_in_time_and_costs_no_connecti
     url = MetaURL.parse(own_postgres.url)
     meta.nodes(soon())
     [[backend]] = _backends(own_postgres.url)
-    locker = Link(url, url.hosts[0], Deadline(5), statement_timeout=5)
+    locker = Link(url, url.hosts[0], soon(), statement_timeout=60)
     locker.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
     file = new_file()
     with pytest.raises(TooSlow, match="statement timeout"):
-        meta.commit_files([file], Deadline(0.8))
+        meta.commit_files([file], Deadline(3))
     locker.raw.run("ROLLBACK")
     locker.close()
     with pytest.raises(NotFound):

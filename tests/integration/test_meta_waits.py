@@ -73,7 +73,7 @@ def test_a_server_that_trickles_cannot_hold_the_start_of_a_connection(
 ) -> None:
     with trickling(*answers) as port:
         url = MetaURL.parse(f"postgresql://distfs@127.0.0.1:{port}/distfs{query}")
-        pool = Pool(lambda: url, size=1, connect_timeout=0.5, statement_timeout=5)
+        pool = Pool(lambda: url, size=1, connect_timeout=2, statement_timeout=5)
         with pytest.raises(Unavailable, match=_IN_TIME):
             pool.connect(soon(), 5)
 
@@ -83,7 +83,7 @@ def test_a_server_that_trickles_cannot_hold_a_statement_beyond_its_deadline() ->
         url = MetaURL.parse(f"postgresql://distfs@127.0.0.1:{port}/distfs")
         link = Link(url, url.hosts[0], soon(), 0)
         with pytest.raises(Unavailable, match=_IN_TIME):
-            link.run("nodes", Deadline(0.5), {})
+            link.run("nodes", Deadline(2), {})
         assert link.broken
         link.close()
 

@@ -25,6 +25,7 @@ from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, KillableServer, client_of, serving
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted
+from tests.ports import refusing
 from tests.small_disk import SMALL, small_disk
 
 # --- the pool ---------------------------------------------------------------------------------------------
@@ -152,17 +153,13 @@ def test_descriptors_over_a_thousand_are_no_trouble(server: KillableServer) -> N
 # --- a node that is not there -------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def test_a_node_that_does_not_listen_is_unavailable() -> None:
-    client = NodeClient(uuid4(), Address("127.0.0.1", free_port()), CLUSTER, NODE)
-    with pytest.raises(NodeUnavailable, match="cannot connect"):
-        client.info(soon())
-    with pytest.raises(NodeUnavailable, match="cannot connect"):
-        client.put(header(), 10, soon())
+    with refusing() as port:
+        client = NodeClient(uuid4(), Address("127.0.0.1", port), CLUSTER, NODE)
+        with pytest.raises(NodeUnavailable, match="cannot connect"):
+            client.info(soon())
+        with pytest.raises(NodeUnavailable, match="cannot connect"):
+            client.put(header(), 10, soon())
 
 
 def test_a_node_whose_name_nobody_knows_is_unavailable() -> None:

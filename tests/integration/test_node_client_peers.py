@@ -22,6 +22,7 @@ from distfs.wire import Type
 from tests.contract.nodes import NODE, KillableServer, client_of
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted, trickling
+from tests.ports import refusing
 
 # --- patience -------------------------------------------------------------------------------------------------
 
@@ -106,12 +107,10 @@ def test_a_cancelled_request_says_nothing_of_its_node() -> None:
 
 def test_a_node_that_went_between_two_requests_has_failed_once() -> None:
     config = replace(NODE, breaker_failures=2)
-    with scripted(answering(ok({"cursor": None})), config=config) as client:
+    with scripted(answering(ok({"cursor": None})), config=config) as client, refusing() as port:
         client.list("", 5, soon())
         [(idle, _)] = client.link.pool._idle
-        with socket.create_server(("127.0.0.1", 0)) as closed:
-            nobody = Address("127.0.0.1", closed.getsockname()[1])
-        client.link.address = nobody
+        client.link.address = Address("127.0.0.1", port)
         exchange = Exchange(client.link, soon())
         assert exchange.sock is idle
         idle.sock.shutdown(socket.SHUT_RD)  # as if the node had closed it just now

@@ -56,10 +56,10 @@ def runs(folder: Path, url: str, meta: MetaDB) -> UUID:
         eventually(here, "it is here", 30)
         [node] = here()
         running.terminate()
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     finally:
         running.kill()
-        running.wait(20)
+        running.wait(60)
     return node.uuid
 
 

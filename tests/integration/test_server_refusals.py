@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from distfs.config import Seconds
 from distfs.errors import DistfsError, Full, NotFound
 from tests.integration.raw_http import (
     CONFIG,
@@ -32,6 +33,8 @@ from tests.integration.raw_http import (
 
 TOO_LARGE = (8 << 20) + 1
 LARGE = noise(3 * THRESHOLD)
+#: For clients that send a little now and then: a busy machine may hold them up for longer than they mean to pause.
+CRAWLING = replace(CONFIG, client_stall_timeout=Seconds(3), idle_timeout=Seconds(3))
 
 
 def refusing(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
@@ -360,7 +363,7 @@ def test_empty_lines_before_a_request_are_skipped() -> None:
 
 
 def test_a_header_that_does_not_end_is_refused_in_time() -> None:
-    with serving(never, HASTY) as server, RawClient(server) as client:
+    with serving(never, CRAWLING) as server, RawClient(server) as client:
         stop = threading.Event()
 
         def drip() -> None:
@@ -395,7 +398,7 @@ def test_a_body_that_stalls_in_the_loop_is_refused_in_time(spooled: bool) -> Non
 
 @pytest.mark.parametrize("first", [b"", put(b"x"), b"\r\n\r\n"], ids=["new", "kept alive", "empty lines"])
 def test_an_idle_connection_is_closed_without_a_word(first: bytes) -> None:
-    with serving(echo, HASTY) as server, RawClient(server) as client:
+    with serving(echo, CRAWLING) as server, RawClient(server) as client:
         client.send(first)
         if first.startswith(b"PUT"):
             assert client.answer().body == b"x"
@@ -404,7 +407,7 @@ def test_an_idle_connection_is_closed_without_a_word(first: bytes) -> None:
 
 @pytest.mark.parametrize("spooled", [False, True], ids=["small", "spooled"])
 def test_a_body_that_crawls_in_the_loop_is_refused(spooled: bool) -> None:
-    config = replace(HASTY, reserve_threads=CONFIG.threads)
+    config = replace(CRAWLING, reserve_threads=CONFIG.threads)
     with serving(never, config) as server, RawClient(server) as client:
         message = put(LARGE if spooled else LARGE[:THRESHOLD])
         client.send(message[:1000])
@@ -435,7 +438,7 @@ def test_a_transfer_that_crawls_is_ended() -> None:
             seen.append(e)
             raise
 
-    with serving(app, HASTY) as server, RawClient(server) as client:
+    with serving(app, CRAWLING) as server, RawClient(server) as client:
         message = put(LARGE)
         client.send(message[:1000])
         with suppress(OSError):  # which of them fails is not known

@@ -89,7 +89,7 @@ def test_a_node_registers_serves_and_ends_at_sigterm(metadb_url: str, meta: Meta
             assert whole(client, head.id) == data
             client.close()
             running.send_signal(sign)
-            assert running.wait(20) == 0
+            assert running.wait(60) == 0
             assert running.stderr is not None
             assert "Traceback" not in running.stderr.read()
 
@@ -110,7 +110,7 @@ def test_a_node_killed_in_the_middle_of_a_put_starts_clean(
 
         eventually(begun, "the put has begun")
         running.kill()
-        running.wait(20)
+        running.wait(60)
         writer.abort()
         client.close()
     assert begun()
@@ -176,7 +176,7 @@ def test_only_its_owner_can_read_a_nodes_secret_and_it_stays(
             eventually(alive, "it is here", 30)
             secrets.append(bytes.fromhex((tmp_path / "n" / "secret").read_text()))
             running.terminate()
-            assert running.wait(20) == 0
+            assert running.wait(60) == 0
     assert (tmp_path / "n" / "secret").stat().st_mode & 0o777 == 0o600
     assert secrets[0] == secrets[1]
     [node] = meta.nodes(Deadline(10))
