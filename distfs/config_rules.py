@@ -34,8 +34,8 @@ def _http_rules(http: HttpConfig) -> _Rules:
     enough = http.max_bytes_in_flight in (0, max(http.max_bytes_in_flight, least))
     yield enough, "http.max_bytes_in_flight must be 0 or at least http.max_file_size + http.max_form_overhead"
     yield http.max_header_line >= 256, "http.max_header_line must be at least 256 bytes"
-    fits = http.max_header_line <= http.max_header <= MIB
-    yield fits, "http.max_header must be at least http.max_header_line and at most 1MiB"
+    yield http.max_header >= http.max_header_line, "http.max_header must be at least http.max_header_line"
+    yield http.max_header <= MIB, "http.max_header must be at most 1MiB"
     yield http.max_header_lines >= 8, "http.max_header_lines must be at least 8"
     yield http.max_chunk_line >= 32, "http.max_chunk_line must be at least 32 bytes"
     yield http.max_trailer >= 256, "http.max_trailer must be at least 256 bytes"

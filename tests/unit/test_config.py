@@ -382,7 +382,7 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
         ("http", {"max_file_size": 0}, "http.max_file_size"),
         ("http", {"max_connections": 0}, "http.max_connections"),
         ("http", {"max_header": "32KiB"}, "http.max_header must be at least http.max_header_line"),
-        ("http", {"max_header": "2MiB"}, "at most 1MiB"),
+        ("http", {"max_header": "2MiB"}, "http.max_header must be at most 1MiB"),
         ("http", {"max_header_line": 255}, "http.max_header_line"),
         ("http", {"max_header_lines": 7}, "http.max_header_lines"),
         ("http", {"max_chunk_line": 31}, "http.max_chunk_line"),
