@@ -35,6 +35,7 @@ from distfs.fragment import (
     CellEntry,
     FragmentHeader,
     FragmentTable,
+    checksum,
     pack_footer,
     read_layout,
 )
@@ -77,6 +78,7 @@ class DiskStore:
         self._serial = itertools.count()
         self._files = FragmentTree(self.folder / "data")
         self._aside = FragmentTree(self.folder / "quarantine")
+        self._second = FragmentTree(self.folder / "quarantine2")  # aside, too, where one of the same name is
         self._buffers = BufferPool(config.write_buffer)
         self.health = DiskHealth(config.slow_write)
         home.require_identity(self.folder)  # nothing is made in a folder that is not a node's
@@ -127,10 +129,23 @@ class DiskStore:
     def _open(self, id: FragmentId, first: int, aside: bool = False) -> DiskReader:
         """What is not found in a folder that is away may well be there: raises NotFound, or NodeUnavailable."""
         try:
-            return DiskReader((self._aside if aside else self._files).path(id), id, first)
+            return self._open_aside(id, first) if aside else DiskReader(self._files.path(id), id, first)
         except NotFound:
             self._check_home(f"read {id}")
             raise
+
+    def _open_aside(self, id: FragmentId, first: int) -> DiskReader:
+        """Of two, the one whose cell ``first`` is good."""
+        try:
+            reader = DiskReader(self._aside.path(id), id, first)
+        except Corrupt:
+            if self._second.identity(id) is None:
+                raise
+        else:
+            if self._second.identity(id) is None or reader.is_good(first):
+                return reader
+            reader.close()
+        return DiskReader(self._second.path(id), id, first)
 
     # --- FragmentStore --------------------------------------------------------------------------
 
@@ -191,12 +206,17 @@ class DiskStore:
         if bad:
             raise Corrupt(f"fragment {id} stays in quarantine: cells {bad} fail their checksums")
         with translated(f"release {id}"):
-            return self._aside.move_to(self._files, id)
+            return self._aside.move_to(self._files, id) and self._move_up(id)
 
     def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         self._check_home(f"discard {id}")
         with translated(f"discard {id}"):
-            return self._aside.remove(id, min_age)
+            return self._aside.remove(id, min_age) and self._move_up(id)
+
+    def _move_up(self, id: FragmentId) -> bool:
+        """A second one that is aside is the first from now on, and its age begins anew."""
+        self._second.move_to(self._aside, id)
+        return True
 
     def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
         self._check_home("list the quarantine")
@@ -277,11 +297,14 @@ class DiskStore:
     def publish(self, temp: Path, id: FragmentId) -> None:
         """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted.
 
-        The one it replaces is put aside: what is made anew in place may have been healed from it.
+        The one it replaces is put aside: what is made anew in place may have been healed from it. Two are kept, whose
+        good cells may be different ones; of more it is not.
         """
         self._check_home(f"store {id}")
-        if temp.exists() and not self._aside.identity(id):
-            self._files.move_to(self._aside, id)
+        if temp.exists():
+            room = (tree for tree in (self._aside, self._second) if not tree.identity(id))
+            if (aside := next(room, None)) is not None:
+                self._files.move_to(aside, id)
         try:
             self._files.take_in(temp, id)
         except FileNotFoundError:
@@ -413,6 +436,19 @@ class DiskReader:
                 if not n:
                     raise Corrupt(f"fragment {self._id} is cut short")
                 done += n
+
+    def is_good(self, number: int) -> bool:
+        """Whether that cell passes its check; it is the next to be read all the same."""
+        before, self._next = self._next, number
+        try:
+            entry = self.table.entries[number]
+            view = memoryview(bytearray(entry.length))
+            self.read_cell(view)
+            return checksum(view) == entry.checksum
+        except (Corrupt, IndexError):
+            return False
+        finally:
+            self._next = before
 
     def verify(self, deadline: Deadline, between: Callable[[], object] = go_on) -> tuple[int, ...]:
         """The numbers of the cells that fail, read from the disk itself; the page cache keeps none of them."""

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -19,12 +20,12 @@ from distfs.config import Bytes
 from distfs.disk.home import read_identity
 from distfs.disk.store import DiskStore
 from distfs.disk.tree import FragmentTree
-from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
+from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
 from distfs.fragment import FragmentHeader
 from distfs.model import FragmentId, Policy
 from tests.contract.litter import assert_no_litter, open_files
 from tests.contract.nodes import NODE, new_store
-from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
+from tests.contract.samples import CLUSTER, MIB, cut, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.small_disk import SMALL, readonly, small_disk
 
 
@@ -358,3 +359,43 @@ def test_a_folder_made_by_another_thread_is_durable_before_it_is_used(
     go_on.set()
     threads[0].join()
     assert {folder, folder.parent, folder.parent.parent} <= seen
+
+
+def test_of_two_bad_fragments_that_were_replaced_in_place_neither_is_deleted(store: DiskStore) -> None:
+    """Each may have what the other lacks."""
+    head, data = header(), random_bytes(3 * header().block_size)
+    first, _, last = blocks = cut(data, head.block_size)
+    for bad in (first, last):
+        id = put(store, head, data)
+        path = store.path(id)
+        path.write_bytes(path.read_bytes().replace(bad[:100], bytes(100)))
+        assert len(store.verify(id, soon())) == 1
+    put(store, head, data)
+    assert store.verify(id, soon()) == ()
+    for number in (0, 1, 2):
+        assert aside(store, id, number) == blocks[number]
+    assert [f.id for f in store.list_quarantine("", 10, soon()).fragments] == [id]
+    # In the end they go one after the other.
+    assert store.discard(id, 0, soon())
+    assert aside(store, id, 0) == first
+    assert store.discard(id, 0, soon())
+    with pytest.raises(NotFound):
+        aside(store, id, 0)
+    assert whole(store, id) == data
+
+
+def test_of_two_that_are_aside_the_second_is_left_when_the_first_is_released(store: DiskStore) -> None:
+    head, data = header(), random_bytes(2 * header().block_size)
+    for _ in range(3):
+        id = put(store, head, data)
+    assert store.delete(id, soon())
+    assert store.release(id, soon())
+    assert whole(store, id) == data
+    assert [f.id for f in store.list_quarantine("", 10, soon()).fragments] == [id]
+
+
+def aside(store: DiskStore, id: FragmentId, number: int) -> bytes:
+    with closing(store.get(id, number, 1, soon(), aside=True)) as reader:
+        view = memoryview(bytearray(reader.table.entries[number].length))
+        reader.read_cell(view)
+        return bytes(view)
