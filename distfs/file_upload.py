@@ -18,6 +18,7 @@ from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, Unavailable
 from distfs.model import Slice
 from distfs.node_directory import Stores
+from distfs.quantity import counted
 from distfs.slice_upload import FileIdentity, SlicePlan, SliceUpload
 from distfs.source import Source
 from distfs.threads import Threads, as_ours
@@ -164,7 +165,7 @@ class FileUpload:
                     sending.finish(last=block is None)
                 elif block is None:
                     raise DistfsError(
-                        f"the source ended {self._left} bytes before the size it was said to have"
+                        f"the source ended {counted(self._left, 'byte')} before the size it was said to have"
                     )
             while self._flying:
                 self._land_oldest()
