@@ -2,7 +2,7 @@
 
 -- name: admission_state
 -- What a decision needs, seen at one moment: how many were granted; the disks of the nodes that take writes, as
--- [free bytes, nodes]; what is promised, as {width: share}; by how many uploads that run, and how many bytes of it. What was written counts twice until every node has
+-- [free bytes, nodes], and of those without any the [capacity, used bytes]; what is promised, as {width: share}; by how many uploads that run, and how many bytes of it. What was written counts twice until every node has
 -- reported since.
 WITH up AS (
     SELECT * FROM node WHERE NOT stopped AND NOT given_up AND heartbeat_at > now() - make_interval(secs => :down_after)
@@ -14,12 +14,13 @@ WITH up AS (
     WHERE CASE WHEN ended_at IS NULL THEN expires_at > now() ELSE ended_at >= (SELECT min(heartbeat_at) FROM up) END
     GROUP BY width
 ), disks AS (
-    SELECT min(free) AS free, count(*) AS nodes FROM up
+    SELECT min(free) AS free, count(*) AS nodes, max(capacity) AS capacity, max(used) AS used FROM up
     WHERE state = 'active' GROUP BY coalesce(nullif(disk, ''), id::text)
 )
 SELECT
     coalesce((SELECT grants FROM admission), 0),
     coalesce((SELECT json_agg(json_build_array(free, nodes)) FROM disks), '[]'),
+    coalesce((SELECT json_agg(json_build_array(capacity, used)) FROM disks WHERE free = 0), '[]'),
     (SELECT count(*) FROM node),
     (SELECT count(*) FROM up),
     coalesce((SELECT json_object_agg(width, share) FROM promised), '{}'),

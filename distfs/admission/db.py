@@ -27,6 +27,7 @@ class AdmissionState:
     demands: Mapping[int, int]  # what is promised: bytes a node, by how many nodes
     running: int = 0  # to how many uploads that run,
     running_bytes: int = 0  # and how much of it; the rest was written and is in no report yet
+    full: tuple[tuple[int, int], ...] = ()  # disks that take nothing: their capacity, and what is used of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,13 @@ class ReservationDB:
         self._meta, self._service = meta, service
 
     def state(self, deadline: Deadline) -> AdmissionState:
-        [[grants, disks, known, up, demands, running, running_bytes]] = self._meta.read(
+        [[grants, disks, full, known, up, demands, running, running_bytes]] = self._meta.read(
             "admission_state", deadline, down_after=self._meta.down_after
         )
         promised = {int(width): int(share) for width, share in _decoded(demands).items()}
         free = tuple(Disk(*disk) for disk in _decoded(disks))
-        return AdmissionState(grants, free, known, up, promised, running, running_bytes)
+        taking_none = tuple((capacity, used) for capacity, used in _decoded(full))
+        return AdmissionState(grants, free, known, up, promised, running, running_bytes, taking_none)
 
     def trash(self, deadline: Deadline) -> TrashRoom:
         """Looks at every file in the trash: for who is about to be refused."""

@@ -9,11 +9,13 @@ from distfs.admission.db import AdmissionState, TrashRoom
 from distfs.admission.room import room, share_of, size_of
 from distfs.config import StorageConfig
 from distfs.errors import Busy, Full
+from distfs.metadb.ballast import reserve
 from distfs.model import Policy
 from distfs.quantity import compared, counted
 from distfs.quantity import size as readable
 
 _SOON_S = 5
+_OF_ROOT = 20  # ext4 keeps as much, a twentieth, for root
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def refusal(refused: NoRoom, trash: TrashRoom, *, gives_way: bool, settles_after
     free = readable(sum(disk.free for disk in state.disks))
     text = (
         f"no room for {want} as {wish.policy}: at most {fits} fit now; the nodes have {free} free above their "
-        f"reserve, of which {taken}"
+        f"reserve, of which {taken}{_not_offered(state)}"
     )
     later = wish.size <= largest(state, wish, promised=False) or (
         gives_way and refused.missing <= trash.bytes
@@ -113,6 +115,21 @@ def _taken(state: AdmissionState, wish: Wish) -> list[str]:
             told.append(f"{readable(counts)} {what}")
             left -= counts
     return told
+
+
+def _not_offered(state: AdmissionState) -> str:
+    """Of disks that take nothing though they have more bytes than a reserve explains, with what only root may use."""
+    left = [
+        capacity - used
+        for capacity, used in state.full
+        if capacity - used > reserve(capacity) + capacity // _OF_ROOT
+    ]
+    if not left:
+        return ""
+    return (
+        f"; {counted(len(left), 'disk')} with {readable(sum(left))} free beside: no inodes are left there for new "
+        "files (its node's log says so), or node.reserve is large"
+    )
 
 
 def _remedy(trash: TrashRoom, later: bool, gives_way: bool, settles_after: float) -> str:

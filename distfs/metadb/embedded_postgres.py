@@ -298,7 +298,7 @@ class EmbeddedPostgres:
                     stream.seek(before)
                     reason = _last_line(stream.read().decode("utf-8", "replace"))
                 full = ballast.is_for_want_of_room(reason, self.folder)
-                remedy = "free room on that disk" if full else f"see {log}"
+                remedy = ballast.trouble(self.folder) or ("free room on that disk" if full else f"see {log}")
                 raise ConfigError(f"PostgreSQL did not start in {self.folder}: {reason} ({remedy})")
             time.sleep(_POLL_S)
 

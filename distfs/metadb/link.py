@@ -222,7 +222,7 @@ def translate(error: DatabaseError) -> DistfsError:
     if code == "57014":  # the statement's own limit: it was undone
         return TooSlow(f"MetaDB: {message}")
     if code == "53100":
-        return Full(f"MetaDB's disk is full: free room there ({message})")
+        return Full(f"MetaDB's disk has no room for more bytes or files: free some there ({message})")
     if code[:2] in ("08", "25", "26", "40", "53", "55", "57", "58", "0A"):
         return Unavailable(f"MetaDB: {message}")
     return DistfsError(f"MetaDB: {message} (SQLSTATE {code})")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +24,23 @@ from tests.privileges import need_root
 
 MIB = 1 << 20
 DISK = 400 * MIB
+FILES = 4000
 CHANGED = 100 * MIB
 SMALL = 100
 SEGMENT = 16 * MIB  # PostgreSQL's log grows by as much
+
+
+@pytest.fixture
+def disk_of_few_files(data: Path) -> Iterator[Path]:
+    """The data folder is all of a file system of ``DISK`` bytes and ``FILES`` inodes."""
+    need_root("a file system of its own", "mount", "umount")
+    data.mkdir()
+    options = f"size={DISK},nr_inodes={FILES}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(data)], check=True)
+    try:
+        yield data
+    finally:
+        subprocess.run(["umount", "-l", str(data)], check=True)
 
 
 @pytest.fixture
@@ -200,7 +216,8 @@ def test_without_any_room_left_the_log_says_so_and_metadb_comes_back_by_itself(
             leftover.unlink()
         (disk / "metadb" / "ballast").unlink()
         take_all(disk, foreign)
-    running.says("(free room on that disk)")
+    running.says("PostgreSQL did not start in ")
+    running.says(" (its disk is full (0 bytes free in ")
     status, text = client.ask("GET", f"/files/{uuid}")
     assert status == 503
     assert "try again soon" in text
@@ -226,3 +243,25 @@ def test_the_trash_is_emptied_by_hand_where_it_does_not_give_way(up: StartUp, di
         done.stderr
     )
     wait_until(lambda: client.put(8 * MIB)[0] == 201, "there is room again")
+
+
+def test_a_cluster_out_of_inodes_says_so_and_not_that_it_is_out_of_bytes(
+    up: StartUp, disk_of_few_files: Path
+) -> None:
+    disk = disk_of_few_files
+    running = up(new=True).wait_ready()
+    client = Client(running)
+    uuid = curl("-T", __file__, f"{running.url}/upload/x").decode().strip()
+    foreign = disk / "foreign"
+    foreign.mkdir()
+    spare = FILES // 20  # less than nodes leave to MetaDB
+    for number in range(os.statvfs(disk).f_ffree - spare):
+        (foreign / str(number)).touch()
+    wait_until(lambda: "no inodes are left there" in client.put(1000)[1], "the upload hears what is missing")
+    status, text = client.put(1000)
+    assert status == 507
+    assert re.search(r"0 bytes free above their reserve.*; 1 disk with \d{3}\.\d MiB free beside", text), text
+    running.says("the disk has no inodes left for new files")
+    client.delete(uuid)
+    shutil.rmtree(foreign)
+    wait_until(lambda: client.put(1000)[0] == 201, "uploads are taken again")

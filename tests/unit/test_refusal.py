@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from distfs.admission.db import AdmissionState, TrashRoom
@@ -10,7 +12,7 @@ from distfs.admission.room import FRAGMENT_OVERHEAD, Disk
 from distfs.model import Policy
 from distfs.quantity import exactly
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 TWO = Policy(1, 1)
 
 
@@ -59,6 +61,26 @@ def test_what_others_have_of_it_is_never_more_than_there_is() -> None:
     text = said(state(10 * MIB, 10 * MIB, demands={2: 16 * MIB}), wish(MIB, margin=MIB))
     assert "the nodes have 20.0 MiB free above their reserve, of which 20.0 MiB written a moment ago" in text
     assert "margin" not in text
+
+
+@pytest.mark.parametrize(
+    ("full", "words"),
+    [
+        ((), ""),
+        (((GIB, GIB - 10 * MIB),), ""),  # the reserve of a disk that MetaDB is on, too
+        (((GIB, GIB - 200 * MIB),), ""),  # with what ext4 keeps for root
+        (((GIB, 0),), "; 1 disk with 1.0 GiB free beside: no inodes are left there for new files"),
+        (((100 * GIB, 30 * GIB), (100 * GIB, 99 * GIB)), "; 1 disk with 70.0 GiB free beside"),
+        (((100 * GIB, 30 * GIB), (100 * GIB, 40 * GIB)), "; 2 disks with 130.0 GiB free beside"),
+    ],
+)
+def test_disks_that_take_nothing_for_another_reason_than_bytes_are_named(
+    full: tuple[tuple[int, int], ...], words: str
+) -> None:
+    text = said(replace(state(0, 0), full=full), wish(1))
+    assert words in text
+    assert ("inodes" in text) == bool(words)
+    assert text.endswith("; delete files, or add storage nodes")
 
 
 def test_what_is_missing_is_counted_with_margins_and_overheads() -> None:
