@@ -60,7 +60,7 @@ def test_status_tells_how_safe_the_files_are(by_hand: Cluster) -> None:
     assert "upkeep     has not run yet" in told.out
     for i in (0, 1):
         kill_and_notice(by_hand, i)
-    nodes = [set(piece.nodes) for piece in by_hand.meta.file(UUID(uuid), Deadline(5)).slices]
+    nodes = [set(piece.nodes) for piece in by_hand.meta.file(UUID(uuid), Deadline(60)).slices]
     up = by_hand.node(2).id
     lost = sum(up not in on for on in nodes)
     entry = distfs(by_hand, "status", "--json").entry

@@ -30,7 +30,7 @@ from tests.postgres import run_sql
 def no_commits(url: str) -> Iterator[Callable[[], object]]:
     """No file is committed meanwhile, until what is given here is called."""
     parsed = MetaURL.parse(url)
-    with closing(Link(parsed, parsed.hosts[0], Deadline(10), statement_timeout=60)) as link:
+    with closing(Link(parsed, parsed.hosts[0], Deadline(60), statement_timeout=60)) as link:
         link.raw.run("BEGIN")
         link.raw.run("LOCK TABLE file IN SHARE MODE")
         yield lambda: link.raw.run("COMMIT")
@@ -84,7 +84,7 @@ def test_a_move_that_waits_since_before_the_drain_keeps_the_node_from_being_unpl
     parsed = MetaURL.parse(url)
     with (
         closing(MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(600)))) as meta,
-        closing(Link(parsed, parsed.hosts[0], Deadline(10), statement_timeout=600)) as lock,
+        closing(Link(parsed, parsed.hosts[0], Deadline(60), statement_timeout=600)) as lock,
         ThreadPoolExecutor(1) as threads,
     ):
         lock.raw.run("BEGIN")

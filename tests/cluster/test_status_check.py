@@ -25,7 +25,7 @@ def test_the_exit_code_says_how_well_the_cluster_is(make_cluster: MakeCluster) -
     wait_until(lambda: check(cluster).code == 0, "the upkeep has begun, and all is well")
     assert check(cluster).out.endswith("\ncheck: all is well\n")
 
-    [pair, *_] = [piece.nodes for piece in cluster.meta.file(UUID(uuid), Deadline(5)).slices]
+    [pair, *_] = [piece.nodes for piece in cluster.meta.file(UUID(uuid), Deadline(60)).slices]
     first, second = [i for i in range(3) if cluster.node(i).id in pair]
     down = kill_and_notice(cluster, first)
     told = check(cluster)

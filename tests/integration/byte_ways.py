@@ -158,6 +158,6 @@ def byte_ways(url: str, folder: Path, count: int = 3, stall: float = 5, **storag
 
 def register(services: Services, server: KillableServer) -> int:
     """Say that a node lives; its number."""
-    info = server.store.info(Deadline(10))
+    info = server.store.info(Deadline(60))
     report = NodeReport(info.node, server.address, "", info.capacity, info.used, info.free, "active")
     return services.meta.heartbeat(report, soon())

@@ -43,7 +43,7 @@ class Services:
     def nodes_have(self, *free: int, disk: str = "") -> None:
         """``disk``: all of them are on this one."""
         for report, each in zip(REPORTS, free, strict=False):
-            self.meta.heartbeat(replace(report, free=each, disk=disk), Deadline(10))
+            self.meta.heartbeat(replace(report, free=each, disk=disk), Deadline(60))
 
     def service(self) -> Admission:
         admission = Admission(
@@ -54,7 +54,7 @@ class Services:
 
     def promised(self) -> int:
         """Bytes on all nodes that count now."""
-        state = ReservationDB(self.meta, uuid4()).state(Deadline(10))
+        state = ReservationDB(self.meta, uuid4()).state(Deadline(60))
         return sum(width * share for width, share in state.demands.items())
 
     def rows(self) -> int:
@@ -105,13 +105,13 @@ def test_of_many_at_once_as_many_are_admitted_as_fit(services: Services) -> None
     start, leave = threading.Barrier(24), threading.Barrier(24)
 
     def upload(number: int) -> bool:
-        start.wait(30)
+        start.wait(120)
         try:
             with admit(admissions[number % 3], 10 * MIB):
-                leave.wait(30)
+                leave.wait(120)
                 return True
         except Full:
-            leave.wait(30)
+            leave.wait(120)
             return False
 
     with ThreadPoolExecutor(24) as uploads:
@@ -168,7 +168,7 @@ def _ended(services: Services) -> bool:
 def test_what_a_dead_service_was_promised_expires(services: Services) -> None:
     services.nodes_have(100 * MIB, 100 * MIB)
     dead = ReservationDB(services.meta, uuid4())
-    assert dead.reserve(Reservation(uuid4(), 2, 90 * MIB), dead.state(Deadline(10)).grants, 60, Deadline(10))
+    assert dead.reserve(Reservation(uuid4(), 2, 90 * MIB), dead.state(Deadline(60)).grants, 60, Deadline(60))
     with pytest.raises(Full):
         admit(services.service(), 60 * MIB)
     run_sql(services.url, "UPDATE reservation SET expires_at = now() - interval '1 s'")
@@ -256,7 +256,7 @@ def test_without_metadb_nothing_is_admitted() -> None:
 
 
 def test_all_who_wait_are_refused_at_once_when_metadb_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distfs.admission.promises, "_DECIDE_LIMIT_S", 0.5)
+    monkeypatch.setattr(distfs.admission.promises, "_DECIDE_LIMIT_S", 2.0)
     uploads = 12
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none?sslmode=disable"
@@ -265,7 +265,7 @@ def test_all_who_wait_are_refused_at_once_when_metadb_hangs(monkeypatch: pytest.
 
         def upload(_: int) -> None:
             with pytest.raises(Unavailable) as refused:
-                admission.admit(10 * MIB, TWO_COPIES, Deadline(5))
+                admission.admit(10 * MIB, TWO_COPIES, Deadline(20))
             assert refused.value.status == 503  # and not by its own deadline: that is a 504
 
         with ThreadPoolExecutor(uploads) as clients:

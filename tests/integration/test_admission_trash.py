@@ -122,13 +122,13 @@ def test_room_ahead_of_a_body_of_unknown_length_costs_the_trash_nothing(services
 @pytest.mark.parametrize("gives_way", [True, False])
 def test_a_cluster_is_full_when_nothing_can_give_way(services: Services, gives_way: bool) -> None:
     services.nodes_have(50 * MIB, 50 * MIB)
-    assert service(services, gives_way).full(Deadline(10)) == ""
+    assert service(services, gives_way).full(Deadline(60)) == ""
     services.nodes_have(0, 0)
-    full = service(services, gives_way).full(Deadline(10))
+    full = service(services, gives_way).full(Deadline(60))
     assert full.startswith("no room for 1 byte as 1+1: at most 0 bytes fit now; ")
     assert "delete files" in full
     thrown_away(services, 1)
-    full = service(services, gives_way).full(Deadline(10))
+    full = service(services, gives_way).full(Deadline(60))
     if gives_way:
         assert full == ""
     else:
@@ -137,4 +137,4 @@ def test_a_cluster_is_full_when_nothing_can_give_way(services: Services, gives_w
 
 def test_too_few_nodes_are_not_called_full(services: Services) -> None:
     services.nodes_have(0)
-    assert service(services).full(Deadline(10)) == ""
+    assert service(services).full(Deadline(60)) == ""

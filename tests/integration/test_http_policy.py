@@ -152,15 +152,15 @@ def test_the_health_of_a_file_tells_what_is_left_where_and_since_when(service: T
     entry = facts(service, uuid)
     health = entry["health"]
     assert (health["redundancy_left"], health["missing_fragments"]) == (1, 0)
-    assert health["nodes"] == sorted(node.id for node in service.app.services.meta.nodes(Deadline(5)))
+    assert health["nodes"] == sorted(node.id for node in service.app.services.meta.nodes(Deadline(60)))
     assert health["last_verified"] == entry["created_at"]
 
 
 def test_damage_shows_in_the_health_of_its_file_alone(service: TestService) -> None:
     uuid, other = put(service, b"abc", "archive"), put(service, b"def", "archive")
     meta = service.app.services.meta
-    [piece] = meta.file(UUID(uuid), Deadline(5)).slices
-    assert UpkeepDB(meta).note_damage(piece.id, 0, piece.nodes[0], "a test says so", Deadline(5))
+    [piece] = meta.file(UUID(uuid), Deadline(60)).slices
+    assert UpkeepDB(meta).note_damage(piece.id, 0, piece.nodes[0], "a test says so", Deadline(60))
     health = facts(service, uuid)["health"]
     assert (health["redundancy_left"], health["missing_fragments"]) == (0, 1)
     assert facts(service, other)["health"]["redundancy_left"] == 1

@@ -47,7 +47,7 @@ def test_the_migrations_make_what_schema_sql_says(make_database: Callable[[str],
 
 def test_migrating_again_changes_nothing(meta: MetaDB, metadb_url: str) -> None:
     before = dump(metadb_url)
-    cluster = meta.cluster_id(Deadline(5))
+    cluster = meta.cluster_id(Deadline(60))
     assert meta.migrate() == []
     assert dump(metadb_url) == before
     assert run_sql(metadb_url, "SELECT id FROM cluster") == [[cluster]]
@@ -70,15 +70,15 @@ def test_data_of_the_first_schema_survives_every_later_migration(make_database: 
     run_sql(url, _OLD_DATA)
     meta = MetaDB(MetaDBConfig(url=url))
     assert meta.migrate() == list(range(2, meta_schema.latest() + 1))
-    meta.ping(Deadline(5))
-    [node] = meta.nodes(Deadline(5))
+    meta.ping(Deadline(60))
+    [node] = meta.nodes(Deadline(60))
     assert (node.id, node.address.port, node.free, node.used, node.alive) == (1, 9001, 5, 4, True)
-    assert [[meta.cluster_id(Deadline(5))]] == cluster
+    assert [[meta.cluster_id(Deadline(60))]] == cluster
     live, deleted = UUID(int=1), UUID(int=2)
-    assert meta.file(live, Deadline(5)).slices[0].nodes == (1, 2)
-    meta.undelete_file(deleted, Deadline(5))
-    assert meta.file(deleted, Deadline(5)).name == "b"
-    assert len(UpkeepDB(meta).work_to_repair(60, 10, Deadline(5))) == 0
+    assert meta.file(live, Deadline(60)).slices[0].nodes == (1, 2)
+    meta.undelete_file(deleted, Deadline(60))
+    assert meta.file(deleted, Deadline(60)).name == "b"
+    assert len(UpkeepDB(meta).work_to_repair(60, 10, Deadline(60))) == 0
     meta.close()
 
 
@@ -175,16 +175,16 @@ def test_a_metadb_that_was_not_migrated_says_what_to_do(make_database: Callable[
     meta = MetaDB(MetaDBConfig(url=make_database("template1")))
     for call in (meta.ping, meta.cluster_id, meta.nodes):
         with pytest.raises(Unavailable, match="run `distfs migrate`"):
-            call(Deadline(5))
+            call(Deadline(60))
     meta.migrate()
-    meta.ping(Deadline(5))
+    meta.ping(Deadline(60))
     meta.close()
 
 
 def test_a_metadb_that_is_behind_says_what_to_do(meta: MetaDB, metadb_url: str) -> None:
     run_sql(metadb_url, "DELETE FROM migration")
     with pytest.raises(Unavailable, match="at migration 0, .* run `distfs migrate`"):
-        meta.ping(Deadline(5))
+        meta.ping(Deadline(60))
 
 
 def test_without_the_right_to_create_roles_migrating_works_and_says_how_to_go_on(
@@ -202,7 +202,7 @@ def test_without_the_right_to_create_roles_migrating_works_and_says_how_to_go_on
             meta.migrate()
             meta.close()
             as_node = MetaDB(MetaDBConfig(url=database_url(server, "postgres", user="distfs_node")))
-            assert run_sql(server.url, "SELECT id FROM cluster") == [[as_node.cluster_id(Deadline(5))]]
+            assert run_sql(server.url, "SELECT id FROM cluster") == [[as_node.cluster_id(Deadline(60))]]
             as_node.close()
         finally:
             server.stop()

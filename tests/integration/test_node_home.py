@@ -45,10 +45,10 @@ def node_init(folder: Path) -> list[str]:
 
 def runs(folder: Path, url: str, meta: MetaDB) -> UUID:
     """It starts there, without --init; -> which node it is."""
-    before = {node.address for node in meta.nodes(Deadline(10))}
+    before = {node.address for node in meta.nodes(Deadline(60))}
 
     def here() -> list[Node]:
-        return [node for node in meta.nodes(Deadline(10)) if node.alive and node.address not in before]
+        return [node for node in meta.nodes(Deadline(60)) if node.alive and node.address not in before]
 
     environ = clean_environment(DISTFS_NODE_RESERVE="0")
     running = nursery.start(start(folder, url), ROOT, environ)
@@ -87,7 +87,7 @@ def test_a_folder_that_is_no_nodes_is_refused_and_left_alone(
     assert line.startswith(f"storage_server: data folder {folder} is no storage node's: is its disk mounted?")
     assert f"`distfs node init --data {folder}`" in line
     assert sorted(tmp_path.rglob("*")) == before
-    assert meta.nodes(Deadline(10)) == []
+    assert meta.nodes(Deadline(60)) == []
 
 
 def test_a_node_needs_neither_metadb_nor_permission_to_be_refused(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_new_nodes_folder_is_made_once_and_is_the_same_node_from_then_on(
     first = runs(folder, metadb_url, meta)
     known = read_identity(folder)
     assert known is not None
-    assert known[:2] == (first, meta.cluster_id(Deadline(10)))
+    assert known[:2] == (first, meta.cluster_id(Deadline(60)))
     assert runs(folder, metadb_url, meta) == first
 
 
@@ -149,7 +149,7 @@ def test_a_folder_with_something_in_it_is_not_made_a_nodes(
 def test_a_folder_of_the_release_before_starts_and_is_known_by_its_place_from_then_on(
     metadb_url: str, meta: MetaDB, tmp_path: Path
 ) -> None:
-    node, cluster = uuid4(), meta.cluster_id(Deadline(10))
+    node, cluster = uuid4(), meta.cluster_id(Deadline(60))
     old = {"node": str(node), "cluster": str(cluster), "format": 1}
     (tmp_path / "node.json").write_text(json.dumps(old) + "\n")
     for folder in ("tmp", "data"):

@@ -84,7 +84,7 @@ def meta(url: str, password: str) -> closing[MetaDB]:
 
 
 def soon() -> Deadline:
-    return Deadline(10)
+    return Deadline(60)
 
 
 def test_the_parts_are_no_superusers_and_may_what_they_need(guarded: Guarded) -> None:

@@ -63,9 +63,9 @@ def complaint(args: list[str], **environ: str) -> str:
 
 def registered(meta: MetaDB, count: int = 1) -> list[Node]:
     eventually(
-        lambda: sum(n.alive for n in meta.nodes(Deadline(10))) == count, "the nodes have registered", 30
+        lambda: sum(n.alive for n in meta.nodes(Deadline(60))) == count, "the nodes have registered", 30
     )
-    return meta.nodes(Deadline(10))
+    return meta.nodes(Deadline(60))
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def test_a_node_registers_serves_and_ends_at_sigterm(metadb_url: str, meta: Meta
     for sign in (signal.SIGTERM, signal.SIGINT):
         with process(command(tmp_path / "n", metadb_url, "--zone", "attic")) as running:
             eventually(lambda: [n for n in registered(meta) if n.address not in addresses], "it is here", 30)
-            [node] = meta.nodes(Deadline(10))  # at its second start it is the same node, elsewhere
+            [node] = meta.nodes(Deadline(60))  # at its second start it is the same node, elsewhere
             addresses.append(node.address)
             assert (node.zone, node.state) == ("attic", "active")
-            client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(10)), NODE)
+            client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), NODE)
             if sign is signal.SIGTERM:
                 put(client, head, data)
             assert whole(client, head.id) == data
@@ -99,7 +99,7 @@ def test_a_node_killed_in_the_middle_of_a_put_starts_clean(
 ) -> None:
     with process(command(tmp_path / "n", metadb_url), DISTFS_NODE_RESERVE="0") as running:
         [node] = registered(meta)
-        client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(10)), NODE)
+        client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), NODE)
         writer = client.put(header(), 8 << 20, soon())
         block = random_bytes(4096)
         writer.write_cell(entry_of(block), memoryview(block))
@@ -122,7 +122,7 @@ def test_two_nodes_on_one_disk_are_known_to_share_it(metadb_url: str, meta: Meta
     with process(command(tmp_path / "a", metadb_url)), process(command(tmp_path / "b", metadb_url)):
         first, second = registered(meta, 2)
         assert first.disk == second.disk != ""
-        [disk] = ReservationDB(meta, uuid4()).state(Deadline(10)).disks
+        [disk] = ReservationDB(meta, uuid4()).state(Deadline(60)).disks
         assert disk.nodes == 2
         assert disk.free <= shutil.disk_usage(tmp_path).total
 
@@ -168,7 +168,7 @@ def test_only_its_owner_can_read_a_nodes_secret_and_it_stays(
     metadb_url: str, meta: MetaDB, tmp_path: Path
 ) -> None:
     def alive() -> bool:
-        return any(node.alive for node in meta.nodes(Deadline(10)))
+        return any(node.alive for node in meta.nodes(Deadline(60)))
 
     secrets = []
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_only_its_owner_can_read_a_nodes_secret_and_it_stays(
             assert running.wait(60) == 0
     assert (tmp_path / "n" / "secret").stat().st_mode & 0o777 == 0o600
     assert secrets[0] == secrets[1]
-    [node] = meta.nodes(Deadline(10))
+    [node] = meta.nodes(Deadline(60))
     assert run_sql(metadb_url, "SELECT secret_hash FROM node") == [[hashlib.sha256(secrets[0]).digest()]]
     (tmp_path / "n" / "secret").unlink()  # as by a restore that left it out
     with process(command(tmp_path / "n", metadb_url)) as running:
@@ -210,7 +210,7 @@ def test_an_address_that_cannot_be_is_not_advertised(
     [line] = ended.stderr.splitlines()
     assert line.startswith("storage_server: nobody can reach a node at ")
     assert not (tmp_path / "n").exists()
-    assert meta.nodes(Deadline(10)) == []
+    assert meta.nodes(Deadline(60)) == []
 
 
 @pytest.mark.parametrize("where", ["a file", "below a file", "/proc/nowhere"])
