@@ -165,7 +165,7 @@ class FileUpload:
                     sending.finish(last=block is None)
                 elif block is None:
                     raise DistfsError(
-                        f"the source ended {counted(self._left, 'byte')} before the size it was said to have"
+                        f"the source ended {counted(self._left or 0, 'byte')} before the size it was said to have"
                     )
             while self._flying:
                 self._land_oldest()
