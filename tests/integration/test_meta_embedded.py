@@ -53,6 +53,19 @@ def test_a_new_folder_becomes_a_durable_metadb_that_only_this_machine_reaches(fo
         assert settings["server_encoding"] == "UTF8"
 
 
+@pytest.mark.parametrize(("reserved", "grows"), [(None, False), ("0", True)])
+def test_no_connection_needs_a_file_of_shared_memory(
+    folder: Path, copy_of_postgres: Copy, reserved: str | None, grows: bool
+) -> None:
+    """A full disk has no room for one. Without the reserve there is one, or this would show nothing."""
+    made = copy_of_postgres(folder / "metadb")
+    more = {} if reserved is None else {"min_dynamic_shared_memory": reserved}
+    with started(EmbeddedPostgres(made.folder, {**FAST, **more})) as server:
+        assert run_sql(server.url, "SELECT count(*) > 0 FROM pg_stat_all_tables") == [[True]]
+        files = [file.stat().st_size for file in (server.data / "pg_dynshmem").iterdir()]
+        assert (sum(files) >= 1 << 20) is grows
+
+
 def test_stopping_leaves_no_process_and_starting_again_finds_the_data(
     folder: Path, copy_of_postgres: Copy
 ) -> None:
