@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import xxhash
@@ -103,22 +103,28 @@ class FragmentHeader:
     def unpack(cls, data: Buffer) -> tuple[FragmentHeader, int]:
         """The header at the start of ``data`` and its padded length. Raises Corrupt."""
         data = bytes(memoryview(data)[:MAX_HEADER])
-        if len(data) < MIN_HEADER or not data.startswith(_HEADER_MAGIC):
-            raise Corrupt("no fragment header")
-        _, version, length, *rest = _HEADER.unpack_from(data)
-        if version != VERSION:
-            raise Corrupt(f"fragment format version {version}; this distfs reads {VERSION}")
-        cluster, slice_, file, ordinal, index, k, m, block_size, name_length, type_length = rest
+        fields, length, end = _checked_header(data)
+        cluster, slice_, file, ordinal, index, k, m, block_size, name_length, _ = fields
         type_at = _HEADER.size + name_length
-        end = type_at + type_length
-        if end + _CHECKSUM.size > min(length, len(data)) or length > MAX_HEADER:
-            raise Corrupt("fragment header lengths are out of bounds")
-        if _CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
-            raise Corrupt("fragment header fails its checksum")
         name = data[_HEADER.size : type_at].decode("utf-8", "replace")
         kind = data[type_at:end].decode("utf-8", "replace")
         ids = UUID(bytes=cluster), UUID(bytes=slice_)
         return cls(*ids, index, Policy(k, m), block_size, UUID(bytes=file), ordinal, name, kind), length
+
+
+def _checked_header(data: bytes) -> tuple[tuple[Any, ...], int, int]:
+    """What a header has between its length and its texts, its padded length, and where its checksum is."""
+    if len(data) < MIN_HEADER or not data.startswith(_HEADER_MAGIC):
+        raise Corrupt("no fragment header")
+    _, version, length, *fields = _HEADER.unpack_from(data)
+    if version != VERSION:
+        raise Corrupt(f"fragment format version {version}; this distfs reads {VERSION}")
+    end = _HEADER.size + fields[-2] + fields[-1]
+    if end + _CHECKSUM.size > min(length, len(data)) or length > MAX_HEADER:
+        raise Corrupt("fragment header lengths are out of bounds")
+    if _CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
+        raise Corrupt("fragment header fails its checksum")
+    return tuple(fields), length, end
 
 
 @dataclass(frozen=True)
@@ -186,11 +192,20 @@ class Footer:
         return cls(bool(last), *rest)
 
 
-def read_layout(size: int, pread: Callable[[int, int], bytes]) -> tuple[FragmentHeader, FragmentTable, int]:
+class Layout(NamedTuple):
+    """What a fragment consists of, checked to be whole."""
+
+    id: FragmentId  # what it says it is
+    table: FragmentTable
+    packed: bytes  # the table as it is stored
+    cells_at: int
+
+
+def read_layout(size: int, pread: Callable[[int, int], bytes]) -> Layout:
     """Parse a whole fragment of ``size`` bytes through ``pread(length, offset) -> bytes``.
 
-    Returns the header, the table and where the cells start. Raises Corrupt unless header, table and
-    footer agree with each other and with ``size``; the cells themselves are not read.
+    Raises Corrupt unless header, table and footer agree with each other and with ``size``; the cells themselves are
+    not read.
     """
     if size < MIN_HEADER + FOOTER_SIZE:
         raise Corrupt(f"a fragment of {size} bytes is cut short")
@@ -199,7 +214,7 @@ def read_layout(size: int, pread: Callable[[int, int], bytes]) -> tuple[Fragment
     if footer.cells > MAX_CELLS or footer.table_offset + table_size + FOOTER_SIZE != size:
         raise Corrupt("fragment footer does not fit the fragment's length")
     head = pread(min(MAX_HEADER, footer.table_offset), 0)
-    header, length = FragmentHeader.unpack(head)
+    fields, length, _ = _checked_header(head)
     if checksum(head[:length]) != footer.header_checksum:
         raise Corrupt("fragment header is not the one the footer was made for")
     packed = pread(table_size, footer.table_offset)
@@ -208,7 +223,7 @@ def read_layout(size: int, pread: Callable[[int, int], bytes]) -> tuple[Fragment
     table = FragmentTable.unpack(packed, footer.slice_size, footer.last)
     if length + table.offsets[-1] != footer.table_offset:
         raise Corrupt("fragment table does not fit the cells")
-    return header, table, length
+    return Layout(FragmentId(UUID(bytes=fields[1]), fields[4]), table, packed, length)
 
 
 def bounded(text: str, limit: int) -> bytes:

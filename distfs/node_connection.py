@@ -10,8 +10,8 @@ import logging
 import socket
 import socketserver
 import time
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import xxhash
 
@@ -23,6 +23,8 @@ from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, 
 from distfs.fragment import CellEntry
 from distfs.node.wire_socket import WireSocket
 from distfs.wire import Frame, Type
+
+R = TypeVar("R")
 
 log = logging.getLogger("distfs.node")
 
@@ -38,11 +40,15 @@ class NodeServer(Protocol):
     store: DiskStore
     config: NodeConfig
 
-    def request(self) -> AbstractContextManager[bool]:
-        """A request is served; False: it must not be, this node stops."""
+    def begin_request(self) -> bool:
+        """A request is served, until ``end_request``; False: it must not be, this node stops."""
 
-    def transfer(self) -> AbstractContextManager[None]:
-        """Bytes of a fragment are on their way to or from somebody."""
+    def end_request(self) -> None: ...
+
+    def begin_transfer(self) -> None:
+        """Bytes of a fragment are on their way to or from somebody, until ``end_transfer``."""
+
+    def end_transfer(self) -> None: ...
 
     def yield_to_transfers(self) -> None:
         """Between two cells that are verified: whoever moves bytes has the disk first."""
@@ -57,6 +63,7 @@ class Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         peer = f"service {self.client_address[0]}:{self.client_address[1]}"
         self.store = self.node.store
+        self.cluster, self.own = self.store.cluster.hex, self.store.node.hex
         try:
             self.sock = WireSocket(self.request, peer, self.node.config.stall_timeout)
             while self._serve_one():
@@ -76,9 +83,11 @@ class Connection(socketserver.BaseRequestHandler):
             log.warning("%s: %s", self.sock.peer, e)
             self._refuse(e)
             return False
-        with self.node.request() as taken:
-            if taken:
+        if self.node.begin_request():
+            try:
                 return self._serve(frame)
+            finally:
+                self.node.end_request()
         self._refuse(Unavailable("this node is stopping"))
         return False
 
@@ -89,8 +98,7 @@ class Connection(socketserver.BaseRequestHandler):
             header = frame.header()
             self._check_addressee(header)
             if frame.type is Type.PUT:
-                with self.node.transfer():
-                    return self._put(header, frame)
+                return self._moving(lambda: self._put(header, frame))
             self._answer(frame.type, header)
         except DistfsError as e:
             _log_refusal(frame.type, header, e)
@@ -102,14 +110,21 @@ class Connection(socketserver.BaseRequestHandler):
             self.sock.send_error(e)
         return True
 
+    def _moving(self, bytes_of_a_fragment: Callable[[], R]) -> R:
+        self.node.begin_transfer()
+        try:
+            return bytes_of_a_fragment()
+        finally:
+            self.node.end_transfer()
+
     def _check_addressee(self, header: dict[str, Any]) -> None:
         cluster, node = header.get("cluster"), header.get("node")
         # A stranger who learned our ids could name them, and read and delete everything.
-        if cluster != self.store.cluster.hex:
+        if cluster != self.cluster:
             raise ProtocolError(
                 "this node is of another cluster than the request: is the service's MetaDB that of its nodes?"
             )
-        if node != self.store.node.hex:
+        if node != self.own:
             raise ProtocolError("the request is for another node than this one: has a port changed hands?")
         try:
             seconds = min(float(header["deadline"]), MAX_DEADLINE_S)
@@ -124,8 +139,7 @@ class Connection(socketserver.BaseRequestHandler):
     def _answer(self, type_: Type, header: dict[str, Any]) -> None:
         match type_:
             case Type.GET:
-                with self.node.transfer():
-                    self._get(header)
+                self._moving(lambda: self._get(header))
             case Type.STAT:
                 self._get(header | {"first": 0, "count": 0})
             case Type.DELETE:
@@ -230,10 +244,14 @@ class Connection(socketserver.BaseRequestHandler):
         id, aside = wire.decode_id(header), bool(header.get("quarantine"))
         with contextlib.closing(self.store.get(id, first, count, self.deadline, aside=aside)) as reader:
             offset, length = reader.extent(first, count)
-            table = reader.table.pack()
+            table = reader.packed
             answer = {"slice_size": reader.table.slice_size, "last": reader.table.last, "table": len(table)}
             head = wire.encode(Type.OK, answer, len(table) + length)
             self.answering = True
+            if reader.all is not None:
+                cells = memoryview(reader.all)[offset : offset + length]
+                self.sock.send(head, table, cells, limit=self.deadline)
+                return
             self.sock.send(head, table, more=length > 0, limit=self.deadline)
             self.sock.send_file(reader.fd, offset, length, self.deadline)
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,17 +110,15 @@ class StorageServer(socketserver.ThreadingTCPServer):
         with self._lock:
             self._connections -= 1
 
-    @contextlib.contextmanager
-    def request(self) -> Iterator[bool]:
-        """A request is served; False: it must not be, this node stops."""
+    def begin_request(self) -> bool:
+        """A request is served, until ``end_request``; False: it must not be, this node stops."""
         with self._lock:
-            taken = not self._draining
-            self._requests += taken
-        try:
-            yield taken
-        finally:
-            with self._lock:
-                self._requests -= taken
+            self._requests += not self._draining
+            return not self._draining
+
+    def end_request(self) -> None:
+        with self._lock:
+            self._requests -= 1
 
     def drain(self, hurry: threading.Event) -> None:
         """Take no further request; return when none runs, after ``drain_timeout``, or when ``hurry`` is set."""
@@ -130,16 +128,14 @@ class StorageServer(socketserver.ThreadingTCPServer):
         while self._requests and time.monotonic() < until and not hurry.wait(_DRAIN_POLL_S):
             pass
 
-    @contextlib.contextmanager
-    def transfer(self) -> Iterator[None]:
-        """Bytes of a fragment are on their way to or from somebody."""
+    def begin_transfer(self) -> None:
+        """Bytes of a fragment are on their way to or from somebody, until ``end_transfer``."""
         with self._lock:
             self._transfers += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._transfers -= 1
+
+    def end_transfer(self) -> None:
+        with self._lock:
+            self._transfers -= 1
 
     def yield_to_transfers(self) -> None:
         """Between two cells that are verified: whoever moves bytes has the disk first."""

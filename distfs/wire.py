@@ -31,8 +31,7 @@ from __future__ import annotations
 import enum
 import json
 import struct
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from distfs.errors import (
@@ -96,8 +95,12 @@ ERRORS: dict[str, type[DistfsError]] = {cls.kind: cls for cls in _SAYABLE}
 _WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: dumps() makes one for each call
+_DECODE = json.JSONDecoder().decode
+_TYPES = {type_.value: type_ for type_ in Type}
+
+
+class Frame(NamedTuple):
     """One decoded frame. ``body_length`` bytes of body follow it on the stream."""
 
     type: Type
@@ -107,7 +110,7 @@ class Frame:
     def header(self) -> dict[str, Any]:
         """The JSON header. Raises ProtocolError when it is not an object."""
         try:
-            header = json.loads(self.raw)
+            header = _DECODE(self.raw.decode())
         except (ValueError, RecursionError) as e:
             raise ProtocolError(f"{self.type.name} frame: header is not JSON") from e
         if not isinstance(header, dict):
@@ -118,7 +121,7 @@ class Frame:
 def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) -> bytes:
     """Prefix and header of a frame, ready to send; ``body_length`` bytes of body must follow."""
     if isinstance(header, dict):
-        header = json.dumps(header, separators=(",", ":")).encode()
+        header = _ENCODE(header).encode()
     if len(header) > MAX_HEADER:
         raise ProtocolError(f"{type_.name} frame: a header of {len(header)} bytes is over {MAX_HEADER}")
     return _PREFIX.pack(MAGIC, VERSION, type_, 0, len(header), body_length) + header
@@ -237,10 +240,9 @@ def _check_prefix(
         raise ProtocolError(
             f"the peer speaks wire version {version}, this distfs {VERSION}: run one release everywhere"
         )
-    try:
-        kind = Type(type_)
-    except ValueError as e:
-        raise ProtocolError(f"unknown frame type {type_}") from e
+    kind = _TYPES.get(type_)
+    if kind is None:
+        raise ProtocolError(f"unknown frame type {type_}")
     if header > MAX_HEADER or body > _MAX_BODY.get(kind, 0):
         raise ProtocolError(f"{kind.name} frame: lengths {header} + {body} are out of bounds")
     return kind, header, body

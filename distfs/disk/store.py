@@ -53,6 +53,8 @@ from distfs.model import FragmentId
 log = logging.getLogger("distfs.disk")
 
 _PROBE = 4096  # bytes
+#: A fragment of so many bytes is read as a whole: its cells, up to 64 KiB, and what is around them.
+SMALL = (64 << 10) + MAX_HEADER
 
 
 @cache
@@ -75,6 +77,7 @@ class DiskStore:
         self.cluster = cluster
         self._config, self._metadb = config, metadb
         self._temp = self.folder / "tmp"
+        self._identity = str(self.folder / home.IDENTITY)
         self._serial = itertools.count()
         self._files = FragmentTree(self.folder / "data")
         self._aside = FragmentTree(self.folder / "quarantine")
@@ -105,7 +108,7 @@ class DiskStore:
         """
         path = self.folder / home.IDENTITY
         try:
-            stat = path.stat()
+            stat = os.stat(self._identity)  # noqa: PTH116 - a Path takes as long as the call
             if (stat.st_dev, stat.st_ino) == self._known:
                 return ""
             known = home.read_identity(self.folder)
@@ -129,7 +132,7 @@ class DiskStore:
     def _open(self, id: FragmentId, first: int, aside: bool = False) -> DiskReader:
         """What is not found in a folder that is away may well be there: raises NotFound, or NodeUnavailable."""
         try:
-            return self._open_aside(id, first) if aside else DiskReader(self._files.path(id), id, first)
+            return self._open_aside(id, first) if aside else DiskReader(self._files.where(id), id, first)
         except NotFound:
             self._check_home(f"read {id}")
             raise
@@ -301,7 +304,7 @@ class DiskStore:
         good cells may be different ones; of more it is not.
         """
         self._check_home(f"store {id}")
-        if temp.exists():
+        if self._files.identity(id) and temp.exists():
             room = (tree for tree in (self._aside, self._second) if not tree.identity(id))
             if (aside := next(room, None)) is not None:
                 self._files.move_to(aside, id)
@@ -405,19 +408,27 @@ class DiskWriter:
 class DiskReader:
     """An open fragment, checked to be whole and to be the one its name says. Cells follow in order."""
 
-    def __init__(self, path: Path, id: FragmentId, first: int) -> None:
+    def __init__(self, path: str | Path, id: FragmentId, first: int) -> None:
         with translated(f"read {id}", reading=True):
             self.fd = os.open(path, os.O_RDONLY)
             try:
                 size = os.fstat(self.fd).st_size
-                self.header, self.table, self.cells_at = read_layout(size, self._pread)
-                if self.header.id != id:
-                    raise Corrupt(f"fragment {id} says it is {self.header.id}: files were swapped")
+                self.all = self._read_small(size)
+                said, self.table, self.packed, self.cells_at = read_layout(size, self._pread)
+                if said != id:
+                    raise Corrupt(f"fragment {id} says it is {said}: files were swapped")
             except BaseException:
                 os.close(self.fd)
                 raise
         self._next = first
         self._id = id
+
+    def _read_small(self, size: int) -> bytes | None:
+        """All bytes of a small fragment; None of another, and of one of which the disk cannot read a part."""
+        try:
+            return os.pread(self.fd, size, 0) if size <= SMALL else None
+        except OSError:
+            return None
 
     def extent(self, first: int, count: int) -> tuple[int, int]:
         """Offset in the file and length in bytes of a run of cells: raw bytes for ``sendfile``."""
@@ -464,6 +475,8 @@ class DiskReader:
             self.fd = -1
 
     def _pread(self, length: int, offset: int) -> bytes:
+        if self.all is not None:
+            return self.all[offset : offset + length]
         return os.pread(self.fd, length, offset)
 
 

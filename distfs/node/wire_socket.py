@@ -7,11 +7,12 @@ before every call: with MSG_WAITALL a 1 MiB cell is one system call and one rele
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from distfs import descriptors, wire
@@ -22,6 +23,7 @@ from distfs.model import Buffer
 
 _TIMEVAL = struct.Struct("@ll")
 _READ_AHEAD = 16 << 10
+_CLOSE_S = 0.0005  # so near to a limit is at it
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
 _KEEPALIVE = 10, 5, 3  # a peer that sends no FIN is noticed after 25 s
 
@@ -41,8 +43,9 @@ class WireSocket:
         self.heard = False  # whether anything was received since ``heard`` was last set to False
         self._decoder = wire.Decoder()
         self._scratch = memoryview(bytearray(_READ_AHEAD))
+        # Seconds: what the kernel lets a call wait, maybe less than its limit; the limits; how long it was silent.
         self._timeouts: dict[int, float] = {}
-        self._stall = self._silent = 0.0  # seconds: the limit of silence, and how long it has been silent
+        self._send_stall = self._stall = self._notice = self._silent = 0.0
         self._closing = threading.Lock()
         try:
             sock.setblocking(True)
@@ -68,7 +71,8 @@ class WireSocket:
 
     def set_send_stall(self, seconds: float) -> None:
         """A send that moves no byte for so long raises TooSlow."""
-        self._set_timeout(socket.SO_SNDTIMEO, seconds)
+        self._send_stall = max(seconds, 0.001)
+        self._bound(socket.SO_SNDTIMEO, self._send_stall)
 
     def set_receive_stall(self, seconds: float, notice: float | None = None) -> None:
         """A receive that gets no byte for so long raises TooSlow.
@@ -77,7 +81,14 @@ class WireSocket:
         """
         self._stall = max(seconds, 0.001)
         self._silent = 0.0
-        self._set_timeout(socket.SO_RCVTIMEO, self._stall if notice is None else min(notice, self._stall))
+        self._notice = self._stall if notice is None else min(notice, self._stall)
+        self._bound(socket.SO_RCVTIMEO, self._notice)
+
+    def _bound(self, option: int, seconds: float) -> None:
+        """No call waits longer than so. One that waits less is called again, so the limit of before mostly does:
+        to set it takes a system call, for each request."""
+        if not self._timeouts.get(option, math.inf) <= seconds:
+            self._set_timeout(option, seconds)
 
     def _set_timeout(self, option: int, seconds: float) -> None:
         seconds = max(seconds, 0.001)  # zero would mean: wait for ever
@@ -118,16 +129,35 @@ class WireSocket:
         Raises TooSlow soon after ``limit``, also for a peer that takes a byte now and then.
         """
         flags = socket.MSG_MORE if more else 0
+        total = sum(map(len, buffers))
+        sent = self._send(buffers, flags)
+        if sent == total:
+            return
         left = [memoryview(buffer) for buffer in buffers if len(buffer)]
-        while left:
-            with self._translated("send"):
-                sent = self.sock.sendmsg(left, (), flags)
+        while True:
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))
-            if left:
-                left[0] = left[0][sent:]
-                if limit is not None:
-                    limit.remaining(f"{self.peer}: send, with {sum(map(len, left)):,} bytes left,")
+            if not left:
+                return
+            left[0] = left[0][sent:]
+            if limit is not None:
+                limit.remaining(f"{self.peer}: send, with {sum(map(len, left)):,} bytes left,")
+            sent = self._send(left, flags)
+
+    def _send(self, buffers: Sequence[Buffer], flags: int) -> int:
+        """How many bytes went, at least one of those there are."""
+        stuck = 0.0
+        while True:
+            try:
+                return self.sock.sendmsg(buffers, (), flags)
+            except BlockingIOError as e:
+                stuck += self._timeouts[socket.SO_SNDTIMEO]
+                left = self._send_stall - stuck
+                if left < _CLOSE_S:
+                    raise TooSlow(f"{self.peer}: send made no progress for {stuck:.1f} s, the limit") from e
+                self._set_timeout(socket.SO_SNDTIMEO, left)
+            except OSError as e:
+                raise NodeUnavailable(f"{self.peer}: send failed: {e.strerror or e}") from e
 
     def receive_frame(self, limit: Limit | None = None) -> wire.Frame:
         """The next frame; its body is still to be received. Raises ProtocolError, NodeUnavailable, TooSlow."""
@@ -223,7 +253,7 @@ class WireSocket:
     def count_silence(self, seconds: float) -> None:
         """Nothing came for so long more. Raises TooSlow when that reaches the stall limit."""
         self._silent += seconds
-        if self._silent >= self._stall - 0.0005:
+        if self._silent >= self._stall - _CLOSE_S:
             raise TooSlow(
                 f"{self.peer}: {self._phase}: receive made no progress for {self._silent:.1f} s, "
                 f"the limit is {self._stall:.1f} s"
@@ -244,24 +274,22 @@ class WireSocket:
 
     def _receive(self, view: memoryview, flags: int) -> int:
         """How many bytes came; 0: none for as long as ``notice``, which is less than the stall limit."""
-        try:
-            n = self.sock.recv_into(view, len(view), flags)
-        except BlockingIOError:
-            self.count_silence(self._timeouts[socket.SO_RCVTIMEO])
-            return 0
-        except OSError as e:
-            raise NodeUnavailable(f"{self.peer}: receive failed: {e.strerror or e}") from e
+        waited = 0.0
+        while True:
+            try:
+                n = self.sock.recv_into(view, len(view), flags)
+                break
+            except BlockingIOError:
+                seconds = self._timeouts[socket.SO_RCVTIMEO]
+                waited += seconds
+                self.count_silence(seconds)
+                if waited >= self._notice - _CLOSE_S:
+                    self._bound(socket.SO_RCVTIMEO, self._stall - self._silent)
+                    return 0
+                self._set_timeout(socket.SO_RCVTIMEO, min(self._notice - waited, self._stall - self._silent))
+            except OSError as e:
+                raise NodeUnavailable(f"{self.peer}: receive failed: {e.strerror or e}") from e
         if not n:
             raise NodeUnavailable(f"{self.peer}: closed the connection")
         self.heard, self._silent = True, 0.0
         return n
-
-    @contextlib.contextmanager
-    def _translated(self, phase: str) -> Iterator[None]:
-        try:
-            yield
-        except BlockingIOError as e:
-            seconds = self._timeouts[socket.SO_SNDTIMEO]
-            raise TooSlow(f"{self.peer}: {phase} made no progress for {seconds:.1f} s, the limit") from e
-        except OSError as e:
-            raise NodeUnavailable(f"{self.peer}: {phase} failed: {e.strerror or e}") from e

@@ -145,7 +145,7 @@ def _passes(kept: _Kept, id: FragmentId, deadline: Deadline) -> bool:
 
 
 def _reader(data: bytearray, first: int) -> _MemoryReader:
-    _, table, cells_at = read_layout(len(data), lambda n, at: bytes(data[at : at + n]))
+    _, table, _, cells_at = read_layout(len(data), lambda n, at: bytes(data[at : at + n]))
     return _MemoryReader(table, data, cells_at, first)
 
 
