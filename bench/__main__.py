@@ -100,6 +100,8 @@ def main() -> int:
             try:
                 results[name] = _measure(name, options, arguments.limit)
             except DistfsError as e:
+                if isinstance(e, report.GoalMissed):
+                    results[name] = e.found
                 print(f"bench: {name}: {e}", file=sys.stderr)
                 failed = True
     except KeyboardInterrupt:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from distfs.errors import DistfsError
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -29,6 +31,14 @@ class Options:
     slices: int
     batch: int
     lost: int
+
+
+class GoalMissed(DistfsError):
+    """What was measured is worse than it is to be; it is saved all the same."""
+
+    def __init__(self, text: str, found: object) -> None:
+        super().__init__(text)
+        self.found = found
 
 
 def spread(values: Sequence[float], digits: int) -> str:

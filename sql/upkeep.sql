@@ -1,27 +1,12 @@
 -- The statements of distfs/upkeep/db.py, by name; the rules of queries.sql hold here too.
 
--- name: work_to_repair
--- Slices with a fragment that is lost, those with the fewest fragments above k first, then the oldest. After those
--- of files that can be read come those in the trash. Those with fewer than k come last: there is little to be done
--- for them, and nothing that waits for it gets safer.
-WITH hurt AS (
-    SELECT s.*, coalesce(f.name, t.name) AS name, coalesce(f.content_type, t.content_type) AS content_type,
-        coalesce(f.k, t.k) AS k, coalesce(f.m, t.m) AS m, coalesce(f.block_size, t.block_size) AS block_size,
-        coalesce(f.created_at, t.created_at) AS created_at
-    FROM hurt_slices(:repair_delay, false) AS s
-    LEFT JOIN file AS f ON f.id = s.file_id AND NOT s.trashed
-    LEFT JOIN trash AS t ON t.id = s.file_id AND s.trashed
-)
-SELECT file_id, name, content_type, k, m, block_size, id, ordinal, size, digest, nodes, lost,
-    cardinality(nodes) - cardinality(lost) - k AS redundancy_left, trashed
-FROM hurt
-ORDER BY cardinality(nodes) - cardinality(lost) < k, trashed, redundancy_left, created_at, id LIMIT :limit;
-
 -- name: hurt_places
--- Of the nodes whose fragments are lost those that slices name; and the last note of damage, or null.
-SELECT lost.id, (SELECT max(noted_at) FROM damage)
-FROM (VALUES (1)) AS always (one) LEFT JOIN unnest(lost_nodes(:repair_delay, false)) AS lost (id)
-ON EXISTS (SELECT FROM kept_by(lost.id, '00000000-0000-0000-0000-000000000000', 1))
+-- The nodes whose fragments are lost, but for :unnamed: whether slices name it, and whether it is still on the list; and
+-- the last note of damage, or null.
+SELECT lost.id, EXISTS (SELECT FROM kept_by(lost.id, '00000000-0000-0000-0000-000000000000', 1)),
+    lost.id = 0 OR EXISTS (SELECT FROM node WHERE node.id = lost.id), (SELECT max(noted_at) FROM damage)
+FROM unnest(lost_nodes(:silence, :stopped)) AS lost (id)
+WHERE lost.id <> ALL (CAST(:unnamed AS integer[]))
 ORDER BY lost.id;
 
 -- name: hurt_on
@@ -33,7 +18,7 @@ WITH page AS MATERIALIZED (
 SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page), h.redundancy_left, h.trashed,
     h.created_at, h.id
 FROM (VALUES (1)) AS always (one)
-LEFT JOIN hurt_among(ARRAY(SELECT id FROM page), :repair_delay) AS h ON true;
+LEFT JOIN hurt_among(ARRAY(SELECT id FROM page), :repair_delay, false) AS h ON true;
 
 -- name: hurt_by_damage
 -- The same of the next :limit slices that are noted as damaged.
@@ -43,22 +28,42 @@ WITH page AS MATERIALIZED (
 SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page), h.redundancy_left, h.trashed,
     h.created_at, h.id
 FROM (VALUES (1)) AS always (one)
-LEFT JOIN hurt_among(ARRAY(SELECT id FROM page), :repair_delay) AS h ON true;
+LEFT JOIN hurt_among(ARRAY(SELECT id FROM page), :repair_delay, false) AS h ON true;
 
 -- name: hurt_among
 SELECT file_id, name, content_type, k, m, block_size, id, ordinal, size, digest, nodes, lost, redundancy_left, trashed
-FROM hurt_among(:ids, :repair_delay);
+FROM hurt_among(:ids, :repair_delay, false);
 
--- name: backlog
--- Slices that repair would take up now, the fragments to make, and their bytes. What is in the trash and cannot be
--- made anew is left out: nobody is to wait for it, or to delete it once more.
-SELECT count(*), coalesce(sum(cardinality(s.lost)), 0)::bigint,
-    coalesce(sum(cardinality(s.lost) * ((s.size + f.k - 1) / f.k)), 0)::bigint,
-    count(*) FILTER (WHERE cardinality(s.nodes) - cardinality(s.lost) < f.k)
-FROM hurt_slices(:repair_delay, false) AS s
-JOIN (SELECT id, k, false AS trashed FROM file UNION ALL SELECT id, k, true FROM trash) AS f
-    ON f.id = s.file_id AND f.trashed = s.trashed
-WHERE NOT (s.trashed AND cardinality(s.nodes) - cardinality(s.lost) < f.k);
+-- name: hurt_count_on
+-- Of the next :limit slices of a node, by id, how many have a lost fragment, by what is left of them; the fragments to
+-- make, and their bytes; and the last one looked at. Each slice counts once, with the first fragment it lost: here those
+-- whose first was on this node, and is not noted as damaged.
+WITH page AS MATERIALIZED (
+    SELECT id FROM kept_by(:node, :after, :limit)
+), hurt AS (
+    SELECT h.* FROM hurt_among(ARRAY(SELECT id FROM page), :silence, :stopped) AS h
+    WHERE h.nodes[h.lost[1] + 1] = :node AND NOT EXISTS (
+        SELECT FROM damage WHERE slice_id = h.id AND index = h.lost[1] AND node_id = h.nodes[index + 1]
+    )
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page), trashed, m, redundancy_left,
+    count(id), coalesce(sum(cardinality(lost)), 0)::bigint,
+    coalesce(sum(cardinality(lost) * ((size + k - 1) / k)), 0)::bigint
+FROM (VALUES (1)) AS always (one) LEFT JOIN hurt ON true GROUP BY trashed, m, redundancy_left;
+
+-- name: hurt_count_by_damage
+-- The same of the next :limit slices that are noted as damaged: those whose first lost fragment is.
+WITH page AS MATERIALIZED (
+    SELECT DISTINCT slice_id AS id FROM damage WHERE slice_id > CAST(:after AS uuid) ORDER BY slice_id LIMIT :limit
+), hurt AS (
+    SELECT h.* FROM hurt_among(ARRAY(SELECT id FROM page), :silence, :stopped) AS h WHERE EXISTS (
+        SELECT FROM damage WHERE slice_id = h.id AND index = h.lost[1] AND node_id = h.nodes[index + 1]
+    )
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM page), trashed, m, redundancy_left,
+    count(id), coalesce(sum(cardinality(lost)), 0)::bigint,
+    coalesce(sum(cardinality(lost) * ((size + k - 1) / k)), 0)::bigint
+FROM (VALUES (1)) AS always (one) LEFT JOIN hurt ON true GROUP BY trashed, m, redundancy_left;
 
 -- name: move_fragment
 -- Compare-and-set of one position, wherever the slice is now. The new node must be known, and keep no other
@@ -248,21 +253,18 @@ LEFT JOIN crowded ON true
 LEFT JOIN file AS f ON f.id = crowded.file_id
 ORDER BY crowded.id;
 
--- name: leaving_node
-SELECT fragments, safe FROM leaving_node(:node);
+-- name: safe_to_unplug
+SELECT safe_to_unplug(:node);
 
--- name: fragments_left
-SELECT (SELECT count(*) FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)])
-    + (SELECT count(*) FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]);
+-- name: kept_count
+SELECT fragments, next_part FROM kept_count(:node, :part, :enough);
 
 -- name: bytes_kept
-SELECT coalesce(sum(ceil(s.size::numeric / f.k)), 0)::bigint FROM (
-    SELECT file_id, size, false AS trashed FROM slice WHERE nodes @> ARRAY[CAST(:node AS integer)]
-    UNION ALL
-    SELECT file_id, size, true FROM trash_slice WHERE nodes @> ARRAY[CAST(:node AS integer)]
-) AS s
-JOIN (SELECT id, k, false AS trashed FROM file UNION ALL SELECT id, k, true FROM trash) AS f
-    ON f.id = s.file_id AND f.trashed = s.trashed;
+-- Of the first :limit slices of a node: how many there are, and the plain bytes of their fragments.
+SELECT count(*), coalesce(sum(ceil(kept.size::numeric / coalesce(f.k, t.k))), 0)::bigint
+FROM kept_by(:node, '00000000-0000-0000-0000-000000000000', :limit) AS kept
+LEFT JOIN file AS f ON f.id = kept.file_id AND NOT kept.trashed
+LEFT JOIN trash AS t ON t.id = kept.file_id AND kept.trashed;
 
 -- name: expired_trash
 -- Marked before it is returned: what is marked cannot be undeleted while its fragments are being removed. First what
@@ -324,7 +326,17 @@ UPDATE node SET state = :state WHERE id = :node RETURNING id;
 UPDATE node SET secret_hash = NULL WHERE id = :node RETURNING id;
 
 -- name: forget_node
-SELECT forget_node(:node, :down_after);
+SELECT forget_node(:node, :down_after, true);
+
+-- name: begin_forget
+SELECT begin_forget(:node, :down_after);
+
+-- name: short_without
+SELECT id, file_id FROM short_without(:node, :after, :limit, :down_after);
+
+-- name: end_forget
+-- It was refused: the node has the state again that it had. A heartbeat says the rest.
+UPDATE node SET state = :state WHERE id = :node AND state = 'draining';
 
 -- name: undo_forget
 DELETE FROM forgotten_node WHERE id = :node OR uuid = CAST(:uuid AS uuid) RETURNING id;
@@ -347,24 +359,13 @@ WHERE id = ANY(CAST(:silent AS integer[]))
 RETURNING id, given_up;
 
 -- name: status
-WITH judged AS MATERIALIZED (
-    SELECT f.m, cardinality(s.nodes) - cardinality(s.lost) - f.k AS redundancy_left
-    FROM hurt_slices(:down_after, true) AS s JOIN file AS f ON f.id = s.file_id WHERE NOT s.trashed
-), counted AS (
-    SELECT f.m AS redundancy_left, count(*) AS slices
-        FROM slice AS s JOIN file AS f ON f.id = s.file_id GROUP BY f.m
-    UNION ALL
-    SELECT m, -count(*) FROM judged GROUP BY m
-    UNION ALL
-    SELECT greatest(redundancy_left, -1), count(*) FROM judged GROUP BY 1
-)
+-- slices: of each m, whether or not something of them is lost.
 SELECT
     (SELECT count(*) FROM file),
     (SELECT coalesce(sum(size), 0)::bigint FROM file),
-    (SELECT coalesce(json_agg(json_build_array(redundancy_left, slices)), '[]') FROM (
-        SELECT redundancy_left, sum(slices)::bigint AS slices FROM counted
-        GROUP BY redundancy_left HAVING sum(slices) > 0
-    ) AS by_redundancy),
+    (SELECT coalesce(json_agg(json_build_array(m, slices)), '[]') FROM (
+        SELECT f.m, count(*) AS slices FROM slice AS s JOIN file AS f ON f.id = s.file_id GROUP BY f.m
+    ) AS by_m),
     (SELECT count(*) FROM trash),
     (SELECT coalesce(sum(size), 0)::bigint FROM trash);
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from distfs import output
 from distfs.quantity import counted, size
-from distfs.upkeep.model import Leaving
+from distfs.upkeep.model import COUNTED, Leaving
 
-__all__ = ["Progress", "counted", "duration", "leaving_in_words", "size", "table"]
+__all__ = ["Progress", "counted", "duration", "fragments_in_words", "leaving_in_words", "size", "table"]
 
 _PROGRESS_EVERY_S = 0.2
 _BAR = 24
@@ -29,8 +29,13 @@ def leaving_in_words(leaving: Leaving) -> str:
     if leaving.safe:
         return "empty: safe to unplug"
     if leaving.fragments:
-        return f"draining: {counted(leaving.fragments, 'fragment')} left"
+        return f"draining: {fragments_in_words(leaving.fragments)} left"
     return "draining: waiting for a change in MetaDB that began before"
+
+
+def fragments_in_words(kept: int) -> str:
+    """Of one node."""
+    return ("about " if kept >= COUNTED else "") + counted(kept, "fragment")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from uuid import UUID
 
-from distfs.commands.display import Progress, counted, leaving_in_words
+from distfs.commands.display import Progress, fragments_in_words, leaving_in_words
 from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
 from distfs.commands.plan import Plan
@@ -37,11 +37,11 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
         tell(f"{where} is draining: it takes nothing new; `distfs nodes` tells when it is empty")
         return 0
 
-    leaving = operator.db.leaving(node.id, operator.deadline())
+    leaving = operator.db.leaving(node.id, operator.walk())
 
     def left() -> int:
         nonlocal leaving
-        leaving = operator.db.leaving(node.id, operator.deadline())
+        leaving = operator.db.leaving(node.id, operator.walk())
         return leaving.fragments or int(not leaving.safe)
 
     reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
@@ -51,7 +51,7 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
         )
         return 0
     if leaving.fragments:
-        stays = f"still keeps {counted(leaving.fragments, 'fragment')}: {reason}"
+        stays = f"still keeps {fragments_in_words(leaving.fragments)}: {reason}"
     else:
         stays = (
             "is empty, but a change in MetaDB that began before it drained may still put a fragment there: it waits "
@@ -68,7 +68,7 @@ def plan_drain(operator: Operator, named: str) -> int:
     """
     node = operator.node(named)
     _require_up(node)
-    plan, left = Plan(operator), operator.db.fragments_left(node.id, operator.deadline())
+    plan, left = Plan(operator), operator.db.fragments_left(node.id, operator.walk())
     progress = Progress(f"planning for node {node.id}")
     try:
         for step in dry_drain(operator.db, plan.nodes, node.id, operator.deadline):
@@ -113,9 +113,9 @@ def undrain(operator: Operator, named: str) -> int:
 def forget(operator: Operator, named: str) -> int:
     """Take a node off the list for good; -> 0. Raises Refused, in words, when data would be lost."""
     node = operator.node(named)
-    left = operator.db.fragments_left(node.id, operator.deadline())
-    operator.db.forget_node(node.id, operator.deadline())
-    rest = f": repair makes its {counted(left, 'fragment')} anew on others" if left else ""
+    left = operator.db.fragments_left(node.id, operator.walk())
+    operator.db.forget_node(node.id, operator.walk())
+    rest = f": repair makes its {fragments_in_words(left)} anew on others" if left else ""
     tell(f"node {node.id} ({node.address}) is forgotten{rest}")
     return 0
 

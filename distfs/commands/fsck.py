@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from distfs.blocks import BlockPool
-from distfs.commands.display import Progress, counted, duration
+from distfs.commands.display import Progress, counted, duration, fragments_in_words
 from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
 from distfs.deadline import Deadline
@@ -105,7 +105,7 @@ class _Walks:
         self._operator, self._findings, self._deep = operator, findings, deep
         upkeep = operator.config.upkeep
         self._young = upkeep.upload_ttl + upkeep.sweep_margin
-        self._due = {node: operator.db.fragments_left(node.id, operator.deadline()) for node in nodes}
+        self._due = {node: operator.db.fragments_left(node.id, operator.walk()) for node in nodes}
         self._progress = Progress("checking")
         self._lock = threading.Lock()
         self._done = 0
@@ -194,7 +194,7 @@ def _text(findings: Findings, deep: bool) -> str:
         node = left_out.node
         silent = "" if node.alive else f", silent for {duration(node.heartbeat_age)}"
         lines.append(
-            f"cannot be told: {counted(left_out.fragments, 'fragment')} on node {node.id} ({node.address}{silent}): "
+            f"cannot be told: {fragments_in_words(left_out.fragments)} on node {node.id} ({node.address}{silent}): "
             f"{left_out.reason}"
         )
     lines += _unreadable(findings)

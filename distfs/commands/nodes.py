@@ -18,7 +18,7 @@ _HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SE
 def show_nodes(operator: Operator, *, as_json: bool) -> int:
     """A line a node. The exit code is 0."""
     nodes = operator.nodes()
-    leaving = {n.id: operator.db.leaving(n.id, operator.deadline()) for n in nodes if n.state == "draining"}
+    leaving = {n.id: operator.db.leaving(n.id, operator.walk()) for n in nodes if n.state == "draining"}
     away = unreachable(operator.db.workers(operator.deadline()))
     if as_json:
         entries = [

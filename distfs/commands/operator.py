@@ -25,6 +25,7 @@ _STATEMENT_TIMEOUT_S = 60.0
 #: Who types a command sees sooner what is the matter with a MetaDB than a user's request would, and can come again.
 PATIENCE_S = 4.0
 CALL_LIMIT_S = 90.0
+_WALK_LIMIT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Operator:
     def deadline(self) -> Deadline:
         """For one question."""
         return Deadline(CALL_LIMIT_S)
+
+    def walk(self) -> Deadline:
+        """For what goes through millions of slices, in pages. A MetaDB that does not answer ends it sooner."""
+        return Deadline(_WALK_LIMIT_S)
 
     def nodes(self) -> list[Node]:
         """Every node there is, by id."""

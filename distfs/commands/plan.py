@@ -35,7 +35,7 @@ class Plan:
         """Of the cluster as it is now."""
         self.nodes = operator.nodes()
         self.leaving = {  # each draining node
-            n.id: operator.db.leaving(n.id, operator.deadline()) for n in self.nodes if n.state == "draining"
+            n.id: operator.db.leaving(n.id, operator.walk()) for n in self.nodes if n.state == "draining"
         }
         self._rate = float(operator.config.upkeep.rebalance_rate)
         self.all = Amount()  # of what would move

@@ -23,7 +23,7 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
     delay = operator.config.upkeep.repair_delay
 
     def left() -> int:
-        backlog = operator.db.backlog(delay, operator.deadline())
+        backlog = operator.db.backlog(delay, operator.walk())
         return backlog.slices - backlog.hopeless
 
     if not wait:
@@ -41,10 +41,10 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
 
 def _report_lost(operator: Operator, delay: float) -> bool:
     """Say what has too few fragments left to be made anew; whether there is any."""
-    count = operator.db.backlog(delay, operator.deadline()).hopeless
+    count = operator.db.backlog(delay, operator.walk()).hopeless
     if not count:
         return False
-    tasks = operator.db.work_to_repair(delay, 100, operator.deadline())
+    tasks = operator.db.work_to_repair(delay, 100, operator.walk())
     files = dict.fromkeys(task.file for task in tasks if task.redundancy_left < 0 and not task.trashed)
     named = ", ".join(map(str, list(files)[:_NAMED_FILES])) + (
         " and others" if len(files) > _NAMED_FILES else ""
@@ -61,7 +61,7 @@ def _report_lost(operator: Operator, delay: float) -> bool:
 
 def _warn_of_silent(operator: Operator) -> None:
     """Nodes that are down for less than repair_delay still count, until they are given up."""
-    waiting = operator.db.backlog(operator.config.node.down_after, operator.deadline()).slices
+    waiting = operator.db.backlog(operator.config.node.down_after, operator.walk()).slices
     if waiting:
         down = named_nodes([node.id for node in operator.nodes() if not node.alive])
         tell(

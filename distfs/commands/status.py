@@ -27,13 +27,12 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
 
     -> 0; NOT_TOLD when a service that was named does not answer; ``check``: what ``verdict`` says.
     """
-    status = operator.db.status(operator.deadline())
-    backlog = operator.db.backlog(operator.config.upkeep.repair_delay, operator.deadline())
+    status = operator.db.status(operator.walk())
+    backlog = _backlog(operator, status)
     drains = _drains(operator, status)
     http = operator.config.http
     told = [ask_service(url) for url in services or [url_here(http.host, http.port)]]
-    lacking = operator.db.backlog(operator.config.node.down_after, operator.deadline())
-    found = verdict(status, lacking, told, _full(operator))
+    found = verdict(status, told, _full(operator))
     asked_in_vain = bool(services) and any("error" in each for each in told)
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE
     if as_json:
@@ -57,6 +56,15 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
     if check:
         tell("\ncheck: " + ("; ".join(found.reasons) or "all is well"))
     return code
+
+
+def _backlog(operator: Operator, status: ClusterStatus) -> Backlog:
+    """What repair has before it. Often that is all that is lacking, which was counted already."""
+    delay, down_after = operator.config.upkeep.repair_delay, operator.config.node.down_after
+    places = operator.db.hurt_places(delay, operator.deadline())
+    if places == operator.db.hurt_places(down_after, operator.deadline(), stopped=True):
+        return status.lacking
+    return operator.db.backlog(delay, operator.walk())
 
 
 def to_repair(backlog: Backlog, workers: Sequence[WorkerState]) -> str:
@@ -109,13 +117,10 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def verdict(
-    status: ClusterStatus, lacking: Backlog, services: Sequence[Mapping[str, Any]], full: str = ""
-) -> Verdict:
+def verdict(status: ClusterStatus, services: Sequence[Mapping[str, Any]], full: str = "") -> Verdict:
     """What is lost weighs more than what cannot be told, and that more than what is lacking.
 
-    ``lacking``: what is short of fragments now, whether or not repair has begun with it. ``full``: why the cluster
-    takes no more bytes.
+    ``full``: why the cluster takes no more bytes.
     """
     lost, unknown, degraded = [], [], []
     if gone := sum(count for left, count in status.slices.items() if left < 0):
@@ -131,8 +136,8 @@ def verdict(
             )
         elif node.state == "readonly":
             degraded.append(f"node {node.id} is {node.state}")
-    if lacking.slices:
-        degraded.append(f"{counted(lacking.slices, 'slice')} have fewer fragments than they should")
+    if status.lacking.slices:
+        degraded.append(f"{counted(status.lacking.slices, 'slice')} have fewer fragments than they should")
     if status.damaged:
         degraded.append(f"{counted(status.damaged, 'fragment')} known to be corrupt or missing")
     if full:
@@ -191,9 +196,9 @@ def _drains(operator: Operator, status: ClusterStatus) -> list[_Drain]:
     for node in status.nodes:
         if node.state != "draining":
             continue
-        left, seconds = operator.db.leaving(node.id, operator.deadline()), None
+        left, seconds = operator.db.leaving(node.id, operator.walk()), None
         if left.fragments and rate and node.alive:
-            before += operator.db.bytes_kept(node.id, operator.deadline())
+            before += operator.db.bytes_kept(node.id, operator.walk())
             seconds = before / rate
         drains.append(_Drain(node.id, left, rate, seconds))
     return drains

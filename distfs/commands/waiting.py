@@ -9,9 +9,10 @@ from distfs.commands.display import Progress
 from distfs.commands.operator import Operator
 from distfs.commands.status import is_running
 from distfs.errors import Refused
-from distfs.upkeep.model import WorkerState
+from distfs.upkeep.model import COUNTED, WorkerState
 
 _POLL_S = 0.5
+_REST = 4  # times as long as looking took
 
 
 def wait_until_none(
@@ -22,17 +23,29 @@ def wait_until_none(
     progress = Progress(what)
     moved_at = time.monotonic()
     try:
-        while (now_left := left()) > 0:
+        while True:
+            began = time.monotonic()
+            if (now_left := left()) <= 0:
+                break
+            looked = time.monotonic() - began
             total = max(total, now_left)
             if now_left < fewest:
                 fewest, moved_at = now_left, time.monotonic()
-            if time.monotonic() - moved_at > patience:
+            if time.monotonic() - moved_at > patience and not (
+                now_left >= COUNTED and _moves(operator, worker)
+            ):
                 return why_stuck(operator, worker, patience)
             progress.show(total - now_left, total)
-            time.sleep(min(_POLL_S, max(patience, 0.01)))
+            time.sleep(max(min(_POLL_S, max(patience, 0.01)), _REST * looked))
     finally:
         progress.end()
     return ""
+
+
+def _moves(operator: Operator, worker: str) -> bool:
+    """Whether a worker moves something, though an estimate of what is left does not show it."""
+    states = operator.db.workers(operator.deadline())
+    return any(s.name == worker and is_running(s) and s.detail.get("bytes_per_second") for s in states)
 
 
 def why_stuck(operator: Operator, worker: str, patience: float) -> str:

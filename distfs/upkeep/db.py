@@ -1,35 +1,39 @@
 """What upkeep and the operator's commands ask of MetaDB; services ask ``meta``.
 
 The same rules hold: one statement is one transaction and may be run again without harm; every time is the
-database's clock. Most methods are one statement; ``note_damage``, ``begin_scrub`` and ``status`` are several, with
-nothing that holds them together. Nothing here trusts that its caller still leads: what changes a slice compares
-first.
+database's clock. Most methods are one statement; others are several, with nothing that holds them together: no
+statement goes through all slices of a node, of which there may be millions, but through a page. Nothing here trusts
+that its caller still leads: what changes a slice compares first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
 import os
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NotFound
+from distfs.errors import DistfsError, NotFound, Refused
 from distfs.meta import MetaDB
-from distfs.metadb.link import Link
 from distfs.model import FragmentId, Policy, Slice
+from distfs.upkeep.leadership import LEADER_SILENCE_S, Leadership
 from distfs.upkeep.model import (
+    COUNTED,
     Backlog,
     Claim,
     ClusterStatus,
     Deleted,
     FileHealth,
     Hurt,
+    HurtCount,
     Kept,
     Leaving,
     MoveTask,
@@ -40,53 +44,26 @@ from distfs.upkeep.model import (
     WorkerState,
 )
 
-#: A leader that does not speak for so long (frozen, or its machine is gone) is one no more.
-LEADER_SILENCE_S = 120
-
 _MAX_REASON_BYTES = 1000
 _START = UUID(int=0)
-
-
-class Leadership:
-    """The right to run one worker, for as long as its connection to MetaDB lives. Used by one thread."""
-
-    def __init__(self, link: Link, key: int) -> None:
-        self._link: Link | None = link
-        self._key = key
-
-    def held(self, deadline: Deadline) -> bool:
-        """Ask before every step, at least every LEADER_SILENCE_S. Once False it stays False."""
-        if self._link is None:
-            return False
-        try:
-            [[held]] = self._link.run("still_leads", deadline, {"key": self._key})
-        except DistfsError:
-            held = False
-        if not held:
-            self.release()
-        return bool(held)
-
-    def release(self) -> None:
-        """Let another lead. May be called again."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
+_PAGE = 5000  # slices that one statement judges
+_PARTS, _SAMPLED_PARTS = 256, 8  # of what a node keeps: slice_places in sql/schema.sql
+_SAMPLE = 2000  # slices from whose sizes those of all are estimated
+_END_S = 10.0  # for what is taken back
+_SHORT = 10_000  # slices that would be lost: enough of a reason
 
 
 class UpkeepDB:
-    """Thread-safe, over a MetaDB. Raises what MetaDB raises: Unavailable (503) while it is away.
-
-    What looks at every slice of a dead node may take longer than a user's request should: give it a MetaDB of
-    its own with a longer ``statement_timeout``.
-    """
+    """Thread-safe, over a MetaDB. Raises what MetaDB raises: Unavailable (503) while it is away."""
 
     def __init__(self, meta: MetaDB) -> None:
         self._meta = meta
+        self._unnamed: set[int] = set()  # ids of forgotten nodes that no slice names, and so none ever will
 
     # --- repair -------------------------------------------------------------------------------------
 
     def work_to_repair(self, repair_delay: float, limit: int, deadline: Deadline) -> list[RepairTask]:
-        """Slices with a lost fragment: least redundancy left first, then the oldest file; the hopeless last. Reads
+        """Slices with a lost fragment: least redundancy left first, then the oldest file; the hopeless last. Looks at
         all that is lost: for people; repair has its ``RepairQueue``.
 
         Slices of files in the trash that can be undeleted come after those of files that can be read.
@@ -94,13 +71,30 @@ class UpkeepDB:
         Lost is what nobody keeps (0), what is noted as damage, and what is on a node that was forgotten, given
         up, or silent for ``repair_delay`` seconds. Fragments on draining nodes are not lost.
         """
-        rows = self._meta.read("work_to_repair", deadline, repair_delay=repair_delay, limit=limit)
-        return list(map(_repair_task, rows))
+        found: dict[UUID, Hurt] = {}
+        nodes, _ = self.hurt_places(repair_delay, deadline)
+        for place in (None, *nodes):
+            after: UUID | None = _START
+            while after is not None:
+                hurt, after = self.hurt_page(place, after, _PAGE, repair_delay, deadline)
+                found |= {each.id: each for each in hurt}
+        ids = [each.id for each in heapq.nsmallest(limit, found.values())]
+        pages = (ids[i : i + _PAGE] for i in range(0, len(ids), _PAGE))
+        tasks = {t.piece.id: t for page in pages for t in self.hurt_among(page, repair_delay, deadline)}
+        return [tasks[id] for id in ids if id in tasks]
 
-    def hurt_places(self, repair_delay: float, deadline: Deadline) -> tuple[list[int], datetime | None]:
-        """The nodes with fragments that are lost, 0 (nobody) among them; and when damage was noted last."""
-        rows = self._meta.read("hurt_places", deadline, repair_delay=repair_delay)
-        return [node for node, _ in rows if node is not None], rows[0][1]
+    def hurt_places(
+        self, silence: float, deadline: Deadline, *, stopped: bool = False
+    ) -> tuple[list[int], datetime | None]:
+        """The nodes with fragments that are lost, 0 (nobody) among them; and when damage was noted last.
+
+        ``stopped``: also those that said they stop, whenever that was. A forgotten node that no slice names is looked
+        for once.
+        """
+        unnamed = sorted(self._unnamed)
+        rows = self._meta.read("hurt_places", deadline, silence=silence, stopped=stopped, unnamed=unnamed)
+        self._unnamed |= {node for node, named, listed, _ in rows if not (named or listed)}
+        return [node for node, named, *_ in rows if named], rows[0][3]
 
     def hurt_page(
         self, node: int | None, after: UUID | None, limit: int, repair_delay: float, deadline: Deadline
@@ -122,8 +116,25 @@ class UpkeepDB:
 
     def backlog(self, repair_delay: float, deadline: Deadline) -> Backlog:
         """How much ``work_to_repair`` would hand out in all, but for what is hopeless and in the trash."""
-        [row] = self._meta.read("backlog", deadline, repair_delay=repair_delay)
-        return Backlog(*row)
+        return Backlog.of(self._hurt_counts(repair_delay, False, deadline))
+
+    def _hurt_counts(self, silence: float, stopped: bool, deadline: Deadline) -> Iterator[HurtCount]:
+        """Slices with a lost fragment, page by page: each in one count, by the first fragment that it lost."""
+        nodes, _ = self.hurt_places(silence, deadline, stopped=stopped)
+        for node in (None, *nodes):
+            where: dict[str, Any] = {} if node is None else {"node": node}
+            query = "hurt_count_by_damage" if node is None else "hurt_count_on"
+            after: UUID | None = _START
+            while after is not None:
+                page: dict[str, Any] = {
+                    "after": after,
+                    "limit": _PAGE,
+                    "silence": silence,
+                    "stopped": stopped,
+                }
+                rows = self._meta.read(query, deadline, **where, **page)
+                yield from (HurtCount(*row[2:]) for row in rows if row[5])
+                after = rows[0][0] if rows[0][1] == _PAGE else None
 
     def move_fragment(
         self, slice_id: UUID, index: int, old: int, new: int, deadline: Deadline, *, adopted: bool = False
@@ -251,19 +262,28 @@ class UpkeepDB:
         return tasks, tasks[-1].piece.id if len(tasks) == limit else rows[0][11]
 
     def fragments_left(self, node: int, deadline: Deadline) -> int:
-        """How many fragments a node keeps, trash included."""
-        [[count]] = self._meta.read("fragments_left", deadline, node=node)
+        """How many fragments a node keeps, trash included. From COUNTED on an estimate: ids are random, so the last
+        parts tell how many those before them have. It falls with each that leaves the node in the order of ids."""
+        query: dict[str, Any] = {"node": node, "part": 0, "enough": COUNTED}
+        [[count, part]] = self._meta.read("kept_count", deadline, **query)
+        if part < _PARTS:
+            sample = max(part, _PARTS - _SAMPLED_PARTS)
+            [[last, _]] = self._meta.read(
+                "kept_count", deadline, **query | {"part": sample, "enough": 1 << 62}
+            )
+            count += last * (_PARTS - part) // (_PARTS - sample)
         return int(count)
 
     def leaving(self, node: int, deadline: Deadline) -> Leaving:
         """How far a node that drains is; one that does not is never safe to unplug."""
-        [row] = self._meta.read("leaving_node", deadline, node=node)
-        return Leaving(*row)
+        fragments = self.fragments_left(node, deadline)
+        safe = not fragments and self._meta.read("safe_to_unplug", deadline, node=node) == [[True]]
+        return Leaving(fragments, safe)
 
     def bytes_kept(self, node: int, deadline: Deadline) -> int:
-        """Plain bytes of the fragments a node keeps, trash included. Reads every slice on it: for people."""
-        [[size]] = self._meta.read("bytes_kept", deadline, node=node)
-        return int(size)
+        """Plain bytes of the fragments a node keeps, trash included; of many an estimate."""
+        [[count, size]] = self._meta.read("bytes_kept", deadline, node=node, limit=_SAMPLE)
+        return int(size if count < _SAMPLE else size * self.fragments_left(node, deadline) / count)
 
     def unknown_nodes(self, deadline: Deadline) -> list[int]:
         """Ids that slices name and no node has: it was forgotten while they were written."""
@@ -318,12 +338,41 @@ class UpkeepDB:
 
     def forget_node(self, node: int, deadline: Deadline) -> None:
         """Take a node's row away, for good: its process is refused from then on, and its fragments count as lost.
-        Does nothing for an unknown node.
+        Does nothing for an unknown node. Meanwhile it is draining: nothing new names it.
 
-        Raises Refused, in words, while it heartbeats, or when a slice would be left with fewer
-        than k fragments that are healthy and on nodes that are up.
+        Raises Refused, in words, while it heartbeats, or when a slice would be left with fewer than k fragments that
+        are healthy and on nodes that are up.
         """
-        self._meta.write("forget_node", deadline, node=node, down_after=self._meta.down_after)
+        params: dict[str, Any] = {"node": node, "down_after": self._meta.down_after}
+        [[state]] = self._meta.write("begin_forget", deadline, **params)
+        if state is None:
+            return
+        try:
+            self._require_spare(node, deadline)
+            self._meta.write("forget_node", deadline, **params)
+        except BaseException:
+            with contextlib.suppress(DistfsError):  # else it goes on draining, as its list shows
+                self._meta.write("end_forget", Deadline(_END_S), node=node, state=state)
+            raise
+
+    def _require_spare(self, node: int, deadline: Deadline) -> None:
+        """Raises Refused when there are slices that cannot be read without a node."""
+        slices, files, after = 0, set[UUID](), _START
+        while slices < _SHORT:
+            params: dict[str, Any] = {"node": node, "after": after, "limit": _PAGE}
+            rows = self._meta.read("short_without", deadline, down_after=self._meta.down_after, **params)
+            short = [file for _, file in rows if file]
+            slices, files = slices + len(short), files.union(short)
+            if len(rows) < _PAGE:
+                break
+            after = rows[-1][0]
+        if slices:
+            least = "at least " if slices >= _SHORT else ""
+            raise Refused(
+                f"without node {node} there is not enough left to read {least}{slices} slices of {len(files)} files "
+                "(deleted ones that can be undeleted count): start it again, wait for repair, or delete those files "
+                "first; `distfs fsck` names them"
+            )
 
     def undo_forget(self, node: int | UUID, deadline: Deadline) -> int:
         """Let what was forgotten register again, as a new node; -> the id it had. Raises NotFound."""
@@ -375,10 +424,8 @@ class UpkeepDB:
 
     def woken_at(self, name: str, deadline: Deadline) -> datetime | None:
         """When an operator last woke a worker."""
-        for [at] in self._meta.read("woken_at", deadline, name=name):
-            woken: datetime | None = at
-            return woken
-        return None
+        rows = self._meta.read("woken_at", deadline, name=name)
+        return rows[0][0] if rows else None
 
     def leadership(self, name: str, deadline: Deadline) -> Leadership | None:
         """Lead the worker ``name``; None: another does. Release it when done. Raises Unavailable."""
@@ -401,13 +448,19 @@ class UpkeepDB:
     # --- how the cluster is ---------------------------------------------------------------------------
 
     def status(self, deadline: Deadline) -> ClusterStatus:
-        """Everything at a glance. Looks at every slice: for people, and for metrics now and then."""
-        [row] = self._meta.read("status", deadline, down_after=self._meta.down_after)
-        files, size, slices, trash_files, trash_bytes = row
+        """Everything at a glance. Looks at all that is lost: for people."""
+        [[files, size, by_m, trash_files, trash_bytes]] = self._meta.read("status", deadline)
+        hurt = list(self._hurt_counts(self._meta.down_after, True, deadline))
+        slices = Counter(dict(by_m))
+        for each in hurt:
+            if not each.trashed:
+                slices[each.m] -= each.slices
+                slices[max(each.redundancy_left, -1)] += each.slices
         return ClusterStatus(
             files=files,
             bytes=size,
-            slices=dict(sorted(map(tuple, slices))),
+            slices=dict(sorted((+slices).items())),
+            lacking=Backlog.of(hurt),
             damaged=self.damage_count(deadline),
             trash_files=trash_files,
             trash_bytes=trash_bytes,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
 from distfs.model import FragmentId, Node, Policy, Slice
+
+#: Fragments of one node that are counted; more are estimated.
+COUNTED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,17 @@ class Hurt(NamedTuple):
     def urgent(self) -> bool:
         """Nothing comes before it but what is as urgent: it can be read, and one loss more would end that."""
         return self.redundancy_left == 0 and not self.trashed
+
+
+class HurtCount(NamedTuple):
+    """How many slices have lost something, of those that are alike."""
+
+    trashed: bool
+    m: int
+    redundancy_left: int
+    slices: int
+    fragments: int  # to be made anew
+    bytes: int  # of these fragments
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +148,17 @@ class Backlog:
     bytes: int  # of these fragments
     hopeless: int  # slices among them with fewer than k fragments left: they cannot be made anew
 
+    @classmethod
+    def of(cls, counts: Iterable[HurtCount]) -> Backlog:
+        """Without what is in the trash and hopeless: nobody is to wait for it, or to delete it once more."""
+        each = [count for count in counts if not count.trashed or count.redundancy_left >= 0]
+        return cls(
+            slices=sum(count.slices for count in each),
+            fragments=sum(count.fragments for count in each),
+            bytes=sum(count.bytes for count in each),
+            hopeless=sum(count.slices for count in each if count.redundancy_left < 0),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
@@ -174,6 +199,7 @@ class ClusterStatus:
     files: int
     bytes: int
     slices: Mapping[int, int]  # redundancy left -> how many slices; -1: those that cannot be read
+    lacking: Backlog  # what has fewer fragments than it should, whether or not repair has begun with it
     damaged: int  # fragments
     trash_files: int
     trash_bytes: int

@@ -17,7 +17,8 @@ from distfs.meta import MetaDB
 from distfs.node_directory import NodeDirectory
 from distfs.slice_read import NoteDamage
 from distfs.threads import Threads, begin
-from distfs.upkeep.db import LEADER_SILENCE_S, Leadership, UpkeepDB
+from distfs.upkeep.db import UpkeepDB
+from distfs.upkeep.leadership import LEADER_SILENCE_S, Leadership
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.orphans import Orphans
 from distfs.upkeep.rebalance import Rebalance

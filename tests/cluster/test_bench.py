@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from bench import processes, profile
+from bench import __main__ as bench_main
+from bench import lost, processes, profile
 from bench.curl import Content
 from distfs.errors import Corrupt
 
@@ -121,6 +122,21 @@ def test_deadlines_are_compared_with_a_service_that_has_none(tmp_path: Path) -> 
         ("download", 2, 2),
     ]
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(("first_s", "slice_s"), [(10.1, 0.0001), (1.0, 0.0011)])
+def test_a_goal_that_is_missed_is_an_exit_code_and_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_s: float, slice_s: float
+) -> None:
+    def measured(*_: object) -> None:
+        lost.judge([lost.Found(1_000_000, 2, first_s, slice_s, 0.1)])
+
+    monkeypatch.setitem(bench_main.SCENARIOS, "lost", (measured, ""))
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "lost", "--results", str(tmp_path / "results")])
+    monkeypatch.setattr(bench_main, "_heed_signals", lambda: None)
+    monkeypatch.setattr(bench_main, "_ignore_signals", lambda: None)
+    assert bench_main.main() == 1
+    assert [each["slice_s"] for each in saved(tmp_path)["results"]["lost"]] == [slice_s]
 
 
 def test_what_it_costs_to_find_what_is_lost_is_measured_for_two_and_three_copies(tmp_path: Path) -> None:

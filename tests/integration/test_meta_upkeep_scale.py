@@ -125,18 +125,18 @@ _INDEXES = (
 @pytest.mark.parametrize(
     "call",
     [
-        "work_to_repair(600, 100)",
+        "hurt_count_on",
         "hurt_places",
         "hurt_on",
         "hurt_by_damage",
         "hurt_among",
-        "leaving_node",
+        "hurt_count_by_damage",
         "move_fragment",
         "claims",
-        "backlog(600)",
+        "kept_count",
         "fragments_on(3, NULL, 100)",
         "slices_on(3, NULL, 100)",
-        "fragments_left(3)",
+        "short_without",
         "bytes_kept(3)",
         "strays",
         "note_damage",
@@ -176,8 +176,13 @@ def test_a_scan_of_a_whole_index_is_noticed(big: Big) -> None:
         ("SELECT * FROM kept_by(3, '00000000-0000-0000-0000-000000000000', 100)", 500),
         ("SELECT * FROM kept_by(3, '80000000-0000-0000-0000-000000000000', 100)", 500),
         ("SELECT * FROM kept_by(999, '00000000-0000-0000-0000-000000000000', 100)", 0),
-        ("SELECT * FROM leaving_node(3)", 5000),
-        ("SELECT * FROM hurt_among(ARRAY(SELECT id FROM kept_by(7, gen_random_uuid(), 50)), 600)", 1000),
+        ("SELECT safe_to_unplug(3)", 500),
+        ("SELECT * FROM kept_count(3, 0, 50)", 500),
+        ("SELECT * FROM short_without(3, '00000000-0000-0000-0000-000000000000', 100, 600)", 1000),
+        (
+            "SELECT * FROM hurt_among(ARRAY(SELECT id FROM kept_by(7, gen_random_uuid(), 50)), 600, false)",
+            1000,
+        ),
     ],
 )
 def test_no_function_reads_every_slice(big: Big, sql: str, most: int) -> None:
