@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.integration.raw_http import Environ, RawClient, read_all, serving
+from tests.integration.raw_http import HASTY, PATIENCE, Environ, RawClient, echo, put, read_all, serving
 
 LONG = 60_000
 
@@ -113,3 +114,44 @@ def test_a_refusal_logs_the_path_as_the_app_would(caplog: pytest.LogCaptureFixtu
         client.send("PUT /upload/dätei HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n".encode())
         assert client.answer().status == 400
     assert [record.__dict__["path"] for record in caplog.records] == ["/upload/dätei"]
+
+
+@pytest.mark.parametrize("before", [b"", put(b"x")], ids=["new", "kept alive"])
+def test_empty_lines_keep_no_connection_open(before: bytes) -> None:
+    """They are no request; so the connection is as idle as one that says nothing."""
+    with serving(echo, HASTY) as server, RawClient(server) as client:
+        client.send(before)
+        if before:
+            assert client.answer().body == b"x"
+        deadline = threading.Event()
+        timer = threading.Timer(PATIENCE, deadline.set)
+        timer.start()
+        try:
+            while client.is_silent(0.05) and not deadline.is_set():
+                client.send(b"\r\n")
+        except (EOFError, ConnectionError):
+            pass
+        finally:
+            timer.cancel()
+        assert not deadline.is_set(), "it is still open"
+
+
+def test_an_error_in_a_body_ends_the_connection_and_not_the_service() -> None:
+    chunks = b"PUT /x HTTP/1.1" + HOST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello!"
+    with serving(told) as server, RawClient(server) as client, RawClient(server) as other:
+        client.send(chunks)
+        answer = client.answer()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert client.rest() == b""
+        other.send(b"GET /y HTTP/1.1" + HOST + b"\r\n")
+        assert json.loads(other.answer().body)["PATH_INFO"] == "/y"
+
+
+def test_a_thousand_requests_in_one_packet_are_answered_in_order() -> None:
+    with serving(told) as server, RawClient(server) as client:
+        requests = b"".join(b"GET /%d HTTP/1.1" % number + HOST + b"\r\n" for number in range(1000))
+        sender = threading.Thread(target=client.send, args=[requests])
+        sender.start()
+        paths = [json.loads(client.answer().body)["PATH_INFO"] for _ in range(1000)]
+        sender.join()
+    assert paths == [f"/{number}" for number in range(1000)]
