@@ -7,13 +7,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from distfs.blocks import BlockPool
 from distfs.commands.display import Progress, counted, duration, fragments_in_words
 from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
-from distfs.deadline import Deadline
-from distfs.download import Downloader
-from distfs.errors import DistfsError, ProtocolError, Unavailable
+from distfs.commands.readable import is_readable
+from distfs.errors import ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
 from distfs.output import DONE, FAILED, NOT_TOLD, tell
 from distfs.threads import Threads
@@ -135,19 +133,8 @@ class _Walks:
 
 
 def _heals(operator: Operator, short: ShortFile) -> bool:
-    """Whether a file is read whole all the same: block by block, from all that is left of it on any node."""
-    if short.trashed:
-        return False
-    limits = operator.config.node
-    try:
-        file = operator.meta.file(short.id, operator.deadline())
-        reader = Downloader(operator.directory, BlockPool(file.block_size, 4 * file.policy.width))
-        reading = Deadline(limits.base_timeout * max(1, len(file.slices)) + file.size / limits.min_rate)
-        for _ in reader.read(file, 0, file.size, reading):
-            pass
-    except DistfsError:
-        return False
-    return True
+    """Whether a file is read whole all the same."""
+    return not short.trashed and is_readable(operator, short.id)
 
 
 def _unkept(operator: Operator, node: int) -> Iterator[Finding]:
@@ -197,7 +184,7 @@ def _text(findings: Findings, deep: bool) -> str:
             f"cannot be told: {fragments_in_words(left_out.fragments)} on node {node.id} ({node.address}{silent}): "
             f"{left_out.reason}"
         )
-    lines += _unreadable(findings)
+    lines += _unreadable(findings, deep)
     if findings.noted:
         lines.append(f"noted {counted(findings.noted, 'fragment')} for repair")
     if findings.exit_code == ALL_THERE:
@@ -219,12 +206,15 @@ def _lines(kind: str, findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def _unreadable(findings: Findings) -> list[str]:
+def _unreadable(findings: Findings, deep: bool) -> list[str]:
     """The files that are lost, or will be unless the nodes that did not answer come back."""
     files = findings.unreadable
     if not files:
         return []
-    lines = [f"unreadable: {counted(len(files), 'file')} with too few fragments on the nodes that answer"]
+    elsewhere = "" if deep else "; whether what is left elsewhere gives them back is told by --deep"
+    lines = [
+        f"unreadable: {counted(len(files), 'file')} with too few fragments on the nodes that answer{elsewhere}"
+    ]
     for file in files[:_SHOWN]:
         kind = "deleted file" if file.trashed else "file"
         lines.append(f"  {kind} {file.id} ({file.name}): {counted(file.slices, 'slice')}")

@@ -39,7 +39,7 @@ _FSCK = (
 )
 _STATUS = (
     "exit code: 0: told; with --check: 0: all is well; 1: something is lacking, and no file is lost; 2: there are "
-    "slices that cannot be read now; 3: it could not be told, whatever the reason. Else: "
+    "slices with too few fragments where they belong; 3: it could not be told, whatever the reason. Else: "
     f"{COMMON_CODES}"
 )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from distfs.commands.display import counted
 from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
+from distfs.commands.readable import is_readable
 from distfs.commands.waiting import wait_until_none
 from distfs.output import complain, tell
 
@@ -40,22 +43,36 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
 
 
 def _report_lost(operator: Operator, delay: float) -> bool:
-    """Say what has too few fragments left to be made anew; whether there is any."""
+    """Say what has too few fragments where they belong; whether there is any.
+
+    No file is named for deletion that can be read by what is left of it elsewhere.
+    """
     count = operator.db.backlog(delay, operator.walk()).hopeless
     if not count:
         return False
     tasks = operator.db.work_to_repair(delay, 100, operator.walk())
-    files = dict.fromkeys(task.file for task in tasks if task.redundancy_left < 0 and not task.trashed)
-    named = ", ".join(map(str, list(files)[:_NAMED_FILES])) + (
-        " and others" if len(files) > _NAMED_FILES else ""
-    )
-    delete = (
-        f"delete the files: {named}" if files else "erase the deleted files they are of: `distfs trash empty`"
-    )
-    complain(
-        f"distfs: {counted(count, 'slice')} cannot be read: too few fragments are left. Start the nodes that kept "
-        f"them again, or {delete}"
-    )
+    short: dict[UUID, set[int]] = {}
+    for task in tasks:
+        if task.redundancy_left < 0 and not task.trashed:
+            short.setdefault(task.file, set()).add(task.piece.ordinal)
+    looked_at = list(short)[:_NAMED_FILES]
+    lost = [file for file in looked_at if not is_readable(operator, file, short[file])]
+    if healing := [str(file) for file in looked_at if file not in lost]:
+        complain(
+            f"distfs: {', '.join(healing)}: read by what is left of slices elsewhere, which repair makes anew when "
+            "it comes to them: run `distfs repair` again"
+        )
+    if lost or not short:
+        more = "; `distfs fsck --deep` names the others" if len(short) > _NAMED_FILES else ""
+        delete = (
+            f"delete the files: {', '.join(map(str, lost))}{more}"
+            if lost
+            else "erase the deleted files they are of: `distfs trash empty`"
+        )
+        complain(
+            f"distfs: {counted(count, 'slice')} cannot be read: too few fragments are left. Start the nodes that "
+            f"kept them again, or {delete}"
+        )
     return True
 
 

@@ -124,7 +124,10 @@ def verdict(status: ClusterStatus, services: Sequence[Mapping[str, Any]], full: 
     """
     lost, unknown, degraded = [], [], []
     if gone := sum(count for left, count in status.slices.items() if left < 0):
-        lost.append(f"{counted(gone, 'slice')} cannot be read now")
+        lost.append(
+            f"{counted(gone, 'slice')} with too few fragments where they belong: `distfs fsck --deep` tells whether "
+            "what is left elsewhere gives them back"
+        )
     unknown += [
         f"service {each['url']} tells nothing: {each['error']}" for each in services if "error" in each
     ]
@@ -234,7 +237,9 @@ def _slices(slices: Mapping[int, int]) -> str:
     """``{-1: 1, 0: 2, 1: 9}`` in words, the worst first."""
     total = counted(sum(slices.values()), "slice")
     parts = [
-        f"{count:,} that cannot be read now" if left < 0 else f"{count:,} with {left} to spare"
+        f"{count:,} with too few fragments where they belong"
+        if left < 0
+        else f"{count:,} with {left} to spare"
         for left, count in sorted(slices.items())
     ]
     return f"{total}: {', '.join(parts)}" if parts else total

@@ -46,7 +46,7 @@ def test_fsck_names_the_files_for_which_a_node_is_not_forgotten(make_cluster: Ma
     assert "`distfs fsck` names them" in refused.err
     ended = distfs(cluster, "fsck")
     assert (ended.code, "missing" in ended.out) == (3, False)
-    assert "unreadable: 2 files with too few fragments on the nodes that answer\n" in ended.out
+    assert "unreadable: 2 files with too few fragments on the nodes that answer; whether what " in ended.out
     assert f"  file {one} (one): 2 slices\n  deleted file {other} (other): 1 slice\n" in ended.out
     assert distfs(cluster, "fsck", "--json").entry["unreadable"] == [
         {"file": one, "name": "one", "deleted": False, "slices": 2},

@@ -42,7 +42,7 @@ def test_the_exit_code_says_how_well_the_cluster_is(make_cluster: MakeCluster) -
     kill_and_notice(cluster, second)
     told = check(cluster, cluster.url, NOBODY)  # what is lost weighs more than what cannot be told
     assert told.code == 2
-    assert "cannot be read now; " in told.out.split("check: ")[1]
+    assert "too few fragments where they belong: `distfs fsck --deep` tells" in told.out.split("check: ")[1]
     entry = json.loads(distfs(cluster, "status", "--check", "--json", "--service", cluster.url).out)
     assert entry["check"]["code"] == 2
 

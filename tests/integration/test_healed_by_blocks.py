@@ -12,6 +12,7 @@ import pytest
 import distfs.remains
 from distfs.commands.fsck import fsck
 from distfs.commands.operator import Operator
+from distfs.commands.repair import repair
 from distfs.deadline import Deadline
 from distfs.disk.store import DiskStore
 from distfs.errors import Corrupt, Unavailable
@@ -131,3 +132,19 @@ def test_fsck_calls_unreadable_only_what_no_block_is_left_of(
     left_in_pieces(cluster, Policy(1, 1), True, False, last=last)
     fsck(operator, deep=True, note=False, as_json=False)
     assert ("unreadable: 1 file" in capsys.readouterr().out) == lost
+    fsck(operator, deep=False, note=False, as_json=False)
+    assert "gives them back is told by --deep" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("last", "lost"), [(LAST, False), (FIRST, True)])
+def test_repair_names_for_deletion_only_what_cannot_be_read(
+    cluster: UpkeepCluster, last: int, lost: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
+    file, _ = left_in_pieces(cluster, Policy(1, 1), True, False, last=last)
+    cluster.db.give_up_silent_nodes(soon())
+    cluster.db.save_worker("repair", "idle", {}, soon())
+    assert repair(operator, now=False, wait=True, patience=0.1) == 1
+    told = capsys.readouterr().err
+    assert (f"delete the files: {file.id}" in told) == lost
+    assert (f"{file.id}: read by what is left of slices elsewhere" in told) != lost
