@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pg8000.native import DatabaseError
 
 from distfs.config import MetaDBConfig
 from distfs.deadline import Deadline
@@ -190,6 +191,16 @@ def test_a_large_node_is_forgotten_page_by_page_unless_something_is_on_it_alone(
     assert watched.count("short_without") == SLICES // PAGE + 1
     assert run_sql(url, "SELECT id FROM node WHERE id = 1") == []
     assert upkeep.backlog(DELAY, soon()).slices == SLICES
+
+
+def test_a_service_of_the_release_before_forgets_in_one_statement(url: str) -> None:
+    [[id]] = run_sql(url, "SELECT id FROM slice LIMIT 1")
+    run_sql(url, "UPDATE slice SET nodes = '{1,0,0}' WHERE id = :id", id=id)
+    with pytest.raises(DatabaseError, match="not enough left to read 1 slices of 1 files"):
+        run_sql(url, "SELECT forget_node(1, 10)")
+    run_sql(url, "UPDATE slice SET nodes = '{1,2,0}' WHERE id = :id", id=id)
+    run_sql(url, "SELECT forget_node(1, 10)")
+    assert run_sql(url, "SELECT id FROM node WHERE id = 1") == []
 
 
 def test_a_node_that_would_lose_a_great_many_is_refused_soon(
