@@ -75,11 +75,16 @@ class SlicePlan:
 
 
 def write_small(
-    plan: SlicePlan, block: memoryview, stores: Stores, deadline: Deadline
+    plan: SlicePlan,
+    block: memoryview,
+    stores: Stores,
+    deadline: Deadline,
+    beside: list[Callable[[], object]] | None = None,
 ) -> dict[int, DistfsError]:
     """A slice of one block, without a thread: write to all nodes, then read all acknowledgements.
 
-    Returns what failed, by fragment index; every other fragment is durable.
+    ``beside``: what is to be done meanwhile, once: it is taken out. Returns what failed, by index; every other
+    fragment is durable.
     """
     writers: dict[int, FragmentWriter] = {}
     failed: dict[int, DistfsError] = {}
@@ -93,6 +98,8 @@ def write_small(
                 writers[index].finish(plan.size, True)
             except DistfsError as e:
                 failed[index] = e
+        while beside:
+            beside.pop()()
         for index, writer in writers.items():
             if index in failed:
                 continue

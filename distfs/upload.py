@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
 from uuid import uuid4
@@ -108,11 +108,12 @@ class UploadSession:
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
         first = self._read_block(source, identity.code.beside(block_size))
-        if len(first.view) < block_size:
+        rest = self._rest(first, source, size_hint, block_size)
+        if rest is None:
             digest, slices = self._add_small(identity, first)
         else:
             upload = FileUpload(self, self._uploader.means, identity, size_hint, self._deadline)
-            digest, slices = upload.run(first, source)
+            digest, slices = upload.run(first, rest)
         size = sum(s.size for s in slices)
         file = NewFile(identity.id, name, content_type, size, digest, policy, block_size, tuple(slices))
         self._files.append((identity, file))
@@ -306,19 +307,35 @@ class UploadSession:
             raise
         return block
 
+    @staticmethod
+    def _rest(first: Block, source: Source, size_hint: int | None, block_size: int) -> Source | None:
+        """What comes behind a file's first block; None: nothing, it need not be sent by threads."""
+        if len(first.view) < block_size:
+            return None
+        if size_hint != len(first.view):
+            return source
+        more = bytearray(1)
+        try:
+            count = source.readinto(memoryview(more))
+        except BaseException:
+            first.release()
+            raise
+        return _Behind(more, source) if count else None
+
     def _add_small(self, identity: FileIdentity, block: Block) -> tuple[bytes, list[Slice]]:
         """A file that ends in its first block, from the request's own thread."""
+        digest = hashlib.sha256()
+        beside: list[Callable[[], object]] = [lambda: digest.update(block.view)]  # while the nodes write
         try:
-            digest = hashlib.sha256(block.view).digest()
             if not len(block.view):
-                return digest, []
+                return digest.digest(), []
             until = self.patient_until()
             while True:
                 plan = self.plan(identity, 0, len(block.view))
-                failed = write_small(plan, block.view, self._uploader.means.stores, self._deadline)
+                failed = write_small(plan, block.view, self._uploader.means.stores, self._deadline, beside)
                 lost = len(plan.nodes) - len(failed) < identity.code.policy.k
                 if not (lost and self.again(plan, failed, until)):
-                    return digest, [self.settle(plan, failed)]
+                    return digest.digest(), [self.settle(plan, failed)]
         finally:
             block.release()
 
@@ -355,6 +372,19 @@ class UploadSession:
             self._uploader.directory.store(node, deadline).delete(fragment, deadline)
         except DistfsError as e:
             log.info("fragment %s of a failed upload is left to the orphan sweep: %s", fragment, e)
+
+
+class _Behind:
+    """A source of which the first bytes were read already."""
+
+    def __init__(self, data: bytearray, source: Source) -> None:
+        self._data, self._source = data, source
+
+    def readinto(self, view: memoryview) -> int:
+        count = min(len(view), len(self._data))
+        view[:count] = self._data[:count]
+        del self._data[:count]
+        return count + (self._source.readinto(view[count:]) if count < len(view) else 0)
 
 
 def _moved(piece: Slice, index: int, to: int) -> Slice:

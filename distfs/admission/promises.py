@@ -161,7 +161,7 @@ class Admission:
         promise = Promise(self, policy, size, deadline, strict=not declared)
         if size is None:
             promise.cover(1)
-        elif size < self.storage.block_size:
+        elif size <= self.storage.block_size:
             promise.ends.callback(
                 self._with_room(lambda: self._admit_small(size, policy, deadline), deadline)
             )

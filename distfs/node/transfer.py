@@ -10,7 +10,7 @@ from distfs import wire
 from distfs.errors import Corrupt, DistfsError
 from distfs.fragment import CellEntry, FragmentTable
 from distfs.fragment_store import check_length
-from distfs.node.link import Exchange
+from distfs.node.link import REPLAY_MOST, Exchange
 from distfs.wire import Type
 
 #: A writer looks for a refusal before every so many cells; each look costs a system call.
@@ -35,12 +35,17 @@ class RemoteWriter:
         self._cells += 1
         if self._cells % _LISTEN_EVERY == 0:
             self._exchange.check_refusal()
-        # A short cell is the slice's last: END follows at once and shares its packet.
-        more = len(data) < self._block_size
-        self._send(wire.encode(Type.CELL, entry.pack(), entry.length), data, more=more)
+        head = self._said_to(wire.encode(Type.CELL, entry.pack(), entry.length))
+        if len(data) < min(self._block_size, REPLAY_MOST):
+            self._unsent += (
+                head + data
+            )  # a short cell is the slice's last: it leaves with END, which follows at once
+        else:
+            # As is one that is too long to be copied: then END shares its packet.
+            self._send(head, data, more=len(data) < self._block_size)
 
     def finish(self, slice_size: int, last: bool) -> None:
-        self._send(wire.encode(Type.END, {"slice_size": slice_size, "last": last}))
+        self._send(self._said_to(wire.encode(Type.END, {"slice_size": slice_size, "last": last})))
 
     def commit(self) -> None:
         answer, _ = self._exchange.answer(for_disk=True)
@@ -55,8 +60,11 @@ class RemoteWriter:
     def abort(self) -> None:
         self._exchange.close()  # the node sees the connection end in the middle and removes what it has
 
-    def _send(self, head: bytes, *data: memoryview, more: bool = False) -> None:
+    def _said_to(self, head: bytes) -> bytes:
         self._said.update(head[wire.PREFIX_SIZE :])
+        return head
+
+    def _send(self, head: bytes, *data: memoryview, more: bool = False) -> None:
         head, self._unsent = self._unsent + head, b""
         self._exchange.send(head, *data, more=more)
 

@@ -106,6 +106,19 @@ def test_a_wrong_size_hint_does_no_harm(ways: Ways, hint: int) -> None:
     assert ways.download(ways.upload(data, hint=hint)) == data
 
 
+@pytest.mark.parametrize(
+    ("size", "hint", "threads"), [(BLOCK, BLOCK, False), (BLOCK, None, True), (BLOCK + 1, BLOCK, True)]
+)
+def test_a_file_of_just_one_block_is_sent_by_no_thread(
+    ways: Ways, size: int, hint: int | None, threads: bool
+) -> None:
+    data = random_bytes(size)
+    file = ways.upload(data, hint=hint)
+    assert ways.download(file) == data
+    assert file.sha256 == hashlib.sha256(data).digest()
+    assert bool(ways.services.uploader.means.executor._threads) == threads
+
+
 def test_every_fragment_says_what_it_is_part_of(ways: Ways) -> None:
     """So that MetaDB could be rebuilt from the disks alone."""
     name = "Größe \N{ELEPHANT} " + "x" * 1000
