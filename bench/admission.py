@@ -15,7 +15,7 @@ from bench import curl, noise
 from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
 from bench.turns import Overhead
-from distfs.config import KIB, MIB
+from distfs.config.settings import KIB, MIB
 from distfs.errors import Unavailable
 
 SMALL, MIDDLE = 4 * KIB, MIB  # bytes: no row in MetaDB, and the smallest with one

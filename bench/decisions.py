@@ -10,9 +10,9 @@ from random import Random
 from uuid import UUID
 
 from bench.report import Options, spread, table
-from distfs.config import MIB
+from distfs.config.settings import MIB
 from distfs.model import Address, FragmentId, Node, Policy, Slice
-from distfs.placement import Placement
+from distfs.transfer.placement import Placement
 from distfs.upkeep.decisions import Candidate, Spreadable, by_risk, choose_target, plan_moves
 from distfs.upkeep.model import RepairTask
 

@@ -15,11 +15,11 @@ from bench import curl, noise
 from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
 from bench.turns import Overhead
-from distfs.bandwidth import Bandwidth
-from distfs.callers import Caller
-from distfs.config import MIB, BandwidthConfig, CallersConfig
+from distfs.config.callers import Caller
+from distfs.config.settings import MIB, BandwidthConfig, CallersConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
+from distfs.limits.bandwidth import Bandwidth
 
 CLIENTS = 8
 CAP = 24_000_000  # bytes a second of all clients together

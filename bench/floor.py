@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from distfs.parent_watch import exit_with_parent
+from distfs.process.parent_watch import exit_with_parent
 
 BLOCK, WRITE, SLICE = 1 << 20, 4 << 20, 32 << 20
 WINDOW = 32  # blocks between the client and the storage processes, at most

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench.report import Options, spread, table
-from distfs.config import MIB
+from distfs.body.multipart import FormLimits, MultipartReader
+from distfs.config.settings import MIB
 from distfs.errors import TooSlow
-from distfs.multipart import FormLimits, MultipartReader
 
 SIZE = 32 * MIB
 VIEW = MIB

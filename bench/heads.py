@@ -14,7 +14,7 @@ from waitress.adjustments import Adjustments
 from waitress.parser import HTTPRequestParser
 
 from bench.report import Options, spread, table
-from distfs.config import HttpConfig
+from distfs.config.settings import HttpConfig
 from distfs.errors import TooSlow
 from distfs.host.http1 import Parser
 

@@ -16,7 +16,7 @@ from bench.curl import Content
 from bench.processes import Process
 from bench.report import Options, spread, table
 from bench.targets import need_room, workspace
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import TooSlow
 from distfs.meta import MetaDB

@@ -13,7 +13,7 @@ from bench.pool import set_environment
 from bench.report import Options, table
 from bench.requests import Latencies
 from bench.targets import Distfs, workspace
-from distfs.config import MIB
+from distfs.config.settings import MIB
 from distfs.errors import Unavailable
 from distfs.model import Address
 from tests.faults.proxy import Proxy

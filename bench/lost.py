@@ -11,7 +11,7 @@ from uuid import UUID
 
 from bench.report import GoalMissed, Options, table
 from bench.targets import workspace
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres

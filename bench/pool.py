@@ -11,7 +11,7 @@ from bench import requests
 from bench.report import Options, table
 from bench.requests import Latencies
 from bench.targets import Distfs, workspace
-from distfs.config import KIB, MIB
+from distfs.config.settings import KIB, MIB
 
 SIZES = {"4 KiB": 4 * KIB, "1 MiB": MIB}
 BATCH = {4 * KIB: 400, MIB: 100}  # requests in a turn

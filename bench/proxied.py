@@ -10,7 +10,7 @@ import os
 import sys
 
 from distfs import cli
-from distfs.node.wire_socket import WireSocket
+from distfs.wire_socket import WireSocket
 
 _PORTS: dict[str, int] = json.loads(os.environ["BENCH_PROXIES"])
 _connect = WireSocket.connect

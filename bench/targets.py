@@ -18,8 +18,8 @@ from typing import IO, Protocol
 
 from bench import processes
 from bench.processes import Process
-from distfs import parent_watch
 from distfs.errors import ConfigError, TooSlow, Unavailable
+from distfs.process import parent_watch
 
 ROOT = Path(__file__).parent.parent
 NODES = 3

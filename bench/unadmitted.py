@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable
 
 from distfs import cli
-from distfs.admission.promises import Admission, Promise
+from distfs.body.source import Source
 from distfs.deadline import Deadline
+from distfs.limits.promises import Admission, Promise
 from distfs.model import Policy
-from distfs.source import Source
 
 
 class _LetIn(Promise):

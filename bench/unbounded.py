@@ -9,7 +9,7 @@ import sys
 
 from distfs import cli
 from distfs.deadline import Deadline
-from distfs.node.link import Patience
+from distfs.peers.link import Patience
 
 _AGES = 3600.0  # seconds left, whenever it is asked
 

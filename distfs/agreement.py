@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from distfs.config import Config
+from distfs.config.settings import Config
 from distfs.deadline import Deadline
 from distfs.errors import OtherSettings, Unavailable
 from distfs.meta import MetaDB

@@ -9,24 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import distfs
-from distfs import config_file as configuration
-from distfs import descriptors, local_cluster, output, parent_watch, supervisor
 from distfs.commands.backup import backup, restore
 from distfs.commands.display import size
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
-from distfs.config import Config, MetaDBConfig
-from distfs.data_folder import check_is_meant, end
+from distfs.config import file as configuration
+from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.disk.home import make_home, quoted
 from distfs.errors import OtherSettings, Unavailable
+from distfs.host.server import Server
 from distfs.http_app import create_app
+from distfs.local import cluster as local_cluster
+from distfs.local import supervisor
+from distfs.local.data_folder import check_is_meant, end
+from distfs.local.reload import Reload
 from distfs.meta import MetaDB
 from distfs.model import url_here
-from distfs.reload import Reload
-from distfs.server import Server
+from distfs.process import descriptors, output, parent_watch
+from distfs.process.signals import on_stop
 from distfs.services import Services
-from distfs.signals import on_stop
+from distfs.storage.disk.home import make_home, quoted
 from distfs.telemetry import flush_log, setup_logging
 from distfs.upkeep.runner import Upkeep
 

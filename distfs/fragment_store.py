@@ -15,7 +15,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, ProtocolError
-from distfs.fragment import CellEntry, FragmentHeader, FragmentTable, checksum
+from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable, checksum
 from distfs.model import MAX_K, MAX_M, FragmentId
 
 

@@ -12,16 +12,16 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
-from distfs.callers import Caller, Identity
-from distfs.config import CallersConfig, Config
-from distfs.config_file import load
+from distfs.config.callers import Caller, Identity
+from distfs.config.file import load
+from distfs.config.settings import CallersConfig, Config
 from distfs.errors import DistfsError, Encoded
 from distfs.problem import explained, phrase
+from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, upload
 from distfs.routes.messages import Answer, Request
 from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request
-from distfs.threads import as_ours
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

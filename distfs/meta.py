@@ -18,7 +18,7 @@ from uuid import UUID
 
 from pg8000.native import DatabaseError
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
     Away,

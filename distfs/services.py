@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import uuid4
 
-from distfs.admission.db import ReservationDB
-from distfs.admission.gate import Gate
-from distfs.admission.promises import Admission
 from distfs.agreement import Agreement
-from distfs.bandwidth import Bandwidth
-from distfs.blocks import BlockPool
-from distfs.coding import code_for
-from distfs.config import Config
+from distfs.config.settings import Config
 from distfs.deadline import Deadline, Scope
-from distfs.download import Downloader
+from distfs.formats.coding import code_for
+from distfs.limits.bandwidth import Bandwidth
+from distfs.limits.db import ReservationDB
+from distfs.limits.gate import Gate
+from distfs.limits.promises import Admission
 from distfs.meta import MetaDB
-from distfs.node_directory import NodeDirectory
-from distfs.placement import Placement
+from distfs.peers.directory import NodeDirectory
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.download import Downloader
+from distfs.transfer.placement import Placement
+from distfs.transfer.upload import Uploader
 from distfs.upkeep.damage import DamageNotes
 from distfs.upkeep.db import UpkeepDB
-from distfs.upload import Uploader
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distfs import config_file as configuration
-from distfs import descriptors, parent_watch
-from distfs.config import Config, NodeConfig
-from distfs.dial import cannot_listen, to_listen
-from distfs.disk.home import make_home, read_identity
-from distfs.disk.store import DiskStore
-from distfs.disk.watch import DiskWatch
+from distfs.config import file as configuration
+from distfs.config.settings import Config, NodeConfig
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, Unavailable
-from distfs.membership import Membership, cluster_of
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import folder_of
 from distfs.model import Address
-from distfs.node.wire_socket import WireSocket
-from distfs.node_connection import LINGER_S, Connection
-from distfs.output import DONE, PART_CODES, Parser, command
-from distfs.signals import on_stop, say_stop, wait_for
+from distfs.process import descriptors, parent_watch
+from distfs.process.dial import cannot_listen, to_listen
+from distfs.process.output import DONE, PART_CODES, Parser, command
+from distfs.process.signals import on_stop, say_stop, wait_for
+from distfs.process.threads import as_ours, start
+from distfs.storage.connection import LINGER_S, Connection
+from distfs.storage.disk.home import make_home, read_identity
+from distfs.storage.disk.store import DiskStore
+from distfs.storage.disk.watch import DiskWatch
+from distfs.storage.membership import Membership, cluster_of
 from distfs.telemetry import setup_logging
-from distfs.threads import as_ours, start
+from distfs.wire_socket import WireSocket
 
 log = logging.getLogger("distfs.node")
 

@@ -19,8 +19,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import ParamSpec, TextIO, TypeVar
 
-from distfs.config import LogConfig
-from distfs.log_writer import REQUEST_ID, LineWriter
+from distfs.config.settings import LogConfig
+from distfs.process.log_writer import REQUEST_ID, LineWriter
 
 P = ParamSpec("P")
 R = TypeVar("R")

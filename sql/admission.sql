@@ -1,4 +1,4 @@
--- The statements of distfs/admission/db.py, by name; the rules of queries.sql hold here too.
+-- The statements of distfs/limits/db.py, by name; the rules of queries.sql hold here too.
 
 -- name: admission_state
 -- What a decision needs, seen at one moment: how many were granted; the disks of the nodes that take writes, as

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distfs.config import (
+from distfs.config.settings import (
     Bytes,
     Config,
     Fraction,
@@ -21,10 +21,10 @@ from distfs.config import (
 )
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
+from distfs.host.server import Server
 from distfs.http_app import HttpApp, create_app
-from distfs.membership import Membership
 from distfs.meta import MetaDB
-from distfs.server import Server
+from distfs.storage.membership import Membership
 from distfs.storage_server import StorageServer
 from tests.contract.nodes import new_store
 

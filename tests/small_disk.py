@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk import store as disk_store
-from distfs.disk import writer as disk_writer
+from distfs.storage.disk import store as disk_store
+from distfs.storage.disk import writer as disk_writer
 
 SMALL = 8 << 20  # bytes of the disk that is full soon
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk.space import Space
-from distfs.disk.store import DiskStore
+from distfs.storage.disk.space import Space
+from distfs.storage.disk.store import DiskStore
 
 
 def give_nodes_space(monkeypatch: pytest.MonkeyPatch, under: Path, space: Callable[[], int]) -> None:

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from distfs import output
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.errors import ConfigError, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.url import MetaURL
+from distfs.process import output
 from distfs.quantity import size
 
 #: Roles have no owner in a dump, and rights are granted to them: they must be there first.

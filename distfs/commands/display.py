@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from distfs import output
+from distfs.process import output
 from distfs.quantity import counted, size
 from distfs.upkeep.model import COUNTED, Leaving
 

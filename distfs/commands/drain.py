@@ -12,7 +12,7 @@ from distfs.commands.plan import Plan
 from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
 from distfs.model import Node
-from distfs.output import complain, tell
+from distfs.process.output import complain, tell
 from distfs.upkeep.rebalance import dry_drain
 
 

@@ -13,8 +13,8 @@ from distfs.commands.operator import Operator
 from distfs.commands.readable import is_readable
 from distfs.errors import ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
-from distfs.output import DONE, FAILED, NOT_TOLD, tell
-from distfs.threads import Threads
+from distfs.process.output import DONE, FAILED, NOT_TOLD, tell
+from distfs.process.threads import Threads
 from distfs.upkeep.model import MoveTask, ShortFile
 
 #: Nodes that are asked at the same time.

@@ -9,7 +9,7 @@ from distfs.commands.display import duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.status import unreachable
 from distfs.model import Node
-from distfs.output import tell
+from distfs.process.output import tell
 from distfs.upkeep.model import Leaving
 
 _HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SEEN", "UUID")

@@ -8,15 +8,15 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from distfs import config_file as configuration
 from distfs.agreement import with_times
-from distfs.config import Config, Seconds
+from distfs.config import file as configuration
+from distfs.config.settings import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, Refused
 from distfs.meta import MetaDB
 from distfs.model import Node
-from distfs.node_directory import NodeDirectory
-from distfs.output import FAILED, code_of, complain
+from distfs.peers.directory import NodeDirectory
+from distfs.process.output import FAILED, code_of, complain
 from distfs.telemetry import setup_logging
 from distfs.upkeep.db import UpkeepDB
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distfs import config_file as configuration
 from distfs.commands.drain import drain, forget, plan_drain, trust, undo_forget, undrain
 from distfs.commands.fsck import fsck
 from distfs.commands.nodes import show_nodes
@@ -19,10 +18,11 @@ from distfs.commands.settings import settings
 from distfs.commands.status import show_status
 from distfs.commands.trash import empty_trash, list_trash
 from distfs.commands.undelete import undelete
-from distfs.config import Config
-from distfs.data_folder import check_is_meant
+from distfs.config import file as configuration
+from distfs.config.settings import Config
 from distfs.errors import ConfigError
-from distfs.output import COMMON_CODES, FAILED, NOT_TOLD, Parser, complain
+from distfs.local.data_folder import check_is_meant
+from distfs.process.output import COMMON_CODES, FAILED, NOT_TOLD, Parser, complain
 
 Given = argparse.Namespace
 

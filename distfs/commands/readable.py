@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Container
 from uuid import UUID
 
-from distfs.blocks import BlockPool
 from distfs.commands.operator import Operator
 from distfs.deadline import Deadline
-from distfs.download import Downloader
 from distfs.errors import DistfsError
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.download import Downloader
 
 
 def is_readable(operator: Operator, id: UUID, slices: Container[int] | None = None) -> bool:

@@ -10,7 +10,7 @@ from distfs.commands.operator import Operator
 from distfs.commands.plan import Plan
 from distfs.commands.waiting import running
 from distfs.errors import Refused
-from distfs.output import tell
+from distfs.process.output import tell
 from distfs.upkeep.decisions import Balance
 from distfs.upkeep.rebalance import as_if_swept, dry_run
 

@@ -9,7 +9,7 @@ from distfs.commands.nodes import named_nodes
 from distfs.commands.operator import Operator
 from distfs.commands.readable import is_readable
 from distfs.commands.waiting import wait_until_none
-from distfs.output import complain, tell
+from distfs.process.output import complain, tell
 
 _NAMED_FILES = 5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from distfs.agreement import times_of
 from distfs.commands.display import table
 from distfs.commands.operator import Operator
-from distfs.output import tell
+from distfs.process.output import tell
 from distfs.quantity import exactly
 
 

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
-from distfs.admission.db import ReservationDB
-from distfs.admission.refusal import full
 from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.services import ask_service, in_words
 from distfs.errors import DistfsError
+from distfs.limits.db import ReservationDB
+from distfs.limits.refusal import full
 from distfs.model import url_here
-from distfs.output import DONE, NOT_TOLD, USAGE, OutputLost, complain, tell
+from distfs.process.output import DONE, NOT_TOLD, USAGE, OutputLost, complain, tell
 from distfs.upkeep.model import Backlog, ClusterStatus, Leaving, WorkerState
 
 #: Workers show a result that does not change every half minute; one that is silent for longer does not run.

@@ -9,7 +9,7 @@ from distfs.commands.display import counted, duration, size, table
 from distfs.commands.operator import Operator, uuid_of
 from distfs.commands.waiting import wait_until_none
 from distfs.errors import NotFound
-from distfs.output import complain, tell
+from distfs.process.output import complain, tell
 from distfs.upkeep.model import Deleted
 
 _PAGE = 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distfs.commands.operator import Operator, uuid_of
-from distfs.output import tell
+from distfs.process.output import tell
 from distfs.quantity import size
 
 

@@ -1,1 +1,4 @@
-"""The parts of distfs's own HTTP host, ``distfs.server``."""
+"""distfs's own HTTP host: sockets, threads, HTTP/1.1. It knows no path of ours.
+
+Way in: ``server``.
+"""

@@ -18,7 +18,7 @@ from typing import Any
 
 from waitress.channel import HTTPChannel
 
-from distfs.config import KIB, MIB, HttpConfig
+from distfs.config.settings import KIB, MIB, HttpConfig
 from distfs.deadline import Scope
 from distfs.errors import BodyCutShort, Busy, ClientGone, DistfsError, RequestTooSlow, Stopping, Unavailable
 from distfs.host.client_socket import Bytes, ClientSocket

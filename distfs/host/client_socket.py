@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distfs import descriptors
 from distfs.errors import Busy, ClientGone, Stopping
+from distfs.process import descriptors
 from distfs.quantity import size as readable
 
 Bytes = bytes | bytearray | memoryview

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from waitress.task import ThreadedTaskDispatcher
 
-from distfs.threads import start
+from distfs.process.threads import start
 
 #: How long a request may wait for a worker before it is told to come again.
 WAIT_LIMIT_S = 20.0

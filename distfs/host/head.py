@@ -11,7 +11,7 @@ import re
 from typing import NoReturn
 from urllib.parse import unquote_to_bytes
 
-from distfs.config import HttpConfig
+from distfs.config.settings import HttpConfig
 from distfs.errors import DistfsError, HeadersTooLarge, Refused, TargetTooLong, Unsupported
 from distfs.headers import fields, host, lengths
 from distfs.quantity import counted

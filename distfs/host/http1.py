@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from distfs.config import HttpConfig
+from distfs.config.settings import HttpConfig
 from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge
 from distfs.headers import fields
 from distfs.host import head as heads

@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from distfs.admission.gate import Ticket
-from distfs.config import HttpConfig
+from distfs.config.settings import HttpConfig
 from distfs.errors import DistfsError, TooLarge
 from distfs.headers import lengths
 from distfs.host.head import Head
 from distfs.host.request_body import Spool, StreamedBody
+from distfs.limits.gate import Ticket
 from distfs.quantity import compared
 from distfs.quantity import size as readable
 

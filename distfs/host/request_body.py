@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-from distfs import descriptors
-from distfs.blocks import SPOOL_SHARE, BlockPool
-from distfs.config import KIB, HttpConfig
+from distfs.config.settings import KIB, HttpConfig
 from distfs.errors import BodyCutShort, Busy, ClientGone, ConfigError, DistfsError, Full
 from distfs.host.client_socket import ClientSocket
 from distfs.host.http1 import Failed, Parser, Pause
+from distfs.process import descriptors
+from distfs.transfer.blocks import SPOOL_SHARE, BlockPool
 
 #: Chunks are read through a buffer of this size, so that small ones do not cost a system call each.
 RAW_BUFFER = 256 * KIB

@@ -14,9 +14,9 @@ import struct
 from typing import Any, cast
 
 from distfs.deadline import Deadline
-from distfs.dial import dial, keep_alive
 from distfs.errors import Cancelled, TooSlow
 from distfs.metadb.url import Host
+from distfs.process.dial import dial, keep_alive
 
 _KEEPALIVE = 30, 5, 3  # a server behind a firewall that went silent is noticed after 45 s
 

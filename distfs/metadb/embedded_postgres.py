@@ -29,9 +29,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
-from distfs import descriptors
 from distfs.errors import Away, ConfigError, Unavailable
 from distfs.metadb import ballast
+from distfs.process import descriptors
 
 SCHEME = "embedded:"
 SUPERUSER = "distfs"

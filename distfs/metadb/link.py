@@ -17,7 +17,6 @@ from typing import Any
 from pg8000.converters import timestamptz_in
 from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedStatement
 
-from distfs import descriptors
 from distfs.deadline import Deadline
 from distfs.errors import (
     Away,
@@ -36,6 +35,7 @@ from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.db_socket import DBSocket
 from distfs.metadb.url import Host, MetaURL
+from distfs.process import descriptors
 
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
 BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.errors import ConfigError
 
 log = logging.getLogger("distfs.metadb")

@@ -1,1 +1,4 @@
-"""What each URL does: ``(services, request, …) -> Response``. No SQL, no sockets."""
+"""What each URL does: ``(services, request, …) -> Response``. No SQL, no sockets.
+
+Way in: ``admin``, ``download``, ``files``, ``upload``, ``messages``.
+"""

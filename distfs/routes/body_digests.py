@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from distfs.body.source import Source
 from distfs.errors import Refused
 from distfs.headers import digests
 from distfs.routes.messages import Request
-from distfs.source import Source
 
 
 class BodyDigests:

@@ -15,15 +15,15 @@ from werkzeug.datastructures import ImmutableMultiDict, MultiDict
 from werkzeug.urls import iri_to_uri
 from werkzeug.wrappers import Request as BaseRequest
 
-from distfs.callers import Caller
+from distfs.body.ingest import source_of
+from distfs.body.source import Source
+from distfs.config.callers import Caller
 from distfs.deadline import Scope
 from distfs.errors import Cancelled, DistfsError, Refused
 from distfs.headers import host, media_type
 from distfs.headers.media_type import MediaType
-from distfs.ingest import source_of
 from distfs.model import Address, File
 from distfs.problem import JSON, asks_for
-from distfs.source import Source
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from distfs.admission.promises import Promise
-from distfs.deadline import Deadline
-from distfs.errors import Encoded, LengthRequired, Refused
-from distfs.headers import fields as header_fields
-from distfs.headers import media_type
-from distfs.ingest import (
+from distfs.body.ingest import (
     POLICY_FIELD,
     IncomingFile,
     announced_size,
@@ -18,13 +13,18 @@ from distfs.ingest import (
     files_in_form,
     is_chunked,
 )
+from distfs.body.multipart import FormLimits
+from distfs.body.source import Source
+from distfs.deadline import Deadline
+from distfs.errors import Encoded, LengthRequired, Refused
+from distfs.headers import fields as header_fields
+from distfs.headers import media_type
+from distfs.limits.promises import Promise
 from distfs.model import Policy
-from distfs.multipart import FormLimits
 from distfs.routes.body_digests import BodyDigests
 from distfs.routes.conditions import check_nothing_there
 from distfs.routes.messages import Answer, Request, created
 from distfs.services import Services
-from distfs.source import Source
 
 POLICY_HEADER = "X-Distfs-Policy"
 

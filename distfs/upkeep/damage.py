@@ -11,7 +11,7 @@ import time
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError
 from distfs.model import FragmentId
-from distfs.threads import start
+from distfs.process.threads import start
 from distfs.upkeep.db import UpkeepDB
 
 log = logging.getLogger("distfs.upkeep")

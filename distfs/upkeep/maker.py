@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from distfs.blocks import BlockPool
-from distfs.coding import code_for
-from distfs.config import NodeConfig
+from distfs.config.settings import NodeConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
     Busy,
@@ -30,15 +28,17 @@ from distfs.errors import (
     TooSlow,
     Unavailable,
 )
-from distfs.fragment import MAX_CELLS, checksum
+from distfs.formats.coding import code_for
+from distfs.formats.fragment import MAX_CELLS, checksum
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Node
-from distfs.node_directory import NodeDirectory
+from distfs.peers.directory import NodeDirectory
 from distfs.quantity import size as readable
-from distfs.rebuild import rebuild
-from distfs.remains import Remains, search_of
-from distfs.slice_read import NoteDamage, SliceReader
-from distfs.slice_upload import FileIdentity
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.rebuild import rebuild
+from distfs.transfer.remains import Remains, search_of
+from distfs.transfer.slice_read import NoteDamage, SliceReader
+from distfs.transfer.slice_upload import FileIdentity
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import choose_target
 from distfs.upkeep.model import SliceTask

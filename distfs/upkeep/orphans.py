@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 
-from distfs.config import UpkeepConfig
+from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NodeUnavailable, NotFound
 from distfs.fragment_store import FragmentStore, Listed

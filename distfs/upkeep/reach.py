@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError
 from distfs.model import Node
-from distfs.node_directory import NodeDirectory
+from distfs.peers.directory import NodeDirectory
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import cut_off
 from distfs.upkeep.step import all_of

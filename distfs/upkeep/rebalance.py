@@ -17,11 +17,11 @@ from functools import partial
 from random import Random
 from uuid import UUID
 
-from distfs.config import UpkeepConfig
+from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound
 from distfs.model import FragmentId, Node
-from distfs.node_directory import NodeDirectory
+from distfs.peers.directory import NodeDirectory
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import (
     Balance,

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import Executor
 from dataclasses import replace
 
-from distfs.config import UpkeepConfig
+from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound, ProtocolError, Unavailable
 from distfs.model import FragmentId

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from distfs.blocks import BlockPool
-from distfs.config import Config, Seconds
+from distfs.config.settings import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB
-from distfs.node_directory import NodeDirectory
-from distfs.slice_read import NoteDamage
-from distfs.threads import Threads, begin
+from distfs.peers.directory import NodeDirectory
+from distfs.process.threads import Threads, begin
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.slice_read import NoteDamage
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.leadership import LEADER_SILENCE_S, Leadership
 from distfs.upkeep.maker import FragmentMaker

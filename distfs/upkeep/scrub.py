@@ -13,12 +13,12 @@ from collections.abc import Generator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from distfs.config import NodeConfig, UpkeepConfig
+from distfs.config.settings import NodeConfig, UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
 from distfs.fragment_store import FragmentStore, Page
 from distfs.model import FragmentId
-from distfs.node_directory import NodeDirectory
+from distfs.peers.directory import NodeDirectory
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import scrub_due_in, scrub_pace
 from distfs.upkeep.listing import PAGE, Missing, look_for, slice_of

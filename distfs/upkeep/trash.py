@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from distfs.config import UpkeepConfig
+from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.model import FragmentId
-from distfs.node_directory import NodeDirectory
+from distfs.peers.directory import NodeDirectory
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.model import TrashedFile
 from distfs.upkeep.step import Step, paced

@@ -28,15 +28,15 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from distfs import config_file as configuration
-from distfs.config import MetaDBConfig
+from distfs.config import file as configuration
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.disk.home import read_identity
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import Node
-from distfs.parent_watch import FLAG
+from distfs.process.parent_watch import FLAG
+from distfs.storage.disk.home import read_identity
 from tests import nursery
 from tests.postgres import databases
 

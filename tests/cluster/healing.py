@@ -11,9 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.disk.store import DiskReader
 from distfs.errors import DistfsError
 from distfs.model import FragmentId
+from distfs.storage.disk.store import DiskReader
 from tests.cluster.harness import Cluster, Process, Settings, wait_until
 from tests.postgres import run_sql
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk.home import read_identity
 from distfs.metadb.embedded_postgres import resolve
+from distfs.storage.disk.home import read_identity
 from tests.cluster.harness import Cluster, MakeCluster, clean_environment
 from tests.cluster.test_up import StartUp, curl, processes_in, refused
 from tests.postgres import run_sql

@@ -10,15 +10,15 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from distfs import config_file as configuration
 from distfs.commands.drain import drain
 from distfs.commands.operator import operator
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config import file as configuration
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
 from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
-from distfs.output import FORGOTTEN
+from distfs.process.output import FORGOTTEN
 from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import wait_until

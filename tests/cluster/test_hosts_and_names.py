@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs import config_file as configuration
-from distfs.callers import CallerMatch
+from distfs.config import file as configuration
+from distfs.config.callers import CallerMatch
 from distfs.errors import ConfigError
 from tests.cluster.harness import wait_until
 from tests.cluster.test_up import StartUp, Up, answers, refused

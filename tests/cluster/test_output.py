@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs import output
 from distfs.deadline import Deadline
+from distfs.process import output
 from tests.cluster.harness import Cluster, clean_environment, wait_until
 from tests.cluster.operating import Ended, fill
 from tests.cluster.test_up import answers, curl, processes_in

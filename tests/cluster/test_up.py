@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distfs.disk.home import make_home
 from distfs.metadb.embedded_postgres import resolve
+from distfs.storage.disk.home import make_home
 from tests.cluster.harness import ROOT, clean_environment, wait_until
 from tests.postgres import run_sql
 from tests.processes import command_of, commands_naming

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NodeUnavailable, TooSlow
-from distfs.fragment import CellEntry, FragmentHeader, FragmentTable
+from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable
 from distfs.fragment_store import FragmentReader, FragmentStore, FragmentWriter, Page, StoreInfo
 from distfs.model import FragmentId
 from tests.faults.ledger import of_the_test

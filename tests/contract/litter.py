@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from distfs.disk.store import DiskStore
+from distfs.storage.disk.store import DiskStore
 
 
 def eventually(holds: Callable[[], object], what: str | Callable[[], str], seconds: float = 60.0) -> None:

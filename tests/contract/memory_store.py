@@ -9,7 +9,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
-from distfs.fragment import (
+from distfs.formats.fragment import (
     MAX_CELLS,
     CellEntry,
     FragmentHeader,

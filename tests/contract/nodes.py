@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from distfs.config import Bytes, Fraction, NodeConfig, Seconds
-from distfs.disk.home import make_home, read_identity
-from distfs.disk.store import DiskStore
-from distfs.node.client import NodeClient
+from distfs.config.settings import Bytes, Fraction, NodeConfig, Seconds
+from distfs.peers.client import NodeClient
+from distfs.storage.disk.home import make_home, read_identity
+from distfs.storage.disk.store import DiskStore
 from distfs.storage_server import StorageServer
 from tests.contract.samples import CLUSTER
 

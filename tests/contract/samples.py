@@ -8,7 +8,7 @@ from random import Random
 from uuid import UUID, uuid4
 
 from distfs.deadline import Deadline
-from distfs.fragment import RAW, CellEntry, FragmentHeader, checksum
+from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy
 

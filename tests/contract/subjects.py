@@ -10,10 +10,10 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.config import Bytes, NodeConfig
-from distfs.disk.store import DiskStore
+from distfs.config.settings import Bytes, NodeConfig
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId
+from distfs.storage.disk.store import DiskStore
 from tests.contract.faulty_store import FaultyStore
 from tests.contract.litter import assert_no_litter
 from tests.contract.memory_store import MemoryStore

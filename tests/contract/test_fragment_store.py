@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
-from distfs.fragment import CellEntry, FragmentHeader, checksum
+from distfs.formats.fragment import CellEntry, FragmentHeader, checksum
 from distfs.fragment_store import FragmentStore, FragmentWriter
 from distfs.model import MAX_NAME_BYTES, FragmentId, Policy
 from tests.contract.litter import eventually, temp_files

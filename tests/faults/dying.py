@@ -25,21 +25,21 @@ MODULE = "tests.faults.dying"
 
 #: step -> (class, method, whether it dies before the method runs, which call). Of nodes: node-, keeper-.
 STEPS: dict[str, tuple[str, str, bool, int]] = {
-    "node-mid-slice": ("distfs.disk.store:DiskWriter", "receive_cell", False, 2),
-    "node-before-rename": ("distfs.disk.store:DiskStore", "publish", True, 1),
-    "node-after-rename": ("distfs.disk.store:DiskStore", "publish", False, 1),
-    "service-headers-in": ("distfs.upload:Uploader", "begin", True, 1),
-    "service-mid-slice": ("distfs.slice_upload:SliceUpload", "write", False, 3),
+    "node-mid-slice": ("distfs.storage.disk.store:DiskWriter", "receive_cell", False, 2),
+    "node-before-rename": ("distfs.storage.disk.store:DiskStore", "publish", True, 1),
+    "node-after-rename": ("distfs.storage.disk.store:DiskStore", "publish", False, 1),
+    "service-headers-in": ("distfs.transfer.upload:Uploader", "begin", True, 1),
+    "service-mid-slice": ("distfs.transfer.slice_upload:SliceUpload", "write", False, 3),
     "service-before-commit": ("distfs.meta:MetaDB", "commit_files", True, 1),
     "service-after-commit": ("distfs.meta:MetaDB", "commit_files", False, 1),
-    "upkeep-mid-slice": ("distfs.node.transfer:RemoteWriter", "write_cell", False, 3),
+    "upkeep-mid-slice": ("distfs.peers.remote_fragment:RemoteWriter", "write_cell", False, 3),
     "upkeep-made": ("distfs.upkeep.maker:FragmentMaker", "confirm", False, 2),
     "upkeep-switched": ("distfs.upkeep.db:UpkeepDB", "move_fragment", False, 2),
-    "upkeep-put-aside": ("distfs.node.client:NodeClient", "quarantine", False, 2),
+    "upkeep-put-aside": ("distfs.peers.client:NodeClient", "quarantine", False, 2),
     "upkeep-before-drop": ("distfs.upkeep.db:UpkeepDB", "drop_trash", True, 1),
-    "upkeep-before-discard": ("distfs.node.client:NodeClient", "discard", True, 1),
-    "keeper-put-aside": ("distfs.disk.store:DiskStore", "quarantine", False, 1),
-    "keeper-before-discard": ("distfs.disk.store:DiskStore", "discard", True, 1),
+    "upkeep-before-discard": ("distfs.peers.client:NodeClient", "discard", True, 1),
+    "keeper-put-aside": ("distfs.storage.disk.store:DiskStore", "quarantine", False, 1),
+    "keeper-before-discard": ("distfs.storage.disk.store:DiskStore", "discard", True, 1),
 }
 
 

@@ -11,7 +11,7 @@ import os
 import runpy
 from pathlib import Path
 
-from distfs.disk import writer as disk_writer
+from distfs.storage.disk import writer as disk_writer
 
 
 def _fill_up() -> None:

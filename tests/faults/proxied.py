@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distfs.config import BytesPerSecond, NodeConfig, Seconds
+from distfs.config.settings import BytesPerSecond, NodeConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
 from distfs.model import File, FragmentId, Node, NodeReport, Policy
-from distfs.node.client import NodeClient
+from distfs.peers.client import NodeClient
 from distfs.services import build
 from tests.contract.litter import eventually
 from tests.contract.nodes import serving

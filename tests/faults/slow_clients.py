@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distfs import descriptors
+from distfs.process import descriptors
 
 #: What each kind sends at its start; then a byte at a time, for ever.
 HEADERS = b"GET /healthz HTTP/1.1\r\nX-Slow: "

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from distfs.config import Bytes, Config, Fraction, Seconds
-from distfs.disk import writer as disk_writer
-from distfs.disk.watch import DiskWatch
+from distfs.config.settings import Bytes, Config, Fraction, Seconds
 from distfs.errors import Full
 from distfs.model import Node, NodeReport
 from distfs.services import build
+from distfs.storage.disk import writer as disk_writer
+from distfs.storage.disk.watch import DiskWatch
 from tests.contract.litter import eventually
 from tests.contract.nodes import KillableServer, new_store, serving
 from tests.contract.samples import header, listed, put, random_bytes, soon, whole

@@ -12,11 +12,11 @@ from typing import cast
 
 import pytest
 
-from distfs.config import BytesPerSecond, Fraction, Seconds
+from distfs.config.settings import BytesPerSecond, Fraction, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.model import File, Policy
-from distfs.node_directory import Standing
+from distfs.peers.directory import Standing
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes
 from tests.faults.patch import uncalled

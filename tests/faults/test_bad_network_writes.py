@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import distfs.upload
-from distfs.config import Seconds
+import distfs.transfer.upload
+from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import ClientGone, Unavailable
 from distfs.model import Policy
@@ -157,7 +157,9 @@ def test_a_node_left_alone_is_used_when_there_are_no_others(metadb_url: str, tmp
 def test_a_client_that_hangs_up_ends_the_wait_for_a_node_that_stalls(
     metadb_url: str, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distfs.upload, "DISCARD_LIMIT_S", 0.2)  # those that stall delete nothing either
+    monkeypatch.setattr(
+        distfs.transfer.upload, "DISCARD_LIMIT_S", 0.2
+    )  # those that stall delete nothing either
     with proxied(metadb_url, tmp_path, **PATIENT) as ways:
         ways.upload(DATA, policy)
         ways.let_go()
@@ -185,7 +187,9 @@ def test_a_slice_that_fails_wakes_who_waits_for_its_siblings(
     metadb_url: str, tmp_path: Path, read_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes are lost, the third stalls for ever: with k = 2 that is the end, and it comes at once."""
-    monkeypatch.setattr(distfs.upload, "DISCARD_LIMIT_S", 0.2)  # the one that stalls deletes nothing either
+    monkeypatch.setattr(
+        distfs.transfer.upload, "DISCARD_LIMIT_S", 0.2
+    )  # the one that stalls deletes nothing either
     with proxied(metadb_url, tmp_path, **PATIENT) as ways:
         stalls, *lost = ways.proxies.values()
         stalls.up.hold()

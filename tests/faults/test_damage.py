@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.fragment import ENTRY_SIZE, FOOTER_SIZE, Footer
+from distfs.formats.fragment import ENTRY_SIZE, FOOTER_SIZE, Footer
 from distfs.model import Policy
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import wait_until

@@ -17,13 +17,13 @@ from uuid import UUID
 
 import pytest
 
-from distfs import wire
-from distfs.descriptors import WANTED
 from distfs.errors import Busy, NodeUnavailable
+from distfs.formats import wire
+from distfs.formats.wire import Type
 from distfs.model import Address, FragmentId
-from distfs.node.breaker import State
-from distfs.node.client import NodeClient
-from distfs.wire import Type
+from distfs.peers.breaker import State
+from distfs.peers.client import NodeClient
+from distfs.process.descriptors import WANTED
 from tests.cluster.harness import Cluster, MakeCluster, wait_until
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import NODE, KillableServer, serving

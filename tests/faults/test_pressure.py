@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from distfs.config_file import parse_bytes
+from distfs.config.file import parse_bytes
 from tests.cluster.harness import Cluster, MakeCluster, wait_until
 from tests.faults.slow_clients import CHUNKED_BODY, HEADERS, LARGE_BODY, SMALL_BODY, reader, slow_clients
 

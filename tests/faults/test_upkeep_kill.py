@@ -16,7 +16,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from distfs.node_list import STALE_MOST_S
+from distfs.peers.node_list import STALE_MOST_S
 from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster, Process
 from tests.cluster.harness import wait_until

@@ -25,7 +25,7 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.meta import MetaDB

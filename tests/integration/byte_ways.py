@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from distfs.config import Bytes, Config, HttpConfig, MetaDBConfig, Seconds, StorageConfig
+from distfs.config.settings import Bytes, Config, HttpConfig, MetaDBConfig, Seconds, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
-from distfs.fragment import FragmentHeader
+from distfs.formats.fragment import FragmentHeader
 from distfs.model import File, FragmentId, NodeReport, Policy
 from distfs.services import Services, build
 from tests.contract.litter import assert_no_litter, eventually

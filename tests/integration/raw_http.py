@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from distfs.config import Bytes, HttpConfig, Seconds
-from distfs.server import Server
+from distfs.config.settings import Bytes, HttpConfig, Seconds
+from distfs.host.server import Server
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[Any]]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from distfs import wire
 from distfs.errors import (
     DistfsError,
 )
-from distfs.fragment import CellEntry, FragmentHeader
-from distfs.node.wire_socket import WireSocket
-from distfs.wire import Type
+from distfs.formats import wire
+from distfs.formats.fragment import CellEntry, FragmentHeader
+from distfs.formats.wire import Type
+from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import entry_of, header, put, soon, whole

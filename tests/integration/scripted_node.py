@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from distfs import wire
-from distfs.config import BytesPerSecond, NodeConfig, Seconds
+from distfs.config.settings import BytesPerSecond, NodeConfig, Seconds
+from distfs.formats import wire
+from distfs.formats.wire import Type
 from distfs.model import Address, FragmentId
-from distfs.node.client import NodeClient
-from distfs.wire import Type
+from distfs.peers.client import NodeClient
 from tests.contract.nodes import NODE
 from tests.contract.samples import CLUSTER
 from tests.faults.ledger import of_the_test

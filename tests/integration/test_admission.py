@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distfs.config import Bytes, Config
+from distfs.config.settings import Bytes, Config
 from distfs.model import Policy
 from tests.cluster.harness import wait_until
 from tests.forms import FORM, file_part, form

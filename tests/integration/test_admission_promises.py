@@ -12,14 +12,14 @@ from uuid import uuid4
 
 import pytest
 
-import distfs.admission.ledger
-import distfs.admission.promises
-from distfs.admission.db import Reservation, ReservationDB
-from distfs.admission.gate import Gate
-from distfs.admission.promises import Admission, Promise
-from distfs.config import Bytes, CallersConfig, HttpConfig, MetaDBConfig, Seconds, StorageConfig
+import distfs.limits.ledger
+import distfs.limits.promises
+from distfs.config.settings import Bytes, CallersConfig, HttpConfig, MetaDBConfig, Seconds, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, TooLarge, Unavailable
+from distfs.limits.db import Reservation, ReservationDB
+from distfs.limits.gate import Gate
+from distfs.limits.promises import Admission, Promise
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport, Policy
 from tests.integration.meta_proxy import Proxy, proxied_url
@@ -180,8 +180,8 @@ def test_what_a_dead_service_was_promised_expires(services: Services) -> None:
 def test_a_promise_is_renewed_and_shrinks_one_renewal_late(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distfs.admission.ledger, "RENEW_S", 0.2)
-    monkeypatch.setattr(distfs.admission.ledger, "EXPIRES_S", 3600.0)
+    monkeypatch.setattr(distfs.limits.ledger, "RENEW_S", 0.2)
+    monkeypatch.setattr(distfs.limits.ledger, "EXPIRES_S", 3600.0)
     services.nodes_have(100 * MIB, 100 * MIB)
     with admit(services.service(), 50 * MIB) as promise:
         whole = services.promised()
@@ -256,7 +256,7 @@ def test_without_metadb_nothing_is_admitted() -> None:
 
 
 def test_all_who_wait_are_refused_at_once_when_metadb_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distfs.admission.promises, "_DECIDE_LIMIT_S", 2.0)
+    monkeypatch.setattr(distfs.limits.promises, "_DECIDE_LIMIT_S", 2.0)
     uploads = 12
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none?sslmode=disable"
@@ -278,7 +278,7 @@ def test_all_who_wait_are_admitted_when_metadb_is_back(
     services: Services, proxy: Proxy, metadb_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of them asks, the others wait for their turn: neither is held to what MetaDB may take when it is there."""
-    monkeypatch.setattr(distfs.admission.promises, "_DECIDE_LIMIT_S", 0.5)
+    monkeypatch.setattr(distfs.limits.promises, "_DECIDE_LIMIT_S", 0.5)
     services.nodes_have(100 * MIB, 100 * MIB)
     short = MetaDBConfig(
         url=proxied_url(proxy, metadb_url), statement_timeout=Seconds(0.2), patience=Seconds(300)

@@ -9,12 +9,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from distfs.admission.db import ReservationDB
-from distfs.admission.gate import Gate
-from distfs.admission.promises import Admission
-from distfs.config import CallersConfig, HttpConfig
+from distfs.config.settings import CallersConfig, HttpConfig
 from distfs.deadline import Deadline
 from distfs.errors import Full
+from distfs.limits.db import ReservationDB
+from distfs.limits.gate import Gate
+from distfs.limits.promises import Admission
 from distfs.meta import MetaDB
 from tests.contract.litter import eventually
 from tests.integration.test_admission_promises import MIB, STORAGE, Services, admit

@@ -6,7 +6,7 @@ import pytest
 
 from distfs import agreement
 from distfs.agreement import Agreement, times_of
-from distfs.config import Config
+from distfs.config.settings import Config
 from distfs.deadline import Deadline
 from distfs.errors import OtherSettings
 from distfs.meta import MetaDB

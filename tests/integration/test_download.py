@@ -12,12 +12,12 @@ from random import Random
 
 import pytest
 
-from distfs.blocks import BlockPool
 from distfs.deadline import Deadline
-from distfs.download import Downloader
 from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import File, FragmentId, Policy, Slice
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.download import Downloader
 from tests.contract.nodes import KillableServer
 from tests.contract.samples import header, put, random_bytes, soon
 from tests.faults.patch import uncalled

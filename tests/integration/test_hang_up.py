@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distfs.config import BandwidthConfig, Bytes, BytesPerSecond, Config, MetaDBConfig, Seconds
+from distfs.config.settings import BandwidthConfig, Bytes, BytesPerSecond, Config, MetaDBConfig, Seconds
 from distfs.host.dispatcher import Lane
 from distfs.http_app import HttpApp
 from tests.faults.proxied import PATIENT, proxied

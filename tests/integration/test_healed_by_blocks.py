@@ -9,16 +9,16 @@ from typing import cast
 
 import pytest
 
-import distfs.remains
+import distfs.transfer.remains
 from distfs.commands.fsck import fsck
 from distfs.commands.operator import Operator
 from distfs.commands.repair import repair
 from distfs.deadline import Deadline
-from distfs.disk.store import DiskStore
 from distfs.errors import Corrupt, Unavailable
 from distfs.fragment_store import Page
 from distfs.model import File, FragmentId, Policy
-from distfs.remains import search_of
+from distfs.storage.disk.store import DiskStore
+from distfs.transfer.remains import search_of
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import DAY, HOUR, UpkeepCluster, bytes_of, drive, flip
 
@@ -117,8 +117,8 @@ def test_all_nodes_are_asked_for_what_is_left_side_by_side(
         return listing(store, cursor, limit, deadline)
 
     monkeypatch.setattr(DiskStore, "list", list_when_all_do)
-    monkeypatch.setattr(distfs.remains, "_NODE_LIMIT_S", 60.0)
-    monkeypatch.setattr(distfs.remains, "_LIMIT_S", 60.0)
+    monkeypatch.setattr(distfs.transfer.remains, "_NODE_LIMIT_S", 60.0)
+    monkeypatch.setattr(distfs.transfer.remains, "_LIMIT_S", 60.0)
     found = search_of(cluster.directory)(file.slices[0], soon())
     assert {each.node for each in found} == {node for _, node in cluster.fragments(file)}
     assert len(counted) == len(cluster.nodes)

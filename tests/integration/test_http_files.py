@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.callers import parse_network
-from distfs.config import CallersConfig, MetaDBConfig, StorageConfig
+from distfs.config.callers import parse_network
+from distfs.config.settings import CallersConfig, MetaDBConfig, StorageConfig
 from distfs.http_app import HttpApp, create_app
 from distfs.model import Policy
 from tests.postgres import run_sql

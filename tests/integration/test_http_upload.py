@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
-from distfs.config import HttpConfig
+from distfs.config.settings import HttpConfig
 from distfs.host.head import Head
 from distfs.host.http1 import Parser
 from tests.forms import BOUNDARY, FORM, FORM_TYPE, Part, file_part, form, some_bytes

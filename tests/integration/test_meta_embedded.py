@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.errors import ConfigError, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb import unprivileged

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import (
     Cancelled,

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from pg8000.native import DatabaseError
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import Refused
 from distfs.meta import MetaDB, Rows

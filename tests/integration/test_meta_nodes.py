@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from pg8000.native import DatabaseError
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, NotFound, Refused
 from distfs.meta import MetaDB
 from distfs.model import Node

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Refused, TooSlow, Unavailable
 from distfs.meta import MetaDB

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Unavailable
 from distfs.meta import MetaDB

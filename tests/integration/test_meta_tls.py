@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import distfs.meta
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, OutcomeUnknown, Unavailable
 from distfs.meta import MetaDB

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pg8000.native import Connection
 
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.meta import MetaDB
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.embedded_postgres import EmbeddedPostgres

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.config import MetaDBConfig
+from distfs.config.settings import MetaDBConfig
 from distfs.errors import DistfsError, NotFound, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, Unavailable
 from distfs.meta import MetaDB

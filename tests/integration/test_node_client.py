@@ -13,14 +13,14 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.config import Bytes, Seconds
+from distfs.config.settings import Bytes, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Full, NodeUnavailable, NotFound, ProtocolError, TooSlow
 from distfs.fragment_store import FragmentReader, FragmentWriter
 from distfs.model import Address
-from distfs.node.client import NodeClient
-from distfs.node.wire_socket import WireSocket
+from distfs.peers.client import NodeClient
 from distfs.storage_server import StorageServer
+from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, KillableServer, client_of, serving
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole

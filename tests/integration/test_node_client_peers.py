@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from distfs import wire
-from distfs.config import Seconds
+from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, Corrupt, DistfsError, Full, NodeUnavailable, ProtocolError, TooSlow
+from distfs.formats import wire
+from distfs.formats.wire import Type
 from distfs.model import Address
-from distfs.node.client import NodeClient
-from distfs.node.link import Exchange
-from distfs.wire import Type
+from distfs.peers.client import NodeClient
+from distfs.peers.link import Exchange
 from tests.contract.nodes import NODE, KillableServer, client_of
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted, trickling

@@ -15,10 +15,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.disk.home import Identity, Place, elsewhere, make_home, read_identity, require_identity
 from distfs.errors import ConfigError, NotHome
 from distfs.meta import MetaDB
 from distfs.model import Node
+from distfs.storage.disk.home import Identity, Place, elsewhere, make_home, read_identity, require_identity
 from tests import nursery
 from tests.cluster.harness import clean_environment
 from tests.contract.litter import eventually

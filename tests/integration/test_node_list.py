@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.download import _LIST_AGE_S
 from distfs.errors import DistfsError, NodeUnavailable, Unavailable
 from distfs.meta import MetaDB
 from distfs.model import Node
-from distfs.node_list import MAX_AGE_S, STALE_MOST_S, NodeList
+from distfs.peers.node_list import MAX_AGE_S, STALE_MOST_S, NodeList
+from distfs.transfer.download import _LIST_AGE_S
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import SLICE, Ways, byte_ways

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from distfs.config import MetaDBConfig, Secret
+from distfs.config.settings import MetaDBConfig, Secret
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Unavailable
 from distfs.meta import MetaDB

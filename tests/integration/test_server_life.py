@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-import distfs.server
-from distfs.config import HostName, Seconds
+import distfs.host.server
+from distfs.config.settings import HostName, Seconds
 from distfs.errors import ConfigError
-from distfs.server import Host, Server
+from distfs.host.server import Host, Server
 from tests.integration.raw_http import (
     CONFIG,
     PATIENCE,
@@ -103,7 +103,7 @@ def test_closing_waits_for_the_running_request_and_takes_no_other() -> None:
 
 @pytest.mark.parametrize("way", ["reading", "writing"])
 def test_closing_cuts_a_transfer_that_does_not_end(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distfs.server, "CLOSE_GRACE", 0.1)
+    monkeypatch.setattr(distfs.host.server, "CLOSE_GRACE", 0.1)
     called, ended = threading.Event(), threading.Event()
 
     def app(environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
@@ -132,8 +132,8 @@ def test_closing_cuts_a_transfer_that_does_not_end(way: str, monkeypatch: pytest
 def test_a_signal_handler_may_close_the_server_it_interrupts() -> None:
     program = """
 import signal, sys
-from distfs.config import HttpConfig
-from distfs.server import Server
+from distfs.config.settings import HttpConfig
+from distfs.host.server import Server
 server = Server(lambda environ, start_response: [], HttpConfig(port=0))
 signal.signal(signal.SIGTERM, lambda *_: (server.close(), server.close()))
 print("ready", flush=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from distfs.blocks import BlockPool
-from distfs.config import Bytes
+from distfs.config.settings import Bytes
 from distfs.errors import BodyCutShort, ClientGone, Refused
 from distfs.host.request_body import Spooler
+from distfs.transfer.blocks import BlockPool
 from tests.integration.raw_http import (
     CONFIG,
     HASTY,

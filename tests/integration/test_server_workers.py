@@ -13,8 +13,16 @@ from typing import Any
 
 import pytest
 
-from distfs.callers import CallerMatch, parse_network
-from distfs.config import BandwidthConfig, Bytes, BytesPerSecond, CallerRule, CallersConfig, Config, Seconds
+from distfs.config.callers import CallerMatch, parse_network
+from distfs.config.settings import (
+    BandwidthConfig,
+    Bytes,
+    BytesPerSecond,
+    CallerRule,
+    CallersConfig,
+    Config,
+    Seconds,
+)
 from distfs.host.channel import DIRECT
 from tests.forms import some_bytes
 from tests.integration.raw_http import CONFIG, PATIENCE, Environ, RawClient, eventually, serving

@@ -9,14 +9,14 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.coding import code_for
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, Corrupt, DistfsError, NodeUnavailable, NotFound, TooSlow, Unavailable
+from distfs.formats.coding import code_for
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy, Slice
-from distfs.rebuild import rebuild
-from distfs.slice_read import SliceReader
-from distfs.slice_upload import FileIdentity, SlicePlan, write_small
+from distfs.transfer.rebuild import rebuild
+from distfs.transfer.slice_read import SliceReader
+from distfs.transfer.slice_upload import FileIdentity, SlicePlan, write_small
 from tests.contract.faulty_store import Faults, FaultyStore, NoFaults, PlannedFaults, SeededFaults
 from tests.contract.memory_store import MemoryStore
 from tests.contract.samples import CLUSTER, FILE, cut, random_bytes, soon

@@ -15,8 +15,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from distfs import node_connection, storage_server, wire
-from distfs.config import Bytes, Seconds
+from distfs import storage_server
+from distfs.config.settings import Bytes, Seconds
 from distfs.errors import (
     Corrupt,
     NodeUnavailable,
@@ -24,9 +24,11 @@ from distfs.errors import (
     ProtocolError,
     Unavailable,
 )
-from distfs.fragment import CellEntry
+from distfs.formats import wire
+from distfs.formats.fragment import CellEntry
+from distfs.formats.wire import Type
 from distfs.model import FragmentId
-from distfs.wire import Type
+from distfs.storage import connection as node_connection
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, KillableServer, serving
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole

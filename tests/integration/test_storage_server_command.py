@@ -17,11 +17,11 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.admission.db import ReservationDB
 from distfs.deadline import Deadline
+from distfs.limits.db import ReservationDB
 from distfs.meta import MetaDB
 from distfs.model import Node
-from distfs.node.client import NodeClient
+from distfs.peers.client import NodeClient
 from tests.contract.litter import eventually
 from tests.contract.nodes import NODE
 from tests.contract.samples import entry_of, header, put, random_bytes, soon, whole

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from distfs import wire
 from distfs.errors import (
     Corrupt,
     DistfsError,
@@ -17,7 +16,8 @@ from distfs.errors import (
     ProtocolError,
     TooSlow,
 )
-from distfs.wire import Type
+from distfs.formats import wire
+from distfs.formats.wire import Type
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import KillableServer, serving
 from tests.contract.samples import MIB, entry_of, header, listed, put, random_bytes

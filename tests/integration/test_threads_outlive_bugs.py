@@ -11,16 +11,16 @@ from uuid import uuid4
 
 import pytest
 
-import distfs.admission.ledger
-from distfs.admission.db import ReservationDB
-from distfs.admission.gate import Gate
-from distfs.admission.promises import Admission
-from distfs.config import CallersConfig, HttpConfig, Seconds, StorageConfig
-from distfs.disk.watch import DiskWatch
+import distfs.limits.ledger
+from distfs.config.settings import CallersConfig, HttpConfig, Seconds, StorageConfig
 from distfs.errors import Corrupt
-from distfs.membership import Membership
+from distfs.limits.db import ReservationDB
+from distfs.limits.gate import Gate
+from distfs.limits.promises import Admission
 from distfs.meta import MetaDB
 from distfs.model import Address, FragmentId, Policy
+from distfs.storage.disk.watch import DiskWatch
+from distfs.storage.membership import Membership
 from distfs.upkeep.damage import DamageNotes
 from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
@@ -55,7 +55,7 @@ def traced(caplog: pytest.LogCaptureFixture) -> Any:
 def test_promises_are_renewed_after_a_bug(
     meta: MetaDB, metadb_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distfs.admission.ledger, "RENEW_S", 0.05)
+    monkeypatch.setattr(distfs.limits.ledger, "RENEW_S", 0.05)
     for port in (9001, 9002):
         meta.heartbeat(report(port=port), soon())
     run_sql(metadb_url, "UPDATE node SET free = 1::bigint << 40, capacity = 1::bigint << 40")

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from distfs.blocks import BlockPool
-from distfs.dial import dial
-from distfs.disk.writer import BufferPool, DirectSink, PlainSink, open_sink
 from distfs.errors import Busy, DistfsError, Unavailable
-from distfs.node.client import NodeClient
-from distfs.slice_upload import SlicePlan
-from distfs.threads import Threads
+from distfs.peers.client import NodeClient
+from distfs.process.dial import dial
+from distfs.process.threads import Threads
+from distfs.storage.disk.writer import BufferPool, DirectSink, PlainSink, open_sink
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.slice_upload import SlicePlan
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, SLICE, Source, Ways, byte_ways
@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_hashed_ends(
         def digest(self) -> bytes:
             return bytes(32)
 
-    monkeypatch.setattr("distfs.file_upload.hashlib.sha256", Hash)
+    monkeypatch.setattr("distfs.transfer.file_upload.hashlib.sha256", Hash)
     source = Source(LONG)
     with pytest.raises(kind_of(cause)):
         ways.upload(source)
@@ -195,7 +195,7 @@ def test_whoever_fills_buffers_hears_of_the_end_of_the_thread_that_writes_them(
     pool = BufferPool(4096, 3)
     sink = open_sink(tmp_path / "f", 10_000, pool)
     assert isinstance(sink, DirectSink)
-    monkeypatch.setattr("distfs.disk.writer._write_all", _Ends(lambda *_: None, cause))
+    monkeypatch.setattr("distfs.storage.disk.writer._write_all", _Ends(lambda *_: None, cause))
 
     def fill() -> None:
         for _ in range(10):

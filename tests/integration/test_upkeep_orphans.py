@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be_read_is_not_empty(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr("distfs.disk.tree.os.listdir", refuse)
+        patch.setattr("distfs.storage.disk.tree.os.listdir", refuse)
         step = drive(cluster.orphans())
     assert step.detail["missing"] == 0
     assert "Permission denied" in str(step.detail["stuck"])

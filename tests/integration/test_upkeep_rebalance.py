@@ -10,11 +10,11 @@ from typing import cast
 
 import pytest
 
-from distfs.config import BytesPerSecond, Seconds
+from distfs.config.settings import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
-from distfs.disk.store import DiskReader, DiskStore
 from distfs.errors import NodeUnavailable, Refused, Unavailable
 from distfs.model import File, FragmentId, Policy
+from distfs.storage.disk.store import DiskReader, DiskStore
 from distfs.upkeep.decisions import fullness
 from distfs.upkeep.model import SliceTask
 from distfs.upkeep.rebalance import Rebalance, dry_run

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from distfs.config import BytesPerSecond
+from distfs.config.settings import BytesPerSecond
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, Full, ProtocolError, TooSlow, Unavailable
 from distfs.model import Policy

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 import distfs.upkeep.runner
-from distfs.config import MetaDBConfig, Seconds
+from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from distfs.node_directory import NodeDirectory
-from distfs.slice_read import not_noted
+from distfs.peers.directory import NodeDirectory
+from distfs.transfer.slice_read import not_noted
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.runner import Runner, Upkeep
 from distfs.upkeep.step import Pace, Step

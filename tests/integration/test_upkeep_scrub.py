@@ -14,7 +14,7 @@ import pytest
 from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator
 from distfs.commands.status import show_status
-from distfs.config import BytesPerSecond, Seconds
+from distfs.config.settings import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable, TooSlow
 from distfs.model import FragmentId, Policy

@@ -14,9 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from distfs.config import Seconds
+from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
-from distfs.disk.space import Space
 from distfs.errors import (
     BodyCutShort,
     ClientGone,
@@ -33,6 +32,7 @@ from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
 from distfs.model import MAX_NAME_BYTES, File, FragmentId, NewFile, Policy
 from distfs.services import build
+from distfs.storage.disk.space import Space
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Source, Ways, byte_ways, header_of

@@ -15,7 +15,7 @@ from distfs.deadline import Deadline
 from distfs.errors import ProtocolError
 from distfs.fragment_store import Listed, Page
 from distfs.model import FragmentId
-from distfs.output import NOT_TOLD
+from distfs.process.output import NOT_TOLD
 from distfs.upkeep.rebalance import as_if_swept
 from distfs.upkeep.step import Worker
 from tests.contract.nodes import NODE, KillableServer, client_of, serving

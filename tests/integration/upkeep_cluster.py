@@ -13,18 +13,19 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
-from distfs.blocks import BlockPool
-from distfs.config import Bytes, BytesPerSecond, Config, Seconds, UpkeepConfig
+from distfs.config.settings import Bytes, BytesPerSecond, Config, Seconds, UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.disk.space import Space
-from distfs.disk.store import DiskStore
-from distfs.download import Downloader
-from distfs.membership import Membership
 from distfs.meta import MetaDB
 from distfs.model import File, FragmentId, Node, Policy
-from distfs.node_directory import NodeDirectory
-from distfs.placement import Placement
+from distfs.peers.directory import NodeDirectory
+from distfs.storage.disk.space import Space
+from distfs.storage.disk.store import DiskStore
+from distfs.storage.membership import Membership
 from distfs.storage_server import StorageServer
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.download import Downloader
+from distfs.transfer.placement import Placement
+from distfs.transfer.upload import Uploader
 from distfs.upkeep.damage import DamageNotes
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.maker import FragmentMaker
@@ -34,7 +35,6 @@ from distfs.upkeep.repair import Repair
 from distfs.upkeep.scrub import Scrub
 from distfs.upkeep.step import Pace, Step, Worker
 from distfs.upkeep.trash import Trash
-from distfs.upload import Uploader
 from tests.contract.nodes import new_store
 from tests.integration.meta_examples import silence_node, soon
 from tests.service import SLICE, small_config

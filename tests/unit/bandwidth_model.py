@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from distfs.fairshare import Group, Schedule, Transfer
+from distfs.limits.fairshare import Group, Schedule, Transfer
 
 #: Portions that fit into a client's socket buffer: it asks for the next while the last is under way.
 BUFFER = 4

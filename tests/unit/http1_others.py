@@ -8,7 +8,7 @@ from typing import Any
 import h11
 import httptools
 
-from distfs.config import HttpConfig
+from distfs.config.settings import HttpConfig
 from distfs.host.head import Head, key
 from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause, State
 

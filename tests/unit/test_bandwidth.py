@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from distfs import config_file
-from distfs.bandwidth import Bandwidth, Direction, Share
-from distfs.callers import Caller, CallerMatch, Network
-from distfs.config import MIB, BandwidthConfig, CallersConfig
+from distfs.config import file as config_file
+from distfs.config.callers import Caller, CallerMatch, Network
+from distfs.config.settings import MIB, BandwidthConfig, CallersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, TooSlow, Unavailable
+from distfs.limits.bandwidth import Bandwidth, Direction, Share
 
 PATIENCE_S = 30.0
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from distfs.blocks import BlockPool, PoolUsage
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, DistfsError, TooSlow, Unavailable
+from distfs.transfer.blocks import BlockPool, PoolUsage
 
 
 def test_no_more_blocks_are_out_than_the_limit() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distfs.node.breaker import Breaker
+from distfs.peers.breaker import Breaker
 
 
 class Clock:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distfs.coding import Code, code_for
+from distfs.formats.coding import Code, code_for
 from distfs.model import MAX_K, MAX_M, Policy
 from tests.contract.samples import random_bytes
 

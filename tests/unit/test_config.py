@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs import config_file
-from distfs.config import Config, Seconds, StorageConfig
+from distfs.config import file as config_file
+from distfs.config.settings import Config, Seconds, StorageConfig
 from distfs.errors import ConfigError
 from distfs.model import Policy
 

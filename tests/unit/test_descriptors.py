@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from distfs.descriptors import AcceptTrouble, in_words, used_up
+from distfs.process.descriptors import AcceptTrouble, in_words, used_up
 
 LOG = logging.getLogger("distfs.test")
 

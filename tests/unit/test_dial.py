@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from distfs.dial import dial
 from distfs.errors import Busy, NodeUnavailable, TooSlow
-from distfs.node.wire_socket import WireSocket
+from distfs.process.dial import dial
+from distfs.wire_socket import WireSocket
 from tests.starving import starved
 
 REAL = socket.getaddrinfo

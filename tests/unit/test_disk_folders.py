@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk.store import DiskStore
 from distfs.errors import NodeUnavailable
+from distfs.storage.disk.store import DiskStore
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, MIB, header, listed, put, random_bytes, soon, whole

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk.health import DiskHealth
-from distfs.disk.home import Place
-from distfs.disk.watch import DiskWatch
 from distfs.errors import NodeUnavailable
+from distfs.storage.disk.health import DiskHealth
+from distfs.storage.disk.home import Place
+from distfs.storage.disk.watch import DiskWatch
 from tests.contract.litter import eventually
 from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, header, put, soon, whole
@@ -177,7 +177,7 @@ def test_a_node_whose_folder_is_gone_writes_nothing_there_and_calls_nothing_miss
         home = json.loads((away / "node.json").read_text())
         (folder / "node.json").write_text(json.dumps(home | {"filesystem": "other", "below": "."}))
         place = Place("this one", "node")
-        monkeypatch.setattr("distfs.disk.home.place_of", lambda _: place)
+        monkeypatch.setattr("distfs.storage.disk.home.place_of", lambda _: place)
     before = sorted(folder.rglob("*"))
     assert store.away
     assert store.info(soon()).state == "readonly"

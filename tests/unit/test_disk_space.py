@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from distfs.config import Fraction, NodeConfig
-from distfs.disk.space import Space, space
+from distfs.config.settings import Fraction, NodeConfig
 from distfs.errors import Full, Unavailable
 from distfs.metadb import ballast
 from distfs.metadb.ballast import SEGMENT, Ballast, log_limit, reserve
 from distfs.metadb.embedded_postgres import resolve
+from distfs.storage.disk.space import Space, space
 from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, header, put, soon
 from tests.privileges import need_root

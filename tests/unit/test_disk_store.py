@@ -15,14 +15,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from distfs.coding import code_for
-from distfs.config import Bytes
-from distfs.disk.home import read_identity
-from distfs.disk.store import DiskStore
-from distfs.disk.tree import FragmentTree
+from distfs.config.settings import Bytes
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
-from distfs.fragment import FragmentHeader
+from distfs.formats.coding import code_for
+from distfs.formats.fragment import FragmentHeader
 from distfs.model import FragmentId, Policy
+from distfs.storage.disk.home import read_identity
+from distfs.storage.disk.store import DiskStore
+from distfs.storage.disk.tree import FragmentTree
 from tests.contract.litter import assert_no_litter, open_files
 from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, MIB, cut, entry_of, header, listed, put, random_bytes, soon, whole

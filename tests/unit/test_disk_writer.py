@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs.disk import writer as disk_writer
-from distfs.disk.writer import BufferPool, DirectSink, PlainSink, Sink, open_sink
+from distfs.storage.disk import writer as disk_writer
+from distfs.storage.disk.writer import BufferPool, DirectSink, PlainSink, Sink, open_sink
 from tests.contract.litter import eventually, open_files, writer_threads
 from tests.contract.samples import random_bytes
 from tests.small_disk import SMALL, disk_without_direct_io, small_disk

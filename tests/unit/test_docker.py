@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distfs import config_file
+from distfs.config import file as config_file
 from distfs.metadb.schema import NODE_ROLE
 from distfs.metadb.url import MetaURL
 from distfs.model import Address

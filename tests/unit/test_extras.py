@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from distfs.coding import code_for
-from distfs.config import Config, StorageConfig
+from distfs.config.settings import Config, StorageConfig
 from distfs.errors import ConfigError
+from distfs.formats.coding import code_for
 from distfs.http_app import create_app
 from distfs.model import Policy
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distfs.config import MIB
-from distfs.fairshare import AT_ONCE, EXPRESS, FAIR_MOST, SLACK_S, TURN_S, Group, Schedule, Transfer
+from distfs.config.settings import MIB
+from distfs.limits.fairshare import AT_ONCE, EXPRESS, FAIR_MOST, SLACK_S, TURN_S, Group, Schedule, Transfer
 from tests.unit.bandwidth_model import Client, fair_rates, ideal_bytes, simulate
 
 CAP = 10 * MIB

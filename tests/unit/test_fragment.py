@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distfs.errors import Corrupt
-from distfs.fragment import (
+from distfs.formats.fragment import (
     ENTRY_SIZE,
     FOOTER_SIZE,
     MAX_HEADER,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distfs.admission.gate import Gate
 from distfs.errors import Busy
+from distfs.limits.gate import Gate
 
 
 def test_as_many_uploads_run_as_may() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from distfs.callers import Caller, CallerMatch, parse_address, parse_network
+from distfs.config.callers import Caller, CallerMatch, parse_address, parse_network
 from distfs.errors import Refused
 from distfs.headers import (
     accept,

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from distfs.node.hedge import HedgeBudget, LatencyHistory
+from distfs.peers.hedge import HedgeBudget, LatencyHistory
 
 
 def test_p95_is_that_of_the_recent_past() -> None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from distfs.config import Bytes, HttpConfig
+from distfs.config.settings import Bytes, HttpConfig
 from distfs.errors import DistfsError
 from distfs.host import http1
 from distfs.host.head import Head

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from distfs.config import KIB, Bytes, HttpConfig
+from distfs.config.settings import KIB, Bytes, HttpConfig
 from tests.unit.http1_others import Told, by_h11, by_llhttp, ours
 from tests.unit.http1_requests import HAND_MADE, generated
 

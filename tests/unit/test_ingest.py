@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from distfs.body.ingest import IncomingFile, clean_name, files_in_form, source_of
+from distfs.body.multipart import FormLimits
+from distfs.body.source import Source
 from distfs.errors import BodyCutShort, ClientGone, Refused, TooLarge
-from distfs.ingest import IncomingFile, clean_name, files_in_form, source_of
-from distfs.multipart import FormLimits
-from distfs.source import Source
 from tests.unit.test_ingest_multipart import B, Bytes, form
 
 TYPE = f"multipart/form-data; boundary={B.decode()}"

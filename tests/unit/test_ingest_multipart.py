@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distfs.body.multipart import SCRATCH, FormLimits, MultipartReader, boundary_of, find
 from distfs.errors import BodyCutShort, DistfsError, Refused, TooLarge
-from distfs.multipart import SCRATCH, FormLimits, MultipartReader, boundary_of, find
 
 B = b"----form-aB3"
 LIMITS = FormLimits(max_file_size=1 << 30)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from distfs import log_writer
-from distfs.log_writer import LineWriter
+from distfs.process import log_writer
+from distfs.process.log_writer import LineWriter
 from distfs.telemetry import TextFormatter, current_request_id, enter_request, leave_request
 
 
@@ -123,7 +123,7 @@ def test_lines_are_written_without_a_flush_and_in_pieces_that_a_pipe_takes_whole
 def test_a_forked_process_logs_its_own_lines() -> None:
     program = """
 import logging, os, sys
-from distfs.config import LogConfig
+from distfs.config.settings import LogConfig
 from distfs.telemetry import setup_logging, flush_log
 setup_logging(LogConfig(), aside=True)
 log = logging.getLogger("distfs.test")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from distfs import cli, storage_server
-from distfs.config import Config
+from distfs.config.settings import Config
 from distfs.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def test_a_setting_is_named_with_its_section() -> None:
 
 
 #: Where a row of callers.rules is shown, key by key.
-IN_A_RULE = "distfs/config.py"
+IN_A_RULE = "distfs/config/settings.py"
 SQL = re.compile("SELECT |SET ")
 
 
@@ -166,11 +166,13 @@ def test_every_extra_that_a_message_names_can_be_installed() -> None:
 
 #: What programs say to each other, where each byte counts and nobody adds a remedy.
 FORMATS = (
-    "distfs/fragment",
-    "distfs/wire",
-    "distfs/node",
-    "distfs/disk/store",
-    "distfs/slice_read",
+    "distfs/formats/",
+    "distfs/fragment_store",
+    "distfs/wire_socket",
+    "distfs/peers/",
+    "distfs/storage/connection",
+    "distfs/storage/disk/store",
+    "distfs/transfer/slice_read",
     "distfs/host/response",
     "distfs/http_app",
     "distfs/quantity",

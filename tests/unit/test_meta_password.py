@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distfs import config_file
-from distfs.config import Config, MetaDBConfig, Secret
+from distfs.config import file as config_file
+from distfs.config.settings import Config, MetaDBConfig, Secret
 from distfs.errors import ConfigError
 from distfs.meta import MetaDB
 from distfs.metadb.url import MetaURL

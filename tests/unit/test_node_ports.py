@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distfs.local_cluster import NodePorts
+from distfs.local.cluster import NodePorts
 
 HOST = "127.0.0.1"
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distfs.errors import Full, Unavailable
 from distfs.model import Address, Node
-from distfs.placement import Placement, shares, zoned_shares
+from distfs.transfer.placement import Placement, shares, zoned_shares
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from distfs.connection_pool import ConnectionPool, Limits
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Cancelled, NodeUnavailable
+from distfs.peers.connection_pool import ConnectionPool, Limits
 from tests.contract.litter import eventually
 
 LIMITS = Limits(most=2, idle=2, idle_s=60, age_s=600)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from distfs import cli, config_file, storage_server
+from distfs import cli, storage_server
+from distfs.config import file as config_file
 from distfs.errors import ConfigError
-from distfs.redact import redacted, redacted_word
+from distfs.process.redact import redacted, redacted_word
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from distfs.admission.db import AdmissionState, TrashRoom
-from distfs.admission.refusal import NoRoom, Wish, largest, refusal
-from distfs.admission.room import FRAGMENT_OVERHEAD, Disk
+from distfs.limits.db import AdmissionState, TrashRoom
+from distfs.limits.refusal import NoRoom, Wish, largest, refusal
+from distfs.limits.room import FRAGMENT_OVERHEAD, Disk
 from distfs.model import Policy
 from distfs.quantity import exactly
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distfs.config import HttpConfig
+from distfs.config.settings import HttpConfig
 from distfs.host.head import Head
 from distfs.host.http1 import Parser
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs.admission.room import FRAGMENT_OVERHEAD, Disk, fits, room, share_of, size_of, width_for
+from distfs.limits.room import FRAGMENT_OVERHEAD, Disk, fits, room, share_of, size_of, width_for
 
 DISKS = st.lists(st.builds(Disk, st.integers(0, 6), st.integers(1, 3)), min_size=1, max_size=4)
 DEMANDS = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), max_size=2)

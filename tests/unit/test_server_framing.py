@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs.config import Bytes, HttpConfig
+from distfs.config.settings import Bytes, HttpConfig
 from distfs.errors import DistfsError, Refused, TooLarge
 from distfs.host.head import Head
 from distfs.host.http1 import End, Failed, Parser, Pause

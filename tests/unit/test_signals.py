@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 
-from distfs.signals import set_soon
+from distfs.process.signals import set_soon
 
 
 def test_an_event_is_set_while_the_interrupted_thread_holds_its_lock() -> None:
@@ -24,7 +24,7 @@ def test_an_event_is_set_while_the_interrupted_thread_holds_its_lock() -> None:
 
 SLEEPER = """
 import signal, threading
-from distfs.signals import set_soon, wait_for
+from distfs.process.signals import set_soon, wait_for
 stopping = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: set_soon(stopping))
 def hit():

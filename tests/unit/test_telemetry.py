@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from distfs.config import LogConfig
+from distfs.config.settings import LogConfig
 from distfs.telemetry import current_request_id, enter_request, in_context, leave_request, setup_logging
 
 log = logging.getLogger("distfs.test")

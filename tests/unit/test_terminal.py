@@ -20,7 +20,7 @@ _CHILD = """
 import fcntl, os, signal, sys, termios
 if os.isatty(0):
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from distfs.terminal import Terminal
+from distfs.process.terminal import Terminal
 terminal = Terminal()
 def say(*_):
     os.write(1, b"hung up\\n" if terminal.hung_up else b"reload\\n")

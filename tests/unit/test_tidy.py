@@ -17,35 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 #: The layout of the design, lowest first. A module imports only from rows above its own.
 #: A folder stands for every module in it; within a folder any order without a circle.
 LAYERS = """
-    __init__ errors descriptors redact
-    threads
-    output log_writer
-    callers deadline dial model parent_watch signals terminal quantity
-    config source blocks connection_pool headers
-    config_rules
-    config_file telemetry problem multipart placement fairshare coding fragment
-    wire bandwidth supervisor
-    fragment_store metadb
+    __init__ errors quantity
+    deadline model process
+    config formats headers
+    body fragment_store metadb problem telemetry wire_socket
     meta
-    node disk
-    agreement
-    membership admission
-    node_list node_connection
-    node_directory
-    storage_server
-    remains
-    slice_read slice_upload
-    rebuild file_upload
-    upload download
-    ingest upkeep
-    services
-    routes
-    http_app
-    host
-    server
-    local_metadb reload data_folder
-    local_cluster
-    commands
+    agreement peers
+    storage transfer
+    limits storage_server upkeep
+    host services
+    local routes
+    commands http_app
     cli
     __main__
 """
@@ -55,23 +37,23 @@ MAX_FUNCTION_LINES = 50
 
 #: Where everything is caught, because nobody is above to catch it: "module:function" -> why.
 OUTERMOST_EDGES = {
-    "admission.ledger:Ledger._run": "promises that are not renewed expire under uploads that run",
-    "dial:_look_up.ask": "somebody waits for its answer",
-    "disk.watch:DiskWatch._run": "a disk that nobody probes stays what it was last",
-    "disk.writer:DirectSink._write": "raised by the thread that fills the buffers, which waits for this one",
+    "body.ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
     "host.channel:Channel._answer": "any WSGI app may raise anything; a worker thread must outlive it",
-    "file_upload:_Digest._run": "others wait for the blocks that it holds",
     "http_app:HttpApp._answer": "any bug of ours must be an answer, under any WSGI host",
-    "disk.writer:open_sink": "gives back what it took, then lets all go on but a file system without O_DIRECT",
-    "ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
-    "output:command": "Python's own exit code for a bug is 1, by which commands mean something else",
-    "node_list:NodeList._run": "others wait for the list",
-    "node_connection:Connection.handle": "the end of a connection's thread",
-    "membership:Membership._run": "without heartbeats a healthy node counts as lost",
-    "log_writer:LineWriter._line": "a line that cannot be formatted must end neither the log nor the request",
-    "slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
+    "limits.ledger:Ledger._run": "promises that are not renewed expire under uploads that run",
+    "peers.node_list:NodeList._run": "others wait for the list",
+    "process.dial:_look_up.ask": "somebody waits for its answer",
+    "process.log_writer:LineWriter._line": "a line that cannot be formatted must end neither the log nor the request",
+    "process.output:command": "Python's own exit code for a bug is 1, by which commands mean something else",
+    "process.threads:Threads._run": "who waits for the work is told",
+    "storage.connection:Connection.handle": "the end of a connection's thread",
+    "storage.disk.watch:DiskWatch._run": "a disk that nobody probes stays what it was last",
+    "storage.disk.writer:DirectSink._write": "raised by the thread that waits for this one",
+    "storage.disk.writer:open_sink": "gives back what it took; lets all go on but a file system without O_DIRECT",
+    "storage.membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "storage_server:StorageServer.accept": "a node that accepts nothing would go on heartbeating",
-    "threads:Threads._run": "who waits for the work is told",
+    "transfer.file_upload:_Digest._run": "others wait for the blocks that it holds",
+    "transfer.slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
     "upkeep.damage:DamageNotes._run": "what readers find is to be noted after one note failed, too",
     "upkeep.runner:Runner.run": "a worker that stumbles must not end upkeep",
 }
@@ -179,6 +161,28 @@ def test_imports_go_only_downwards() -> None:
             if known.get(other, 99) >= known.get(room, -1):
                 wrong.append(f"{where(path, line)} imports {target}, which is not below {room}")
     assert not wrong, "\n".join(wrong)
+
+
+def ways_in(room: str) -> set[str]:
+    """The modules of a folder that others may import, as its docstring names them."""
+    said = ast.get_docstring(tree_of(ROOT / "distfs" / room / "__init__.py")) or ""
+    return set(re.findall(r"``(\w+)``", said.partition("Way in:")[2]))
+
+
+def test_a_room_is_entered_by_its_way_in() -> None:
+    wrong, used = [], set()
+    for path in python_files("distfs"):
+        for line, target in imported(path):
+            room, _, inside = target.partition(".")
+            if inside and module_name(path).split(".")[0] != room:
+                door = inside.split(".")[0]
+                used.add((room, door))
+                if door not in ways_in(room):
+                    wrong.append(f"{where(path, line)} imports {target}: {room}/__init__.py does not name it")
+    assert not wrong, "\n".join(wrong)
+    rooms = {p.parent.name for p in python_files("distfs") if p.name == "__init__.py"} - {"distfs", "disk"}
+    shut = {(room, door) for room in rooms for door in ways_in(room)} - used
+    assert not shut, f"doors that nobody uses: {sorted(shut)}"
 
 
 def test_modules_of_one_folder_do_not_import_in_a_circle() -> None:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs import wire
 from distfs.errors import Corrupt, ProtocolError
-from distfs.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader
+from distfs.formats import wire
+from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader
+from distfs.formats.wire import Decoder, Frame, Type
 from distfs.model import MAX_NAME_BYTES, FragmentId, Policy
-from distfs.wire import Decoder, Frame, Type
 
 CLUSTER, SLICE, FILE = UUID(int=1), UUID(int=2), UUID(int=3)
 HEADER = FragmentHeader(CLUSTER, SLICE, 1, Policy(4, 2), 1 << 20, FILE, 7, "naïve \ud83d.txt", "text/plain")

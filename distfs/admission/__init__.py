@@ -1,1 +1,0 @@
-"""Who may upload, and what room is promised to whom."""

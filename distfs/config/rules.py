@@ -1,0 +1,121 @@
+"""What must hold between settings. Each rule names the keys and the remedy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+from distfs.config.settings import (
+    GIB,
+    KIB,
+    MIB,
+    BandwidthConfig,
+    CallersConfig,
+    Config,
+    HttpConfig,
+    StorageConfig,
+)
+from distfs.errors import ConfigError
+
+_Rules = Iterable[tuple[bool, str]]
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def check_relations(c: Config) -> None:
+    """Raises ConfigError for the first rule that is broken."""
+    sections = (
+        _http_rules(c.http),
+        _bandwidth_rules(c.bandwidth),
+        _caller_rules(c.callers),
+        _storage_rules(c.storage),
+        _other_rules(c),
+    )
+    for holds, message in itertools.chain(*sections):
+        if not holds:
+            raise ConfigError(f"config: {message}")
+
+
+def _http_rules(http: HttpConfig) -> _Rules:
+    yield 0 <= http.port < 65536, "http.port must be 0 (any free port) to 65535"
+    yield http.threads > http.reserve_threads, "http.threads must be more than http.reserve_threads"
+    yield http.max_file_size > 0, "http.max_file_size must be more than 0"
+    least = http.max_file_size + http.max_form_overhead
+    enough = http.max_bytes_in_flight in (0, max(http.max_bytes_in_flight, least))
+    yield enough, "http.max_bytes_in_flight must be 0 or at least http.max_file_size + http.max_form_overhead"
+    yield http.max_header_line >= 256, "http.max_header_line must be at least 256 bytes"
+    yield http.max_header >= http.max_header_line, "http.max_header must be at least http.max_header_line"
+    yield http.max_header <= MIB, "http.max_header must be at most 1MiB"
+    yield http.max_header_lines >= 8, "http.max_header_lines must be at least 8"
+    yield http.max_chunk_line >= 32, "http.max_chunk_line must be at least 32 bytes"
+    yield http.max_trailer >= 256, "http.max_trailer must be at least 256 bytes"
+    yield http.max_connections >= 1, "http.max_connections must be at least 1"
+    yield http.idle_timeout > 0, "http.idle_timeout must be more than 0"
+    yield http.client_stall_timeout > 0, "http.client_stall_timeout must be more than 0"
+    yield http.client_min_rate > 0, "http.client_min_rate must be more than 0"
+
+
+def _bandwidth_rules(bandwidth: BandwidthConfig) -> _Rules:
+    yield bandwidth.mode in ("fair", "batch"), "bandwidth.mode must be 'fair' or 'batch'"
+
+
+def _caller_rules(callers: CallersConfig) -> _Rules:
+    for rule in callers.rules:
+        believed = not rule.match.header or bool(callers.trusted_proxies)
+        yield believed, f"callers.trusted_proxies must list who may say {rule.match} (callers.rules)"
+
+
+def _storage_rules(storage: StorageConfig) -> _Rules:
+    block = storage.block_size
+    yield block >= 4 * KIB, "storage.block_size must be at least 4KiB"
+    yield block <= 16 * MIB, "storage.block_size must be at most 16MiB"
+    yield block % 4096 == 0, "storage.block_size must be a multiple of 4KiB"
+    whole = storage.slice_size >= block and storage.slice_size % block == 0
+    yield whole, "storage.slice_size must be a multiple of storage.block_size"
+    yield storage.slice_size <= GIB, "storage.slice_size must be at most 1GiB"
+    yield storage.window >= 4 * block, "storage.window must be at least four times storage.block_size"
+    yield storage.memory_budget >= storage.window, "storage.memory_budget must be at least storage.window"
+    most = max(1, *(policy.m for policy in storage.policies.values()))
+    yield (
+        storage.min_redundancy <= most,
+        f"storage.min_redundancy must be at most {most}: no policy has more to lose",
+    )
+    yield storage.parallel_slices >= 1, "storage.parallel_slices must be at least 1"
+
+
+def _other_rules(c: Config) -> _Rules:
+    # Slow clients keep a block each, and one upload must still find its window.
+    least = c.storage.window + c.http.threads * c.storage.block_size
+    enough = c.storage.memory_budget >= least
+    yield enough, "storage.memory_budget must be at least storage.window + http.threads * storage.block_size"
+    yield c.metadb.pool_size >= 1, "metadb.pool_size must be at least 1"
+    yield c.metadb.connect_timeout > 0, "metadb.connect_timeout must be more than 0"
+    yield c.metadb.statement_timeout > 0, "metadb.statement_timeout must be more than 0"
+    yield 0 <= c.node.port < 65536, "node.port must be 0 (any free port) to 65535"
+    aligned = c.node.write_buffer >= 4096 and c.node.write_buffer % 4096 == 0
+    yield aligned, "node.write_buffer must be a multiple of 4KiB"
+    yield c.node.direct_io in ("auto", "off"), "node.direct_io must be 'auto' or 'off'"
+    yield c.node.heartbeat > 0, "node.heartbeat must be more than 0"
+    yield c.node.down_after > 2 * c.node.heartbeat, "node.down_after must be more than twice node.heartbeat"
+    yield c.node.connect_timeout > 0, "node.connect_timeout must be more than 0"
+    yield c.node.stall_timeout > 0, "node.stall_timeout must be more than 0"
+    yield c.node.base_timeout > 0, "node.base_timeout must be more than 0"
+    yield c.node.min_rate > 0, "node.min_rate must be more than 0"
+    yield c.node.slow_write > 0, "node.slow_write must be more than 0"
+    yield c.node.probe_interval > 0, "node.probe_interval must be more than 0"
+    yield c.node.max_connections >= 1, "node.max_connections must be at least 1"
+    yield c.node.hedge_min > 0, "node.hedge_min must be more than 0"
+    yield c.node.breaker_failures >= 1, "node.breaker_failures must be at least 1"
+    yield c.node.breaker_pause > 0, "node.breaker_pause must be more than 0"
+    yield c.upkeep.interval > 0, "upkeep.interval must be more than 0"
+    yield c.upkeep.scrub_period > 0, "upkeep.scrub_period must be more than 0"
+    yield c.upkeep.sweep_interval > 0, "upkeep.sweep_interval must be more than 0"
+    slow = c.upkeep.repair_delay >= c.node.down_after
+    yield slow, "upkeep.repair_delay must be at least node.down_after: who is not down yet has lost nothing"
+    yield (
+        c.upkeep.quarantine_ttl > 0,
+        "upkeep.quarantine_ttl must be more than 0: it is for mistakes",
+    )
+    yield c.upkeep.upload_ttl > 0, "upkeep.upload_ttl must be more than 0"
+    yield c.local.nodes >= 1, "local.nodes must be at least 1"
+    yield c.log.format in ("text", "json"), "log.format must be 'text' or 'json'"
+    yield c.log.level.upper() in _LEVELS, f"log.level must be one of {', '.join(_LEVELS)}"

@@ -1,0 +1,219 @@
+"""Every setting there is, with its default, as frozen dataclasses: a section of the file each.
+
+Values carry their unit as a type (``Bytes``, ``Seconds``). ``config_file`` reads them, ``config_rules`` says what
+must hold between them; nothing else reads settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NewType
+
+from distfs.config.callers import Caller, CallerMatch, Identity, Network
+from distfs.model import Policy
+
+Secret = NewType("Secret", str)  # never shown
+HostName = NewType("HostName", str)  # an address or a name; IPv6 without brackets
+Bytes = NewType("Bytes", int)
+Seconds = NewType("Seconds", float)
+BytesPerSecond = NewType("BytesPerSecond", int)
+Fraction = NewType("Fraction", float)
+Weight = NewType("Weight", float)
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """The service's HTTP side."""
+
+    host: HostName = HostName("127.0.0.1")
+    port: int = 8080  # 0: any free port
+    threads: int = 32  # workers; a large transfer keeps one busy
+    reserve_threads: int = (
+        4  # never given to a large upload, which spools instead, or a download, which waits
+    )
+    max_file_size: Bytes = Bytes(10 * 10**9)
+    max_form_overhead: Bytes = Bytes(MIB)  # everything in a request body that is not file bytes
+    stream_threshold: Bytes = Bytes(MIB)  # a larger body goes to a worker with its socket
+    memory_buffer: Bytes = Bytes(100 * 10**6)  # a spooled body beyond this goes to a temp file
+    spool_dir: str = ""  # where; empty: the system's temp folder
+    max_header: Bytes = Bytes(64 * KIB)  # of a request, its first line and all headers
+    max_header_line: Bytes = Bytes(64 * KIB)  # each of them
+    max_header_lines: int = 256
+    max_chunk_line: Bytes = Bytes(4 * KIB)  # a chunk's size and its extensions
+    max_trailer: Bytes = Bytes(8 * KIB)  # all lines behind a chunked body
+    max_connections: int = 1000
+    idle_timeout: Seconds = Seconds(120)  # a kept-alive connection without a request
+    client_stall_timeout: Seconds = Seconds(60)  # no byte from or to a client for this long ends it
+    client_min_rate: BytesPerSecond = BytesPerSecond(16 * KIB)  # a whole transfer slower than this is ended
+    max_uploads: int = 600  # larger than stream_threshold, at once; 0: no limit
+    max_bytes_in_flight: Bytes = Bytes(10**12)  # declared by them together; 0: no limit
+    drain_timeout: Seconds = Seconds(30)  # after SIGTERM, for the requests that run
+
+
+@dataclass(frozen=True, slots=True)
+class CallerRule:
+    """A row of ``callers.rules``: what holds for the transfers of some callers."""
+
+    match: CallerMatch
+    weight: Weight = Weight(1)  # of each of their transfers
+    cap_in: BytesPerSecond = BytesPerSecond(0)  # of all of them together; 0: none of their own
+    cap_out: BytesPerSecond = BytesPerSecond(0)
+    max_file_size: Bytes = Bytes(0)  # of each file they upload; 0: http.max_file_size
+    max_uploads: int = 0  # of all of them together, at once, to one service; 0: no limit of their own
+
+    def __str__(self) -> str:
+        shares = f"weight {self.weight:g}, in {self.cap_in}, out {self.cap_out}"
+        return f"{self.match}: {shares}, max_file_size {self.max_file_size}, max_uploads {self.max_uploads}"
+
+
+@dataclass(frozen=True, slots=True)
+class CallersConfig:
+    """Who may do what. SIGHUP reads it anew."""
+
+    rules: tuple[CallerRule, ...] = ()  # the first that matches counts
+    trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For and other headers are believed
+
+    def identify(self, caller: Caller) -> Identity:
+        """Whom our proxies let us believe that is."""
+        return caller.identify(self.trusted_proxies)
+
+    def rule(self, caller: Caller) -> CallerRule | None:
+        """The row about a caller."""
+        if not self.rules:
+            return None
+        identity = self.identify(caller)
+        return next((rule for rule in self.rules if identity.matches(rule.match)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthConfig:
+    """How transfers share what the service may receive and send. SIGHUP reads it anew."""
+
+    cap_in: BytesPerSecond = BytesPerSecond(0)  # file bytes of all uploads together; 0: no cap
+    cap_out: BytesPerSecond = BytesPerSecond(0)  # of all downloads
+    mode: str = "fair"  # or 'batch': few at a time, in bigger portions, in order
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """How files become slices, blocks and fragments."""
+
+    policies: Mapping[str, Policy] = field(default_factory=lambda: {"default": Policy(1, 1)})
+    min_redundancy: int = 1  # a degraded write needs k + this many fragments; never more than m asks
+    slice_size: Bytes = Bytes(32 * MIB)
+    block_size: Bytes = Bytes(MIB)
+    parallel_slices: int = 2  # slices of one upload in flight
+    window: Bytes = Bytes(24 * MIB)  # blocks of one upload in flight, at most
+    memory_budget: Bytes = Bytes(512 * MIB)  # blocks in flight of all transfers together
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of an upload that names none."""
+        return self.policies["default"]
+
+    def fewest(self, policy: Policy) -> int:
+        """How many fragments of a slice must be safe, each on a node of its own, before it may be committed."""
+        return policy.k + min(policy.m, self.min_redundancy)
+
+
+@dataclass(frozen=True, slots=True)
+class MetaDBConfig:
+    """PostgreSQL."""
+
+    url: str = field(default="embedded:./data/metadb", repr=False)  # or postgresql://user@host:port/database
+    password: Secret = field(default=Secret(""), repr=False)  # where url has none
+    password_file: str = ""  # that holds it, where neither has one
+    pool_size: int = 8  # connections a service keeps for requests
+    connect_timeout: Seconds = Seconds(2)
+    statement_timeout: Seconds = Seconds(4)  # so that a MetaDB that hangs is a 503 within 5 s
+    patience: Seconds = Seconds(15)  # a request waits so long for one that restarts
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """A storage node, and how the service talks to nodes."""
+
+    host: HostName = HostName("127.0.0.1")
+    port: int = 0  # 0: any free port; the node registers where it listens
+    advertise: str = ""  # host:port others reach it by; empty: where it listens
+    data: str = "./data/node"
+    zone: str = ""
+    reserve: Fraction = Fraction(0.01)  # of the disk, kept free; with reserve_bytes, the smaller wins
+    reserve_bytes: Bytes = Bytes(GIB)
+    direct_io: str = "auto"  # 'auto': O_DIRECT where the file system takes it; 'off': never
+    direct_io_threshold: Bytes = Bytes(4 * MIB)  # smaller fragments go through the page cache
+    write_buffer: Bytes = Bytes(4 * MIB)  # aligned unit of a direct write
+    slow_write: Seconds = Seconds(5)  # a disk whose small durable writes take longer gets no new fragments
+    probe_interval: Seconds = Seconds(10)  # between two such writes, to see how it does
+    heartbeat: Seconds = Seconds(2)
+    down_after: Seconds = Seconds(10)  # of silence: no new fragments are placed there
+    connections: int = 32  # idle connections a service keeps to each node
+    max_connections: int = 128  # in all to each node; who needs one more waits its turn
+    connection_idle: Seconds = Seconds(60)  # a connection unused for so long is not used again,
+    connection_age: Seconds = Seconds(600)  # nor one as old as this
+    connect_timeout: Seconds = Seconds(1)
+    stall_timeout: Seconds = Seconds(10)  # no byte for this long ends a transfer to or from a node
+    patience: Seconds = Seconds(15)  # a transfer waits so long for nodes that restart
+    base_timeout: Seconds = Seconds(20)  # a slice's bound is base_timeout + bytes / min_rate
+    min_rate: BytesPerSecond = BytesPerSecond(MIB)
+    hedge_min: Seconds = Seconds(0.05)  # a read later than its node's p95, and this, is asked elsewhere
+    hedge_budget: Fraction = Fraction(0.05)  # extra reads, as a share of all reads, at most
+    breaker_failures: int = 5  # failures in a row after which a node is left alone
+    breaker_pause: Seconds = Seconds(5)  # before it is probed; doubles with every probe that fails
+    drain_timeout: Seconds = Seconds(20)  # after SIGTERM, for the transfers that run
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepConfig:
+    """What the service does beside serving: repair, scrub, sweeping, balancing."""
+
+    enabled: bool = True
+    interval: Seconds = Seconds(5)  # how soon an idle worker looks again
+    repair_delay: Seconds = Seconds(600)  # of a node's silence before its fragments are made anew elsewhere
+    repair_rate: BytesPerSecond = BytesPerSecond(100 * MIB)  # bytes written, at most; 0: as fast as it goes
+    scrub_period: Seconds = Seconds(30 * 86400)  # every fragment is re-read at least so often ...
+    scrub_rate: BytesPerSecond = BytesPerSecond(20 * MIB)  # ... a node, as far as this rate allows
+    upload_ttl: Seconds = Seconds(86400)  # no upload takes longer; younger fragments are no orphans
+    sweep_interval: Seconds = Seconds(3600)  # between two sweeps for orphans
+    sweep_margin: Seconds = Seconds(3600)  # added to upload_ttl, for clocks that disagree
+    quarantine_ttl: Seconds = Seconds(7 * 86400)  # what was put aside is kept for so long
+    trash_ttl: Seconds = Seconds(7 * 86400)  # deleted files can be undeleted for so long
+    trash_gives_way: bool = (
+        True  # what was deleted first is erased before an upload is refused for want of room
+    )
+    rebalance_threshold: Fraction = Fraction(0.05)  # difference in fullness that is left alone
+    rebalance_rate: BytesPerSecond = BytesPerSecond(50 * MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConfig:
+    """``distfs up``: everything on this machine."""
+
+    data: str = "./data"
+    nodes: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What is logged, to stderr."""
+
+    level: str = "INFO"
+    format: str = "text"  # or 'json': one object a line
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it. Each part of distfs is handed the section it needs, not this."""
+
+    http: HttpConfig = field(default_factory=HttpConfig)
+    bandwidth: BandwidthConfig = field(default_factory=BandwidthConfig)
+    callers: CallersConfig = field(default_factory=CallersConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    metadb: MetaDBConfig = field(default_factory=MetaDBConfig)
+    node: NodeConfig = field(default_factory=NodeConfig)
+    upkeep: UpkeepConfig = field(default_factory=UpkeepConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
+    log: LogConfig = field(default_factory=LogConfig)

@@ -1,0 +1,248 @@
+"""The wire between services and storage nodes, sans-IO: bytes in, frames out; no socket is imported here.
+
+Every message is a frame: a fixed binary prefix, a header, a raw body.
+
+    magic "DFSW" · version u8 · type u8 · reserved u16 · header length u32 · body length u64   (big-endian)
+
+The header is a JSON object, but for CELL, whose header is the cell's table entry as it will be stored. Every
+length is bounded by the frame's type before it is believed. A body is not collected here: the decoder says
+how long it is, and its reader takes it straight from the socket to where it belongs.
+
+A request is one frame, answered by one OK or ERROR frame, but for PUT:
+
+    PUT · CELL · CELL · … · END                    ->  OK {heard}, when it is durable; ERROR at any moment
+    GET {slice, index, first, count, quarantine?}  ->  OK {…}, body: the whole table, then the cells asked for
+    STAT, DELETE, VERIFY {slice, index}            ->  OK {…} (STAT: body is the table)
+    LIST {cursor, limit, quarantine?}              ->  OK {cursor}, body: LISTED entries; no cursor: complete
+    QUARANTINE, DISCARD {slice, index, min_age}    ->  OK {done}: put aside; delete from what was put aside
+    RELEASE {slice, index}                         ->  OK {done}: back from there, when it is good
+    INFO {}                                        ->  OK {node, cluster, capacity, used, free, state, clock}
+
+``heard`` is the xxh3-64 of the headers of PUT, CELLs and END as the node received them: cells have checksums, and
+by this the caller knows that name, size and table of what was stored are right, too.
+
+Every request names the cluster and the node it is meant for, and is refused by any other; it carries the
+seconds its caller will still wait (``deadline``) and the request id it works for (``request``). Within the
+deadline a caller may pause between bytes, as its own client does; one that is gone is told by TCP.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from distfs.errors import (
+    ConfigError,
+    Corrupt,
+    DistfsError,
+    Full,
+    NodeUnavailable,
+    NotFound,
+    ProtocolError,
+    Refused,
+    TooSlow,
+    Unavailable,
+)
+from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_CELLS, FragmentHeader, bounded
+from distfs.model import MAX_K, MAX_M, MAX_NAME_BYTES, MAX_TYPE_BYTES, Buffer, FragmentId, Policy
+
+VERSION = 1
+MAGIC = b"DFSW"
+_PREFIX = struct.Struct(">4sBBHIQ")
+PREFIX_SIZE = _PREFIX.size
+MAX_HEADER = 64 << 10
+MAX_CELL = MAX_BLOCK + (64 << 10)  # a coded or badly compressible block may grow a little
+MAX_TABLE = MAX_CELLS * ENTRY_SIZE
+MAX_FRAGMENT = (2 << 30) + MAX_TABLE
+
+#: One LIST entry: slice, index, stored bytes, age in seconds by the node's clock.
+LISTED = struct.Struct(">16sBQd")
+MAX_LISTED = 10_000
+
+
+class Type(enum.IntEnum):
+    PUT = 1
+    CELL = 2
+    END = 3
+    GET = 4
+    STAT = 5
+    DELETE = 6
+    LIST = 7
+    VERIFY = 8
+    INFO = 9
+    QUARANTINE = 10
+    RELEASE = 11
+    DISCARD = 12
+    OK = 64
+    ERROR = 65
+
+
+_MAX_BODY = {Type.CELL: MAX_CELL, Type.OK: MAX_FRAGMENT}  # every other type has none
+
+
+#: What a node may say went wrong. Everything else is a service's own affair: an answer "cancelled" or "busy" would
+#: be taken for nobody's fault, whatever the node does.
+_SAYABLE = (
+    DistfsError, Refused, NotFound, Unavailable, NodeUnavailable, TooSlow, Full, Corrupt, ProtocolError
+)  # fmt: skip
+ERRORS: dict[str, type[DistfsError]] = {cls.kind: cls for cls in _SAYABLE}
+
+
+#: What reading a field of a header raises when it is missing, of another type or of no sane size.
+_WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
+
+
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: dumps() makes one for each call
+_DECODE = json.JSONDecoder().decode
+_TYPES = {type_.value: type_ for type_ in Type}
+
+
+class Frame(NamedTuple):
+    """One decoded frame. ``body_length`` bytes of body follow it on the stream."""
+
+    type: Type
+    raw: bytes  # the header's bytes
+    body_length: int
+
+    def header(self) -> dict[str, Any]:
+        """The JSON header. Raises ProtocolError when it is not an object."""
+        try:
+            header = _DECODE(self.raw.decode())
+        except (ValueError, RecursionError) as e:
+            raise ProtocolError(f"{self.type.name} frame: header is not JSON") from e
+        if not isinstance(header, dict):
+            raise ProtocolError(f"{self.type.name} frame: header is not an object")
+        return header
+
+
+def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) -> bytes:
+    """Prefix and header of a frame, ready to send; ``body_length`` bytes of body must follow."""
+    if isinstance(header, dict):
+        header = _ENCODE(header).encode()
+    if len(header) > MAX_HEADER:
+        raise ProtocolError(f"{type_.name} frame: a header of {len(header)} bytes is over {MAX_HEADER}")
+    return _PREFIX.pack(MAGIC, VERSION, type_, 0, len(header), body_length) + header
+
+
+def encode_error(error: DistfsError) -> bytes:
+    """An ERROR frame; what may not be said is said as the nearest that may."""
+    kind = next(cls.kind for cls in type(error).__mro__ if cls in _SAYABLE)
+    return encode(Type.ERROR, {"kind": kind, "message": str(error)[:2000]})
+
+
+def decode_error(header: dict[str, Any], peer: str) -> DistfsError:
+    """What ``peer`` says went wrong; a ProtocolError when it may not say that."""
+    kind, message = header.get("kind"), header.get("message", "no reason given")
+    if not isinstance(kind, str) or kind not in ERRORS:
+        return ProtocolError(f"{peer}: an error of a kind that no node may raise, {kind!r:.40}: {message}")
+    return ERRORS[kind](f"{peer}: {message}")
+
+
+def encode_id(id: FragmentId) -> dict[str, Any]:
+    """The header fields that name a fragment."""
+    return {"slice": id.slice.hex, "index": id.index}
+
+
+def decode_id(header: dict[str, Any]) -> FragmentId:
+    """Raises ProtocolError."""
+    try:
+        fragment = FragmentId(UUID(header["slice"]), int(header["index"]))
+    except _WRONG as e:
+        raise ProtocolError("the request names no fragment") from e
+    if not 0 <= fragment.index < MAX_K + MAX_M:
+        raise ProtocolError(f"the request names fragment {fragment}, whose index is out of bounds")
+    return fragment
+
+
+def encode_fragment(fragment: FragmentHeader) -> dict[str, Any]:
+    """The header fields of PUT that become the fragment's own header."""
+    return encode_id(fragment.id) | {
+        "policy": [fragment.policy.k, fragment.policy.m],
+        "block_size": fragment.block_size,
+        "file": fragment.file.hex,
+        "ordinal": fragment.ordinal,
+        "name": bounded(fragment.name, MAX_NAME_BYTES).decode(),
+        "content_type": bounded(fragment.content_type, MAX_TYPE_BYTES).decode(),
+    }
+
+
+def decode_fragment(header: dict[str, Any], cluster: UUID) -> FragmentHeader:
+    """Raises ProtocolError on anything missing or out of bounds."""
+    fragment = decode_id(header)
+    try:
+        policy = Policy.parse("{}+{}".format(*header["policy"]))
+        block_size, ordinal = int(header["block_size"]), int(header["ordinal"])
+        names = str(header["name"]), str(header["content_type"])
+        file = UUID(header["file"])
+    except (*_WRONG, ConfigError) as e:
+        raise ProtocolError(f"PUT {fragment}: a field is missing or wrong: {e}") from e
+    if not (0 < block_size <= MAX_BLOCK and 0 <= ordinal < 1 << 32 and fragment.index < policy.width):
+        raise ProtocolError(f"PUT {fragment}: block size, ordinal or index out of bounds")
+    return FragmentHeader(cluster, fragment.slice, fragment.index, policy, block_size, file, ordinal, *names)
+
+
+class Decoder:
+    """Bytes of one direction of a connection in, frames out.
+
+    Feed what was received; ``next_frame`` answers None until a whole prefix and header are there. After a
+    frame with a body, its bytes must be taken (``take``, then from the socket) before the next frame.
+    """
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._at = 0  # bytes of _data already consumed
+        self._prefix: tuple[Type, int, int] | None = None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received and not yet consumed."""
+        return len(self._data) - self._at
+
+    def feed(self, data: Buffer) -> None:
+        if self._at:  # what was consumed goes, so that a stream never cut at a frame's edge is not kept
+            del self._data[: self._at]
+            self._at = 0
+        self._data += data
+
+    def next_frame(self) -> Frame | None:
+        """The next frame, or None for more bytes. Raises ProtocolError on anything out of bounds."""
+        if self._prefix is None:
+            if self.buffered < PREFIX_SIZE:
+                return None
+            self._prefix = _check_prefix(*_PREFIX.unpack_from(self._data, self._at))
+            self._at += PREFIX_SIZE
+        type_, header_length, body_length = self._prefix
+        if self.buffered < header_length:
+            return None
+        raw = bytes(self._data[self._at : self._at + header_length])
+        self._at += header_length
+        self._prefix = None
+        return Frame(type_, raw, body_length)
+
+    def take(self, view: memoryview) -> int:
+        """Move buffered body bytes into ``view``; returns how many."""
+        n = min(len(view), self.buffered)
+        with memoryview(self._data) as data:
+            view[:n] = data[self._at : self._at + n]
+        self._at += n
+        return n
+
+
+def _check_prefix(
+    magic: bytes, version: int, type_: int, _: int, header: int, body: int
+) -> tuple[Type, int, int]:
+    if magic != MAGIC:
+        raise ProtocolError("the peer does not speak the distfs wire: is this a storage node's port?")
+    if version != VERSION:
+        raise ProtocolError(
+            f"the peer speaks wire version {version}, this distfs {VERSION}: run one release everywhere"
+        )
+    kind = _TYPES.get(type_)
+    if kind is None:
+        raise ProtocolError(f"unknown frame type {type_}")
+    if header > MAX_HEADER or body > _MAX_BODY.get(kind, 0):
+        raise ProtocolError(f"{kind.name} frame: lengths {header} + {body} are out of bounds")
+    return kind, header, body

@@ -1,0 +1,269 @@
+"""The bandwidth of a service: worker threads ask here before each portion they read from or write to a client.
+
+What may go when is fairshare's to say; here are the threads that wait for it. Without a cap nobody waits, and
+asking costs one look at whether there is one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from math import inf
+from typing import Literal
+
+from distfs.body.source import Source
+from distfs.config.callers import Caller
+from distfs.config.settings import BandwidthConfig, CallersConfig
+from distfs.deadline import Deadline
+from distfs.errors import Unavailable
+from distfs.limits.fairshare import Group, Schedule, Transfer
+
+Direction = Literal["in", "out"]
+
+
+class Bandwidth:
+    """Shares what a service may receive and send. Thread-safe; ``configure`` applies to running transfers too."""
+
+    def __init__(
+        self, config: BandwidthConfig, callers: CallersConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._ways: dict[Direction, _Way] = {"in": _Way(clock), "out": _Way(clock)}
+        self.configure(config, callers)
+
+    def configure(self, config: BandwidthConfig, callers: CallersConfig) -> None:
+        """From now on these caps, this mode, these callers."""
+        caps = [rule.cap_in for rule in callers.rules]
+        self._ways["in"].change(_lane(config.mode, config.cap_in, callers, caps))
+        caps = [rule.cap_out for rule in callers.rules]
+        self._ways["out"].change(_lane(config.mode, config.cap_out, callers, caps))
+
+    def transfer(self, caller: Caller, direction: Direction) -> Share:
+        """For one upload ('in') or download ('out'), used by one thread at a time."""
+        return Share(self._ways[direction], caller)
+
+    def capped(self, direction: Direction) -> bool:
+        """Whether anybody may have to wait."""
+        return self._ways[direction].lane is not None
+
+    def waiting(self, direction: Direction) -> int:
+        """How many transfers wait for their turn now."""
+        return self._ways[direction].waiting
+
+    def incoming(self, source: Source, caller: Caller, deadline: Deadline, size: int | None) -> Source:
+        """``source``, read no faster than it may be. ``size``: bytes to come; None: nobody knows."""
+        return _PacedSource(source, self.transfer(caller, "in"), deadline, size)
+
+    def outgoing(
+        self, views: Iterator[memoryview], caller: Caller, deadline: Deadline
+    ) -> Iterator[memoryview]:
+        """``views``, in pieces, each when it may be sent; valid until the next one is asked for."""
+        share = self.transfer(caller, "out")
+        try:
+            for view in views:
+                at = 0
+                while at < len(view):
+                    amount = share.take(len(view) - at, deadline)
+                    yield view[at : at + amount]
+                    at += amount
+        finally:
+            share.close()
+            if close := getattr(views, "close", None):
+                close()
+
+    def close(self) -> None:
+        """Who waits gets Unavailable: the service is stopping."""
+        for way in self._ways.values():
+            way.close()
+
+
+class Share:
+    """One transfer's part of the bandwidth."""
+
+    def __init__(self, way: _Way, caller: Caller) -> None:
+        self._way = way
+        self._caller = caller
+        self.lane: _Lane | None = None  # the one it last asked in
+        self.transfer: Transfer | None = None  # there
+        self.turn: threading.Condition | None = None  # it is its turn
+
+    def take(self, amount: int, deadline: Deadline) -> int:
+        """Wait until some of ``amount`` bytes, more than 0, may be moved; how many. Raises TooSlow, Unavailable."""
+        if self._way.lane is None:
+            return amount
+        return self._way.take(self, amount, deadline)
+
+    def give_back(self, amount: int) -> None:
+        """``amount`` bytes of what was taken last were not moved, because there were no more."""
+        if amount and self.lane is not None:
+            self._way.give_back(self, amount)
+
+    def close(self) -> None:
+        """The transfer has ended. One that is forgotten loses its place a little later."""
+        if self.lane is not None:
+            self._way.leave(self)
+
+    def join(self, lane: _Lane, order: Iterator[int]) -> Transfer:
+        """Its transfer in ``lane``; one that comes from another lane keeps its place in the order."""
+        if self.lane is not lane or self.transfer is None:
+            before = self.transfer
+            group, weight = lane.place(self._caller)
+            number = next(order) if before is None else before.order
+            taken = 0 if before is None else before.taken
+            self.lane, self.transfer = lane, Transfer(number, weight, group=group, taken=taken)
+        return self.transfer
+
+
+class _Lane:
+    """One direction as it is configured now: a schedule, and for each rule the transfers it is about."""
+
+    def __init__(self, mode: str, cap: float, callers: CallersConfig, caps: Sequence[int]) -> None:
+        self.schedule = Schedule(cap, mode)
+        self.shares: dict[Transfer, Share] = {}  # those that wait
+        self._callers = callers
+        self._everyone = Group(0)
+        self._groups = {rule: Group(cap) for rule, cap in zip(callers.rules, caps)}
+
+    def place(self, caller: Caller) -> tuple[Group, float]:
+        """By the first rule about the caller: who it shares a cap with, and its weight."""
+        rule = self._callers.rule(caller)
+        return (self._groups[rule], rule.weight) if rule else (self._everyone, 1.0)
+
+
+def _lane(mode: str, cap: int, callers: CallersConfig, caps: Sequence[int]) -> _Lane | None:
+    """None where nothing is capped."""
+    return _Lane(mode, cap, callers, caps) if cap or any(caps) else None
+
+
+class _Way:
+    """One direction. Of those that wait, one (the leader) sleeps until the next turn; it wakes whose turn it is."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.lane: _Lane | None = None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._order = itertools.count()
+        self._leader: Share | None = None
+        self._leader_wakes_at = inf
+        self._closed = False
+
+    def change(self, lane: _Lane | None) -> None:
+        with self._lock:
+            before, self.lane = self.lane, lane
+            self._wake_all(before)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._wake_all(self.lane)
+
+    @property
+    def waiting(self) -> int:
+        lane = self.lane
+        return 0 if lane is None else lane.schedule.waiting
+
+    def take(self, share: Share, amount: int, deadline: Deadline) -> int:
+        unwatch = deadline.watch(lambda: self._rouse(share))
+        try:
+            return self._take(share, amount, deadline)
+        finally:
+            unwatch()
+
+    def _take(self, share: Share, amount: int, deadline: Deadline) -> int:
+        with self._lock:
+            while (lane := self.lane) is not None:
+                transfer = share.join(lane, self._order)
+                lane.schedule.ask(transfer, amount, self._clock())
+                lane.shares[transfer] = share
+                try:
+                    if self._wait(lane, share, transfer, deadline):
+                        return transfer.granted
+                finally:
+                    lane.shares.pop(transfer, None)
+                    lane.schedule.withdraw(transfer)
+                    if self._leader is share:
+                        self._appoint()
+        return amount
+
+    def give_back(self, share: Share, amount: int) -> None:
+        with self._lock:
+            if share.lane is self.lane and share.lane is not None and share.transfer is not None:
+                share.lane.schedule.give_back(share.transfer, amount)
+                self._wake_leader_for(share.lane, self._clock())
+
+    def leave(self, share: Share) -> None:
+        with self._lock:
+            if share.lane is not None and share.transfer is not None:
+                share.lane.schedule.leave(share.transfer)
+
+    def _wait(self, lane: _Lane, share: Share, transfer: Transfer, deadline: Deadline) -> bool:
+        """Until it is granted; False: the lane has been replaced meanwhile."""
+        while True:
+            now = self._clock()
+            while granted := lane.schedule.grant(now):
+                self._wake(lane.shares[granted])
+            if transfer.granted:
+                return True
+            if lane is not self.lane:
+                return False
+            if self._closed:
+                raise Unavailable("the service is stopping: try again later")
+            seconds = deadline.remaining("waiting for bandwidth")
+            if self._leader in (None, share):
+                self._leader = share
+                seconds = min(seconds, lane.schedule.wait(now))
+                self._leader_wakes_at = now + seconds
+            else:
+                self._wake_leader_for(lane, now)
+            if share.turn is None:
+                share.turn = threading.Condition(self._lock)
+            share.turn.wait(seconds)
+
+    def _wake_leader_for(self, lane: _Lane, now: float) -> None:
+        """It need not sleep on when a turn comes sooner than it thought."""
+        if self._leader and now + lane.schedule.wait(now) < self._leader_wakes_at:
+            self._leader_wakes_at = now
+            self._wake(self._leader)
+
+    def _appoint(self) -> None:
+        """The leader goes: someone else that waits, in the lane there is now, leads."""
+        self._leader = next(iter(self.lane.shares.values()), None) if self.lane else None
+        if self._leader:
+            self._wake(self._leader)
+
+    def _wake_all(self, lane: _Lane | None) -> None:
+        for share in lane.shares.values() if lane else ():
+            self._wake(share)
+
+    def _rouse(self, share: Share) -> None:
+        """Its request was cancelled."""
+        with self._lock:
+            self._wake(share)
+
+    def _wake(self, share: Share) -> None:
+        if share.turn is not None:
+            share.turn.notify()
+
+
+class _PacedSource:
+    """A Source that takes a share of the bandwidth before it reads."""
+
+    def __init__(self, source: Source, share: Share, deadline: Deadline, size: int | None) -> None:
+        self._source, self._share, self._deadline = source, share, deadline
+        self._left = inf if size is None else size
+
+    def readinto(self, view: memoryview) -> int:
+        """As Source says. Raises TooSlow and Unavailable as well."""
+        got = 0
+        while got < len(view):
+            wanted = int(min(len(view) - got, max(self._left, 1)))  # at its end, the source has the last word
+            amount = self._share.take(wanted, self._deadline)
+            count = self._source.readinto(view[got : got + amount])
+            got += count
+            self._left -= count
+            if count < amount:
+                self._share.give_back(amount - count)
+                self._share.close()
+                break
+        return got

@@ -1,0 +1,363 @@
+"""``distfs up``: MetaDB, storage nodes and a service on this machine, each a process of its own.
+
+All data is in one folder: ``metadb/``, ``node1/``, ``node2/``, ..., the locks of ``data_folder``, and
+``ports.json``, which remembers where the nodes listened, because MetaDB takes a node that comes back elsewhere for
+a second one for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+from distfs.agreement import times_of
+from distfs.config.file import override
+from distfs.config.settings import Config, MetaDBConfig
+from distfs.deadline import Deadline
+from distfs.errors import ConfigError
+from distfs.local import data_folder, supervisor
+from distfs.local.supervisor import Child, Stopped, say
+from distfs.meta import MetaDB
+from distfs.metadb import embedded_postgres
+from distfs.metadb.schema import NODE_ROLE
+from distfs.process import parent_watch
+from distfs.process.dial import cannot_listen, to_listen
+from distfs.process.output import announce
+from distfs.process.signals import say_stop, set_soon
+from distfs.process.terminal import Terminal
+from distfs.storage.disk.home import make_home, quoted, read_identity
+
+_START_LIMIT_S = 90.0  # for one child to say that it is there; PostgreSQL may have to recover first
+_SAY_WHY_EVERY_S = 10.0
+_LOOK_EVERY_S = 0.1
+_PROBE_TIMEOUT_S = 6.0
+#: Elsewhere nobody may listen on a port that another process has bound.
+_NODES_SHARE_A_HELD_PORT = sys.platform == "linux"
+
+_READY = """\
+distfs is ready at {url}  (data in {data}; Ctrl-C stops it)
+
+  curl -F file=@README.md {url}/upload      # prints a UUID
+  curl -o copy.md {url}/download/UUID       # gets the file back
+"""
+
+
+def run(config: Config, config_file: str | None = None, *, join: bool = False) -> None:
+    """Start everything, say so, keep it running; return when SIGTERM or SIGINT has stopped it all.
+
+    ``config_file``: what the children read; flags given to this process are passed on by it. ``join``: a new folder
+    may become part of a cluster that has storage nodes elsewhere. Raises ConfigError or Unavailable, with
+    everything stopped, when it cannot be started.
+    """
+    data = Path(config.local.data).absolute()
+    with (
+        _signals() as (stopping, hurry, reload),
+        contextlib.suppress(Stopped),
+        data_folder.held(data, stopping) as lock,
+    ):
+        cluster = LocalCluster(config, config_file, data, lock, stopping)
+        try:
+            cluster.start(join)
+            cluster.watch(reload)
+        finally:
+            cluster.stop(hurry)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[tuple[threading.Event, threading.Event, threading.Event]]:
+    """-> (stopping, hurry, reload): the first signal sets one, the next the other; SIGHUP the third, but stops
+    when it says that the terminal is gone."""
+    stopping, hurry, reload = threading.Event(), threading.Event(), threading.Event()
+    terminal = Terminal()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and not terminal.hung_up:
+            set_soon(reload)
+            return
+        say_stop(stopping, hurry)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        yield stopping, hurry, reload
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+class LocalCluster:
+    """The children of one ``distfs up``, in the order they start."""
+
+    def __init__(
+        self, config: Config, config_file: str | None, data: Path, lock: int, stopping: threading.Event
+    ) -> None:
+        """``lock``: the descriptor every child inherits. ``stopping``: ends every wait."""
+        self._config, self._config_file = config, config_file
+        self._data, self._lock, self._stopping = data, lock, stopping
+        self._env = supervisor.environment()
+        self.url = ""
+        self._metadb: list[Child] = []
+        self._nodes: list[Child] = []
+        self._service: list[Child] = []
+        self._ports = NodePorts(data / "ports.json", config.node.host)
+
+    def start(self, join: bool) -> None:
+        """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
+        _check_port(self._config.http.host, self._config.http.port)
+        if (host := self._config.node.host) in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
+            raise ConfigError(
+                f"nodes of `distfs up` need one address, not {host or 'every one'}: correct node.host"
+            )
+        _check_port(host, 0, "correct node.host")
+        names = self._node_names()
+        url = self._start_metadb()
+        self._env = supervisor.environment(DISTFS_METADB_URL=url, DISTFS_NODE_ADVERTISE="")
+        meta = MetaDB(override(self._config, "metadb", url=url).metadb, self._config.node.down_after)
+        try:
+            if not join:
+                data_folder.check_may_join(self._data, meta, Deadline(_PROBE_TIMEOUT_S))
+            meta.migrate()
+            if self._metadb:  # it runs for us alone: what is configured now is what holds from now on
+                meta.adopt_settings(times_of(self._config), Deadline(_PROBE_TIMEOUT_S))
+            self._check_stopping()
+            ports = self._start_nodes(names, url)
+            self._start_service()
+            self._wait_ready(meta, ports)
+        finally:
+            meta.close()
+        announce(_READY.format(url=self.url, data=self._data))
+
+    def watch(self, reload: threading.Event) -> None:
+        """Start again what dies, until told to stop; when ``reload`` is set, SIGHUP to the service."""
+        while not self._stopping.wait(_LOOK_EVERY_S):
+            if reload.is_set():
+                reload.clear()
+                for service in self._service:
+                    service.signal(signal.SIGHUP)
+            for child in self._children():
+                child.keep_running()
+
+    def stop(self, hurry: threading.Event) -> None:
+        """The service first, so that nothing is asked of the others any more; MetaDB last."""
+        if self._stopping.is_set():
+            say("stopping")
+        supervisor.stop_all([self._service, self._nodes], hurry)
+        self._ports.release()
+        supervisor.stop_all([self._metadb], threading.Event())  # hurried, it would leave PostgreSQL behind
+
+    # --- starting -----------------------------------------------------------------------------------
+
+    def _start_metadb(self) -> str:
+        """-> the URL of MetaDB: the configured PostgreSQL, or an embedded one in the data folder."""
+        url = self._config.metadb.url
+        if not embedded_postgres.is_embedded(url):
+            return url
+        if url == MetaDBConfig().url:
+            _check_name(self._data)
+            url = f"{embedded_postgres.SCHEME}{self._data / 'metadb'}"
+        folder = str(embedded_postgres.folder_of(url))
+        embedded_postgres.binary("postgres")  # a missing wheel is said at once
+        metadb = self._child("metadb", "distfs.local.metadb", folder, grace=30.0)
+        self._metadb.append(metadb)
+        metadb.start()
+        metadb.announcement(self._stopping, _START_LIMIT_S)
+        return url
+
+    def _start_nodes(self, names: Sequence[str], url: str) -> set[int]:
+        """-> the ports they listen on. They need no more of MetaDB than to report to it."""
+        embedded = embedded_postgres.is_embedded(url) and "?" not in url
+        login = ["--metadb", f"{url}?user={NODE_ROLE}"] if embedded else []
+        host = self._config.node.host
+        self._make_homes(names, self._ports)
+        ports = {name: self._ports.of(name) for name in names}
+        self._ports.save()  # after their folders: what it names was there once
+        for name, port in ports.items():
+            flags = ["--host", host, "--port", str(port), "--data", str(self._data / name), *login]
+            grace = self._config.node.drain_timeout + 10
+            node = self._child(name, "distfs.storage_server", *flags, grace=grace)
+            self._nodes.append(node)
+            node.start()
+        return set(ports.values())
+
+    def _make_homes(self, names: Sequence[str], remembered: NodePorts) -> None:
+        """Folders of nodes that there never were: at the first start, and when there are to be more of them. One
+        that was there before is never made anew: its disk may not be mounted. Raises ConfigError."""
+        homes = [int(name[4:]) for name in names if read_identity(self._data / name)]
+        for name in names:
+            folder = self._data / name
+            if int(name[4:]) in homes:
+                continue
+            if name in remembered or int(name[4:]) < max(homes, default=0):
+                raise ConfigError(
+                    f"{folder} was a storage node's and is no more: mount its disk, or, if what it kept is lost for "
+                    f"good, run `distfs node init --data {quoted(folder)}`, start again, and "
+                    f"`distfs forget` the old node"
+                )
+            make_home(folder)
+
+    def _node_names(self) -> list[str]:
+        """As many as configured; never fewer than there is data of."""
+        wanted = self._config.local.nodes
+        policy = self._config.storage.policy
+        needed = self._config.storage.fewest(policy)
+        if wanted < needed:
+            raise ConfigError(
+                f"policy {policy} needs at least {needed} storage nodes, not {wanted}: "
+                "raise --nodes, or change storage.policies in config.yml"
+            )
+        have = [int(p.name[4:]) for p in self._data.glob("node*") if p.is_dir() and p.name[4:].isdecimal()]
+        if max(have, default=0) > wanted:
+            say(f"{self._data} holds data of {max(have)} storage nodes; starting all of them")
+        return [f"node{i}" for i in range(1, max([wanted, *have]) + 1)]
+
+    def _start_service(self) -> None:
+        http = self._config.http
+        service = self._child(
+            "service",
+            "distfs",
+            "serve",
+            "--host",
+            http.host,
+            "--port",
+            str(http.port),
+            grace=http.drain_timeout + 10,
+        )
+        self._service.append(service)
+        service.start()
+        self.url = service.announcement(self._stopping, _START_LIMIT_S)
+        service.argv[service.argv.index("--port") + 1] = str(urlsplit(self.url).port)  # for its next start
+
+    def _child(self, name: str, module: str, *flags: str, grace: float = 10.0) -> Child:
+        config = ["--config", self._config_file] if self._config_file else []
+        argv = supervisor.python(module, *flags, *config, parent_watch.FLAG)
+        return Child(name, argv, self._env, keep=[self._lock], grace=grace)
+
+    def _wait_ready(self, meta: MetaDB, ports: set[int]) -> None:
+        """Until /readyz says so and every node is there. Say now and then what is missing; a child that dies
+        ends the wait."""
+        told = time.monotonic()
+        while reason := _unready(self.url) or _absent(meta, ports):
+            self._check_stopping()
+            for child in self._children():
+                child.require_alive()
+            if time.monotonic() - told > _SAY_WHY_EVERY_S:
+                say(f"not ready yet: {reason}")
+                told = time.monotonic()
+            time.sleep(_LOOK_EVERY_S / 2)
+
+    def _check_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+    def _children(self) -> list[Child]:
+        return [*self._metadb, *self._nodes, *self._service]
+
+
+def _check_name(data: Path) -> None:
+    """Raises ConfigError for a folder in which PostgreSQL's own files, or a URL, could not name what is there."""
+    name = str(data)
+    if "?" in name:  # it would end the folder in the URL
+        raise ConfigError(f"data folder {data}: choose one without a question mark with --data")
+    if not name.isprintable():  # a byte that is not UTF-8 is a lone surrogate here, which is not printable
+        raise ConfigError(
+            f"data folder {name!r}: choose one whose name is UTF-8 without line breaks with --data"
+        )
+
+
+def _check_port(host: str, port: int, other_host: str = "choose another with --host") -> None:
+    """Before anything is started: can the service listen there? Raises ConfigError."""
+    try:
+        family, address = to_listen(host, port)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as e:
+        raise cannot_listen(host, port, e, other_host, "choose another with --port") from e
+
+
+def _unready(url: str) -> str:
+    """Why the service is not ready; empty when it is."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=_PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        body = response.read().decode("utf-8", "replace").strip()
+        return "" if response.status == 200 else body or f"/readyz says {response.status}"
+    except (OSError, http.client.HTTPException) as e:
+        return f"the service does not answer: {e}"
+    finally:
+        connection.close()
+
+
+def _absent(meta: MetaDB, ports: set[int]) -> str:
+    """Which nodes are not in MetaDB yet; empty when all are."""
+    here = {node.address.port for node in meta.nodes(Deadline(_PROBE_TIMEOUT_S)) if node.alive}
+    missing = sorted(ports - here)
+    return f"storage nodes on ports {', '.join(map(str, missing))} are not there yet" if missing else ""
+
+
+@dataclass
+class NodePorts:
+    """Where each node listens, kept over restarts as long as the port is free; held while this process runs, since
+    others are given ports by the kernel all the time, also between our look and the node's start."""
+
+    file: Path
+    host: str
+
+    def __post_init__(self) -> None:
+        self._ports: dict[str, int] = {}
+        self._held: list[socket.socket] = []
+        with contextlib.suppress(OSError, ValueError):
+            self._ports = {str(k): int(v) for k, v in json.loads(self.file.read_text()).items()}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the node was ever started here."""
+        return name in self._ports
+
+    def of(self, name: str) -> int:
+        """A port that no other node and no other program has, nor will have while this process runs."""
+        others = {port for other, port in self._ports.items() if other != name}
+        port = 0
+        if (before := self._ports.get(name, 0)) not in others:
+            with contextlib.suppress(OSError, OverflowError):  # another program has it now; or it is no port
+                port = self._hold(before)
+        while not port or port in others:
+            port = self._hold(0)
+        self._ports[name] = port
+        return port
+
+    def _hold(self, port: int) -> int:
+        """Bind it and never listen: Linux gives it to nobody who asks for any port, refuses connections to it, and
+        lets a node that names it listen there, again and again. -> the port. Raises OSError."""
+        family, address = to_listen(self.host, port)
+        with contextlib.ExitStack() as undo:
+            held = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(address)
+            bound = int(held.getsockname()[1])
+            if _NODES_SHARE_A_HELD_PORT:
+                undo.pop_all()
+                self._held.append(held)
+        return bound
+
+    def release(self) -> None:
+        for held in self._held:
+            held.close()
+
+    def save(self) -> None:
+        fresh = self.file.with_suffix(".new")
+        fresh.write_text(json.dumps(self._ports))
+        fresh.replace(self.file)

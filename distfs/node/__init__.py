@@ -1,1 +1,0 @@
-"""A storage node as a service reaches it."""

@@ -1,0 +1,4 @@
+"""Storage nodes as a service reaches them: who there is, connections, reads, hedges, breakers.
+
+Way in: ``directory``, ``hedge``, ``late_read``.
+"""

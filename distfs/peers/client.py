@@ -1,0 +1,204 @@
+"""A storage node elsewhere as a fragment store: the wire, over a pool of connections."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from distfs.config.settings import NodeConfig
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, ProtocolError, TooSlow
+from distfs.formats import wire
+from distfs.formats.fragment import FragmentHeader, FragmentTable
+from distfs.formats.wire import Type
+from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo, check_page
+from distfs.model import Address, FragmentId
+from distfs.peers.breaker import State
+from distfs.peers.late_read import AsksAhead
+from distfs.peers.link import Exchange, NodeLink
+from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
+from distfs.telemetry import current_request_id
+
+
+class NodeClient(AsksAhead):
+    """FragmentStore over the wire. Thread-safe."""
+
+    def __init__(self, node: UUID, address: Address, cluster: UUID, config: NodeConfig) -> None:
+        self.node, self.address = node, address
+        self._cluster = cluster
+        self.link = NodeLink(address, config)
+
+    def close(self) -> None:
+        self.link.pool.close()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is known of the node, for people to look at."""
+        link = self.link
+        return {
+            "address": str(self.address),
+            "connections": link.pool.snapshot().as_dict(),
+            "breaker": link.breaker.state.value,
+            "breaker_opened": link.breaker.opened,
+            "latency_p95_ms": round(link.latency.p95 * 1e3, 1),
+            "latency_ms": round(link.latency.typical * 1e3, 1),
+        }
+
+    def probe(self, within: float) -> None:
+        """See whether it is well again; ``within``: seconds after which it is not. Never raises."""
+        try:
+            self.info(Deadline(within))
+        except DistfsError:
+            self.link.latency.add(within)
+            self.link.breaker.failed()
+
+    @property
+    def hedge_delay(self) -> float:
+        """Seconds of silence after which it is late."""
+        return self.link.hedge_delay
+
+    @property
+    def trusted(self) -> bool:
+        """False while it is left alone for having failed again and again."""
+        return self.link.breaker.state is State.CLOSED
+
+    # --- FragmentStore --------------------------------------------------------------------------
+
+    def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> FragmentWriter:
+        # Not sent yet: it leaves with the first cell.
+        request = self._request(Type.PUT, wire.encode_fragment(header) | {"size_hint": size_hint}, deadline)
+        return RemoteWriter(Exchange(self.link, deadline), request, header.block_size)
+
+    def ask(
+        self,
+        id: FragmentId,
+        first: int,
+        count: int,
+        deadline: Deadline,
+        connect_within: float | None = None,
+        aside: bool = False,
+    ) -> RemoteReader:
+        """``get`` without waiting for the answer: its reader says when the node is late.
+
+        ``connect_within``: seconds after which a connection that is still not there is late already.
+        """
+        fields = (
+            wire.encode_id(id) | {"first": first, "count": count} | ({"quarantine": True} if aside else {})
+        )
+        request = self._request(Type.GET, fields, deadline)
+        notice = self.hedge_delay
+        try:
+            exchange = Exchange(self.link, deadline, notice=notice, connect_within=connect_within)
+        except TooSlow:
+            if connect_within is not None:
+                self.link.latency.add(connect_within)
+            raise
+        return RemoteReader(exchange, request)
+
+    def get(
+        self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
+    ) -> FragmentReader:
+        reader = self.ask(id, first, count, deadline, aside=aside)
+        reader.start()
+        return reader
+
+    def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
+        request = self._request(Type.STAT, wire.encode_id(id), deadline)
+        reader = RemoteReader(Exchange(self.link, deadline), request)
+        with contextlib.closing(reader):
+            reader.start()
+        return reader.table
+
+    def verify(self, id: FragmentId, deadline: Deadline) -> tuple[int, ...]:
+        answer, _ = self._call(Type.VERIFY, wire.encode_id(id), deadline, patient=True)
+        with self._understood():
+            return tuple(int(number) for number in answer["bad"])
+
+    def delete(self, id: FragmentId, deadline: Deadline) -> bool:
+        answer, _ = self._call(Type.DELETE, wire.encode_id(id), deadline)
+        with self._understood():
+            return bool(answer["deleted"])
+
+    def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        return self._list(cursor, limit, {}, deadline)
+
+    def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        return self._done(Type.QUARANTINE, wire.encode_id(id) | {"min_age": min_age}, deadline)
+
+    def release(self, id: FragmentId, deadline: Deadline) -> bool:
+        return self._done(Type.RELEASE, wire.encode_id(id), deadline)
+
+    def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        return self._done(Type.DISCARD, wire.encode_id(id) | {"min_age": min_age}, deadline)
+
+    def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        return self._list(cursor, limit, {"quarantine": True}, deadline)
+
+    def info(self, deadline: Deadline) -> StoreInfo:
+        started = time.monotonic()
+        a, _ = self._call(Type.INFO, {}, deadline)
+        self.link.latency.add(time.monotonic() - started)
+        with self._understood():
+            sizes = int(a["capacity"]), int(a["used"]), int(a["free"])
+            ids = UUID(a["node"]), UUID(a["cluster"])
+            return StoreInfo(*ids, *sizes, str(a["state"]), float(a["clock"]))
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def _done(self, type_: Type, fields: dict[str, Any], deadline: Deadline) -> bool:
+        answer, _ = self._call(type_, fields, deadline, patient=True)
+        with self._understood():
+            return bool(answer["done"])
+
+    def _list(self, cursor: str, limit: int, more: dict[str, Any], deadline: Deadline) -> Page:
+        answer, body = self._call(Type.LIST, {"cursor": cursor, "limit": limit} | more, deadline)
+        with self._understood():
+            found = tuple(wire.LISTED.iter_unpack(body))
+            after = None if answer["cursor"] is None else str(answer["cursor"])
+            listed = (Listed(FragmentId(UUID(bytes=s), i), size, age) for s, i, size, age in found)
+            page = Page(tuple(listed), after)
+            check_page(page, cursor, limit)
+        return page
+
+    def _request(self, type_: Type, fields: dict[str, Any], deadline: Deadline) -> bytes:
+        caller = {
+            "cluster": self._cluster.hex,
+            "node": self.node.hex,
+            "deadline": round(deadline.remaining(f"node {self.address}: {type_.name}"), 3),
+            "request": current_request_id(),
+        }
+        return wire.encode(type_, caller | fields)
+
+    def _call(
+        self, type_: Type, fields: dict[str, Any], deadline: Deadline, patient: bool = False
+    ) -> tuple[dict[str, Any], bytearray]:
+        """A request that may be repeated and whose whole answer is wanted: its header and body.
+
+        ``patient``: the node reads a whole fragment before it answers, so that only the deadline bounds the silence.
+        """
+        request = self._request(type_, fields, deadline)
+        exchange = Exchange(self.link, deadline, patient=patient)
+        exchange.send(request)
+        answer, length = exchange.answer()
+        if length > wire.MAX_LISTED * wire.LISTED.size:
+            raise exchange.protocol_error(f"{length} bytes in answer to {type_.name}")
+        body = bytearray(length)
+        exchange.receive(memoryview(body))
+        exchange.done(understood=False)
+        return answer, body
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """A peer's answer is no more to be trusted than a request."""
+        try:
+            yield
+            self.link.breaker.succeeded()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as e:
+            self.link.breaker.failed()
+            raise ProtocolError(f"node {self.address}: an answer that lacks what was asked for: {e}") from e
+        except ProtocolError as e:
+            self.link.breaker.failed()
+            raise ProtocolError(f"node {self.address}: a listing that cannot be: {e}") from e

@@ -1,0 +1,292 @@
+"""What a service knows of one node: its connections, how quick it is, whether it fails; and one request to it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from types import TracebackType
+from typing import Any
+
+from distfs.config.settings import NodeConfig
+from distfs.deadline import Deadline
+from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError, TooSlow
+from distfs.formats.wire import Frame
+from distfs.model import Address, Buffer
+from distfs.peers.breaker import Breaker
+from distfs.peers.connection_pool import ConnectionPool, Limits
+from distfs.peers.hedge import LatencyHistory
+from distfs.wire_socket import WireSocket
+
+#: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
+REPLAY_MOST = 64 << 10
+_REFUSAL_WAIT_S = 1.0  # for the rest of an answer that has begun to come
+
+
+class NodeLink:
+    """Thread-safe; shared by all requests of a service to one node."""
+
+    def __init__(self, address: Address, config: NodeConfig) -> None:
+        self.peer, self.address, self.config = f"node {address}", address, config
+        limits = Limits(
+            config.max_connections, config.connections, config.connection_idle, config.connection_age
+        )
+        self.pool: ConnectionPool[WireSocket] = ConnectionPool(self.peer, self._connect, limits)
+        self.breaker = Breaker(config.breaker_failures, config.breaker_pause)
+        self.latency = LatencyHistory()
+
+    @property
+    def hedge_delay(self) -> float:
+        """Seconds of silence after which this node is late."""
+        return min(max(self.config.hedge_min, self.latency.p95), self.config.stall_timeout)
+
+    def account(self, error: DistfsError, deadline: Deadline) -> None:
+        """A request ended with an error: is the node to blame?"""
+        if isinstance(error, Cancelled):
+            return  # nobody waited for its answer any more
+        if not isinstance(error, NodeUnavailable | TooSlow | ProtocolError):
+            self.breaker.succeeded()  # it answered
+            return
+        with contextlib.suppress(DistfsError):
+            deadline.remaining()  # a request that ran out of time, or was cancelled, says nothing of the node
+            self.breaker.failed()
+
+    def _connect(self, deadline: Deadline) -> WireSocket:
+        timeout = deadline.bound(self.config.connect_timeout, f"{self.peer}: connect")
+        try:
+            host, port = self.address.host, self.address.port
+            return WireSocket.connect(host, port, self.peer, timeout, self.config.stall_timeout)
+        except TooSlow:
+            if timeout >= self.config.connect_timeout:
+                self.breaker.failed()
+            raise
+        except NodeUnavailable:
+            self.breaker.failed()
+            raise
+
+
+class Patience:
+    """How long one transfer may wait for its node, in all: ``base_timeout + bytes / min_rate``.
+
+    Only waiting counts: an upload or download may pause for its client for as long as its deadline lets it.
+    """
+
+    def __init__(self, config: NodeConfig, deadline: Deadline) -> None:
+        self._rate, self._deadline = config.min_rate, deadline
+        self._left = self._bound = float(config.base_timeout)
+        self._started = 0.0
+
+    def spend(self, seconds: float) -> None:
+        """So long was waited already."""
+        self._left -= seconds
+
+    def waiting(self, size: int) -> Patience:
+        """``size`` bytes more are to be moved: wait for them within ``with``, which gives the limit."""
+        self._left += size / self._rate
+        self._bound += size / self._rate
+        return self
+
+    def __enter__(self) -> Patience:
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._left -= time.monotonic() - self._started
+
+    def remaining(self, phase: str) -> float:
+        """As Deadline's, while it is waited. An error names the whole bound, not what the last bytes had left."""
+        left = self._left - (time.monotonic() - self._started)
+        if left <= 0:
+            self._deadline.check_cancelled()
+            raise TooSlow(f"{phase} passed its deadline of {self._bound:.1f} s")
+        return min(left, self._deadline.remaining(phase))
+
+
+class Exchange:
+    """One request on a connection of the pool. Ends by ``done``, or the connection is closed.
+
+    A reused connection that proves stale, closed by the node before a byte of the answer came, is replaced by
+    a fresh one, once, as long as all that was sent is still at hand.
+    """
+
+    def __init__(
+        self,
+        link: NodeLink,
+        deadline: Deadline,
+        *,
+        notice: float | None = None,
+        connect_within: float | None = None,
+        patient: bool = False,
+    ) -> None:
+        """``notice``: silence after which ``_or_late`` calls return; ``connect_within``: seconds to connect in;
+        ``patient``: the node works for long before it answers, so that only the deadline bounds its silence.
+
+        Raises Busy, NodeUnavailable, TooSlow.
+        """
+        self.link, self.deadline = link, deadline
+        self.patience = Patience(link.config, deadline)
+        self._notice, self._patient = notice, patient
+        self._kept: list[bytes] | None = []
+        self._size = 0
+        self._ended = False
+        wait = link.config.stall_timeout if connect_within is None else connect_within
+        self.sock, self._reused = link.pool.take(deadline.sooner(wait))
+        self._prepare()
+
+    def send(self, *buffers: Buffer, more: bool = False) -> None:
+        """Raises what the node said, if it hung up with a reason; else NodeUnavailable, TooSlow."""
+        with self:
+            try:
+                with self.patience.waiting(sum(map(len, buffers))) as limit:
+                    self.sock.send(*buffers, more=more, limit=limit)
+            except (NodeUnavailable, TooSlow) as e:
+                self._raise_refusal()
+                if not self._is_stale(e):
+                    raise
+                self._renew(*buffers)
+            self._keep(buffers)
+
+    def check_refusal(self) -> None:
+        """A node that cannot go on says so at once: do not push the rest at it."""
+        with self:
+            if not self.sock.idle:
+                self._raise_refusal()
+                raise NodeUnavailable(f"{self.sock.peer}: closed the connection")
+
+    def answer(self, for_disk: bool = False) -> tuple[dict[str, Any], int]:
+        """The header and body length of the OK frame. An ERROR frame is raised as the error it names.
+
+        ``for_disk``: the node writes before it answers, and may be silent for as long as patience lasts.
+        """
+        if for_disk:
+            with self, self.patience.waiting(0) as limit:
+                self.sock.set_receive_stall(limit.remaining(f"{self.link.peer}: waiting for its disk"))
+        while (frame := self.frame_or_late()) is None:
+            pass
+        return self.accept(frame)
+
+    def frame_or_late(self) -> Frame | None:
+        """The frame that answers; None after a silence of ``notice``."""
+        with self, self.patience.waiting(0) as bounded:
+            limit = self.deadline if self._patient else bounded
+            try:
+                return self.sock.receive_frame_or_late(limit)
+            except NodeUnavailable as e:
+                if not self._is_stale(e):
+                    raise
+                self._renew()
+                return self.sock.receive_frame_or_late(limit)
+
+    def accept(self, frame: Frame) -> tuple[dict[str, Any], int]:
+        with self:
+            return self.sock.accept_answer(frame)
+
+    def receive_or_late(self, view: memoryview, done: int) -> int:
+        """Body bytes into ``view`` from ``done`` on; -> where it came to: less than all after a silence."""
+        with self, self.patience.waiting(0 if done else len(view)) as limit:
+            return self.sock.receive_body_or_late(view, done, limit)
+
+    def receive(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            done = self.receive_or_late(view, done)
+
+    def waited(self, seconds: float) -> None:
+        """Silence that was waited for elsewhere. Raises TooSlow."""
+        with self:
+            self.patience.spend(seconds)
+            self.sock.count_silence(seconds)
+
+    def protocol_error(self, text: str) -> ProtocolError:
+        """The answer makes no sense: ends the exchange, and is held against the node; -> what to raise."""
+        error = ProtocolError(f"{self.sock.peer}: {text}")
+        self.link.account(error, self.deadline)
+        self.close()
+        return error
+
+    def done(self, understood: bool = True) -> None:
+        """The answer was read to its end; ``understood`` False: whether it makes sense is still to be seen."""
+        if self._end():
+            if understood:
+                self.link.breaker.succeeded()
+            self.link.pool.give_back(self.sock)
+
+    def close(self) -> None:
+        """Give up; nothing after ``done``. It is nobody's fault."""
+        if self._end():
+            self.link.pool.discard(self.sock)
+
+    # --- how it ends ----------------------------------------------------------------------------------
+
+    def _end(self) -> bool:
+        """Whether it had not ended."""
+        if self._ended:
+            return False
+        self._ended = True
+        self._unwatch()
+        return True
+
+    # A connection is reused only after an answer that was read to its end: what fails within `with self` ends it.
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
+        if isinstance(error, DistfsError) and not self._ended:
+            self.link.account(error, self.deadline)
+        self.close()
+        if isinstance(error, DistfsError):
+            self.deadline.check_cancelled()  # then that is why
+
+    # --- a stale connection ---------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self._unwatch = self.deadline.watch(self.sock.interrupt)
+        with self:
+            stall = self.link.config.stall_timeout
+            left = self.deadline.remaining(self.link.peer)
+            self.sock.heard = False
+            self.sock.set_send_stall(stall)
+            self.sock.set_receive_stall(left if self._patient else min(left, stall), self._notice)
+
+    def _is_stale(self, error: DistfsError) -> bool:
+        at_hand = self._reused and self._kept is not None and not self.sock.heard
+        return at_hand and isinstance(error, NodeUnavailable) and not self.deadline.cancelled
+
+    def _renew(self, *buffers: Buffer) -> None:
+        """The same once more on a fresh connection."""
+        self._unwatch()
+        self._reused = False
+        try:
+            self.sock = self.link.pool.replace(self.sock, self.deadline)
+        except DistfsError:
+            self._end()  # connecting has told the breaker: it is one failure
+            raise
+        self._prepare()
+        with self.patience.waiting(0) as limit:
+            self.sock.send(*(self._kept or ()), *buffers, limit=limit)
+
+    def _keep(self, buffers: tuple[Buffer, ...]) -> None:
+        if self._kept is None:
+            return
+        self._size += sum(map(len, buffers))
+        if self._reused and self._size <= REPLAY_MOST:
+            self._kept += [bytes(buffer) for buffer in buffers]
+        else:
+            self._kept = None
+
+    def _raise_refusal(self) -> None:
+        """What the node said before it hung up, if it did."""
+        if self.sock.idle:
+            return
+        self.sock.set_receive_stall(_REFUSAL_WAIT_S)
+        try:
+            self.sock.receive_answer(Deadline(_REFUSAL_WAIT_S))
+        except (NodeUnavailable, TooSlow):
+            if self.sock.heard:
+                raise
+            return  # it said nothing
+        raise ProtocolError(f"{self.sock.peer}: an answer before the end of the request")

@@ -1,0 +1,174 @@
+"""Fragments on their way to and from a node, over one exchange each."""
+
+from __future__ import annotations
+
+import time
+
+import xxhash
+
+from distfs.errors import Corrupt, DistfsError
+from distfs.formats import wire
+from distfs.formats.fragment import CellEntry, FragmentTable
+from distfs.formats.wire import Type
+from distfs.fragment_store import check_length
+from distfs.peers.link import REPLAY_MOST, Exchange
+
+#: A writer looks for a refusal before every so many cells; each look costs a system call.
+_LISTEN_EVERY = 8
+#: An answer that is first looked for later than this after it was asked for tells nothing of its node's speed.
+_PROMPT_S = 0.005
+
+
+class RemoteWriter:
+    """A fragment on its way to a node."""
+
+    def __init__(self, exchange: Exchange, request: bytes, block_size: int) -> None:
+        """``request`` leaves with the first cell, in one packet where that is small."""
+        self._exchange = exchange
+        self._unsent = request
+        self._block_size = block_size
+        self._cells = 0
+        self._said = xxhash.xxh3_64(request[wire.PREFIX_SIZE :])
+
+    def write_cell(self, entry: CellEntry, data: memoryview) -> None:
+        check_length(entry, len(data), self._cells)  # or the node would take the next frame for the rest
+        self._cells += 1
+        if self._cells % _LISTEN_EVERY == 0:
+            self._exchange.check_refusal()
+        head = self._said_to(wire.encode(Type.CELL, entry.pack(), entry.length))
+        if len(data) < min(self._block_size, REPLAY_MOST):
+            self._unsent += (
+                head + data
+            )  # a short cell is the slice's last: it leaves with END, which follows at once
+        else:
+            # As is one that is too long to be copied: then END shares its packet.
+            self._send(head, data, more=len(data) < self._block_size)
+
+    def finish(self, slice_size: int, last: bool) -> None:
+        self._send(self._said_to(wire.encode(Type.END, {"slice_size": slice_size, "last": last})))
+
+    def commit(self) -> None:
+        answer, _ = self._exchange.answer(for_disk=True)
+        if answer.get("heard") != self._said.hexdigest():
+            peer = self._exchange.link.peer
+            self._exchange.close()
+            raise Corrupt(
+                f"{peer}: stored something else than it was told; the request was damaged on its way"
+            )
+        self._exchange.done()
+
+    def abort(self) -> None:
+        self._exchange.close()  # the node sees the connection end in the middle and removes what it has
+
+    def _said_to(self, head: bytes) -> bytes:
+        self._said.update(head[wire.PREFIX_SIZE :])
+        return head
+
+    def _send(self, head: bytes, *data: memoryview, more: bool = False) -> None:
+        head, self._unsent = self._unsent + head, b""
+        self._exchange.send(head, *data, more=more)
+
+
+class RemoteReader:
+    """Cells on their way from a node; asked for when made. ``table`` is there once ``start`` has returned."""
+
+    table: FragmentTable
+
+    def __init__(self, exchange: Exchange, request: bytes) -> None:
+        self._exchange = exchange
+        exchange.send(request)
+        self._asked_at = time.monotonic()
+        self._timed: bool | None = None
+        self._shape: tuple[int, bool] | None = None  # the slice's size, and whether it is the last
+        self._packed = bytearray()
+        self._done = 0  # bytes of the table, then of the present cell, that have come
+        self._left = 0  # bytes of cells still to come
+        self._started = False
+
+    # --- FragmentReader, and waiting with an eye on the clock ------------------------------------------
+
+    def start(self) -> None:
+        """Wait for the table. Raises NotFound, Corrupt."""
+        while not self.start_or_late():
+            pass
+
+    def start_or_late(self) -> bool:
+        """The same; False when the node has been silent for as long as makes it late: call again."""
+        if self._started:
+            return True
+        if self._timed is None:
+            prompt = time.monotonic() - self._asked_at < _PROMPT_S
+            self._timed = prompt or self._exchange.sock.idle
+        self._shape = self._shape or self._receive_shape()
+        if self._shape is None:
+            return False
+        view = memoryview(self._packed)
+        self._done = self._exchange.receive_or_late(view, self._done)
+        if self._done < len(view):
+            return False
+        self._accept_table(*self._shape)
+        return True
+
+    def read_cell(self, view: memoryview) -> None:
+        while not self.read_cell_or_late(view):
+            pass
+
+    def read_cell_or_late(self, view: memoryview) -> bool:
+        """The same; False when the node is late: call again with the same view."""
+        if len(view) > self._left:
+            raise self._exchange.protocol_error("the answer has no more cells")
+        self._done = self._exchange.receive_or_late(view, self._done)
+        if self._done < len(view):
+            return False
+        self._left -= len(view)
+        self._done = 0
+        return True
+
+    def fileno(self) -> int:
+        """To poll for bytes."""
+        return self._exchange.sock.sock.fileno()
+
+    def waited(self, seconds: float) -> None:
+        """It was polled for so long and gave nothing. Raises TooSlow when that is too much."""
+        self._exchange.waited(seconds)
+
+    def abandon(self, waited: float) -> None:
+        """After it was late, it was waited for so many seconds more, and another was first."""
+        link = self._exchange.link
+        link.latency.add(link.hedge_delay + waited)
+        if not self._exchange.deadline.cancelled:
+            link.breaker.failed()
+        self._exchange.close()
+
+    def close(self) -> None:
+        if self._started and not self._left:
+            self._exchange.done()
+        else:
+            self._exchange.close()
+
+    # --- the answer's beginning --------------------------------------------------------------------------
+
+    def _receive_shape(self) -> tuple[int, bool] | None:
+        """The slice's size and whether it is the last; None: late."""
+        frame = self._exchange.frame_or_late()
+        if frame is None:
+            return None
+        if self._timed:
+            self._exchange.link.latency.add(time.monotonic() - self._asked_at)
+        answer, length = self._exchange.accept(frame)
+        size, slice_size = answer.get("table"), answer.get("slice_size")
+        if not isinstance(size, int) or not isinstance(slice_size, int) or not 0 <= slice_size < 1 << 63:
+            raise self._exchange.protocol_error("an answer without a table")
+        if not 0 <= size <= min(length, wire.MAX_TABLE):
+            raise self._exchange.protocol_error(f"a table of {size} bytes in an answer of {length}")
+        self._packed = bytearray(size)
+        self._left = length - size
+        return slice_size, bool(answer.get("last"))
+
+    def _accept_table(self, slice_size: int, last: bool) -> None:
+        try:
+            self.table = FragmentTable.unpack(self._packed, slice_size, last)
+        except DistfsError:
+            self._exchange.close()
+            raise
+        self._started, self._done = True, 0

@@ -1,0 +1,117 @@
+"""Log lines written aside: who logs hands a line over, and a thread writes what has come together at once.
+
+A request would else wait for whoever reads the log, and pay for each line with system calls and a switch of threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TextIO
+
+from distfs.errors import Busy
+from distfs.process.threads import start
+
+#: Lines that come within so long are written together.
+GATHER_S = 0.02
+#: Lines that wait to be written, at most: some MB. What comes on top is dropped, and counted.
+MOST_LINES = 10_000
+#: A pipe takes so much at once, or nothing of it: lines of several processes are not mixed.
+_AT_ONCE = 4096
+#: The attribute of a record that says which request it is of: another thread writes it.
+REQUEST_ID = "_request_id"
+
+
+class LineWriter(logging.Handler):
+    """Thread-safe; keeps the order in which lines were handed over. Its thread starts with the first.
+
+    ``flush`` returns when all that came before is written; the interpreter calls it at its end.
+    """
+
+    def __init__(self, stream: TextIO, context: Callable[[], str]) -> None:
+        """``context``: the id of the request that the calling thread works for."""
+        super().__init__()
+        self._stream, self._context = stream, context
+        self._lines: deque[str | logging.LogRecord] = deque()
+        self._waking = False  # the thread was told, and has not begun to look
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to by a signal's handler
+        self._writing = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._dropped = 0
+        os.register_at_fork(after_in_child=self._forked)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._lines) >= MOST_LINES:
+            self._dropped += 1
+            return
+        record.__dict__[REQUEST_ID] = self._context()
+        # What a line is about may be another by the time it is written; an access log's facts stay.
+        at_once = record.args or record.exc_info
+        self._lines.append(self._line(record) if at_once else record)
+        if not self._waking:
+            self._waking = True
+            self._wake.put(None)
+            self._begin()
+
+    def flush(self) -> None:
+        with self._writing:
+            self._write()
+
+    def _begin(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        try:
+            self._thread = start(self._run, "log")
+        except Busy:  # no thread to be had: who logs writes, and the next one tries again
+            self._waking = False
+            self.flush()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.get()
+            time.sleep(GATHER_S)
+            self._waking = False
+            self.flush()
+
+    def _write(self) -> None:
+        text = ""
+        while self._lines:
+            entry = self._lines.popleft()
+            line = entry if isinstance(entry, str) else self._line(entry)
+            if text and (len(text) + len(line) > _AT_ONCE or not line.isascii()):
+                self._out(text)
+                text = ""
+            text += line
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            text += self._line(_said(f"{dropped} lines of the log were dropped here: it is read too slowly"))
+        if text:
+            self._out(text)
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return self.format(record) + "\n"
+        except Exception as e:  # noqa: BLE001 - one line must neither end the log nor who logs
+            return f"a line of the log cannot be written, by a bug: {e!r}\n"
+
+    def _out(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody is there to be told
+
+    def _forked(self) -> None:
+        """The thread stayed with the parent, and so did what it is to write."""
+        self._lines.clear()
+        self._waking, self._thread = False, None
+        self._wake, self._writing = queue.SimpleQueue(), threading.Lock()
+
+
+def _said(message: str) -> logging.LogRecord:
+    return logging.LogRecord("distfs.log", logging.WARNING, "", 0, message, None, None)

@@ -1,0 +1,489 @@
+"""Fragments on one disk: ``DATA/data/ab/cd/<slice-uuid>.<index>``, written so that an acknowledged one stays.
+
+Durable write: temp file in the same file system, every cell's checksum verified as it arrives, length check,
+fsync, rename, fsync of the folder, only then the acknowledgement (restic's local backend does the same). Big
+fragments are written in aligned buffers with O_DIRECT by a thread of their own (``disk.writer``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from uuid import UUID, getnode
+
+import xxhash
+
+from distfs.config.settings import NodeConfig
+from distfs.deadline import Deadline
+from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
+from distfs.formats.fragment import (
+    ENTRY_SIZE,
+    FOOTER_SIZE,
+    MAX_CELLS,
+    MAX_HEADER,
+    CellEntry,
+    FragmentHeader,
+    FragmentTable,
+    checksum,
+    pack_footer,
+    read_layout,
+)
+from distfs.fragment_store import (
+    Page,
+    StoreInfo,
+    check_cell,
+    check_counts,
+    check_length,
+    failing_cells,
+    go_on,
+)
+from distfs.model import FragmentId
+from distfs.storage.disk import home
+from distfs.storage.disk.health import DiskHealth
+from distfs.storage.disk.space import Space, space
+from distfs.storage.disk.tree import FragmentTree, make_folder, translated
+from distfs.storage.disk.writer import BufferPool, Sink, open_sink
+
+log = logging.getLogger("distfs.disk")
+
+_PROBE = 4096  # bytes
+#: A fragment of so many bytes is read as a whole: its cells, up to 64 KiB, and what is around them.
+SMALL = (64 << 10) + MAX_HEADER
+
+
+@cache
+def _machine() -> str:
+    """Names the running system, and no other: of Linux what all its containers share."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return f"{getnode():012x}"
+
+
+class DiskStore:
+    """A FragmentStore over one folder, which it locks: a second process on it is refused."""
+
+    def __init__(
+        self, folder: str | Path, cluster: UUID, config: NodeConfig, metadb: Path | None = None
+    ) -> None:
+        """``metadb``: the folder of a MetaDB on this machine, which is left room on the same disk."""
+        self.folder = Path(folder)
+        self.cluster = cluster
+        self._config, self._metadb = config, metadb
+        self._temp = self.folder / "tmp"
+        self._identity = str(self.folder / home.IDENTITY)
+        self._serial = itertools.count()
+        self._files = FragmentTree(self.folder / "data")
+        self._aside = FragmentTree(self.folder / "quarantine")
+        self._second = FragmentTree(self.folder / "quarantine2")  # aside, too, where one of the same name is
+        self._buffers = BufferPool(config.write_buffer)
+        self.health = DiskHealth(config.slow_write)
+        home.require_identity(self.folder)  # nothing is made in a folder that is not a node's
+        with contextlib.ExitStack() as undo, home.writable(self.folder):
+            make_folder(self._temp)
+            self._lock = home.lock(self.folder)
+            undo.callback(os.close, self._lock)
+            self.node = home.enter(self.folder, cluster)
+            self.secret = home.secret(self.folder)
+            self._known: tuple[int, int] | None = None  # the file that said so last
+            for left in self._temp.iterdir():
+                left.unlink()
+            undo.pop_all()
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    @property
+    def away(self) -> str:
+        """Why the folder is not this node's any more, in words; empty: it is.
+
+        A disk that is unmounted leaves an empty folder behind, on the disk below: what is not found there is
+        not missing, and nothing must be written there. An identity that cannot be read says neither.
+        """
+        path = self.folder / home.IDENTITY
+        try:
+            stat = os.stat(self._identity)  # noqa: PTH116 - a Path takes as long as the call
+            if (stat.st_dev, stat.st_ino) == self._known:
+                return ""
+            known = home.read_identity(self.folder)
+            moved = known is not None and home.elsewhere(self.folder, known)
+        except (FileNotFoundError, NotADirectoryError):
+            known = None
+        except (OSError, ConfigError):
+            return ""
+        if known is not None and known.node == self.node:
+            if not moved:
+                self._known = stat.st_dev, stat.st_ino
+            return moved or ""
+        whose = "gone" if known is None else "another node's"  # services read this: no id of anybody
+        return f"{path} is {whose}: is its disk mounted?"
+
+    def _check_home(self, doing: str) -> None:
+        """Raises NodeUnavailable when it is away."""
+        if away := self.away:
+            raise NodeUnavailable(f"{doing}: {away}")
+
+    def _open(self, id: FragmentId, first: int, aside: bool = False) -> DiskReader:
+        """What is not found in a folder that is away may well be there: raises NotFound, or NodeUnavailable."""
+        try:
+            return self._open_aside(id, first) if aside else DiskReader(self._files.where(id), id, first)
+        except NotFound:
+            self._check_home(f"read {id}")
+            raise
+
+    def _open_aside(self, id: FragmentId, first: int) -> DiskReader:
+        """Of two, the one whose cell ``first`` is good."""
+        try:
+            reader = DiskReader(self._aside.path(id), id, first)
+        except Corrupt:
+            if self._second.identity(id) is None:
+                raise
+        else:
+            if self._second.identity(id) is None or reader.is_good(first):
+                return reader
+            reader.close()
+        return DiskReader(self._second.path(id), id, first)
+
+    # --- FragmentStore --------------------------------------------------------------------------
+
+    def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> DiskWriter:
+        self._check_home(f"put {header.id}")
+        with self.writing(f"put {header.id}"):
+            room = self._space()
+            if size_hint > room.free or room.free <= 0:
+                raise Full(f"put {header.id}: {room.refusal(size_hint)}")
+            return DiskWriter(self, header, size_hint)
+
+    def get(
+        self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
+    ) -> DiskReader:
+        return self._open(id, first, aside)
+
+    def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
+        with contextlib.closing(self._open(id, 0)) as reader:
+            return reader.table
+
+    def verify(
+        self, id: FragmentId, deadline: Deadline, between: Callable[[], object] = go_on
+    ) -> tuple[int, ...]:
+        """``between`` is called before each cell: it may wait, to leave the disk to others."""
+        with contextlib.closing(self._open(id, 0)) as reader:
+            return reader.verify(deadline, between)
+
+    def delete(self, id: FragmentId, deadline: Deadline) -> bool:
+        self._check_home(f"delete {id}")
+        with translated(f"delete {id}"):
+            # First what is still being written: it finds no temp file to name, or has named it before ``remove``.
+            with contextlib.suppress(FileNotFoundError):  # nothing is being written, or somebody removed it
+                for temp in os.listdir(self._temp):
+                    if temp.startswith(f"{id}."):
+                        (self._temp / temp).unlink(missing_ok=True)
+            return self._files.remove(id)
+
+    def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        self._check_home("list")
+        with translated("list"):
+            return self._files.page(cursor, limit)
+
+    def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        self._check_home(f"quarantine {id}")
+        with translated(f"quarantine {id}"):
+            judged = self._files.identity(id)
+            if judged and self._aside.identity(id) and not _passes(self.path(id), id, deadline):
+                good = _passes(self._aside.path(id), id, deadline)
+                return good and self._files.remove(id, min_age, judged)
+            return self._files.move_to(self._aside, id, min_age)
+
+    def release(self, id: FragmentId, deadline: Deadline) -> bool:
+        self._check_home(f"release {id}")
+        if self.path(id).exists() or not self._aside.path(id).exists():
+            return False
+        with contextlib.closing(DiskReader(self._aside.path(id), id, 0)) as reader:
+            bad = reader.verify(deadline)
+        if bad:
+            raise Corrupt(f"fragment {id} stays in quarantine: cells {bad} fail their checksums")
+        with translated(f"release {id}"):
+            return self._aside.move_to(self._files, id) and self._move_up(id)
+
+    def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
+        self._check_home(f"discard {id}")
+        with translated(f"discard {id}"):
+            return self._aside.remove(id, min_age) and self._move_up(id)
+
+    def _move_up(self, id: FragmentId) -> bool:
+        """A second one that is aside is the first from now on, and its age begins anew."""
+        self._second.move_to(self._aside, id)
+        return True
+
+    def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        self._check_home("list the quarantine")
+        with translated("list the quarantine"):
+            return self._aside.page(cursor, limit)
+
+    def info(self, deadline: Deadline) -> StoreInfo:
+        if self.away:  # the room there is another disk's
+            return StoreInfo(self.node, self.cluster, 0, 0, 0, "readonly", time.time())
+        with translated("info"):
+            room = self._space()
+            readonly = os.statvfs(self.folder).f_flag & os.ST_RDONLY
+        state = "readonly" if readonly or self.health.trouble else "active"
+        return StoreInfo(self.node, self.cluster, room.capacity, room.used, room.free, state, time.time())
+
+    def disk(self) -> str:
+        """Names the file system of the folder: the same for every process of this machine, until it restarts."""
+        with translated("disk"):
+            return f"{_machine()}:{self.folder.stat().st_dev}"
+
+    @property
+    def trouble(self) -> str:
+        """Why it takes no fragments, but for a disk that is just full; in words, empty: it does."""
+        try:
+            return self.health.trouble or self._space().out_of_files
+        except OSError as e:
+            return f"{self.folder}: {e.strerror}"
+
+    def probe(self) -> None:
+        """A small durable write, to see whether the disk takes it; ``health`` knows. Never raises."""
+        path = self._temp / f"probe.{next(self._serial)}"
+        self._known = None  # what it says is read again, whatever file it is
+        if away := self.away:
+            self.health.lost(away)
+            return
+        self.health.probe_begins()
+        try:
+            make_folder(self._temp)
+            with open(path, "wb", buffering=0) as file:
+                file.write(bytes(_PROBE))
+                os.fsync(file.fileno())
+            path.unlink()
+            self.health.probe_ended()
+        except OSError as e:
+            self.health.probe_failed(e)
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def writing(self, doing: str) -> Iterator[None]:
+        """The disk's errors become ours, and ``health`` hears of them."""
+        with translated(doing):
+            try:
+                yield
+            except FileNotFoundError as e:  # a folder of ours: no answer to who asks for a fragment
+                raise NodeUnavailable(f"{doing}: {e.strerror}: {e.filename}") from e
+            except OSError as e:
+                self.health.failed(e)
+                raise
+
+    # --- where things are -------------------------------------------------------------------------
+
+    def path(self, id: FragmentId) -> Path:
+        return self._files.path(id)
+
+    def temp_path(self, id: FragmentId) -> Path:
+        return self._temp / f"{id}.{next(self._serial)}"
+
+    def sink(self, path: Path, size_hint: int) -> Sink:
+        direct = self._config.direct_io == "auto" and size_hint >= self._config.direct_io_threshold
+        buffers = self._buffers if direct else None
+        try:
+            return open_sink(path, size_hint, buffers)
+        except FileNotFoundError:  # somebody removed the folder
+            make_folder(path.parent)
+            return open_sink(path, size_hint, buffers)
+
+    def publish(self, temp: Path, id: FragmentId) -> None:
+        """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted.
+
+        The one it replaces is put aside: what is made anew in place may have been healed from it. Two are kept, whose
+        good cells may be different ones; of more it is not.
+        """
+        self._check_home(f"store {id}")
+        if self._files.identity(id) and temp.exists():
+            room = (tree for tree in (self._aside, self._second) if not tree.identity(id))
+            if (aside := next(room, None)) is not None:
+                self._files.move_to(aside, id)
+        try:
+            self._files.take_in(temp, id)
+        except FileNotFoundError:
+            raise NodeUnavailable(f"store {id}: deleted while it was written") from None
+
+    def _space(self) -> Space:
+        return space(self.folder, self._config, self._metadb)
+
+
+class DiskWriter:
+    """One fragment on its way to the disk. Cells are received straight into the buffers that are written."""
+
+    def __init__(self, store: DiskStore, header: FragmentHeader, size_hint: int) -> None:
+        self._store, self._header = store, header
+        self._path = store.temp_path(header.id)
+        # Header, table and footer are part of the file, and a cell is the k-th part of a block, rounded up: leave
+        # room for all that, so that one allocation serves all.
+        cells = size_hint * header.policy.k // header.block_size + 1
+        room = size_hint + MAX_HEADER + cells * (ENTRY_SIZE + 1) + FOOTER_SIZE if size_hint else 0
+        self._entries: list[CellEntry] = []
+        self._size = 0
+        self._sink = store.sink(self._path, room)
+        try:
+            self._packed = header.pack(self._sink.alignment)
+            self._append(self._packed)
+        except BaseException:
+            self.abort()
+            raise
+
+    def write_cell(self, entry: CellEntry, data: memoryview) -> None:
+        at = 0
+
+        def copy(view: memoryview) -> None:
+            nonlocal at
+            view[:] = data[at : at + len(view)]
+            at += len(view)
+
+        check_length(entry, len(data), len(self._entries))
+        self.receive_cell(entry, copy)
+
+    def receive_cell(self, entry: CellEntry, fill: Callable[[memoryview], None]) -> None:
+        """Append a cell whose bytes ``fill`` puts where told. Raises Corrupt if they fail their check."""
+        if len(self._entries) >= MAX_CELLS:
+            raise Corrupt(f"more than {MAX_CELLS} cells in a fragment")
+        digest = xxhash.xxh3_64()
+        left = entry.length
+        with self._store.writing(f"write {self._header.id}"):
+            while left:
+                view = self._sink.space(left)
+                fill(view)
+                digest.update(view)
+                self._sink.advance(len(view))
+                left -= len(view)
+        check_cell(entry, digest.intdigest(), len(self._entries))
+        self._entries.append(entry)
+        self._size += entry.length
+
+    def finish(self, slice_size: int, last: bool) -> None:
+        check_counts(len(self._entries), slice_size, self._header.block_size)
+        table = FragmentTable(tuple(self._entries), slice_size, last)
+        packed = table.pack()
+        footer = pack_footer(table, packed, len(self._packed) + self._size, self._packed)
+        with self._store.writing(f"write {self._header.id}"):
+            self._append(packed)
+            self._append(footer)
+
+    def commit(self, wanted: Callable[[], object] = go_on) -> None:
+        """``wanted`` is called when the fragment is on the disk and has no name yet; what it raises undoes it."""
+        expected = len(self._packed) + self._size + len(self._entries) * ENTRY_SIZE + FOOTER_SIZE
+        try:
+            with self._store.writing(f"store {self._header.id}"):
+                written = self._sink.close()
+                if written != expected:
+                    raise NodeUnavailable(
+                        f"store {self._header.id}: {written} bytes on disk, {expected} expected"
+                    )
+                wanted()
+                self._store.publish(self._path, self._header.id)
+            self._store.health.wrote()
+        except DistfsError:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        self._sink.discard()
+        with contextlib.suppress(OSError):  # committed; or the disk failed, and the next start removes it
+            self._path.unlink()
+
+    def _append(self, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            view = self._sink.space(len(data) - at)
+            view[:] = data[at : at + len(view)]
+            self._sink.advance(len(view))
+            at += len(view)
+
+
+class DiskReader:
+    """An open fragment, checked to be whole and to be the one its name says. Cells follow in order."""
+
+    def __init__(self, path: str | Path, id: FragmentId, first: int) -> None:
+        with translated(f"read {id}", reading=True):
+            self.fd = os.open(path, os.O_RDONLY)
+            try:
+                size = os.fstat(self.fd).st_size
+                self.all = self._read_small(size)
+                said, self.table, self.packed, self.cells_at = read_layout(size, self._pread)
+                if said != id:
+                    raise Corrupt(f"fragment {id} says it is {said}: files were swapped")
+            except BaseException:
+                os.close(self.fd)
+                raise
+        self._next = first
+        self._id = id
+
+    def _read_small(self, size: int) -> bytes | None:
+        """All bytes of a small fragment; None of another, and of one of which the disk cannot read a part."""
+        try:
+            return os.pread(self.fd, size, 0) if size <= SMALL else None
+        except OSError:
+            return None
+
+    def extent(self, first: int, count: int) -> tuple[int, int]:
+        """Offset in the file and length in bytes of a run of cells: raw bytes for ``sendfile``."""
+        offsets = self.table.offsets
+        first = min(first, len(offsets) - 1)
+        end = min(first + count, len(offsets) - 1)
+        return self.cells_at + offsets[first], offsets[end] - offsets[first]
+
+    def read_cell(self, view: memoryview) -> None:
+        at = self.cells_at + self.table.offsets[self._next]
+        self._next += 1
+        done = 0
+        with translated(f"read {self._id}", reading=True):
+            while done < len(view):
+                n = os.preadv(self.fd, [view[done:]], at + done)
+                if not n:
+                    raise Corrupt(f"fragment {self._id} is cut short")
+                done += n
+
+    def is_good(self, number: int) -> bool:
+        """Whether that cell passes its check; it is the next to be read all the same."""
+        before, self._next = self._next, number
+        try:
+            entry = self.table.entries[number]
+            view = memoryview(bytearray(entry.length))
+            self.read_cell(view)
+            return checksum(view) == entry.checksum
+        except (Corrupt, IndexError):
+            return False
+        finally:
+            self._next = before
+
+    def verify(self, deadline: Deadline, between: Callable[[], object] = go_on) -> tuple[int, ...]:
+        """The numbers of the cells that fail, read from the disk itself; the page cache keeps none of them."""
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            return failing_cells(self, deadline, between)
+        finally:
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        if self.all is not None:
+            return self.all[offset : offset + length]
+        return os.pread(self.fd, length, offset)
+
+
+def _passes(path: Path, id: FragmentId, deadline: Deadline) -> bool:
+    """Whether a file is all of that fragment, every cell good."""
+    try:
+        with contextlib.closing(DiskReader(path, id, 0)) as reader:
+            return not reader.verify(deadline)
+    except (Corrupt, NotFound):
+        return False

@@ -1,0 +1,209 @@
+"""Fragment files by name under one folder: ``ROOT/ab/cd/<slice-uuid>.<index>``. No bytes of them are read here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
+from distfs.fragment_store import Listed, Page, parse_name
+from distfs.model import FragmentId
+from distfs.process import descriptors
+from distfs.storage.disk import space
+
+#: Errors of reading that say: these bytes are lost, as a bad sector's are. Not EACCES: what an operator's mistake
+#: with a whole folder makes unreadable is all there, and scrub tells of a single file that stays so.
+_DAMAGE = frozenset(
+    (
+        errno.EIO,
+        errno.EUCLEAN,  # the file system's own structures fail their checks (ext4, XFS)
+        errno.EBADMSG,  # as do their checksums
+        errno.ENODATA,  # what a disk calls a sector it cannot read
+        errno.EREMOTEIO,
+        errno.EILSEQ,  # an integrity check below the file system
+        errno.EISDIR,  # damaged entries: there is another kind of file by that name
+        errno.ENOTDIR,
+        errno.ELOOP,
+    )
+)
+_LEVEL = re.compile(r"[0-9a-f]{2}")
+
+
+@contextlib.contextmanager
+def translated(doing: str, reading: bool = False) -> Iterator[None]:
+    """The one place where the disk's own errors become ours. ``reading``: a bad sector is damage like any other."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        raise NotFound(f"{doing}: no such fragment") from e
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise Full(f"{doing}: {space.in_words(e.filename)}") from e
+        if e.errno == errno.EDQUOT:
+            raise Full(f"{doing}: the disk quota of the node's user is used up") from e
+        if reading and e.errno in _DAMAGE:
+            raise Corrupt(f"{doing}: the disk cannot read it: {e.strerror}") from e
+        raise NodeUnavailable(f"{doing}: {descriptors.in_words(e)}") from e
+
+
+class FragmentTree:
+    """The files of one folder. Thread-safe; every change is durable when its call returns."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: set[Path] = set()  # folders that exist, durably
+        self._renaming = threading.Lock()  # what is judged by its age is not replaced meanwhile
+
+    def path(self, id: FragmentId) -> Path:
+        return Path(self.where(id))
+
+    def where(self, id: FragmentId) -> str:
+        """The same as text: to put a Path together takes longer than to open what is there."""
+        name = str(id)
+        return f"{self.root}/{name[:2]}/{name[2:4]}/{name}"
+
+    def take_in(self, source: Path, id: FragmentId) -> None:
+        """Give a finished, fsynced file its name here; one that is there already is replaced."""
+        path = self.path(id)
+        with self._made(path.parent) as folder:
+            with self._renaming:
+                source.rename(path)
+            os.fsync(folder)
+
+    def move_to(self, other: FragmentTree, id: FragmentId, min_age: float = 0.0) -> bool:
+        """Move a file that is at least ``min_age`` seconds old (0: any) to ``other``, where its age begins anew.
+
+        False when there is none so old. One that is there already is replaced.
+        """
+        source, target = self.path(id), other.path(id)
+        if not source.exists():
+            return False
+        try:
+            with other._made(target.parent) as new, _opened(source.parent) as old:
+                with self._renaming:
+                    if _too_young(source, min_age):
+                        return False
+                    # Before the move: a crash in between leaves a young fragment, which nobody takes for garbage.
+                    os.utime(source)
+                    source.rename(target)
+                os.fsync(new)
+                os.fsync(old)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def identity(self, id: FragmentId) -> tuple[int, int] | None:
+        """Tells a file from another that takes its name; None when there is none."""
+        try:
+            stat = os.stat(self.where(id))  # noqa: PTH116 - a Path takes as long as the call
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    def remove(self, id: FragmentId, min_age: float = 0.0, identity: tuple[int, int] | None = None) -> bool:
+        """Whether there was such a file, at least ``min_age`` seconds old (0: any); then it is there no more.
+
+        ``identity``: of the only one that may be removed.
+        """
+        path = self.path(id)
+        try:
+            with _opened(path.parent) as folder:
+                with self._renaming:
+                    if _too_young(path, min_age) or identity not in (None, self.identity(id)):
+                        return False
+                    path.unlink()
+                os.fsync(folder)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def page(self, cursor: str, limit: int) -> Page:
+        """At most ``limit`` files after ``cursor`` in name order; ages by this machine's clock."""
+        now, listed, walk = time.time(), [], self._walk(cursor)
+        for path, fragment in walk:
+            with contextlib.suppress(FileNotFoundError):  # deleted since the walk saw it
+                stat = path.stat()
+                listed.append(Listed(fragment, stat.st_size, now - stat.st_mtime))
+            if len(listed) >= limit:
+                break
+        more = next(walk, None) is not None
+        return Page(tuple(listed), str(listed[-1].id) if more else None)
+
+    @contextlib.contextmanager
+    def _made(self, folder: Path) -> Iterator[int]:
+        """A folder of a file to come, opened; made where it is missing, also when somebody removed it."""
+        levels = self.root, folder.parent, folder
+        try:
+            fd = self._make_and_open(*levels)
+        except FileNotFoundError:  # what is known is not so any more
+            self._known.difference_update(levels)
+            fd = self._make_and_open(*levels)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _make_and_open(self, *levels: Path) -> int:
+        for level in levels:
+            if level not in self._known:
+                make_folder(level)
+                self._known.add(level)
+        return _open(levels[-1])
+
+    def _walk(self, cursor: str) -> Iterator[tuple[Path, FragmentId]]:
+        """Files after ``cursor`` in name order. A folder that cannot be read raises: it is not empty."""
+        if not self.root.exists():
+            return
+        for first in _names(self.root, cursor[:2]):
+            for second in _names(self.root / first, cursor[2:4] if first == cursor[:2] else ""):
+                folder = self.root / first / second
+                for name in sorted(os.listdir(folder)):
+                    fragment = parse_name(name)
+                    if fragment is not None and name > cursor:
+                        yield folder / name, fragment
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably."""
+    missing = list(itertools.takewhile(lambda p: not p.exists(), [folder, *folder.parents]))
+    folder.mkdir(parents=True, exist_ok=True)
+    # The last always: another thread may have made it and not have come to its own fsync.
+    for made in {folder, *missing}:
+        fsync_folder(made.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    with _opened(folder) as fd:
+        os.fsync(fd)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """To make durable what is done inside. Opened before: without a descriptor to be had, nothing is done."""
+    fd = _open(folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _too_young(path: Path, min_age: float) -> bool:
+    """Whatever the clock says, nothing is too young for an age of 0."""
+    return min_age > 0 and time.time() - path.stat().st_mtime < min_age
+
+
+def _names(folder: Path, start: str) -> list[str]:
+    """Our folders in one of ours, by name from ``start``: two hex digits. Whatever else is there is not ours."""
+    return sorted(name for name in os.listdir(folder) if name >= start and _LEVEL.fullmatch(name))

@@ -1,0 +1,215 @@
+"""The way out: MetaDB's slices in order, the next one asked for ahead, each block checked before it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, DistfsError, Unavailable
+from distfs.formats.coding import Code, code_for
+from distfs.model import NewFile, Node, Slice
+from distfs.peers.directory import NodeDirectory
+from distfs.transfer.blocks import BlockPool
+from distfs.transfer.remains import Remains, search_of
+from distfs.transfer.slice_read import Hedging, NoteDamage, SliceReader, not_noted
+
+log = logging.getLogger("distfs.download")
+
+#: How to ask MetaDB for a file.
+Find = Callable[[UUID, Deadline], NewFile]
+
+
+#: A client that has nothing yet can be told to come again: it waits for a part of the patience only.
+_BEFORE_THE_FIRST = 3
+_LOOK_S, _LOOK_MOST_S = 0.1, 1.0  # between two tries
+#: All that wait go by one list of nodes; one that is younger does.
+_LIST_AGE_S = 0.25
+
+
+class _Stuck:
+    """A read that cannot go on, and how long it was waited for nodes since its last block."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._until: float | None = None
+        self._pause = _LOOK_S
+
+    @property
+    def first(self) -> bool:
+        return self._until is None
+
+    @property
+    def over(self) -> bool:
+        return self._until is not None and time.monotonic() >= self._until
+
+    def wait(self, deadline: Deadline, at_once: bool) -> None:
+        """Before the next try; ``at_once``: not before the first. Raises Cancelled, TooSlow."""
+        if self._until is None:
+            self._until = time.monotonic() + self._patience
+            if at_once:
+                return
+        deadline.pause(self._pause, "waiting for storage nodes to come back")
+        self._pause = min(2 * self._pause, _LOOK_MOST_S)
+
+
+class Downloader:
+    """What all downloads of a service share. Thread-safe."""
+
+    def __init__(
+        self,
+        directory: NodeDirectory,
+        pool: BlockPool,
+        note_damage: NoteDamage = not_noted,
+        find: Find | None = None,
+    ) -> None:
+        """``note_damage`` is called on the way, for every fragment that proves bad or missing: it must not wait.
+
+        ``find``: a file as MetaDB has it now; for long downloads, whose fragments may be moved meanwhile.
+        """
+        self._directory, self._pool = directory, pool
+        self._hedging = Hedging(directory.hedging, pool)
+        self._note_damage, self._find, self._search = note_damage, find, search_of(directory)
+
+    def read(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[memoryview]:
+        """Bytes ``start`` to ``stop`` of a file, in order; each view is valid only until the next is asked for.
+
+        Raises Corrupt or Unavailable, at any view, when too few fragments of a slice answer; never yields a
+        byte that fails its check.
+        """
+        beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
+        with self._pool.lent(deadline, beside, file.block_size) as buffer:
+            yield from self._read(file, start, stop, buffer, deadline)
+
+    def _read(
+        self, file: NewFile, start: int, stop: int, buffer: memoryview, deadline: Deadline
+    ) -> Iterator[memoryview]:
+        known = self._directory.nodes(deadline)
+        wanted = self._readers(file, start, stop, deadline)
+        reader, upcoming = _opened(wanted), None
+        begun = False
+        at = start // file.block_size * file.block_size  # where the next block begins
+        try:
+            while reader is not None:
+                for block in self._blocks(file, reader, known, buffer, deadline, begun):
+                    begun = True
+                    yield block[max(0, start - at) : stop - at]
+                    at += len(block)
+                    # Asked for here, not by a thread: at each hand-over of the interpreter lock a busy machine
+                    # keeps both waiting, and with k fragments a slice that took a third of the time.
+                    upcoming = upcoming or _opened(wanted)
+                reader.close()
+                reader, upcoming = upcoming, None
+        finally:
+            for each in (reader, upcoming):
+                if each is not None:
+                    each.close()
+
+    def _blocks(
+        self,
+        file: NewFile,
+        reader: SliceReader,
+        known: list[Node],
+        buffer: memoryview,
+        deadline: Deadline,
+        begun: bool,
+    ) -> Iterator[memoryview]:
+        """What ``reader`` reads; when it cannot go on and its fragments are elsewhere by now, from there. Nodes that
+        may only be restarting are waited for, where it was.
+
+        ``known``: the nodes as they were when the download began; ``begun``: bytes of it have left already.
+        """
+        number, stop = reader.span
+        remains = reader.remains or self._remains(reader.piece)
+        code = code_for(file.policy)
+        patience = self._directory.patience / (1 if begun else _BEFORE_THE_FIRST)
+        stuck = _Stuck(patience)
+        while True:
+            try:
+                with contextlib.closing(reader):
+                    for block in reader.blocks(buffer):
+                        yield block
+                        number += 1
+                        stuck = _Stuck(self._directory.patience)
+                return
+            except (Corrupt, Unavailable) as e:
+                deadline.check_cancelled()
+                piece = self._moved(file, reader.piece, known, deadline) if stuck.first else None
+                lately = self._directory.may_return(filter(None, reader.piece.nodes), deadline)
+                gone = isinstance(e, Corrupt) or lately < code.policy.k
+                if not piece and (gone or stuck.over):
+                    if isinstance(e, Corrupt) or not remains.begin_last_resort():
+                        raise
+                else:
+                    if stuck.first:
+                        log.warning("file %s: a download waits for storage nodes: %s", file.id, e)
+                    stuck.wait(deadline, at_once=bool(piece))
+                    self._directory.glance(deadline, _LIST_AGE_S)
+            reader = self._reader(file, piece or reader.piece, (number, stop), deadline, remains)
+
+    def _moved(self, file: NewFile, piece: Slice, known: list[Node], deadline: Deadline) -> Slice | None:
+        """The slice as it is now, if a fragment of it, or a node that has one, is not where it was."""
+        if self._find is None:
+            return None
+        try:
+            fresh = self._find(file.id, deadline).slices[piece.ordinal]
+            nodes = self._directory.glance(deadline)
+        except DistfsError as e:
+            log.info("file %s: whether slice %s was moved cannot be told: %s", file.id, piece.id, e)
+            return None
+        before = {node.id: node.address for node in known}
+        away = {node.id for node in nodes if node.address != before.get(node.id)}
+        return fresh if fresh.nodes != piece.nodes or away.intersection(fresh.nodes) else None
+
+    def _readers(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[SliceReader]:
+        """A reader a slice that the range touches, for just the blocks it touches."""
+        at = 0
+        for piece in file.slices:
+            first, last = max(start - at, 0), min(stop - at, piece.size)
+            if first < last:
+                span = first // file.block_size, -(-last // file.block_size)
+                yield self._reader(file, piece, span, deadline)
+            at += piece.size
+
+    def _remains(self, piece: Slice) -> Remains:
+        return Remains(self._search, piece, last_resort=False)
+
+    def _reader(
+        self,
+        file: NewFile,
+        piece: Slice,
+        span: tuple[int, int],
+        deadline: Deadline,
+        remains: Remains | None = None,
+    ) -> SliceReader:
+        """``remains``: those of the try before, if there was one."""
+        code, directory = code_for(file.policy), self._directory
+        order = self._order(piece, code, deadline)
+        shape = piece, file.block_size, code
+        how = self._note_damage, self._hedging, remains or self._remains(piece)
+        return SliceReader(*shape, directory.store, order, span, deadline, *how)
+
+    def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
+        """Fragment indexes: nodes that are up and well first.
+
+        Of copies a slice has one that all services prefer: slices share the nodes evenly, and what is read
+        again is in one node's page cache, not half of it in each.
+        """
+        alive = {node.id for node in self._directory.known(deadline) if node.alive}
+        standing = self._directory.standing(piece.nodes)
+        held = [index for index, node in enumerate(piece.nodes) if node]
+        if code.policy.k == 1 and held:  # with k > 1 data cells come first: they need no decoding
+            preferred = piece.id.int % len(held)
+            held = held[preferred:] + held[:preferred]
+        return sorted(held, key=lambda i: (piece.nodes[i] not in alive, standing[piece.nodes[i]]))
+
+
+def _opened(wanted: Iterator[SliceReader]) -> SliceReader | None:
+    """The next one, its fragments asked for; None after the last."""
+    reader = next(wanted, None)
+    if reader is not None:
+        reader.open()
+    return reader

@@ -1,0 +1,40 @@
+"""One fragment made anew from the others: what a degraded write, a repair and a drain have in common."""
+
+from __future__ import annotations
+
+from distfs.deadline import Deadline
+from distfs.formats.fragment import RAW, CellEntry, checksum
+from distfs.fragment_store import FragmentStore
+from distfs.model import Slice
+from distfs.transfer.slice_read import SliceReader
+from distfs.transfer.slice_upload import FileIdentity
+
+
+def rebuild(
+    file: FileIdentity,
+    piece: Slice,
+    index: int,
+    reader: SliceReader,
+    target: FragmentStore,
+    buffer: memoryview,
+    deadline: Deadline,
+) -> None:
+    """Write fragment ``index`` to ``target`` from the checked blocks of ``reader``, which spans the slice.
+
+    A copy is copied, a coded cell is computed; either way from bytes that MetaDB's digest vouches for, and it
+    is durable on return. ``buffer`` has room for a block. Raises what reading and writing raise; then
+    nothing of it stays.
+    """
+    hint = file.code.cell_size(piece.size)
+    writer = target.put(file.header(piece.id, piece.ordinal, index), hint, deadline)
+    try:
+        for block in reader.blocks(buffer):
+            plain = checksum(block)
+            cell = file.code.encode(block)[index]
+            own = plain if cell is block else checksum(cell)
+            writer.write_cell(CellEntry(len(cell), RAW, own, plain), memoryview(cell))
+        writer.finish(piece.size, reader.last)
+        writer.commit()
+    except BaseException:
+        writer.abort()
+        raise

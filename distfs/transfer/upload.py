@@ -1,0 +1,392 @@
+"""The way in: a source of bytes -> blocks -> k+m cells -> storage nodes -> ONE MetaDB transaction.
+
+Nothing of a request can be read before its transaction; leaving a session without a commit removes what was
+written. Memory is bounded by the block pool, whatever the file's size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import wait
+from dataclasses import replace
+from uuid import uuid4
+
+from distfs.body.source import Source
+from distfs.config.settings import StorageConfig
+from distfs.deadline import Deadline
+from distfs.errors import Busy, DistfsError, Full, NodesLeft, NodeUnavailable, OutcomeUnknown, Unavailable
+from distfs.formats.coding import code_for
+from distfs.meta import MetaDB
+from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
+from distfs.peers.directory import NodeDirectory
+from distfs.process.threads import Threads
+from distfs.telemetry import in_context
+from distfs.transfer.blocks import Block, BlockPool
+from distfs.transfer.file_upload import FileUpload, Means, refusal
+from distfs.transfer.placement import Placement
+from distfs.transfer.rebuild import rebuild
+from distfs.transfer.slice_read import SliceReader
+from distfs.transfer.slice_upload import FileIdentity, SlicePlan, write_small
+
+log = logging.getLogger("distfs.upload")
+
+#: How long removing the fragments of a failed upload may take; the orphan sweep finds what is left.
+DISCARD_LIMIT_S = 5.0
+#: Nodes that were there so short a while ago are believed to be there when the file is committed.
+_TRUSTED_S = 1.0
+#: Between two looks for nodes that may come back.
+_LOOK_S = 0.25
+#: How often MetaDB may say at the commit that yet another node is leaving.
+_COMMITS = 5
+
+
+class Uploader:
+    """What all uploads of a service share. Thread-safe."""
+
+    def __init__(
+        self,
+        meta: MetaDB,
+        directory: NodeDirectory,
+        placement: Placement,
+        pool: BlockPool,
+        config: StorageConfig,
+        uploads: int,
+    ) -> None:
+        """``uploads``: how many may run at once; each finds the threads it needs free, so none waits."""
+        self.meta, self.directory, self.placement = meta, directory, placement
+        width = max(policy.width for policy in config.policies.values())
+        threads = uploads * (1 + width * config.parallel_slices)
+        executor = Threads(threads, thread_name_prefix="fragment")
+        self.means = Means(pool, executor, directory.store, config)
+
+    def begin(self, deadline: Deadline) -> UploadSession:
+        """A request's upload; use it as a context manager."""
+        return UploadSession(self, deadline)
+
+    def close(self) -> None:
+        self.means.executor.shutdown(wait=False, cancel_futures=True)
+
+
+class UploadSession:
+    """All files of one request: written as they come, committed together or not at all."""
+
+    def __init__(self, uploader: Uploader, deadline: Deadline) -> None:
+        self._uploader, self._deadline = uploader, deadline
+        self._files: list[tuple[FileIdentity, NewFile]] = []
+        self._placed_at: float | None = None  # when the first slice was, on the monotonic clock
+        self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
+        self._failed_nodes: set[int] = set()  # not tried again by this request
+        self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
+        self._keep = self._committed = False
+
+    def __enter__(self) -> UploadSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for plan in list(self._unsettled):
+            self._landed(plan)
+        if self._committed:
+            self._discard(self._unneeded(), wait_for_it=False)
+        elif not self._keep:
+            self._discard(self._stored)
+
+    def add(
+        self,
+        source: Source,
+        *,
+        name: str,
+        content_type: str,
+        policy: Policy,
+        size_hint: int | None = None,
+    ) -> NewFile:
+        """Store one file's fragments durably. Raises what the source raises, and Unavailable, Full, TooSlow."""
+        block_size = self._uploader.means.config.block_size
+        cluster = self._uploader.meta.cluster_id(self._deadline)
+        identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
+        first = self._read_block(source, identity.code.beside(block_size))
+        rest = self._rest(first, source, size_hint, block_size)
+        if rest is None:
+            digest, slices = self._add_small(identity, first)
+        else:
+            upload = FileUpload(self, self._uploader.means, identity, size_hint, self._deadline)
+            digest, slices = upload.run(first, rest)
+        size = sum(s.size for s in slices)
+        file = NewFile(identity.id, name, content_type, size, digest, policy, block_size, tuple(slices))
+        self._files.append((identity, file))
+        return file
+
+    def commit(self) -> list[File]:
+        """One transaction for all files. Raises Unavailable when what was safe is so no more, NodesLeft when node
+        after node is drained, and OutcomeUnknown when MetaDB was lost in the middle of it."""
+        if self._placed_at is not None and time.monotonic() - self._placed_at >= _TRUSTED_S:
+            self._make_up_for_lost()
+        for _ in range(_COMMITS - 1):
+            try:
+                return self._commit()
+            except NodesLeft as e:
+                log.info("not committed yet: %s", e)
+                self._make_up_for_lost()
+        return self._commit()
+
+    def _commit(self) -> list[File]:
+        self._keep = True  # whatever happens now, never remove what may have been committed
+        try:
+            files = self._uploader.meta.commit_files([file for _, file in self._files], self._deadline)
+            self._committed = True
+            return files
+        except OutcomeUnknown:
+            raise
+        except DistfsError:
+            self._keep = False
+            raise
+
+    # --- what FileUpload asks of its request --------------------------------------------------------
+
+    def plan(self, file: FileIdentity, ordinal: int, size_hint: int) -> SlicePlan:
+        """Place a new slice, on fewer nodes than k+m if need be. Raises Unavailable when it would not be safe."""
+        share = file.code.cell_size(size_hint)
+        if self._placed_at is None:
+            self._placed_at = time.monotonic()
+        plan = SlicePlan(file, ordinal, self._place_patiently(file, share), size_hint)
+        self._stored.extend((node, FragmentId(plan.id, i)) for i, node in enumerate(plan.nodes))
+        self._unsettled.append(plan)
+        return plan
+
+    def patient_until(self) -> float:
+        """Until when nodes are waited for from now on, on the monotonic clock."""
+        return time.monotonic() + self._uploader.directory.patience
+
+    def again(self, plan: SlicePlan, failed: dict[int, DistfsError], until: float) -> bool:
+        """Whether nodes that took nothing of a slice may only be restarting: then, after a moment, it is to be placed
+        anew, and this plan is given up. Raises TooSlow, Cancelled."""
+        directory = self._uploader.directory
+        away = all(isinstance(e, NodeUnavailable) for e in failed.values())
+        lately = directory.may_return(plan.nodes, self._deadline)
+        if not away or lately < self._fewest(plan.file) or time.monotonic() >= until:
+            return False
+        self._landed(plan)
+        log.info("an upload waits for storage nodes: %s", "; ".join(map(str, failed.values())))
+        self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
+        directory.glance(self._deadline, _LOOK_S)
+        return True
+
+    def _landed(self, plan: SlicePlan) -> None:
+        """The slice is stored, or given up."""
+        self._unsettled.remove(plan)
+        for node in plan.nodes:
+            self._uploader.placement.landed(node, plan.file.code.cell_size(plan.size_hint))
+
+    def settle(self, plan: SlicePlan, failed: dict[int, DistfsError]) -> Slice:
+        """A slice whose senders have ended -> its row. What failed is rebuilt on other nodes where there are any.
+
+        Raises Unavailable when less than k + min_redundancy of it is safe in the end.
+        """
+        self._landed(plan)
+        self._deadline.check_cancelled()  # no node is to blame
+        for index, node in enumerate(plan.nodes):
+            if index in failed:
+                self._failed_nodes.add(node)
+                log.warning("fragment %s.%d on node %d: %s", plan.id, index, node, failed[index])
+        piece = plan.done(failed)
+        missing = [index for index, node in enumerate(piece.nodes) if not node]
+        for index in missing:
+            piece = self._restore(plan.file, piece, index)
+        told = f"{len(failed)} of {len(piece.nodes)} storage nodes failed while the file was written: "
+        self._require_safe(plan.file, piece, refusal(failed.values(), told))
+        return piece
+
+    def _require_safe(self, file: FileIdentity, piece: Slice, error: DistfsError) -> None:
+        """Raises ``error`` when less than k + min_redundancy of a slice is safe."""
+        safe = sum(map(bool, piece.nodes))
+        if safe < self._fewest(file):
+            raise error
+        if safe < len(piece.nodes):
+            log.warning(
+                "slice %s has %d of %d fragments; repair adds the rest", piece.id, safe, len(piece.nodes)
+            )
+
+    def _make_up_for_lost(self) -> None:
+        """Slices that landed long ago may have lost nodes since: what one keeps that is down, forgotten or being
+        drained is made anew on others.
+
+        As well as is known: while MetaDB cannot be read, by the nodes it told of last. Who drains a node need not
+        rely on it: MetaDB takes no commit that names one which is drained or forgotten.
+        """
+        nodes = self._uploader.directory.nodes(self._deadline, fresh=True)
+        staying = {node.id for node in nodes if node.alive and node.state != "draining"}
+        self._files = [
+            (of, replace(f, slices=tuple(self._on_staying(of, piece, staying) for piece in f.slices)))
+            for of, f in self._files
+        ]
+
+    def _on_staying(self, identity: FileIdentity, piece: Slice, staying: Container[int]) -> Slice:
+        """The slice with what other nodes keep of it made anew. Raises Unavailable when too little is safe then."""
+        leaving = [i for i, node in enumerate(piece.nodes) if node and node not in staying]
+        for index in leaving:
+            log.warning("fragment %s.%d: node %d is gone since", piece.id, index, piece.nodes[index])
+            anew = self._restore(identity, piece, index)
+            lost = anew.nodes[index] == piece.nodes[index]
+            piece = _moved(piece, index, 0) if lost else anew
+        if leaving:
+            text = "storage nodes were lost while the file was written, and nobody can take their part"
+            self._require_safe(identity, piece, Unavailable(text))
+        return piece
+
+    def _fewest(self, file: FileIdentity) -> int:
+        """How many fragments of a slice must be safe before it may be committed."""
+        return self._uploader.means.config.fewest(file.code.policy)
+
+    def _place_patiently(self, file: FileIdentity, share: int) -> list[int]:
+        """As ``_place``, for a new slice. Nodes that stopped and may only be restarting are waited for."""
+        directory, fewest = self._uploader.directory, self._fewest(file)
+        ends = self.patient_until()
+        while True:
+            try:
+                return self._place(file, share, (), fewest)
+            except Full:
+                raise
+            except Unavailable as e:
+                able = [n for n in directory.nodes(self._deadline) if n.writable or not n.alive]
+                lately = directory.may_return({n.id for n in able} - self._failed_nodes, self._deadline)
+                if lately < fewest or time.monotonic() >= ends:
+                    raise
+                log.info("an upload waits for storage nodes: %s", e)
+            self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
+
+    def _place(
+        self, file: FileIdentity, share: int, taken: Sequence[int], fewest: int, width: int = 0
+    ) -> list[int]:
+        def place(nodes: list[Node]) -> list[int]:
+            able = [n for n in nodes if n.id not in taken and n.id not in self._failed_nodes]
+            wanted = width or file.code.policy.width
+            return self._uploader.placement.place(directory.willing(able, wanted), wanted, share, fewest)
+
+        directory = self._uploader.directory
+        try:
+            return place(directory.nodes(self._deadline))
+        except Unavailable:  # perhaps the nodes that are missing have come since the list was read
+            return place(directory.nodes(self._deadline, fresh=True))
+
+    def _restore(self, file: FileIdentity, piece: Slice, index: int) -> Slice:
+        """The slice with fragment ``index`` rebuilt on a node of its own; as it was when that cannot be."""
+        share = file.code.cell_size(piece.size)
+        uploader, deadline = self._uploader, self._deadline
+        try:
+            [target] = self._place(file, share, piece.nodes, 1, 1)
+        except Unavailable:
+            return piece
+        self._stored.append((target, FragmentId(piece.id, index)))
+        up = {node.id for node in uploader.directory.nodes(deadline) if node.alive}
+        held = [i for i, node in enumerate(piece.nodes) if node]
+        order = sorted(held, key=lambda i: piece.nodes[i] not in up)
+        span = 0, -(-piece.size // file.block_size)
+        stores = uploader.directory.store
+        reader = SliceReader(piece, file.block_size, file.code, stores, order, span, deadline)
+        try:
+            beside = file.code.beside(file.block_size)
+            with contextlib.closing(reader), uploader.means.pool.lent(deadline, beside) as buffer:
+                rebuild(file, piece, index, reader, stores(target, deadline), buffer, deadline)
+        except DistfsError as e:
+            self._failed_nodes.add(target)
+            log.warning("fragment %s.%d could not be rebuilt on node %d: %s", piece.id, index, target, e)
+            return piece
+        finally:
+            uploader.placement.landed(target, share)
+        return _moved(piece, index, target)
+
+    def _read_block(self, source: Source, beside: int) -> Block:
+        block = self._uploader.means.pool.take(self._deadline, beside=beside)
+        try:
+            block.cut(source.readinto(block.view))
+        except BaseException:
+            block.release()
+            raise
+        return block
+
+    @staticmethod
+    def _rest(first: Block, source: Source, size_hint: int | None, block_size: int) -> Source | None:
+        """What comes behind a file's first block; None: nothing, it need not be sent by threads."""
+        if len(first.view) < block_size:
+            return None
+        if size_hint != len(first.view):
+            return source
+        more = bytearray(1)
+        try:
+            count = source.readinto(memoryview(more))
+        except BaseException:
+            first.release()
+            raise
+        return _Behind(more, source) if count else None
+
+    def _add_small(self, identity: FileIdentity, block: Block) -> tuple[bytes, list[Slice]]:
+        """A file that ends in its first block, from the request's own thread."""
+        digest = hashlib.sha256()
+        beside: list[Callable[[], object]] = [lambda: digest.update(block.view)]  # while the nodes write
+        try:
+            if not len(block.view):
+                return digest.digest(), []
+            until = self.patient_until()
+            while True:
+                plan = self.plan(identity, 0, len(block.view))
+                failed = write_small(plan, block.view, self._uploader.means.stores, self._deadline, beside)
+                lost = len(plan.nodes) - len(failed) < identity.code.policy.k
+                if not (lost and self.again(plan, failed, until)):
+                    return digest.digest(), [self.settle(plan, failed)]
+        finally:
+            block.release()
+
+    def _unneeded(self) -> list[tuple[int, FragmentId]]:
+        """What was stored on nodes that answer and is not what was committed: of slices that were placed anew, and of
+        fragments that were made anew elsewhere. Of one that nobody keeps any copy is welcome."""
+        kept: set[tuple[int, FragmentId]] = set()
+        nowhere: set[FragmentId] = set()
+        for piece in (piece for _, file in self._files for piece in file.slices):
+            places = [(node, FragmentId(piece.id, index)) for index, node in enumerate(piece.nodes)]
+            kept.update(places)
+            nowhere.update(fragment for node, fragment in places if not node)
+        return [
+            (node, fragment)
+            for node, fragment in self._stored
+            if (node, fragment) not in kept and fragment not in nowhere and node not in self._failed_nodes
+        ]
+
+    def _discard(self, those: Sequence[tuple[int, FragmentId]], wait_for_it: bool = True) -> None:
+        """Remove fragments that this session may have stored, on all nodes at once, within a bound."""
+        deadline = Deadline(DISCARD_LIMIT_S)
+        jobs = []
+        for node, fragment in those:
+            try:
+                remove = in_context(self._remove)
+                jobs.append(self._uploader.means.executor.submit(remove, node, fragment, deadline))
+            except Busy:  # no thread to be had: one after the other
+                self._remove(node, fragment, deadline)
+        if wait_for_it:
+            wait(jobs, DISCARD_LIMIT_S)
+
+    def _remove(self, node: int, fragment: FragmentId, deadline: Deadline) -> None:
+        try:
+            self._uploader.directory.store(node, deadline).delete(fragment, deadline)
+        except DistfsError as e:
+            log.info("fragment %s of a failed upload is left to the orphan sweep: %s", fragment, e)
+
+
+class _Behind:
+    """A source of which the first bytes were read already."""
+
+    def __init__(self, data: bytearray, source: Source) -> None:
+        self._data, self._source = data, source
+
+    def readinto(self, view: memoryview) -> int:
+        count = min(len(view), len(self._data))
+        view[:count] = self._data[:count]
+        del self._data[:count]
+        return count + (self._source.readinto(view[count:]) if count < len(view) else 0)
+
+
+def _moved(piece: Slice, index: int, to: int) -> Slice:
+    """The slice with fragment ``index`` on node ``to``; 0: on none."""
+    return replace(piece, nodes=tuple(to if i == index else node for i, node in enumerate(piece.nodes)))

@@ -1,0 +1,296 @@
+"""A blocking socket that speaks wire frames: the one place where socket errors become ours.
+
+The socket blocks in the kernel with SO_RCVTIMEO and SO_SNDTIMEO instead of Python's own timeout, which polls
+before every call: with MSG_WAITALL a 1 MiB cell is one system call and one release of the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from distfs.deadline import Deadline
+from distfs.errors import Busy, DistfsError, NodeUnavailable, ProtocolError, TooSlow
+from distfs.formats import wire
+from distfs.model import Buffer
+from distfs.process import descriptors
+from distfs.process.dial import dial, keep_alive
+
+_TIMEVAL = struct.Struct("@ll")
+_READ_AHEAD = 16 << 10
+_CLOSE_S = 0.0005  # so near to a limit is at it
+_FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
+_KEEPALIVE = 10, 5, 3  # a peer that sends no FIN is noticed after 25 s
+
+
+class Limit(Protocol):
+    """How long something may take in all; a Deadline is one."""
+
+    def remaining(self, phase: str) -> float:
+        """Seconds left, always positive. Raises TooSlow, naming ``phase``, when none are; Cancelled."""
+
+
+class WireSocket:
+    """One connection. ``peer`` names the other side in errors. Used by one thread at a time, but ``interrupt``."""
+
+    def __init__(self, sock: socket.socket, peer: str, stall: float) -> None:
+        self.sock, self.peer = sock, peer
+        self.heard = False  # whether anything was received since ``heard`` was last set to False
+        self._decoder = wire.Decoder()
+        self._scratch = memoryview(bytearray(_READ_AHEAD))
+        # Seconds: what the kernel lets a call wait, maybe less than its limit; the limits; how long it was silent.
+        self._timeouts: dict[int, float] = {}
+        self._send_stall = self._stall = self._notice = self._silent = 0.0
+        self._closing = threading.Lock()
+        try:
+            sock.setblocking(True)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock, *_KEEPALIVE)
+            self.set_send_stall(stall)
+            self.set_receive_stall(stall)
+        except OSError as e:
+            sock.close()
+            raise NodeUnavailable(f"{peer}: {e.strerror or e}") from e
+
+    @classmethod
+    def connect(cls, host: str, port: int, peer: str, timeout: float, stall: float) -> WireSocket:
+        """Raises NodeUnavailable, or TooSlow in the connect phase; Busy when it is this process that cannot."""
+        try:
+            sock = dial(host, port, timeout)
+        except TimeoutError as e:
+            raise TooSlow(f"{peer}: connect: no connection within {timeout:.2f} s") from e
+        except OSError as e:
+            kind = Busy if descriptors.used_up(e) else NodeUnavailable
+            raise kind(f"{peer}: cannot connect: {descriptors.in_words(e)}") from e
+        return cls(sock, peer, stall)
+
+    def set_send_stall(self, seconds: float) -> None:
+        """A send that moves no byte for so long raises TooSlow."""
+        self._send_stall = max(seconds, 0.001)
+        self._bound(socket.SO_SNDTIMEO, self._send_stall)
+
+    def set_receive_stall(self, seconds: float, notice: float | None = None) -> None:
+        """A receive that gets no byte for so long raises TooSlow.
+
+        ``notice``: what ends in ``_or_late`` returns already after that many seconds of silence.
+        """
+        self._stall = max(seconds, 0.001)
+        self._silent = 0.0
+        self._notice = self._stall if notice is None else min(notice, self._stall)
+        self._bound(socket.SO_RCVTIMEO, self._notice)
+
+    def _bound(self, option: int, seconds: float) -> None:
+        """No call waits longer than so. One that waits less is called again, so the limit of before mostly does:
+        to set it takes a system call, for each request."""
+        if not self._timeouts.get(option, math.inf) <= seconds:
+            self._set_timeout(option, seconds)
+
+    def _set_timeout(self, option: int, seconds: float) -> None:
+        seconds = max(seconds, 0.001)  # zero would mean: wait for ever
+        if self._timeouts.get(option) != seconds:
+            whole = int(seconds)
+            timeval = _TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
+            self.sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+            self._timeouts[option] = seconds
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to read: neither stray bytes nor the peer's end. What a pooled connection must be."""
+        if self._decoder.buffered:
+            return False
+        try:  # a peek and not select(), which takes no descriptor over 1023
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @property
+    def ended(self) -> bool:
+        """The peer has closed its side, or the connection is broken."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def send(self, *buffers: Buffer, more: bool = False, limit: Limit | None = None) -> None:
+        """Send them in order, as few packets as may be. ``more``: further bytes follow at once.
+
+        Raises TooSlow soon after ``limit``, also for a peer that takes a byte now and then.
+        """
+        flags = socket.MSG_MORE if more else 0
+        total = sum(map(len, buffers))
+        sent = self._send(buffers, flags)
+        if sent == total:
+            return
+        left = [memoryview(buffer) for buffer in buffers if len(buffer)]
+        while True:
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if not left:
+                return
+            left[0] = left[0][sent:]
+            if limit is not None:
+                limit.remaining(f"{self.peer}: send, with {sum(map(len, left)):,} bytes left,")
+            sent = self._send(left, flags)
+
+    def _send(self, buffers: Sequence[Buffer], flags: int) -> int:
+        """How many bytes went, at least one of those there are."""
+        stuck = 0.0
+        while True:
+            try:
+                return self.sock.sendmsg(buffers, (), flags)
+            except BlockingIOError as e:
+                stuck += self._timeouts[socket.SO_SNDTIMEO]
+                left = self._send_stall - stuck
+                if left < _CLOSE_S:
+                    raise TooSlow(f"{self.peer}: send made no progress for {stuck:.1f} s, the limit") from e
+                self._set_timeout(socket.SO_SNDTIMEO, left)
+            except OSError as e:
+                raise NodeUnavailable(f"{self.peer}: send failed: {e.strerror or e}") from e
+
+    def receive_frame(self, limit: Limit | None = None) -> wire.Frame:
+        """The next frame; its body is still to be received. Raises ProtocolError, NodeUnavailable, TooSlow."""
+        while (frame := self.receive_frame_or_late(limit)) is None:
+            pass
+        return frame
+
+    def receive_request(self, idle: float, within: float) -> wire.Frame:
+        """The next frame, its first byte within ``idle`` seconds and all of its header soon after ``within`` more.
+
+        Raises what ``receive_frame`` does.
+        """
+        if not self._decoder.buffered:
+            self.set_receive_stall(idle)
+            self._decoder.feed(self._scratch[: self._receive(self._scratch, 0)])
+        frame = self._decoder.next_frame()
+        if frame is None:
+            self.set_receive_stall(within)
+            frame = self.receive_frame(Deadline(within))
+        return frame
+
+    def receive_frame_or_late(self, limit: Limit | None = None) -> wire.Frame | None:
+        """The same; None after a silence of ``notice``: call again to wait on."""
+        while (frame := self._decoder.next_frame()) is None:
+            if limit is not None:
+                limit.remaining(f"{self.peer}: {self._phase}")
+            n = self._receive(self._scratch, 0)
+            if not n:
+                return None
+            self._decoder.feed(self._scratch[:n])
+        return frame
+
+    def receive_body(self, view: memoryview, limit: Limit | None = None) -> None:
+        """Fill ``view`` with the next bytes of the body of the last frame.
+
+        Raises TooSlow soon after ``limit``, also for a peer that sends a byte now and then.
+        """
+        done = 0
+        while done < len(view):
+            done = self.receive_body_or_late(view, done, limit)
+
+    def receive_body_or_late(self, view: memoryview, done: int, limit: Limit | None = None) -> int:
+        """Go on to fill ``view`` from byte ``done``; -> where it came to.
+
+        That is less than all after a silence of ``notice``: call again to wait on.
+        """
+        if self._decoder.buffered:
+            done += self._decoder.take(view[done:])
+        while done < len(view):
+            n = self._receive(view[done:], socket.MSG_WAITALL)
+            if not n:
+                break
+            done += n
+            if limit is not None and done < len(view):
+                limit.remaining(f"{self.peer}: {self._phase}, with {len(view) - done:,} bytes left,")
+        return done
+
+    def receive_answer(self, limit: Limit | None = None) -> tuple[dict[str, Any], int]:
+        """The header and body length of an OK frame; an ERROR frame is raised as the error it names."""
+        return self.accept_answer(self.receive_frame(limit))
+
+    def accept_answer(self, frame: wire.Frame) -> tuple[dict[str, Any], int]:
+        """The same, of a frame that has come."""
+        if frame.type is wire.Type.OK:
+            return frame.header(), frame.body_length
+        if frame.type is not wire.Type.ERROR:
+            raise ProtocolError(f"{self.peer}: a {frame.type.name} frame where an answer was due")
+        raise wire.decode_error(frame.header(), self.peer)
+
+    def send_error(self, error: DistfsError) -> None:
+        """Answer a request with an error."""
+        self.send(wire.encode_error(error))
+
+    def send_file(self, fd: int, offset: int, length: int, limit: Limit) -> None:
+        """A run of a file, straight from the page cache. The file must be that long.
+
+        Raises TooSlow soon after ``limit``, also for a peer that takes a byte now and then: the kernel would
+        wait anew for each few pages of a long run, so it is given short ones, and looks up every second.
+        """
+        while length:
+            left = limit.remaining(f"{self.peer}: send, with {length:,} bytes left,")
+            self.set_send_stall(min(left, _LOOK_UP_S))
+            try:
+                sent = os.sendfile(self.sock.fileno(), fd, offset, min(length, _FILE_PIECE))
+            except BlockingIOError:
+                continue  # not a byte: until the limit it may pause
+            except OSError as e:
+                raise NodeUnavailable(f"{self.peer}: send failed: {e.strerror or e}") from e
+            if not sent:
+                raise NodeUnavailable(f"{self.peer}: the fragment was cut short while it was sent")
+            offset, length = offset + sent, length - sent
+
+    def count_silence(self, seconds: float) -> None:
+        """Nothing came for so long more. Raises TooSlow when that reaches the stall limit."""
+        self._silent += seconds
+        if self._silent >= self._stall - _CLOSE_S:
+            raise TooSlow(
+                f"{self.peer}: {self._phase}: receive made no progress for {self._silent:.1f} s, "
+                f"the limit is {self._stall:.1f} s"
+            )
+
+    def interrupt(self) -> None:
+        """From any thread: whoever sends or receives here fails at once, and this connection is of no more use."""
+        with self._closing, contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with self._closing:
+            self.sock.close()
+
+    @property
+    def _phase(self) -> str:
+        return "between bytes" if self.heard else "first byte"
+
+    def _receive(self, view: memoryview, flags: int) -> int:
+        """How many bytes came; 0: none for as long as ``notice``, which is less than the stall limit."""
+        waited = 0.0
+        while True:
+            try:
+                n = self.sock.recv_into(view, len(view), flags)
+                break
+            except BlockingIOError:
+                seconds = self._timeouts[socket.SO_RCVTIMEO]
+                waited += seconds
+                self.count_silence(seconds)
+                if waited >= self._notice - _CLOSE_S:
+                    self._bound(socket.SO_RCVTIMEO, self._stall - self._silent)
+                    return 0
+                self._set_timeout(socket.SO_RCVTIMEO, min(self._notice - waited, self._stall - self._silent))
+            except OSError as e:
+                raise NodeUnavailable(f"{self.peer}: receive failed: {e.strerror or e}") from e
+        if not n:
+            raise NodeUnavailable(f"{self.peer}: closed the connection")
+        self.heard, self._silent = True, 0.0
+        return n
