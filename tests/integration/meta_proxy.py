@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from distfs.metadb.url import MetaURL
+from tests.faults.ledger import of_the_test
 
 
 class Cut(Enum):
@@ -72,6 +73,7 @@ class Proxy:
         self.refuses_after_cut = False
         self.connections = 0
         self._lets_on: threading.Event | None = None
+        self._hangs: Callable[[], None] = lambda: None
         self.held: set[socket.socket] = set()  # whose client sent what is held
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -94,7 +96,8 @@ class Proxy:
 
     @contextlib.contextmanager
     def hanging(self) -> Iterator[None]:
-        """Within it, nothing that clients send arrives, and nobody is told."""
+        """Within it, nothing that clients send arrives, and nobody is told. Somebody has to send something."""
+        self._hangs = of_the_test("something that is sent while MetaDB hangs")
         self._lets_on = lets_on = threading.Event()
         try:
             yield
@@ -162,6 +165,7 @@ class Proxy:
             while data := client.recv(1 << 20):
                 if (lets_on := self._lets_on) is not None:
                     self.held.add(client)
+                    self._hangs()
                     lets_on.wait()
                     self.held.discard(client)
                 if self._needle is not None and self._needle in data:
