@@ -173,7 +173,8 @@ def test_everything_is_handed_out_the_most_endangered_first(
         "INSERT INTO damage (slice_id, index, node_id, reason) SELECT id, 1, nodes[2], 'bad' FROM slice "
         "WHERE id BETWEEN '70000000-0000-0000-0000-000000000000' AND '80000000-0000-0000-0000-000000000000'",
     )
-    meta = MetaDB(MetaDBConfig(url=url), down_after=1800.0)
+    # As many rows at once as nobody asks for in use: on a busy machine they take long.
+    meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(60)), down_after=1800.0)
     expected = {task.piece.id: task for task in UpkeepDB(meta).work_to_repair(DELAY, 10_000, soon())}
     assert len(expected) == 5000
     found = RepairQueue(UpkeepDB(meta), DELAY, look=float("inf"))
