@@ -55,6 +55,8 @@ MAX_LISTED = 1000
 #: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
 _GRACE_S = 0.5
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.02, 0.25
+#: Nodes are heard of again within this after MetaDB was away.
+_HEARD_AGAIN_S = 10.0
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 Rows = Sequence[Sequence[Any]]
@@ -139,6 +141,12 @@ class MetaDB:
         away = self._pool.away_for()
         return away > 0 and away >= self._patience
 
+    @property
+    def silence(self) -> float:
+        """Seconds after which a node that says nothing is down. While MetaDB was away none could say anything: just
+        after that all of them would look down, until their next heartbeat."""
+        return self.down_after + self._pool.was_away(_HEARD_AGAIN_S)
+
     def ping(self, deadline: Deadline) -> None:
         """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""
         [[version]] = self.read("schema_version", deadline)
@@ -189,6 +197,7 @@ class MetaDB:
     def nodes(self, deadline: Deadline) -> list[Node]:
         """Every node that ever registered, by id; whether it is alive is judged by the database's clock."""
         rows = self.read("nodes", deadline)
+        silence = self.silence
         return [
             Node(
                 id=number,
@@ -198,11 +207,11 @@ class MetaDB:
                 capacity=capacity,
                 free=free,
                 state=state,
-                alive=age < self.down_after and not stopped and not given_up,
+                alive=age < silence and not stopped and not given_up,
                 heartbeat_age=age,
                 used=used,
                 disk=disk,
-                unreachable=age < self.down_after and not stopped and given_up,
+                unreachable=age < silence and not stopped and given_up,
             )
             for number, uuid, address, zone, capacity, free, state, age, used, stopped, disk, given_up in rows
         ]

@@ -55,9 +55,13 @@ class ReservationDB:
         self._meta, self._service = meta, service
 
     def state(self, deadline: Deadline) -> AdmissionState:
-        [[grants, disks, full, known, up, demands, running, running_bytes]] = self._meta.read(
-            "admission_state", deadline, down_after=self._meta.down_after
-        )
+        while True:
+            silence = self._meta.silence
+            [[grants, disks, full, known, up, demands, running, running_bytes]] = self._meta.read(
+                "admission_state", deadline, down_after=silence
+            )
+            if self._meta.silence <= silence:  # else it was away meanwhile
+                break
         promised = {int(width): int(share) for width, share in _decoded(demands).items()}
         free = tuple(Disk(*disk) for disk in _decoded(disks))
         taking_none = tuple((capacity, used) for capacity, used in _decoded(full))

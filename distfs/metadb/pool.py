@@ -39,6 +39,7 @@ class Pool:
         self._closed = False
         self._away_since: float | None = None  # the first of the connects that failed, on the monotonic clock
         self.may_be_back = False  # the last connect that failed met what looks like a restart
+        self._back_at, self._was_away = float("-inf"), 0.0  # when that ended last, and how long it was
         self._writable: Host | None = None  # where the last connect found a server that takes writes
 
     @contextmanager
@@ -58,6 +59,10 @@ class Pool:
         since = self._away_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def was_away(self, within: float) -> float:
+        """For how long nobody could connect, if that ended no longer than ``within`` seconds ago; else 0."""
+        return self._was_away if time.monotonic() - self._back_at < within else 0.0
+
     def connect(self, deadline: Deadline, statement_timeout: float) -> Link:
         """A link of the caller's own, to the first server that takes writes. Raises Unavailable; Away when one of
         them may only be restarting, or about to take writes.
@@ -73,7 +78,10 @@ class Pool:
             self.may_be_back = isinstance(e, Away)
             e.public = AWAY
             raise
-        self._away_since = None
+        away_since, self._away_since = self._away_since, None
+        if away_since is not None:
+            self._back_at = time.monotonic()
+            self._was_away = self._back_at - away_since
         return link
 
     def _connect(self, deadline: Deadline, statement_timeout: float) -> Link:

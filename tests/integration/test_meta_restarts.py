@@ -10,19 +10,22 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+import distfs.meta
 from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Away, NotFound, Unavailable
+from distfs.limits.db import ReservationDB
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
 from tests.contract.litter import eventually
-from tests.integration.meta_examples import new_file, soon
+from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import Cut, Proxy, proxied_url
 
 
@@ -102,6 +105,27 @@ def test_a_metadb_that_has_been_away_for_long_is_not_waited_for(
     with pytest.raises(Unavailable):
         ask(hasty)
     assert proxy.refused == tried + 1
+
+
+def test_nodes_that_could_not_heartbeat_while_metadb_was_away_are_not_down(
+    meta: MetaDB, patient: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say that they live as soon as they can; until then nothing could be placed anywhere."""
+    monkeypatch.setattr(distfs.meta, "_HEARD_AGAIN_S", 3600.0)
+    patient.down_after = 2.0
+    meta.heartbeat(report(), soon())
+    proxy.refuses = True
+    with ThreadPoolExecutor(1) as aside:
+        states = aside.submit(ReservationDB(patient, uuid4()).state, soon())
+        away_for(patient, 4)
+        proxy.refuses = False
+        assert states.result(60).up == 1
+    [node] = patient.nodes(soon())
+    assert node.heartbeat_age > 2
+    assert node.alive
+    monkeypatch.setattr(distfs.meta, "_HEARD_AGAIN_S", 0.0)
+    [node] = patient.nodes(soon())
+    assert not node.alive
 
 
 def test_one_that_does_not_answer_is_not_taken_for_one_that_is_restarted(
