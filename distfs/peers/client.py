@@ -85,10 +85,8 @@ class NodeClient(AsksAhead):
 
         ``connect_within``: seconds after which a connection that is still not there is late already.
         """
-        fields = (
-            wire.encode_id(id) | {"first": first, "count": count} | ({"quarantine": True} if aside else {})
-        )
-        request = self._request(Type.GET, fields, deadline)
+        fields = wire.encode_id(id) | {"first": first, "count": count}
+        request = self._request(Type.GET, fields | {"quarantine": True} if aside else fields, deadline)
         notice = self.hedge_delay
         try:
             exchange = Exchange(self.link, deadline, notice=notice, connect_within=connect_within)

@@ -83,6 +83,14 @@ class NodeDirectory:
             known.close()
         return fresh
 
+    def well(self, node_id: int, deadline: Deadline) -> NodeClient | None:
+        """A node's store, if it was asked before and is up and well: to be read first, whatever the others do."""
+        node = self._list.known(deadline).get(node_id)
+        client = self._clients.get(node.uuid) if node is not None and node.alive else None
+        if node is None or client is None or client.address != node.address or not client.trusted:
+            return None
+        return client if client.link.latency.typical < self._config.hedge_min else None
+
     def may_return(self, ids: Iterable[int], deadline: Deadline) -> int:
         """How many of these nodes heartbeat, or did so lately: one that is restarted is back within seconds."""
         lately = self._config.down_after + self._config.patience

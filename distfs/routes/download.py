@@ -15,6 +15,7 @@ from distfs.routes.conditions import has_conditions, precondition, same_as_befor
 from distfs.routes.messages import Answer, Request, etag, parse_uuid, repr_digest, served_type
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
 from distfs.services import Services
+from distfs.transfer.download import is_small
 
 SIZE_HEADER = "Want-Max-Size"
 
@@ -63,13 +64,15 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
 
 def _blocks(
     services: Services, request: Request, file: File, spans: list[Span], parts: ByteRanges | None
-) -> Iterator[bytes | memoryview]:
-    """The bytes, the first of them already here. Raises what Downloader.read raises."""
+) -> Iterable[bytes | memoryview]:
+    """The bytes, the first of them already here, or all. Raises what Downloader.read raises."""
 
     def read(span: Span) -> Iterator[memoryview]:
         return services.downloader.read(file, *span, deadline)
 
     deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
+    if spans == [Span(0, file.size)] and is_small(file) and not services.bandwidth.capped("out"):
+        return [services.downloader.whole(file, deadline)]
     blocks = parts.body(read) if parts else read(spans[0])
     blocks = services.bandwidth.outgoing(blocks, request.caller, deadline)
     first = next(blocks, None)

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, Unavailable
+from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
 from distfs.formats.coding import Code, code_for
-from distfs.model import NewFile, Node, Slice
+from distfs.formats.fragment import checksum
+from distfs.fragment_store import check_length
+from distfs.model import FragmentId, NewFile, Node, Slice
 from distfs.peers.directory import NodeDirectory
+from distfs.peers.late_read import LateReader, ask
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, search_of
 from distfs.transfer.slice_read import Hedging, NoteDamage, SliceReader, not_noted
@@ -22,6 +25,12 @@ log = logging.getLogger("distfs.download")
 #: How to ask MetaDB for a file.
 Find = Callable[[UUID, Deadline], NewFile]
 
+
+#: A fragment of a file, by index, that was asked for; or the error that it gave.
+First = tuple[int, LateReader | DistfsError]
+
+#: Bytes of a file that is read at once.
+SMALL = 64 << 10
 
 #: A client that has nothing yet can be told to come again: it waits for a part of the patience only.
 _BEFORE_THE_FIRST = 3
@@ -80,15 +89,70 @@ class Downloader:
         Raises Corrupt or Unavailable, at any view, when too few fragments of a slice answer; never yields a
         byte that fails its check.
         """
+        yield from self._buffered(file, start, stop, file.block_size, deadline)
+
+    def whole(self, file: NewFile, deadline: Deadline) -> bytes:
+        """All bytes of a file that ``is_small``. Raises as ``read``.
+
+        Most are here with the first answer of the node that is asked first. What is not so is read as any other, from
+        where it is: a node that is late is outrun, one that failed is not asked again.
+        """
+        first = self._first(file, deadline)
+        if isinstance(first, bytes):
+            return first
+        return b"".join(map(bytes, self._buffered(file, 0, file.size, file.size, deadline, first)))
+
+    def _first(self, file: NewFile, deadline: Deadline) -> bytes | First | None:
+        """A small file as it is on the node that is asked first; or what came of asking. None: another is better."""
+        [piece] = file.slices
+        held = [index for index, node in enumerate(piece.nodes) if node]
+        index = held[piece.id.int % len(held)] if held else 0  # as in _order
+        store = self._directory.well(piece.nodes[index], deadline)
+        if store is None:
+            return None
+        try:
+            reader = ask(store, FragmentId(piece.id, index), 0, 1, deadline, hasty=len(held) > 1)
+            late = False
+            try:
+                data = _at_once(reader, file)
+                late = data is None
+            finally:
+                if not late:
+                    reader.close()
+        except DistfsError as e:
+            deadline.check_cancelled()
+            return index, e
+        if data is None:
+            return index, reader
+        self._hedging.budget.count()
+        return data
+
+    def _buffered(
+        self, file: NewFile, start: int, stop: int, room: int, deadline: Deadline, first: First | None = None
+    ) -> Iterator[memoryview]:
+        """``room``: bytes of the largest block to be read."""
         beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
-        with self._pool.lent(deadline, beside, file.block_size) as buffer:
-            yield from self._read(file, start, stop, buffer, deadline)
+        try:
+            with self._pool.lent(deadline, beside, room) as buffer:
+                yield from self._read(file, start, stop, buffer, deadline, first)
+        finally:
+            if first is not None and not isinstance(first[1], DistfsError):
+                first[1].close()  # nothing, when it was read to its end or given up
 
     def _read(
-        self, file: NewFile, start: int, stop: int, buffer: memoryview, deadline: Deadline
+        self,
+        file: NewFile,
+        start: int,
+        stop: int,
+        buffer: memoryview,
+        deadline: Deadline,
+        first: First | None,
     ) -> Iterator[memoryview]:
+        """``first``: a fragment of the first slice that was asked for, or what came of that."""
         known = self._directory.nodes(deadline)
         wanted = self._readers(file, start, stop, deadline)
+        if first is not None:
+            wanted = _beginning_with(first, wanted)
         reader, upcoming = _opened(wanted), None
         begun = False
         at = start // file.block_size * file.block_size  # where the next block begins
@@ -205,6 +269,36 @@ class Downloader:
             preferred = piece.id.int % len(held)
             held = held[preferred:] + held[:preferred]
         return sorted(held, key=lambda i: (piece.nodes[i] not in alive, standing[piece.nodes[i]]))
+
+
+def is_small(file: NewFile) -> bool:
+    """Whether it is read at once, by ``whole``: copies of one short block."""
+    return len(file.slices) == 1 and 0 < file.size <= min(SMALL, file.block_size) and file.policy.k == 1
+
+
+def _at_once(reader: LateReader, file: NewFile) -> bytes | None:
+    """The one block of a small file, checked; None: its node is late, and no byte of it was taken. Raises what the
+    reader does, TooSlow, Corrupt."""
+    if not reader.start_or_late():
+        return None
+    table = reader.table
+    if table.digest(file.block_size) != file.slices[0].digest:
+        raise Corrupt("its table is not the slice's")
+    [entry] = table.entries
+    check_length(entry, file.size, 0)
+    data = bytearray(file.size)
+    if not reader.read_cell_or_late(memoryview(data)):
+        raise TooSlow("it was late in the middle of a cell")
+    if checksum(data) != entry.plain:
+        raise Corrupt("cell 0 fails its checksum")
+    return bytes(data)
+
+
+def _beginning_with(first: First, wanted: Iterator[SliceReader]) -> Iterator[SliceReader]:
+    for number, reader in enumerate(wanted):
+        if not number:
+            reader.begin_with(*first)
+        yield reader
 
 
 def _opened(wanted: Iterator[SliceReader]) -> SliceReader | None:

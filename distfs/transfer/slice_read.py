@@ -127,6 +127,13 @@ class SliceReader:
             self.close()
             raise
 
+    def begin_with(self, index: int, reader: LateReader | DistfsError) -> None:
+        """A fragment that was asked for already, from the first block on, or could not be. Raises Cancelled."""
+        if isinstance(reader, DistfsError):
+            self._note(index, reader, stream=True)
+        else:
+            self._open[index] = reader
+
     def close(self) -> None:
         """Release the connections, also in the middle."""
         for reader in self._open.values():
