@@ -6,16 +6,19 @@ import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from pg8000.native import DatabaseError
 
-from distfs.config.settings import MetaDBConfig
+from distfs.config.settings import MetaDBConfig, Seconds
+from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, NotFound, Refused
-from distfs.meta import MetaDB
+from distfs.meta import MetaDB, Rows
 from distfs.model import Node
 from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
@@ -386,33 +389,56 @@ def test_a_node_that_was_forgotten_is_refused_until_that_is_taken_back(meta: Met
             upkeep.undo_forget(named, soon())
 
 
-@pytest.mark.parametrize("first", ["heartbeat", "forget"])
-def test_of_a_heartbeat_and_a_forget_that_meet_the_later_one_is_refused(
-    meta: MetaDB, metadb_url: str, first: str
+@pytest.mark.parametrize("step", ["begin_forget", "forget_node"])
+def test_who_heartbeats_before_a_step_of_forget_is_not_forgotten(
+    meta: MetaDB, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also between its steps, which are transactions of their own: a heartbeat that waited for the first is next."""
     said = report()
     number = meta.heartbeat(said, soon(), SECRET)
     meta.node_leave(said.uuid, said.address, soon(), SECRET)
-    acts: dict[str, Callable[[], object]] = {
-        "heartbeat": lambda: meta.heartbeat(said, soon(), SECRET),
-        "forget": lambda: UpkeepDB(meta).forget_node(number, soon()),
-    }
-    order = [first, *(acts.keys() - {first})]
-    holder = meta.connect(soon())
-    holder.raw.run("BEGIN")
-    holder.raw.run("SELECT FROM node FOR UPDATE")
-    with ThreadPoolExecutor() as threads:
-        ends = []
-        for waiting, name in enumerate(order, 1):
-            ends.append(threads.submit(acts[name]))
-            eventually(partial(_all_wait, metadb_url, waiting), f"{name} waits for the node's row", 30)
-        holder.raw.run("COMMIT")
-        errors = [end.exception(60) for end in ends]
-    holder.close()
-    assert errors[0] is None
-    assert isinstance(errors[1], Refused)
-    assert isinstance(errors[1], NodeForgotten) == (first == "forget")
-    assert [node.id for node in meta.nodes(soon())] == ([number] if first == "heartbeat" else [])
+    write = meta.write
+
+    def comes_back(query: str, deadline: Deadline, **params: Any) -> Rows:
+        if query == step:
+            meta.heartbeat(said, soon(), SECRET)
+        return write(query, deadline, **params)
+
+    monkeypatch.setattr(meta, "write", comes_back)
+    with pytest.raises(Refused, match=f"node {number} is alive at"):
+        UpkeepDB(meta).forget_node(number, soon())
+    [node] = meta.nodes(soon())
+    assert (node.id, node.state, node.alive) == (number, "active", True)
+
+
+@pytest.mark.parametrize("first", ["heartbeat", "forget"])
+def test_of_a_heartbeat_and_the_end_of_a_forget_that_meet_the_later_one_is_refused(
+    metadb_url: str, first: str
+) -> None:
+    config = MetaDBConfig(url=metadb_url, statement_timeout=Seconds(120))  # for who waits for the row
+    with closing(MetaDB(config)) as meta, closing(meta.connect(soon())) as holder:
+        said = report()
+        number = meta.heartbeat(said, soon(), SECRET)
+        meta.node_leave(said.uuid, said.address, soon(), SECRET)
+        params: dict[str, Any] = {"node": number, "down_after": meta.down_after}
+        meta.write("begin_forget", soon(), **params)
+        acts: dict[str, Callable[[], object]] = {
+            "heartbeat": lambda: meta.heartbeat(said, soon(), SECRET),
+            "forget": lambda: meta.write("forget_node", soon(), **params),
+        }
+        holder.raw.run("BEGIN")
+        holder.raw.run("SELECT FROM node FOR UPDATE")
+        with ThreadPoolExecutor() as threads:
+            ends = []
+            for waiting, name in enumerate([first, *(acts.keys() - {first})], 1):
+                ends.append(threads.submit(acts[name]))
+                eventually(partial(_all_wait, metadb_url, waiting), f"{name} waits for the node's row")
+            holder.raw.run("COMMIT")
+            errors = [end.exception(120) for end in ends]
+        assert errors[0] is None
+        assert isinstance(errors[1], Refused)
+        assert isinstance(errors[1], NodeForgotten) == (first == "forget")
+        assert [node.id for node in meta.nodes(soon())] == ([number] if first == "heartbeat" else [])
 
 
 def _all_wait(url: str, how_many: int) -> bool:
