@@ -40,6 +40,7 @@ class _AnyName(BaseConverter):
 
 
 _ID = "/<uuid>"
+_UPLOADS = "/upload/"
 _ROUTES: list[tuple[str, str, View]] = [
     ("POST", "/upload", upload.post_form),
     ("PUT", "/upload", upload.put_raw),
@@ -140,6 +141,8 @@ class HttpApp:
         folder, _, last = path.rpartition("/")
         if last and (view := self._views_of_ids.get((method, folder))) is not None:
             return view, {"uuid": last}
+        if path.startswith(_UPLOADS) and method == "PUT" and len(path) > len(_UPLOADS):
+            return upload.put_raw, {"name": path[len(_UPLOADS) :]}
         # By the path alone: werkzeug has a mind of its own about hosts.
         view, arguments = self._map.bind("", path_info=path, default_method=method).match()
         return view, dict(arguments)

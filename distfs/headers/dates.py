@@ -6,7 +6,8 @@ import re
 from datetime import UTC, datetime
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_DAYS = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_DAYS = f"(?:{'|'.join(_WEEKDAYS)})"
 _LONG_DAYS = "(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
 _TIME = "(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
@@ -39,3 +40,10 @@ def _with_century(year: int, this_year: int) -> int:
     """More than 50 years ahead means the past."""
     year += this_year - this_year % 100
     return year - 100 if year > this_year + 50 else year
+
+
+def write(moment: datetime) -> str:
+    """As every header has it (RFC 9110, 5.6.7): ``Sun, 06 Nov 1994 08:49:37 GMT``."""
+    at = moment.astimezone(UTC)
+    day, month = _WEEKDAYS[at.weekday()], _MONTHS[at.month - 1]
+    return f"{day}, {at.day:02} {month} {at.year:04} {at.hour:02}:{at.minute:02}:{at.second:02} GMT"

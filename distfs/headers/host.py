@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
 #: A name may have more in it than DNS allows: underscores above all. An IPv4 address is such a name, too.
 _NAME = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+")
 _FUTURE = re.compile(r"v[0-9a-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++", re.IGNORECASE)
 MAX_PORT = 65535
+_USUAL = 255  # characters; what is longer is hardly a host, and nothing to remember
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 REMEDY = "send one Host header, such as `Host: files.example:8080`"
@@ -19,6 +21,10 @@ def is_host(text: str) -> bool:
 
     Two Host headers, which servers join with a comma, are none. A comma is legal in a name, and nobody has one.
     """
+    return _is_known_host(text) if len(text) <= _USUAL else _is_host(text)
+
+
+def _is_host(text: str) -> bool:
     if text.startswith("["):
         address, bracket, rest = text[1:].partition("]")
         if not bracket or not _is_literal(address) or (rest and not rest.startswith(":")):
@@ -29,6 +35,9 @@ def is_host(text: str) -> bool:
         if "," in name or not _NAME.fullmatch(name) or (port and not name):
             return False
     return not port or (port.isascii() and port.isdecimal() and int(port.lstrip("0")[:6] or 0) <= MAX_PORT)
+
+
+_is_known_host = lru_cache(maxsize=256)(_is_host)  # most requests name the same
 
 
 def _is_literal(address: str) -> bool:

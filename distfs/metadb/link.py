@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from pg8000.converters import timestamptz_in
-from pg8000.native import Connection, DatabaseError, InterfaceError, PreparedStatement
+from pg8000.native import Connection, DatabaseError, InterfaceError
 
 from distfs.deadline import Deadline
 from distfs.errors import (
@@ -34,6 +34,7 @@ from distfs.errors import (
 from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.db_socket import DBSocket
+from distfs.metadb.statement import Statement
 from distfs.metadb.url import Host, MetaURL
 from distfs.process import descriptors
 
@@ -79,7 +80,7 @@ class Link:
         self.reused = False  # set by the pool when it lends this link again
         self._busy = self._interrupted = False
         self._most = self._limit = statement_timeout  # the server's: as agreed, and at present
-        self._statements: dict[str, PreparedStatement] = {}
+        self._statements: dict[str, Statement] = {}
         context = url.ssl_context(host)
         self._socket: DBSocket | None = None
         try:
@@ -137,9 +138,9 @@ class Link:
                 self._limit_to(left)
                 statement = self._statements.get(name)
                 if statement is None:
-                    statement = self._statements[name] = self.raw.prepare(meta_schema.queries()[name])
+                    statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
                 sent = True
-                rows: Sequence[Sequence[Any]] = statement.run(**params)
+                rows = statement.run(params)
         except DatabaseError as e:
             error = translate(e)
             ended = _field(e, "V") in ("FATAL", "PANIC")

@@ -163,13 +163,18 @@ class ConnectionPool(Generic[C]):
 
     # --- under the lock -----------------------------------------------------------------------------
 
+    def _are_fit(self) -> bool:
+        return all(self._is_fit(*one, self._clock()) for one in (*self._idle[:1], *self._idle[-1:]))
+
+    def _is_fit(self, connection: C, since: float, now: float) -> bool:
+        return now - since < self._limits.idle_s and now - self._born[connection] < self._limits.age_s
+
     def _pop_expired(self) -> list[C]:
-        now, limits = self._clock(), self._limits
+        now = self._clock()
         kept: list[tuple[C, float]] = []
         expired: list[C] = []
         for connection, since in self._idle:
-            fit = now - since < limits.idle_s and now - self._born[connection] < limits.age_s
-            if fit:
+            if self._is_fit(connection, since, now):
                 kept.append((connection, since))
             else:
                 expired.append(connection)
@@ -200,7 +205,8 @@ class ConnectionPool(Generic[C]):
         waiter: _Waiter[C] | None = None
         found: C | None = None
         with self._lock:
-            expired = self._pop_expired()
+            # If the one that was used last and that which is idle for longest are fit, ``tidy`` has the others.
+            expired = [] if self._are_fit() else self._pop_expired()
             if self._idle:
                 found, _ = self._idle.pop()
             elif self._count < self._limits.most:

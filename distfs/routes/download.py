@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from werkzeug.http import http_date
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused, TooMuch
-from distfs.headers import disposition, lengths
+from distfs.headers import dates, disposition, lengths
 from distfs.model import File
 from distfs.quantity import counted
 from distfs.routes.conditions import has_conditions, precondition, same_as_before
@@ -30,13 +29,13 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     The first block is fetched and checked before the answer begins, so that a file that cannot be read is
     a clean 502 or 503. If a later one cannot, the connection is cut.
     """
-    uuid = request.args.get("uuid", "") if uuid is None else uuid
+    uuid = request.argument("uuid") if uuid is None else uuid
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
     file = services.meta.file(parse_uuid(uuid), services.answer_deadline(request.hang_up))
     headers = {
         "ETag": f'"{etag(file)}"',
-        "Last-Modified": http_date(file.created_at),
+        "Last-Modified": dates.write(file.created_at),
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
     } | SAFE
@@ -102,7 +101,7 @@ class _Blocks:
 
 def _check_size(request: Request, size: int) -> None:
     """A client that has room for so many bytes only. Raises TooMuch, before any of them is read."""
-    text = request.environ.get("HTTP_WANT_MAX_SIZE") or request.args.get("max_size")
+    text = request.environ.get("HTTP_WANT_MAX_SIZE") or request.argument("max_size")
     if not text:
         return
     most = lengths.number(text)

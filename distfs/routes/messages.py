@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from werkzeug.datastructures import ImmutableMultiDict, MultiDict
 from werkzeug.urls import iri_to_uri
 from werkzeug.wrappers import Request as BaseRequest
 
@@ -51,9 +50,9 @@ class Request(BaseRequest):
     def body(self) -> Body:
         return Body(source_of(self.environ))
 
-    @cached_property
-    def args(self) -> MultiDict[str, str]:
-        return super().args if self.environ.get("QUERY_STRING") else _NO_ARGS
+    def argument(self, name: str) -> str | None:
+        """A parameter of the URL."""
+        return self.args.get(name) if self.environ.get("QUERY_STRING") else None
 
     @property
     def caller(self) -> Caller:
@@ -99,9 +98,6 @@ class Request(BaseRequest):
     @property
     def wants_json(self) -> bool:
         return asks_for(self.headers.get("Accept", ""), JSON)
-
-
-_NO_ARGS: MultiDict[str, str] = ImmutableMultiDict()
 
 
 class Answer:

@@ -49,7 +49,7 @@ def put_raw(services: Services, request: Request, name: str = "") -> Answer:
     if not request.environ.get("CONTENT_LENGTH") and not is_chunked(request.environ):
         raise LengthRequired("the body's length is not known: send a Content-Length, or chunks")
     content_type = request.headers.get("Content-Type", "")
-    if media_type.announces_form(content_type) and request.args.get("raw") != "1":
+    if media_type.announces_form(content_type) and request.argument("raw") != "1":
         raise Refused(
             "the body is a form, and PUT keeps a body as it is: send it by POST, curl -F file=@NAME URL/upload; "
             "a file that is a saved form, with ?raw=1"
@@ -134,7 +134,7 @@ def _policy(services: Services, request: Request, fields: Mapping[str, str] | No
     A name of ``storage.policies``. Raises Refused for another, naming those there are.
     """
     named = (
-        (fields or {}).get(POLICY_FIELD) or request.args.get("policy") or request.headers.get(POLICY_HEADER)
+        (fields or {}).get(POLICY_FIELD) or request.argument("policy") or request.headers.get(POLICY_HEADER)
     )
     known = services.config.storage.policies
     if not named:

@@ -273,7 +273,7 @@ def test_an_fsync_that_fails_is_no_success(store: DiskStore, monkeypatch: pytest
 def test_a_fragment_is_durable_before_it_has_its_name_and_its_name_before_the_commit_returns(
     store: DiskStore, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, os.rename
     events: list[str] = []
 
     def noted_fsync(fd: int) -> None:
@@ -281,13 +281,13 @@ def test_a_fragment_is_durable_before_it_has_its_name_and_its_name_before_the_co
         synced = str(Path(f"/proc/self/fd/{fd}").readlink())
         events.append("file" if "/tmp/" in synced.removeprefix(str(store.folder)) else f"folder {synced}")
 
-    def noted_rename(path: Path, target: Path) -> Path:
+    def noted_rename(path: str | Path, target: str | Path) -> None:
         events.append("rename")
-        return rename(path, target)
+        rename(path, target)
 
     head = header(block_size=MIB)
     monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "rename", noted_rename)
+    monkeypatch.setattr(os, "rename", noted_rename)
     put(store, head, random_bytes(size))
     folder = f"folder {store.path(head.id).parent}"
     steps = [event for event in events if event in ("file", "rename", folder)]

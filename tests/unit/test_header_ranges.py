@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from werkzeug.exceptions import RequestedRangeNotSatisfiable
+from werkzeug.http import http_date
 
 from distfs.headers import byte_ranges, dates
 from distfs.routes.ranges import MAX_RANGES, Span, wanted
@@ -201,3 +202,17 @@ def test_a_year_of_two_digits_is_at_most_fifty_ahead(year: str, this_year: int, 
 )
 def test_what_is_no_date_is_none(text: str | None) -> None:
     assert dates.read(text) is None
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(1994, 11, 6, 8, 49, 37, tzinfo=UTC),
+        datetime(2024, 2, 29, 23, 59, 59, 999999, tzinfo=UTC),
+        datetime(2026, 1, 1, 0, 0, 0, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+        *(datetime(2026, month, 28 - month, month, month, month, tzinfo=UTC) for month in range(1, 13)),
+    ],
+)
+def test_a_moment_is_written_as_it_is_read(moment: datetime) -> None:
+    assert dates.write(moment) == http_date(moment)
+    assert dates.read(dates.write(moment)) == moment.replace(microsecond=0)

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
@@ -58,7 +58,8 @@ class FragmentTree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._known: set[Path] = set()  # folders that exist, durably
+        self._root = str(root)
+        self._known: set[str] = set()  # folders that exist, durably
         self._renaming = threading.Lock()  # what is judged by its age is not replaced meanwhile
 
     def path(self, id: FragmentId) -> Path:
@@ -67,14 +68,14 @@ class FragmentTree:
     def where(self, id: FragmentId) -> str:
         """The same as text: to put a Path together takes longer than to open what is there."""
         name = str(id)
-        return f"{self.root}/{name[:2]}/{name[2:4]}/{name}"
+        return f"{self._root}/{name[:2]}/{name[2:4]}/{name}"
 
     def take_in(self, source: Path, id: FragmentId) -> None:
         """Give a finished, fsynced file its name here; one that is there already is replaced."""
-        path = self.path(id)
-        with self._made(path.parent) as folder:
+        path = self.where(id)
+        with self._made(path) as folder:
             with self._renaming:
-                source.rename(path)
+                os.rename(source, path)  # noqa: PTH104 - see where
             os.fsync(folder)
 
     def move_to(self, other: FragmentTree, id: FragmentId, min_age: float = 0.0) -> bool:
@@ -86,7 +87,7 @@ class FragmentTree:
         if not source.exists():
             return False
         try:
-            with other._made(target.parent) as new, _opened(source.parent) as old:
+            with other._made(str(target)) as new, _opened(source.parent) as old:
                 with self._renaming:
                     if _too_young(source, min_age):
                         return False
@@ -137,25 +138,26 @@ class FragmentTree:
         return Page(tuple(listed), str(listed[-1].id) if more else None)
 
     @contextlib.contextmanager
-    def _made(self, folder: Path) -> Iterator[int]:
-        """A folder of a file to come, opened; made where it is missing, also when somebody removed it."""
-        levels = self.root, folder.parent, folder
+    def _made(self, path: str) -> Iterator[int]:
+        """The folder of a file to come, opened; made where it is missing, also when somebody removed it."""
+        folder = path.rpartition("/")[0]
+        levels = self._root, folder.rpartition("/")[0], folder
         try:
-            fd = self._make_and_open(*levels)
+            fd = self._make_and_open(levels)
         except FileNotFoundError:  # what is known is not so any more
             self._known.difference_update(levels)
-            fd = self._make_and_open(*levels)
+            fd = self._make_and_open(levels)
         try:
             yield fd
         finally:
             os.close(fd)
 
-    def _make_and_open(self, *levels: Path) -> int:
+    def _make_and_open(self, levels: Sequence[str]) -> int:
         for level in levels:
             if level not in self._known:
-                make_folder(level)
+                make_folder(Path(level))
                 self._known.add(level)
-        return _open(levels[-1])
+        return os.open(levels[-1], os.O_RDONLY | os.O_DIRECTORY)
 
     def _walk(self, cursor: str) -> Iterator[tuple[Path, FragmentId]]:
         """Files after ``cursor`` in name order. A folder that cannot be read raises: it is not empty."""

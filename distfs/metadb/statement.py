@@ -1,0 +1,98 @@
+"""A prepared statement, run by one message out and, mostly, one piece in.
+
+pg8000 has prepared it, knows its types, and hears of all that is no row. It would write six times and read twice for
+each message.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pg8000.converters import make_params
+from pg8000.core import EXECUTE_MSG, SYNC_MSG, Context
+from pg8000.native import Connection, InterfaceError
+
+_MESSAGE = struct.Struct("!ci")  # its kind, and its length without the former
+_LENGTH = struct.Struct("!i")
+_COUNTS = struct.Struct("!HH")
+_NULL = _LENGTH.pack(-1)
+_MOST = 64 << 10  # bytes received at once
+
+
+class Statement:
+    """Of one connection."""
+
+    def __init__(self, connection: Connection, sql: str) -> None:
+        """Raises as the driver does."""
+        self._connection, self._prepared = connection, connection.prepare(sql)
+
+    def run(self, params: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        """-> its rows. Raises as the driver does."""
+        connection, prepared = self._connection, self._prepared
+        encoding = connection._client_encoding
+        values = make_params(connection.py_types, prepared.make_vals(params))
+        bind = bytearray(b"\0" + prepared.name_bin + _COUNTS.pack(0, len(values)))
+        for value in values:
+            if value is None:
+                bind += _NULL
+            else:
+                data = value.encode(encoding)
+                bind += _LENGTH.pack(len(data)) + data
+        bind += b"\0\0"  # every column as text
+        try:
+            connection._sock.write(
+                _MESSAGE.pack(b"B", len(bind) + _LENGTH.size) + bind + EXECUTE_MSG + SYNC_MSG
+            )
+            connection._sock.flush()
+        except OSError as e:
+            raise InterfaceError("network error") from e
+        context = Context(prepared.statement, columns=prepared.cols, input_funcs=prepared.input_funcs)
+        self._receive(context, encoding)
+        if context.error is not None:
+            raise context.error
+        rows: Sequence[Sequence[Any]] = context.rows
+        return rows
+
+    def _receive(self, context: Context, encoding: str) -> None:
+        """All that comes until the server is ready for the next one."""
+        data, at, ready = b"", 0, False
+        while not ready or at < len(data):
+            end = 0
+            if at + _MESSAGE.size <= len(data):
+                kind, length = _MESSAGE.unpack_from(data, at)
+                end = at + 1 + length
+            if not end or end > len(data):  # more of it is to come
+                data, at = data[at:] + self._more(), 0
+                continue
+            body = data[at + _MESSAGE.size : end]
+            at = end
+            if kind == b"D":
+                context.rows.append(_row(body, context.input_funcs, encoding))
+            else:
+                self._connection.message_types[kind](body, context)
+                ready = ready or kind == b"Z"
+
+    def _more(self) -> bytes:
+        try:
+            data: bytes | None = self._connection._sock.read1(_MOST)
+        except OSError as e:
+            raise InterfaceError("network error") from e
+        if not data:
+            raise InterfaceError("network error")
+        return data
+
+
+def _row(body: bytes, functions: Sequence[Any], encoding: str) -> list[Any]:
+    row: list[Any] = []
+    at = 2
+    for function in functions:
+        [length] = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size
+        if length < 0:
+            row.append(None)
+        else:
+            row.append(function(str(body[at : at + length], encoding)))
+            at += length
+    return row
