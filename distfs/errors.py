@@ -164,15 +164,6 @@ class OtherSettings(Unavailable):
     kind = "other_settings"
 
 
-class OutcomeUnknown(Unavailable):
-    """MetaDB was lost while it committed and did not come back in time to be asked: the change may have happened.
-
-    Whoever gets this must not remove the fragments it was about; the orphan sweep settles them later.
-    """
-
-    kind = "outcome_unknown"
-
-
 class SchemaBehind(Unavailable):
     """MetaDB lacks a table or function that this version knows: it was not migrated, or is an older version's."""
 
@@ -208,24 +199,43 @@ class Stopping(Unavailable):
     kind = "stopping"
 
 
-class Busy(Unavailable):
-    """Everything of ours that the request needs is in use, as much as may be; nobody else is to blame."""
-
-    kind = "busy"
-
-
-class Cancelled(Unavailable):
-    """The request it was for has ended already, one way or another."""
-
-    kind = "cancelled"
-
-
 class Full(Unavailable):
     """No room for the bytes on this node (or, raised by the service, in the cluster)."""
 
     status = 507
     kind = "full"
     retry_after: int | None = None
+
+
+# Clients read these three as they read Unavailable. They are no kinds of it: who looks for another node, waits for
+# MetaDB or does without would do the wrong thing.
+
+
+class Busy(DistfsError):
+    """Everything of ours that the request needs is in use, as much as may be; nobody else is to blame."""
+
+    status = 503
+    kind = "busy"
+    retry_after: int | None = 5
+
+
+class Cancelled(DistfsError):
+    """The request it was for has ended already, one way or another: nobody waits for what comes of it."""
+
+    status = 503
+    kind = "cancelled"
+    retry_after: int | None = 5
+
+
+class OutcomeUnknown(DistfsError):
+    """MetaDB was lost while it committed and did not come back in time to be asked: the change may have happened.
+
+    Whoever gets this must not remove the fragments it was about; the orphan sweep settles them later.
+    """
+
+    status = 503
+    kind = "outcome_unknown"
+    retry_after: int | None = 5
 
 
 # --- the bytes are wrong ------------------------------------------------------------------------

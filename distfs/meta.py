@@ -22,7 +22,6 @@ from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
     Away,
-    Cancelled,
     ConfigError,
     DistfsError,
     NotFound,
@@ -310,7 +309,7 @@ class MetaDB:
 
     def _read(self, query: str, budget: _Budget, params: dict[str, Any]) -> Rows:
         pause = _RETRY_FIRST_S
-        error: Unavailable | None = None
+        error: Unavailable | OutcomeUnknown | None = None
         while True:
             lost = stale = False  # a connection broke; one that had been kept, as after a restart
             try:
@@ -319,8 +318,7 @@ class MetaDB:
                         return link.run(query, budget.left, params)
                     finally:
                         lost, stale = link.broken, link.broken and link.reused
-            except Unavailable as e:
-                budget.left.check_cancelled()  # then that is why
+            except (Unavailable, OutcomeUnknown) as e:
                 again = self._waits(e, budget) or lost
                 if error is None or _has_time(budget.left):  # else what failed before says more
                     error = Unavailable(str(e), public=e.public) if isinstance(e, OutcomeUnknown) else e
@@ -341,7 +339,7 @@ class MetaDB:
 
     def _write(self, query: str, budget: _Budget, again: str | None, params: dict[str, Any]) -> Rows:
         lost: OutcomeUnknown | None = None
-        error: Unavailable | None = None
+        error: Unavailable | OutcomeUnknown | None = None
         pause = _RETRY_FIRST_S
         while True:
             try:
@@ -353,8 +351,6 @@ class MetaDB:
                     if not rows and lost and again:
                         rows = link.run(again, whole, params)
                     return rows
-            except Cancelled:
-                raise
             except OutcomeUnknown as e:
                 lost = error = e
             except TooSlow as e:
@@ -375,7 +371,7 @@ class MetaDB:
     def _budget_of(self, deadline: Deadline) -> _Budget:
         return _Budget(deadline, self._budget, self._patience)
 
-    def _waits(self, error: Unavailable, budget: _Budget) -> bool:
+    def _waits(self, error: DistfsError, budget: _Budget) -> bool:
         """Whether MetaDB is waited for after ``error``. While it is restarted that costs nothing of the time that its
         answer may take; for one that does not answer at all there is no more than that."""
         if isinstance(error, Away):

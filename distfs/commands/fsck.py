@@ -11,7 +11,7 @@ from distfs.commands.display import Progress, counted, duration, fragments_in_wo
 from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
 from distfs.commands.operator import Operator
 from distfs.commands.readable import is_readable
-from distfs.errors import ProtocolError, Unavailable
+from distfs.errors import Busy, ProtocolError, Unavailable
 from distfs.model import FragmentId, Node
 from distfs.process.output import DONE, FAILED, NOT_TOLD, tell
 from distfs.process.threads import Threads
@@ -123,7 +123,7 @@ class _Walks:
         self._findings.nodes.append(found)
         try:
             NodeCheck(self._operator, found, deep=self._deep, young=self._young, advanced=self._advance).run()
-        except (Unavailable, ProtocolError) as e:
+        except (Unavailable, Busy, ProtocolError) as e:
             self._findings.not_asked.append(NotAsked(node, str(e), self._due[node]))
 
     def _advance(self, count: int) -> None:

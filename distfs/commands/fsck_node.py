@@ -72,7 +72,7 @@ class NodeCheck:
         self._surplus: list[Listed] = []
 
     def run(self) -> None:
-        """Raises Unavailable, ProtocolError when the node cannot be asked (any more)."""
+        """Raises Unavailable, Busy, ProtocolError when the node cannot be asked (any more)."""
         self._store.info(self._operator.deadline())
         listed, kept = self._listed(), self._kept()
         there, wanted = next(listed, None), next(kept, None)

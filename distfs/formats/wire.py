@@ -35,12 +35,15 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from distfs.errors import (
+    Busy,
+    Cancelled,
     ConfigError,
     Corrupt,
     DistfsError,
     Full,
     NodeUnavailable,
     NotFound,
+    OutcomeUnknown,
     ProtocolError,
     Refused,
     TooSlow,
@@ -129,7 +132,8 @@ def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) ->
 
 def encode_error(error: DistfsError) -> bytes:
     """An ERROR frame; what may not be said is said as the nearest that may."""
-    kind = next(cls.kind for cls in type(error).__mro__ if cls in _SAYABLE)
+    later = isinstance(error, Busy | Cancelled | OutcomeUnknown)
+    kind = Unavailable.kind if later else next(c.kind for c in type(error).__mro__ if c in _SAYABLE)
     return encode(Type.ERROR, {"kind": kind, "message": str(error)[:2000]})
 
 

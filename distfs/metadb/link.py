@@ -102,6 +102,7 @@ class Link:
             )
         except (DatabaseError, *BROKEN) as e:
             self._socket_close()
+            deadline.check_cancelled()  # then that is why
             raise (Away if _may_restart(e) else Unavailable)(f"{host}: {_reason(e)}") from e
         self._socket.limit = None
         self.raw.register_in_adapter(_TIMESTAMPTZ, _moment)
@@ -126,9 +127,9 @@ class Link:
     def run(self, name: str, deadline: Deadline, params: dict[str, Any]) -> Sequence[Sequence[Any]]:
         """Run the named query as one transaction; -> its rows.
 
-        Raises Unavailable when it certainly did not happen, OutcomeUnknown when the connection was lost after
-        it was sent, also by cancelling ``deadline``, Refused for a refusal of the schema's own, DistfsError for a
-        bug of ours.
+        Raises Unavailable when it certainly did not happen; OutcomeUnknown when the connection was lost after
+        it was sent; Cancelled, whether it was sent or not: a change needs a ``deadline`` that nobody cancels;
+        Refused for a refusal of the schema's own, DistfsError for a bug of ours.
         """
         sent = False
         left = deadline.remaining("waiting for MetaDB")
@@ -149,6 +150,7 @@ class Link:
                 raise OutcomeUnknown(str(error)) from e
             raise error from e
         except BROKEN as e:
+            deadline.check_cancelled()  # then that is why
             lost = f"lost the connection to MetaDB at {self.host}: {_reason(e)}"
             if sent:
                 raise OutcomeUnknown(lost, public=f"{AWAY}; whether it was done is not known") from e

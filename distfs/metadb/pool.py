@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from distfs.deadline import Deadline
-from distfs.errors import Away, Cancelled, TooSlow, Unavailable
+from distfs.errors import Away, TooSlow, Unavailable
 from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
 
@@ -71,7 +71,7 @@ class Pool:
         """
         try:
             link = self._connect(deadline, statement_timeout)
-        except (Cancelled, TooSlow):  # the caller's own end: it says nothing of MetaDB
+        except TooSlow:  # the caller's own end: it says nothing of MetaDB
             raise
         except Unavailable as e:
             self._away_since = self._away_since or time.monotonic()
@@ -95,7 +95,6 @@ class Pool:
             try:
                 link = Link(url, host, deadline.sooner(timeout), statement_timeout)
             except Unavailable as e:
-                deadline.check_cancelled()
                 reasons.append(str(e))
                 kind = Away if isinstance(e, Away) else kind
                 continue

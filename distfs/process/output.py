@@ -19,7 +19,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
-from distfs.errors import ConfigError, DistfsError, NodeForgotten, NotHome, OtherSettings, Unavailable
+from distfs.errors import (
+    Busy,
+    Cancelled,
+    ConfigError,
+    DistfsError,
+    NodeForgotten,
+    NotHome,
+    OtherSettings,
+    OutcomeUnknown,
+    Unavailable,
+)
 from distfs.process import descriptors
 from distfs.process.redact import redacted, redacted_word
 
@@ -151,7 +161,8 @@ def code_of(error: DistfsError) -> int:
         return FORGOTTEN
     if isinstance(error, ConfigError | OtherSettings):
         return USAGE
-    return NOT_TOLD if isinstance(error, Unavailable) else FAILED
+    later = isinstance(error, Unavailable | Busy | Cancelled | OutcomeUnknown)
+    return NOT_TOLD if later else FAILED
 
 
 def open_streams() -> None:

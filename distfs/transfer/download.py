@@ -200,7 +200,6 @@ class Downloader:
                         stuck = _Stuck(self._directory.patience)
                 return
             except (Corrupt, Unavailable) as e:
-                deadline.check_cancelled()
                 piece = self._moved(file, reader.piece, known, deadline) if stuck.first else None
                 lately = self._directory.may_return(filter(None, reader.piece.nodes), deadline)
                 gone = isinstance(e, Corrupt) or lately < code.policy.k

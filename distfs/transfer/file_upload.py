@@ -15,7 +15,7 @@ from typing import Protocol
 from distfs.body.source import Source
 from distfs.config.settings import StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, Full, Unavailable
+from distfs.errors import Cancelled, DistfsError, Full, Unavailable
 from distfs.model import Slice
 from distfs.peers.directory import Stores
 from distfs.process.threads import Threads, as_ours
@@ -141,9 +141,8 @@ class FileUpload:
         try:
             with self._deadline.scope() as self._scope:
                 self._run(first, source, digest)
-        except Unavailable as e:
-            self._deadline.check_cancelled()
-            if not self._lost:
+        except (Unavailable, Cancelled) as e:
+            if not self._lost or self._deadline.cancelled:
                 raise
             # Why the first slice was lost; all that came after was only given up.
             raise refusal(self._lost) from e

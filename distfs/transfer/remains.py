@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from distfs.deadline import Deadline
-from distfs.errors import Busy, Corrupt, DistfsError, NotFound
+from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
 from distfs.model import MAX_K, MAX_M, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
@@ -70,13 +70,14 @@ def search_of(directory: NodeDirectory) -> Search:
         def ask(node: int) -> list[Remnant]:
             try:
                 return _on_node(directory, node, piece, limit.sooner(_NODE_LIMIT_S))
+            except Cancelled:
+                raise
             except DistfsError as e:
                 log.info("node %d does not say what it has of slice %s: %s", node, piece.id, e)
                 return []
 
         nodes = [node.id for node in directory.known(deadline) if node.alive]
         found = [each for some in _side_by_side(ask, nodes) for each in some]
-        deadline.check_cancelled()
         log.warning("slice %s: %d fragments of it are left, wherever they are", piece.id, len(found))
         return found
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NotFound, TooSlow, Unavailable
+from distfs.errors import Cancelled, Corrupt, DistfsError, NotFound, TooSlow, Unavailable
 from distfs.formats.coding import Code
 from distfs.formats.fragment import FragmentTable, checksum
 from distfs.fragment_store import check_cell, check_length
@@ -333,8 +333,9 @@ class SliceReader:
             view = self._room(each.number, block.out)
             try:
                 sum_ = self._read_cell_of(each, block.number, view)
+            except Cancelled:
+                raise
             except DistfsError as e:
-                self._deadline.check_cancelled()
                 log.info("%s gives no block %d: %s", each, block.number, e)
                 if not isinstance(e, Corrupt):
                     left.remove(each)

@@ -18,7 +18,16 @@ from uuid import uuid4
 from distfs.body.source import Source
 from distfs.config.settings import StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, DistfsError, Full, NodesLeft, NodeUnavailable, OutcomeUnknown, Unavailable
+from distfs.errors import (
+    Busy,
+    Cancelled,
+    DistfsError,
+    Full,
+    NodesLeft,
+    NodeUnavailable,
+    OutcomeUnknown,
+    Unavailable,
+)
 from distfs.formats.coding import code_for
 from distfs.meta import MetaDB
 from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
@@ -186,7 +195,9 @@ class UploadSession:
         Raises Unavailable when less than k + min_redundancy of it is safe in the end.
         """
         self._landed(plan)
-        self._deadline.check_cancelled()  # no node is to blame
+        for error in failed.values():
+            if isinstance(error, Cancelled):
+                raise error  # the slice was given up: no node is to blame, and nothing is to be made anew
         for index, node in enumerate(plan.nodes):
             if index in failed:
                 self._failed_nodes.add(node)
@@ -290,6 +301,8 @@ class UploadSession:
             beside = file.code.beside(file.block_size)
             with contextlib.closing(reader), uploader.means.pool.lent(deadline, beside) as buffer:
                 rebuild(file, piece, index, reader, stores(target, deadline), buffer, deadline)
+        except Cancelled:
+            raise
         except DistfsError as e:
             self._failed_nodes.add(target)
             log.warning("fragment %s.%d could not be rebuilt on node %d: %s", piece.id, index, target, e)

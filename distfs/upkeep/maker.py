@@ -17,8 +17,6 @@ from random import Random
 from distfs.config.settings import NodeConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
-    Busy,
-    Cancelled,
     Corrupt,
     DistfsError,
     Full,
@@ -217,7 +215,5 @@ def _reading(id: FragmentId, source: int) -> Iterator[None]:
     """What the source cannot do must not look as if the target could not: the error says whose it is."""
     try:
         yield
-    except (Busy, Cancelled):  # nobody's fault
-        raise
     except (Unavailable, ProtocolError) as e:
         raise SourceUnreadable(f"fragment {id} on node {source} cannot be read now: {e}") from e

@@ -12,7 +12,7 @@ import pytest
 
 from distfs.config.settings import BytesPerSecond
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, Full, ProtocolError, TooSlow, Unavailable
+from distfs.errors import Busy, Cancelled, DistfsError, Full, ProtocolError, TooSlow, Unavailable
 from distfs.model import Policy
 from distfs.upkeep.model import SliceTask
 from distfs.upkeep.repair import Repair
@@ -185,6 +185,25 @@ def test_a_node_that_cannot_prove_a_fragment_good_has_it_made_anew(
     monkeypatch.setattr(cluster.store(node), "verify", refuse)
     assert drive(cluster.repair()).detail["made"] == 1
     assert dict(cluster.fragments(file))[id] != node
+
+
+@pytest.mark.parametrize("error", [Busy, Cancelled])
+def test_a_node_that_could_not_be_asked_for_a_reason_of_ours_has_nothing_made_anew(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch, error: type[DistfsError]
+) -> None:
+    file = cluster.upload(bytes_of(1))
+    id, node = cluster.fragments(file)[0]
+    cluster.db.note_damage(id.slice, id.index, node, "bad", soon())
+
+    def refuse(*_: object) -> None:
+        raise error("no socket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.directory.store(node, soon()), "verify", refuse)
+        step = drive(cluster.repair())
+    assert (step.detail.get("made", 0), step.detail["postponed"]) == (0, 1)
+    assert dict(cluster.fragments(file))[id] == node
+    assert drive(cluster.repair()).detail["proved_good"] == 1
 
 
 def test_a_file_deleted_meanwhile_is_no_error(cluster: UpkeepCluster) -> None:

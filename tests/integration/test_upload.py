@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -18,6 +19,7 @@ from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import (
     BodyCutShort,
+    Cancelled,
     ClientGone,
     DistfsError,
     NodesLeft,
@@ -33,6 +35,7 @@ from distfs.metadb.url import MetaURL
 from distfs.model import MAX_NAME_BYTES, File, FragmentId, NewFile, Policy
 from distfs.services import build
 from distfs.storage.disk.space import Space
+from distfs.transfer.rebuild import rebuild
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Source, Ways, byte_ways, header_of
@@ -369,6 +372,26 @@ def test_a_file_whose_slice_was_lost_before_the_commit_is_refused_and_nothing_st
 
     with pytest.raises(Unavailable, match="storage nodes were lost while the file was written"):
         slow_upload(ways, random_bytes(3 * SLICE), meanwhile)
+    assert files(ways) == []
+
+
+def test_a_request_given_up_while_a_lost_fragment_is_made_anew_is_no_lack_of_nodes(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with soon().scope() as scope, ways.services.uploader.begin(scope) as session:
+
+        def given_up(*args: Any) -> None:
+            scope.cancel("the client hung up")
+            rebuild(*args)
+
+        monkeypatch.setattr("distfs.transfer.upload.rebuild", given_up)
+        source = Source(random_bytes(3 * SLICE))
+        landed = session.add(source, name="x", content_type="text/x", policy=COPIES)
+        take_away(ways, landed.slices[0].nodes[0], "down")
+        threading.Event().wait(1.1)
+        with pytest.raises(Cancelled, match="hung up"):
+            session.commit()
+        assert not session._failed_nodes
     assert files(ways) == []
 
 

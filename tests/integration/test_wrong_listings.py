@@ -12,7 +12,7 @@ import pytest
 from distfs.commands.fsck import fsck
 from distfs.commands.operator import Operator
 from distfs.deadline import Deadline
-from distfs.errors import ProtocolError
+from distfs.errors import Busy, ProtocolError
 from distfs.fragment_store import Listed, Page
 from distfs.model import FragmentId
 from distfs.process.output import NOT_TOLD
@@ -165,3 +165,18 @@ def test_fsck_says_of_the_node_that_it_cannot_be_told(
     monkeypatch.setattr(cluster.store(wrong), "list", stands_still)
     assert fsck(operator, deep=False, note=False, as_json=False) == NOT_TOLD
     assert f"on node {wrong} (" in capsys.readouterr().out
+
+
+def test_fsck_says_of_a_node_that_it_was_not_asked_when_it_had_no_connection_for_it(
+    cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
+    cluster.upload(bytes_of(6))
+
+    def busy(*_: object) -> None:
+        raise Busy("no socket")
+
+    node = min(map(cluster.id, cluster.nodes))
+    monkeypatch.setattr(cluster.directory.store(node, soon()), "list", busy)
+    assert fsck(operator, deep=False, note=False, as_json=False) == NOT_TOLD
+    assert "no socket" in capsys.readouterr().out
