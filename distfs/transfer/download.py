@@ -120,7 +120,6 @@ class Downloader:
                 if not late:
                     reader.close()
         except DistfsError as e:
-            deadline.check_cancelled()
             return index, e
         if data is None:
             return index, reader

@@ -53,7 +53,7 @@ class Waits:
 
 @pytest.fixture
 def waits(caplog: pytest.LogCaptureFixture) -> Waits:
-    caplog.set_level(logging.WARNING, "distfs.transfer.download")
+    caplog.set_level(logging.WARNING, "distfs.download")
     return Waits(caplog)
 
 
@@ -137,7 +137,7 @@ def test_nodes_that_are_long_silent_are_not_waited_for(ways: Ways, waits: Waits)
 def test_an_upload_waits_for_nodes_that_are_restarted_before_it_places_a_slice(
     ways: Ways, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "distfs.transfer.upload")
+    caplog.set_level(logging.INFO, "distfs.upload")
     back: list[threading.Thread] = []
 
     def return_when_waited_for() -> None:
@@ -165,7 +165,7 @@ def test_an_upload_waits_for_nodes_that_were_killed_just_before_a_slice_began(
     ways: Ways, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
     """They have said nothing, so they still look alive."""
-    caplog.set_level(logging.INFO, "distfs.transfer.upload")
+    caplog.set_level(logging.INFO, "distfs.upload")
     uploader = ways.services.uploader
     executor, place, placed = uploader.means.executor, uploader.placement.place, []
 
