@@ -18,7 +18,7 @@ from distfs.config.settings import HttpConfig
 from distfs.errors import TooSlow
 from distfs.host.http1 import Parser
 
-#: More is more than a small request may spend on it; it takes half of that on the machine of docs/design.md.
+#: More is more than a small request may spend on it; it takes half of that on the machine of docs/measurements.md.
 MOST_US = 15.0
 _ROUNDS, _EACH = 9, 2000
 
