@@ -31,6 +31,7 @@ from __future__ import annotations
 import enum
 import json
 import struct
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -100,6 +101,7 @@ _WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowE
 
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: dumps() makes one for each call
 _DECODE = json.JSONDecoder().decode
+_policy = lru_cache(maxsize=MAX_K * MAX_M)(Policy.parse)
 _TYPES = {type_.value: type_ for type_ in Type}
 
 
@@ -177,7 +179,7 @@ def decode_fragment(header: dict[str, Any], cluster: UUID) -> FragmentHeader:
     """Raises ProtocolError on anything missing or out of bounds."""
     fragment = decode_id(header)
     try:
-        policy = Policy.parse("{}+{}".format(*header["policy"]))
+        policy = _policy("{}+{}".format(*header["policy"]))
         block_size, ordinal = int(header["block_size"]), int(header["ordinal"])
         names = str(header["name"]), str(header["content_type"])
         file = UUID(header["file"])

@@ -174,8 +174,12 @@ class FragmentTree:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing, durably."""
-    missing = list(itertools.takewhile(lambda p: not p.exists(), [folder, *folder.parents]))
-    folder.mkdir(parents=True, exist_ok=True)
+    missing: list[Path] = []
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileNotFoundError:  # nor is the one above it there
+        missing = list(itertools.takewhile(lambda p: not p.exists(), folder.parents))
+        folder.mkdir(parents=True, exist_ok=True)
     # The last always: another thread may have made it and not have come to its own fsync.
     for made in {folder, *missing}:
         fsync_folder(made.parent)
