@@ -302,7 +302,7 @@ def test_the_host_is_the_targets_or_else_the_headers(message: bytes, host: str, 
 def test_who_speaks_something_else_is_sent_away_at_once(
     caplog: pytest.LogCaptureFixture, hello: bytes, name: str, before: bytes
 ) -> None:
-    caplog.set_level("INFO", "distfs.host.server")
+    caplog.set_level("INFO", "distfs.server")
     with serving(echo) as server, RawClient(server) as client:
         client.send(before, hello)
         if before:
@@ -334,7 +334,7 @@ def test_stray_bytes_behind_a_body_do_not_take_its_answer_away() -> None:
 def test_who_speaks_something_else_in_small_packets_is_sent_away_too(
     caplog: pytest.LogCaptureFixture, pieces: list[bytes], name: str
 ) -> None:
-    caplog.set_level("INFO", "distfs.host.server")
+    caplog.set_level("INFO", "distfs.server")
     with serving(echo) as server, RawClient(server) as client:
         for piece in pieces[:-1]:
             client.send(piece)
