@@ -69,7 +69,9 @@ class Line:
 def made(url: str, ends: meta_proxy.Proxy) -> Iterator[Line]:
     with ThreadPoolExecutor(4) as threads, Proxy(Address("127.0.0.1", ends.port)) as cable:
         url = f"postgresql://distfs@{cable.address}/{MetaURL.parse(url).database}?sslmode=require"
-        with closing(MetaDB(MetaDBConfig(url=url, pool_size=1))) as meta:
+        patient = Seconds(30)  # on a busy machine; what is to be late has the limit of its deadline
+        config = MetaDBConfig(url=url, pool_size=1, connect_timeout=patient, statement_timeout=patient)
+        with closing(MetaDB(config)) as meta:
             yield Line(url, meta, cable, ends, threads)
 
 
