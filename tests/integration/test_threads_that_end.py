@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_hashed_ends(
 
     monkeypatch.setattr("distfs.transfer.file_upload.hashlib.sha256", Hash)
     source = Source(LONG)
-    with pytest.raises(kind_of(cause)):
+    with pytest.raises(Busy if isinstance(cause, MemoryError) else DistfsError):
         ways.upload(source)
     assert source.given < len(LONG), "it did not read to its end"
     ways.assert_clean()
@@ -134,7 +134,7 @@ def test_an_upload_without_threads_is_refused_and_the_next_one_is_not(ways: Ways
         executor = ways.services.uploader.means.executor
         for _ in range(already):
             executor.submit(threading.Event().wait, 0.3)  # so many threads there are
-        with no_threads(), pytest.raises(Unavailable, match="ulimit -u"):
+        with no_threads(), pytest.raises(Busy, match="ulimit -u"):
             ways.upload(LONG)
         eventually(lambda: ways.blocks_out() == 0, "every block came back")
     assert ways.download(ways.upload(LONG)) == LONG
