@@ -9,7 +9,7 @@ import sys
 
 from distfs import cli
 from distfs.deadline import Deadline
-from distfs.peers.link import Patience
+from distfs.peers.link import WaitBudget
 
 _AGES = 3600.0  # seconds left, whenever it is asked
 
@@ -28,7 +28,7 @@ def main() -> int:
         "__exit__": lambda self, *exc: None,
         "remaining": lambda self, phase: _AGES,
     }.items():
-        setattr(Patience, name, unlimited)
+        setattr(WaitBudget, name, unlimited)
     return cli.main(sys.argv[1:])
 
 

@@ -13,7 +13,7 @@ from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator, run
 from distfs.commands.rebalance import plan_rebalance, rebalance
 from distfs.commands.repair import repair
-from distfs.commands.services import service_url
+from distfs.commands.running_service import service_url
 from distfs.commands.settings import settings
 from distfs.commands.status import show_status
 from distfs.commands.trash import empty_trash, list_trash

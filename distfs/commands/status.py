@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
-from distfs.commands.services import ask_service, in_words
+from distfs.commands.running_service import ask_service, in_words
 from distfs.errors import DistfsError
 from distfs.limits.db import ReservationDB
 from distfs.limits.refusal import full

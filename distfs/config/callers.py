@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import NamedTuple
 
 Network = IPv4Network | IPv6Network
-Address = IPv4Address | IPv6Address
+IPAddress = IPv4Address | IPv6Address
 
 FORWARDED_FOR = "X-Forwarded-For"
 FORWARDED_PROTO = "X-Forwarded-Proto"
@@ -74,7 +74,7 @@ class Caller:
 class Identity:
     """The client's address, None where there is none (a Unix socket), and the headers that may be believed."""
 
-    address: Address | None
+    address: IPAddress | None
     header: Callable[[str], str | None]
 
     def matches(self, match: CallerMatch) -> bool:
@@ -96,13 +96,13 @@ def parse_network(text: str) -> Network:
         raise ValueError(f"{text!r} is not an address range such as 10.0.0.0/8 or 2001:db8::/32") from e
 
 
-def parse_address(text: str) -> Address | None:
+def parse_address(text: str) -> IPAddress | None:
     """An address, a port after it left out; an IPv4 one in IPv6's clothes is the IPv4 one. None: it is none."""
     return _read(text) if len(text) <= _LONGEST else _read.__wrapped__(text)
 
 
 @lru_cache(maxsize=1024)  # the same ones come again and again, and what is kept is bounded
-def _read(text: str) -> Address | None:
+def _read(text: str) -> IPAddress | None:
     text = text.strip(_BLANKS)
     if found := _WITH_PORT.fullmatch(text):
         text = found[1] or found[2]
@@ -113,7 +113,7 @@ def _read(text: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _listed(address: Address | None, networks: Sequence[Network]) -> bool:
+def _listed(address: IPAddress | None, networks: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in networks)
 
 

@@ -29,27 +29,27 @@ class Bandwidth:
     def __init__(
         self, config: BandwidthConfig, callers: CallersConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._ways: dict[Direction, _Way] = {"in": _Way(clock), "out": _Way(clock)}
+        self._shapers: dict[Direction, _Shaper] = {"in": _Shaper(clock), "out": _Shaper(clock)}
         self.configure(config, callers)
 
     def configure(self, config: BandwidthConfig, callers: CallersConfig) -> None:
         """From now on these caps, this mode, these callers."""
         caps = [rule.cap_in for rule in callers.rules]
-        self._ways["in"].change(_lane(config.mode, config.cap_in, callers, caps))
+        self._shapers["in"].change(_discipline(config.mode, config.cap_in, callers, caps))
         caps = [rule.cap_out for rule in callers.rules]
-        self._ways["out"].change(_lane(config.mode, config.cap_out, callers, caps))
+        self._shapers["out"].change(_discipline(config.mode, config.cap_out, callers, caps))
 
     def transfer(self, caller: Caller, direction: Direction) -> Share:
         """For one upload ('in') or download ('out'), used by one thread at a time."""
-        return Share(self._ways[direction], caller)
+        return Share(self._shapers[direction], caller)
 
     def capped(self, direction: Direction) -> bool:
         """Whether anybody may have to wait."""
-        return self._ways[direction].lane is not None
+        return self._shapers[direction].discipline is not None
 
     def waiting(self, direction: Direction) -> int:
         """How many transfers wait for their turn now."""
-        return self._ways[direction].waiting
+        return self._shapers[direction].waiting
 
     def incoming(self, source: Source, caller: Caller, deadline: Deadline, size: int | None) -> Source:
         """``source``, read no faster than it may be. ``size``: bytes to come; None: nobody knows."""
@@ -74,49 +74,49 @@ class Bandwidth:
 
     def close(self) -> None:
         """Who waits gets Unavailable: the service is stopping."""
-        for way in self._ways.values():
-            way.close()
+        for shaper in self._shapers.values():
+            shaper.close()
 
 
 class Share:
     """One transfer's part of the bandwidth."""
 
-    def __init__(self, way: _Way, caller: Caller) -> None:
-        self._way = way
+    def __init__(self, shaper: _Shaper, caller: Caller) -> None:
+        self._shaper = shaper
         self._caller = caller
-        self.lane: _Lane | None = None  # the one it last asked in
+        self.discipline: _Discipline | None = None  # the one it last asked in
         self.transfer: Transfer | None = None  # there
         self.turn: threading.Condition | None = None  # it is its turn
 
     def take(self, amount: int, deadline: Deadline) -> int:
         """Wait until some of ``amount`` bytes, more than 0, may be moved; how many. Raises TooSlow, Unavailable."""
-        if self._way.lane is None:
+        if self._shaper.discipline is None:
             return amount
-        return self._way.take(self, amount, deadline)
+        return self._shaper.take(self, amount, deadline)
 
     def give_back(self, amount: int) -> None:
         """``amount`` bytes of what was taken last were not moved, because there were no more."""
-        if amount and self.lane is not None:
-            self._way.give_back(self, amount)
+        if amount and self.discipline is not None:
+            self._shaper.give_back(self, amount)
 
     def close(self) -> None:
         """The transfer has ended. One that is forgotten loses its place a little later."""
-        if self.lane is not None:
-            self._way.leave(self)
+        if self.discipline is not None:
+            self._shaper.leave(self)
 
-    def join(self, lane: _Lane, order: Iterator[int]) -> Transfer:
-        """Its transfer in ``lane``; one that comes from another lane keeps its place in the order."""
-        if self.lane is not lane or self.transfer is None:
+    def join(self, discipline: _Discipline, order: Iterator[int]) -> Transfer:
+        """Its transfer in ``discipline``; one that comes from another discipline keeps its place in the order."""
+        if self.discipline is not discipline or self.transfer is None:
             before = self.transfer
-            group, weight = lane.place(self._caller)
+            group, weight = discipline.place(self._caller)
             number = next(order) if before is None else before.order
             taken = 0 if before is None else before.taken
-            self.lane, self.transfer = lane, Transfer(number, weight, group=group, taken=taken)
+            self.discipline, self.transfer = discipline, Transfer(number, weight, group=group, taken=taken)
         return self.transfer
 
 
-class _Lane:
-    """One direction as it is configured now: a schedule, and for each rule the transfers it is about."""
+class _Discipline:
+    """How one direction is shared, as configured now: a schedule, and for each rule the transfers it is about."""
 
     def __init__(self, mode: str, cap: float, callers: CallersConfig, caps: Sequence[int]) -> None:
         self.schedule = Schedule(cap, mode)
@@ -131,16 +131,16 @@ class _Lane:
         return (self._groups[rule], rule.weight) if rule else (self._everyone, 1.0)
 
 
-def _lane(mode: str, cap: int, callers: CallersConfig, caps: Sequence[int]) -> _Lane | None:
+def _discipline(mode: str, cap: int, callers: CallersConfig, caps: Sequence[int]) -> _Discipline | None:
     """None where nothing is capped."""
-    return _Lane(mode, cap, callers, caps) if cap or any(caps) else None
+    return _Discipline(mode, cap, callers, caps) if cap or any(caps) else None
 
 
-class _Way:
+class _Shaper:
     """One direction. Of those that wait, one (the leader) sleeps until the next turn; it wakes whose turn it is."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.lane: _Lane | None = None
+        self.discipline: _Discipline | None = None
         self._clock = clock
         self._lock = threading.Lock()
         self._order = itertools.count()
@@ -148,20 +148,20 @@ class _Way:
         self._leader_wakes_at = inf
         self._closed = False
 
-    def change(self, lane: _Lane | None) -> None:
+    def change(self, discipline: _Discipline | None) -> None:
         with self._lock:
-            before, self.lane = self.lane, lane
+            before, self.discipline = self.discipline, discipline
             self._wake_all(before)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            self._wake_all(self.lane)
+            self._wake_all(self.discipline)
 
     @property
     def waiting(self) -> int:
-        lane = self.lane
-        return 0 if lane is None else lane.schedule.waiting
+        discipline = self.discipline
+        return 0 if discipline is None else discipline.schedule.waiting
 
     def take(self, share: Share, amount: int, deadline: Deadline) -> int:
         unwatch = deadline.watch(lambda: self._rouse(share))
@@ -172,68 +172,72 @@ class _Way:
 
     def _take(self, share: Share, amount: int, deadline: Deadline) -> int:
         with self._lock:
-            while (lane := self.lane) is not None:
-                transfer = share.join(lane, self._order)
-                lane.schedule.ask(transfer, amount, self._clock())
-                lane.shares[transfer] = share
+            while (discipline := self.discipline) is not None:
+                transfer = share.join(discipline, self._order)
+                discipline.schedule.ask(transfer, amount, self._clock())
+                discipline.shares[transfer] = share
                 try:
-                    if self._wait(lane, share, transfer, deadline):
+                    if self._wait(discipline, share, transfer, deadline):
                         return transfer.granted
                 finally:
-                    lane.shares.pop(transfer, None)
-                    lane.schedule.withdraw(transfer)
+                    discipline.shares.pop(transfer, None)
+                    discipline.schedule.withdraw(transfer)
                     if self._leader is share:
                         self._appoint()
         return amount
 
     def give_back(self, share: Share, amount: int) -> None:
         with self._lock:
-            if share.lane is self.lane and share.lane is not None and share.transfer is not None:
-                share.lane.schedule.give_back(share.transfer, amount)
-                self._wake_leader_for(share.lane, self._clock())
+            if (
+                share.discipline is self.discipline
+                and share.discipline is not None
+                and share.transfer is not None
+            ):
+                share.discipline.schedule.give_back(share.transfer, amount)
+                self._wake_leader_for(share.discipline, self._clock())
 
     def leave(self, share: Share) -> None:
         with self._lock:
-            if share.lane is not None and share.transfer is not None:
-                share.lane.schedule.leave(share.transfer)
+            if share.discipline is not None and share.transfer is not None:
+                share.discipline.schedule.leave(share.transfer)
 
-    def _wait(self, lane: _Lane, share: Share, transfer: Transfer, deadline: Deadline) -> bool:
-        """Until it is granted; False: the lane has been replaced meanwhile."""
+    def _wait(self, discipline: _Discipline, share: Share, transfer: Transfer, deadline: Deadline) -> bool:
+        """Until it is granted; False: the discipline has been replaced meanwhile."""
         while True:
             now = self._clock()
-            while granted := lane.schedule.grant(now):
-                self._wake(lane.shares[granted])
+            while granted := discipline.schedule.grant(now):
+                self._wake(discipline.shares[granted])
             if transfer.granted:
                 return True
-            if lane is not self.lane:
+            if discipline is not self.discipline:
                 return False
             if self._closed:
                 raise Unavailable("the service is stopping: try again later")
             seconds = deadline.remaining("waiting for bandwidth")
             if self._leader in (None, share):
                 self._leader = share
-                seconds = min(seconds, lane.schedule.wait(now))
+                seconds = min(seconds, discipline.schedule.wait(now))
                 self._leader_wakes_at = now + seconds
             else:
-                self._wake_leader_for(lane, now)
+                self._wake_leader_for(discipline, now)
             if share.turn is None:
                 share.turn = threading.Condition(self._lock)
             share.turn.wait(seconds)
 
-    def _wake_leader_for(self, lane: _Lane, now: float) -> None:
+    def _wake_leader_for(self, discipline: _Discipline, now: float) -> None:
         """It need not sleep on when a turn comes sooner than it thought."""
-        if self._leader and now + lane.schedule.wait(now) < self._leader_wakes_at:
+        if self._leader and now + discipline.schedule.wait(now) < self._leader_wakes_at:
             self._leader_wakes_at = now
             self._wake(self._leader)
 
     def _appoint(self) -> None:
-        """The leader goes: someone else that waits, in the lane there is now, leads."""
-        self._leader = next(iter(self.lane.shares.values()), None) if self.lane else None
+        """The leader goes: someone else that waits, in the discipline there is now, leads."""
+        self._leader = next(iter(self.discipline.shares.values()), None) if self.discipline else None
         if self._leader:
             self._wake(self._leader)
 
-    def _wake_all(self, lane: _Lane | None) -> None:
-        for share in lane.shares.values() if lane else ():
+    def _wake_all(self, discipline: _Discipline | None) -> None:
+        for share in discipline.shares.values() if discipline else ():
             self._wake(share)
 
     def _rouse(self, share: Share) -> None:

@@ -63,7 +63,7 @@ class AsksAhead(ABC):
         """``FragmentStore.get`` without waiting for the answer."""
 
 
-class _Prompt:
+class _BlockingReader:
     """A reader of a store that is never late."""
 
     def __init__(self, reader: FragmentReader) -> None:
@@ -90,7 +90,7 @@ class _Prompt:
         self._reader.close()
 
 
-class Runner(NamedTuple):
+class Attempt(NamedTuple):
     """One of two that are read from at once. ``advance`` receives what there is: whether that is all."""
 
     reader: LateReader
@@ -111,10 +111,10 @@ def ask(
     """Ask any store for cells. ``hasty``: one to which there is no connection soon is TooSlow already."""
     if isinstance(store, AsksAhead):
         return store.ask(id, first, count, deadline, store.hedge_delay if hasty else None)
-    return _Prompt(store.get(id, first, count, deadline))
+    return _BlockingReader(store.get(id, first, count, deadline))
 
 
-def race(late: Runner, second: Runner, deadline: Deadline) -> bool:
+def race(late: Attempt, second: Attempt, deadline: Deadline) -> bool:
     """Let both receive until one has all it wants; whether that is ``second``.
 
     Raises what ends ``late``, and SecondFailed when ``late`` is left alone.

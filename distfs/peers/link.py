@@ -64,7 +64,7 @@ class NodeLink:
             raise
 
 
-class Patience:
+class WaitBudget:
     """How long one transfer may wait for its node, in all: ``base_timeout + bytes / min_rate``.
 
     Only waiting counts: an upload or download may pause for its client for as long as its deadline lets it.
@@ -79,13 +79,13 @@ class Patience:
         """So long was waited already."""
         self._left -= seconds
 
-    def waiting(self, size: int) -> Patience:
+    def waiting(self, size: int) -> WaitBudget:
         """``size`` bytes more are to be moved: wait for them within ``with``, which gives the limit."""
         self._left += size / self._rate
         self._bound += size / self._rate
         return self
 
-    def __enter__(self) -> Patience:
+    def __enter__(self) -> WaitBudget:
         self._started = time.monotonic()
         return self
 
@@ -123,7 +123,7 @@ class Exchange:
         Raises Busy, NodeUnavailable, TooSlow.
         """
         self.link, self.deadline = link, deadline
-        self.patience = Patience(link.config, deadline)
+        self.budget = WaitBudget(link.config, deadline)
         self._notice, self._patient = notice, patient
         self._kept: list[bytes] | None = []
         self._size = 0
@@ -136,7 +136,7 @@ class Exchange:
         """Raises what the node said, if it hung up with a reason; else NodeUnavailable, TooSlow."""
         with self:
             try:
-                with self.patience.waiting(sum(map(len, buffers))) as limit:
+                with self.budget.waiting(sum(map(len, buffers))) as limit:
                     self.sock.send(*buffers, more=more, limit=limit)
             except (NodeUnavailable, TooSlow) as e:
                 self._raise_refusal()
@@ -155,10 +155,10 @@ class Exchange:
     def answer(self, for_disk: bool = False) -> tuple[dict[str, Any], int]:
         """The header and body length of the OK frame. An ERROR frame is raised as the error it names.
 
-        ``for_disk``: the node writes before it answers, and may be silent for as long as patience lasts.
+        ``for_disk``: the node writes before it answers, and may be silent for as long as the budget lasts.
         """
         if for_disk:
-            with self, self.patience.waiting(0) as limit:
+            with self, self.budget.waiting(0) as limit:
                 self.sock.set_receive_stall(limit.remaining(f"{self.link.peer}: waiting for its disk"))
         while (frame := self.frame_or_late()) is None:
             pass
@@ -166,7 +166,7 @@ class Exchange:
 
     def frame_or_late(self) -> Frame | None:
         """The frame that answers; None after a silence of ``notice``."""
-        with self, self.patience.waiting(0) as bounded:
+        with self, self.budget.waiting(0) as bounded:
             limit = self.deadline if self._patient else bounded
             try:
                 return self.sock.receive_frame_or_late(limit)
@@ -182,7 +182,7 @@ class Exchange:
 
     def receive_or_late(self, view: memoryview, done: int) -> int:
         """Body bytes into ``view`` from ``done`` on; -> where it came to: less than all after a silence."""
-        with self, self.patience.waiting(0 if done else len(view)) as limit:
+        with self, self.budget.waiting(0 if done else len(view)) as limit:
             return self.sock.receive_body_or_late(view, done, limit)
 
     def receive(self, view: memoryview) -> None:
@@ -193,7 +193,7 @@ class Exchange:
     def waited(self, seconds: float) -> None:
         """Silence that was waited for elsewhere. Raises TooSlow."""
         with self:
-            self.patience.spend(seconds)
+            self.budget.spend(seconds)
             self.sock.count_silence(seconds)
 
     def protocol_error(self, text: str) -> ProtocolError:
@@ -266,7 +266,7 @@ class Exchange:
             self._end()  # connecting has told the breaker: it is one failure
             raise
         self._prepare()
-        with self.patience.waiting(0) as limit:
+        with self.budget.waiting(0) as limit:
             self.sock.send(*(self._kept or ()), *buffers, limit=limit)
 
     def _keep(self, buffers: tuple[Buffer, ...]) -> None:

@@ -43,7 +43,7 @@ class Slices(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class UploadResources:
     """What all uploads of a service share to move bytes."""
 
     pool: BlockPool
@@ -113,15 +113,15 @@ class FileUpload:
     def __init__(
         self,
         slices: Slices,
-        means: Means,
+        resources: UploadResources,
         identity: FileIdentity,
         size_hint: int | None,
         deadline: Deadline,
     ) -> None:
         """``size_hint``: bytes the source has. Without it, whether a full slice is the file's last, which its nodes
         write down, is known only when more comes."""
-        self._request, self._means, self._identity, self._deadline = slices, means, identity, deadline
-        self._config = means.config
+        self._request, self._resources, self._identity, self._deadline = slices, resources, identity, deadline
+        self._config = resources.config
         self._beside = identity.code.beside(self._config.block_size)
         self._left = size_hint  # what of it has not come yet
         self._window = threading.Semaphore(self._config.window // self._config.block_size)
@@ -134,7 +134,7 @@ class FileUpload:
     def run(self, first: Block, source: Source) -> tuple[bytes, list[Slice]]:
         """The file's sha-256 and its slices, all durable. Takes over the hold of ``first``."""
         try:
-            digest = _Digest(self._means.executor, lambda error: self._give_up([error]))
+            digest = _Digest(self._resources.executor, lambda error: self._give_up([error]))
         except BaseException:
             first.release()
             raise
@@ -194,7 +194,7 @@ class FileUpload:
         """A new slice, its nodes asked to take it; others, or the same ones once more, while none does."""
         size = self._config.slice_size if self._left is None else min(self._left, self._config.slice_size)
         ordinal = len(self._slices) + len(self._flying)
-        shared = self._means.stores, self._means.executor, self._scope
+        shared = self._resources.stores, self._resources.executor, self._scope
         until = self._request.patient_until()
         while True:
             plan = self._request.plan(self._identity, ordinal, max(size, least))
@@ -236,7 +236,7 @@ class FileUpload:
         while not self._window.acquire(timeout=deadline.remaining("waiting for storage nodes")):
             pass  # until ``remaining`` raises
         try:
-            block = self._means.pool.take(deadline, self._window.release, self._beside)
+            block = self._resources.pool.take(deadline, self._window.release, self._beside)
         except BaseException:
             self._window.release()
             raise

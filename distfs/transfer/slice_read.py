@@ -21,7 +21,7 @@ from distfs.fragment_store import check_cell, check_length
 from distfs.model import FragmentId, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.hedge import HedgeBudget
-from distfs.peers.late_read import LateReader, Runner, SecondFailed, ask, race
+from distfs.peers.late_read import Attempt, LateReader, SecondFailed, ask, race
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, Remnant
 
@@ -45,7 +45,7 @@ class Hedging(NamedTuple):
     memory: BlockPool  # of which the second is borrowed
 
 
-class _Gathering:
+class _BlockRead:
     """What has come of one block so far, by fragment index."""
 
     __slots__ = ("cells", "late", "number", "out", "remnants", "spent", "sums", "tried")
@@ -151,7 +151,7 @@ class SliceReader:
             yield self._block(number, buffer)
 
     def _block(self, number: int, buffer: memoryview) -> memoryview:
-        block = _Gathering(
+        block = _BlockRead(
             number, buffer[: min(self._block_size, self._slice.size - number * self._block_size)]
         )
         k = self._code.policy.k
@@ -167,7 +167,7 @@ class SliceReader:
                 return plain
             self._sort_out(block)
 
-    def _sort_out(self, block: _Gathering) -> None:
+    def _sort_out(self, block: _BlockRead) -> None:
         """The block fails its checksum: cells that fail theirs are not used again; if none does, all of them."""
         bad = [index for index, view in block.cells.items() if checksum(view) != block.sums[index]]
         for index in bad or list(block.cells):
@@ -179,7 +179,7 @@ class SliceReader:
             del block.cells[index]
             block.spent.add(index)
 
-    def _read(self, index: int, reader: LateReader, block: _Gathering) -> None:
+    def _read(self, index: int, reader: LateReader, block: _BlockRead) -> None:
         """The next cell of one fragment; when it is late, perhaps of another.
 
         A stream that breaks is closed and forgotten.
@@ -187,7 +187,7 @@ class SliceReader:
         view = self._room(index, block.out)
         try:
             if not self._advance(reader, block.number, view):
-                late = Runner(reader, lambda: self._advance(reader, block.number, view))
+                late = Attempt(reader, lambda: self._advance(reader, block.number, view))
                 first = self._outrun(index, late, block)
                 if first not in (None, index):
                     return
@@ -223,7 +223,7 @@ class SliceReader:
 
     # --- a node that is late ----------------------------------------------------------------------------
 
-    def _outrun(self, index: int, late: Runner, block: _Gathering) -> int | None:
+    def _outrun(self, index: int, late: Attempt, block: _BlockRead) -> int | None:
         """Ask another fragment for the cell too; -> which of the two was first: that cell is here, whole.
 
         None: ``late`` is to be read on, it is all there is, or all that the budget allows. Raises what ends it.
@@ -240,7 +240,7 @@ class SliceReader:
                 return None
             with contextlib.closing(second):
                 try:
-                    ahead = Runner(second, lambda: self._advance_good(second, block.number, room))
+                    ahead = Attempt(second, lambda: self._advance_good(second, block.number, room))
                     if not race(late, ahead, self._deadline):
                         return index
                 except SecondFailed as e:
@@ -302,7 +302,7 @@ class SliceReader:
             self._rooms[index, len(out)] = view
         return view
 
-    def _read_another(self, block: _Gathering) -> None:
+    def _read_another(self, block: _BlockRead) -> None:
         """One cell more of this block, from a fragment not asked for it yet."""
         index = self._candidate(block.asked)
         if index is None:
@@ -321,7 +321,7 @@ class SliceReader:
             with contextlib.closing(reader):
                 self._read(index, reader, block)
 
-    def _read_remnant(self, block: _Gathering) -> bool:
+    def _read_remnant(self, block: _BlockRead) -> bool:
         """One cell more of this block, a good one, from all that is left of the slice; whether there was one."""
         if self._remnants is None and self._remains is not None:
             self._remnants = self._remains.after(self._errors.values(), self._deadline)

@@ -35,7 +35,7 @@ from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
 from distfs.telemetry import in_context
 from distfs.transfer.blocks import Block, BlockPool
-from distfs.transfer.file_upload import FileUpload, Means, refusal
+from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
 from distfs.transfer.rebuild import rebuild
 from distfs.transfer.slice_read import SliceReader
@@ -70,14 +70,14 @@ class Uploader:
         width = max(policy.width for policy in config.policies.values())
         threads = uploads * (1 + width * config.parallel_slices)
         executor = Threads(threads, thread_name_prefix="fragment")
-        self.means = Means(pool, executor, directory.store, config)
+        self.resources = UploadResources(pool, executor, directory.store, config)
 
     def begin(self, deadline: Deadline) -> UploadSession:
         """A request's upload; use it as a context manager."""
         return UploadSession(self, deadline)
 
     def close(self) -> None:
-        self.means.executor.shutdown(wait=False, cancel_futures=True)
+        self.resources.executor.shutdown(wait=False, cancel_futures=True)
 
 
 class UploadSession:
@@ -113,7 +113,7 @@ class UploadSession:
         size_hint: int | None = None,
     ) -> NewFile:
         """Store one file's fragments durably. Raises what the source raises, and Unavailable, Full, TooSlow."""
-        block_size = self._uploader.means.config.block_size
+        block_size = self._uploader.resources.config.block_size
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
         first = self._read_block(source, identity.code.beside(block_size))
@@ -121,7 +121,7 @@ class UploadSession:
         if rest is None:
             digest, slices = self._add_small(identity, first)
         else:
-            upload = FileUpload(self, self._uploader.means, identity, size_hint, self._deadline)
+            upload = FileUpload(self, self._uploader.resources, identity, size_hint, self._deadline)
             digest, slices = upload.run(first, rest)
         size = sum(s.size for s in slices)
         file = NewFile(identity.id, name, content_type, size, digest, policy, block_size, tuple(slices))
@@ -249,7 +249,7 @@ class UploadSession:
 
     def _fewest(self, file: FileIdentity) -> int:
         """How many fragments of a slice must be safe before it may be committed."""
-        return self._uploader.means.config.fewest(file.code.policy)
+        return self._uploader.resources.config.fewest(file.code.policy)
 
     def _place_patiently(self, file: FileIdentity, share: int) -> list[int]:
         """As ``_place``, for a new slice. Nodes that stopped and may only be restarting are waited for."""
@@ -299,7 +299,7 @@ class UploadSession:
         reader = SliceReader(piece, file.block_size, file.code, stores, order, span, deadline)
         try:
             beside = file.code.beside(file.block_size)
-            with contextlib.closing(reader), uploader.means.pool.lent(deadline, beside) as buffer:
+            with contextlib.closing(reader), uploader.resources.pool.lent(deadline, beside) as buffer:
                 rebuild(file, piece, index, reader, stores(target, deadline), buffer, deadline)
         except Cancelled:
             raise
@@ -312,7 +312,7 @@ class UploadSession:
         return _moved(piece, index, target)
 
     def _read_block(self, source: Source, beside: int) -> Block:
-        block = self._uploader.means.pool.take(self._deadline, beside=beside)
+        block = self._uploader.resources.pool.take(self._deadline, beside=beside)
         try:
             block.cut(source.readinto(block.view))
         except BaseException:
@@ -345,7 +345,9 @@ class UploadSession:
             until = self.patient_until()
             while True:
                 plan = self.plan(identity, 0, len(block.view))
-                failed = write_small(plan, block.view, self._uploader.means.stores, self._deadline, beside)
+                failed = write_small(
+                    plan, block.view, self._uploader.resources.stores, self._deadline, beside
+                )
                 lost = len(plan.nodes) - len(failed) < identity.code.policy.k
                 if not (lost and self.again(plan, failed, until)):
                     return digest.digest(), [self.settle(plan, failed)]
@@ -374,7 +376,7 @@ class UploadSession:
         for node, fragment in those:
             try:
                 remove = in_context(self._remove)
-                jobs.append(self._uploader.means.executor.submit(remove, node, fragment, deadline))
+                jobs.append(self._uploader.resources.executor.submit(remove, node, fragment, deadline))
             except Busy:  # no thread to be had: one after the other
                 self._remove(node, fragment, deadline)
         if wait_for_it:

@@ -113,7 +113,7 @@ class Ways:
         server.cut()
 
     def blocks_out(self) -> int:
-        return self.services.uploader.means.pool.usage().blocks
+        return self.services.uploader.resources.pool.usage().blocks
 
     def assert_clean(self) -> None:
         """Nothing of any transfer that has ended is held: blocks, in-flight bytes, temp files, buffers, threads."""
@@ -122,7 +122,7 @@ class Ways:
         eventually(lambda: not any(placement._in_flight.values()), "no bytes are in flight")
         for server in self.nodes.values():
             assert_no_litter(server.store)
-        executor = self.services.uploader.means.executor
+        executor = self.services.uploader.resources.executor
         eventually(lambda: not executor._waiting, "no work waits for a thread")
         probes = [executor.submit(int) for _ in range(executor._most)]
         assert [probe.result(60) for probe in probes] == [0] * len(probes)

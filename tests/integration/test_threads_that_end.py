@@ -131,7 +131,7 @@ def test_an_upload_without_threads_is_refused_and_the_next_one_is_not(ways: Ways
     small = random_bytes(100)
     assert ways.download(ways.upload(small)) == small  # connections to the nodes, and their threads
     for already in range(4):
-        executor = ways.services.uploader.means.executor
+        executor = ways.services.uploader.resources.executor
         for _ in range(already):
             executor.submit(threading.Event().wait, 0.3)  # so many threads there are
         with no_threads(), pytest.raises(Busy, match="ulimit -u"):

@@ -119,7 +119,7 @@ def test_a_file_of_just_one_block_is_sent_by_no_thread(
     file = ways.upload(data, hint=hint)
     assert ways.download(file) == data
     assert file.sha256 == hashlib.sha256(data).digest()
-    assert bool(ways.services.uploader.means.executor._threads) == threads
+    assert bool(ways.services.uploader.resources.executor._threads) == threads
 
 
 def test_every_fragment_says_what_it_is_part_of(ways: Ways) -> None:

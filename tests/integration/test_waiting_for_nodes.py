@@ -167,7 +167,7 @@ def test_an_upload_waits_for_nodes_that_were_killed_just_before_a_slice_began(
     """They have said nothing, so they still look alive."""
     caplog.set_level(logging.INFO, "distfs.upload")
     uploader = ways.services.uploader
-    executor, place, placed = uploader.means.executor, uploader.placement.place, []
+    executor, place, placed = uploader.resources.executor, uploader.placement.place, []
 
     def place_and_kill(*args: Any) -> list[int]:
         placed.append(place(*args))
