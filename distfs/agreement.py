@@ -15,7 +15,7 @@ from typing import Any
 
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
-from distfs.errors import OtherSettings, OutcomeUnknown, Unavailable
+from distfs.errors import Busy, OtherSettings, OutcomeUnknown, Unavailable
 from distfs.meta import MetaDB
 from distfs.quantity import exactly
 
@@ -51,7 +51,7 @@ class Agreement:
             self._agreed_until = now + 1.0  # one asks, the others go on
         try:
             agreed = agree(self._meta, self._times, deadline)
-        except (Unavailable, OutcomeUnknown):
+        except (Unavailable, Busy, OutcomeUnknown):
             if not self._known:
                 raise
             return  # without MetaDB nobody can change it

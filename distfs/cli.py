@@ -16,7 +16,7 @@ from distfs.commands.status import or_not_told
 from distfs.config import file as configuration
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import OtherSettings, OutcomeUnknown, Unavailable
+from distfs.errors import Busy, OtherSettings, OutcomeUnknown, Unavailable
 from distfs.host.server import Server
 from distfs.http_app import create_app
 from distfs.local import cluster as local_cluster
@@ -228,7 +228,7 @@ def _agree(services: Services) -> None:
     except OtherSettings:
         services.close()
         raise
-    except (Unavailable, OutcomeUnknown):
+    except (Unavailable, Busy, OutcomeUnknown):
         pass
 
 

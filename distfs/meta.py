@@ -22,6 +22,7 @@ from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
     Away,
+    Busy,
     ConfigError,
     DistfsError,
     NotFound,
@@ -309,7 +310,7 @@ class MetaDB:
 
     def _read(self, query: str, budget: _Budget, params: dict[str, Any]) -> Rows:
         pause = _RETRY_FIRST_S
-        error: Unavailable | OutcomeUnknown | None = None
+        error: DistfsError | None = None
         while True:
             lost = stale = False  # a connection broke; one that had been kept, as after a restart
             try:
@@ -318,7 +319,7 @@ class MetaDB:
                         return link.run(query, budget.left, params)
                     finally:
                         lost, stale = link.broken, link.broken and link.reused
-            except (Unavailable, OutcomeUnknown) as e:
+            except (Unavailable, Busy, OutcomeUnknown) as e:
                 again = self._waits(e, budget) or lost
                 if error is None or _has_time(budget.left):  # else what failed before says more
                     error = Unavailable(str(e), public=e.public) if isinstance(e, OutcomeUnknown) else e
@@ -339,7 +340,7 @@ class MetaDB:
 
     def _write(self, query: str, budget: _Budget, again: str | None, params: dict[str, Any]) -> Rows:
         lost: OutcomeUnknown | None = None
-        error: Unavailable | OutcomeUnknown | None = None
+        error: DistfsError | None = None
         pause = _RETRY_FIRST_S
         while True:
             try:
@@ -355,7 +356,7 @@ class MetaDB:
                 lost = error = e
             except TooSlow as e:
                 raise error or e from e  # what failed before says more
-            except Unavailable as e:
+            except (Unavailable, Busy) as e:
                 error = lost or e
                 if not self._waits(e, budget) and lost is None and self.is_gone:
                     raise

@@ -6,7 +6,7 @@ import logging
 from dataclasses import asdict
 
 from distfs.deadline import Deadline
-from distfs.errors import Unavailable
+from distfs.errors import Busy, Unavailable
 from distfs.routes.messages import Answer, Request, as_json, text
 from distfs.services import Services
 
@@ -72,7 +72,7 @@ def get_ready(services: Services, request: Request) -> Answer:
         services.meta.ping(deadline)
         services.agreement.require(deadline)
         up = sum(node.writable for node in services.meta.nodes(deadline))
-    except Unavailable as e:
+    except (Unavailable, Busy) as e:
         log.info("not ready: %s", e)
         missing.append(f"MetaDB: {e.for_client}")
     else:
@@ -104,5 +104,5 @@ def _full(services: Services, deadline: Deadline) -> str:
     """What cannot be told now is no reason to send downloads elsewhere."""
     try:
         return services.admission.full(deadline)
-    except Unavailable:
+    except (Unavailable, Busy):
         return ""

@@ -12,7 +12,15 @@ from uuid import UUID
 from distfs.agreement import DOWN_AFTER, require_same
 from distfs.config.settings import NodeConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NodeForgotten, NodeUnavailable, OtherSettings, Refused, Unavailable
+from distfs.errors import (
+    Busy,
+    DistfsError,
+    NodeForgotten,
+    NodeUnavailable,
+    OtherSettings,
+    Refused,
+    Unavailable,
+)
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport
 from distfs.process.threads import start
@@ -36,7 +44,7 @@ def cluster_of(folder: Path, meta: MetaDB, stopping: threading.Event) -> UUID:
     while True:
         try:
             return meta.cluster_id(Deadline(_CALL_LIMIT_S))
-        except Unavailable as e:
+        except (Unavailable, Busy) as e:
             if str(e) != reported:
                 log.warning("waiting for MetaDB before joining a cluster: %s", e)
                 reported = str(e)

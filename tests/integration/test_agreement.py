@@ -8,7 +8,7 @@ from distfs import agreement
 from distfs.agreement import Agreement, times_of
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
-from distfs.errors import Cancelled, DistfsError, OtherSettings, OutcomeUnknown, Unavailable
+from distfs.errors import Busy, Cancelled, DistfsError, OtherSettings, OutcomeUnknown, Unavailable
 from distfs.meta import MetaDB
 from tests.contract.samples import soon
 
@@ -38,7 +38,7 @@ def test_nobody_goes_on_by_other_times_while_somebody_else_asks_again(
     assert asked == 2
 
 
-@pytest.mark.parametrize("error", [OutcomeUnknown, Unavailable])
+@pytest.mark.parametrize("error", [OutcomeUnknown, Unavailable, Busy])
 def test_who_agreed_before_goes_on_while_metadb_cannot_say(
     meta: MetaDB, monkeypatch: pytest.MonkeyPatch, error: type[DistfsError]
 ) -> None:
