@@ -17,7 +17,7 @@ import pytest
 import distfs.meta
 from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.errors import Away, NotFound, Unavailable
+from distfs.errors import Away, Cancelled, NotFound, Unavailable
 from distfs.limits.db import ReservationDB
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
@@ -142,7 +142,7 @@ def test_who_gave_a_request_up_says_nothing_of_metadb(patient: MetaDB, proxy: Pr
         asked = aside.submit(patient._pool.connect, scope, 60)
         eventually(lambda: proxy.held, "it is connecting")
         scope.cancel("the client hung up")
-        with pytest.raises(Unavailable):
+        with pytest.raises(Cancelled):
             asked.result(60)
     assert patient._pool.away_for() == 0
 

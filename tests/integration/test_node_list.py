@@ -14,7 +14,7 @@ import pytest
 
 from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NodeUnavailable, Unavailable
+from distfs.errors import Cancelled, DistfsError, NodeUnavailable
 from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.peers.node_list import MAX_AGE_S, STALE_MOST_S, NodeList
@@ -116,7 +116,7 @@ def test_who_waits_for_the_list_hears_of_its_end(ways: Ways, nodes: NodeList, pr
         waits = client.submit(first.known, scope)
         eventually(lambda: len(proxy.held) == 1, "MetaDB hangs")
         scope.cancel("the client hung up")
-        with pytest.raises(Unavailable, match="hung up"):
+        with pytest.raises(Cancelled, match="hung up"):
             waits.result(30)
 
 
@@ -216,7 +216,7 @@ def test_downloads_that_wait_for_nodes_share_one_list(
         most = (time.monotonic() - began) / _LIST_AGE_S + 1
         scope.cancel("seen enough")
         for each in reading:
-            with pytest.raises(Unavailable):
+            with pytest.raises(Cancelled):
                 each.result(60)
     assert len(asked) == clients, "where its slice is, each asks once"
     assert nodes._begun - looks <= most + clients
