@@ -176,39 +176,34 @@ UNION ALL
 SELECT s.id FROM trash_slice AS s JOIN trash ON trash.id = s.file_id
 WHERE s.id = :slice AND s.nodes[CAST(:index AS integer) + 1] = :node AND trash.purge_at IS NULL;
 
--- name: short_files
--- Files, also those that can be undeleted, of which slices have fewer than k fragments when those on :nodes, those
--- named by :slices and :indexes, and those that are damaged do not count; and how many such slices each has.
+-- name: kept_ids
+SELECT id FROM kept_by(:node, :after, :limit);
+
+-- name: damaged_ids
+SELECT DISTINCT slice_id FROM damage WHERE slice_id > CAST(:after AS uuid) ORDER BY slice_id LIMIT :limit;
+
+-- name: short_among
+-- Of the slices asked for, those with fewer than k fragments when those on :nodes, those named by :slices and :indexes,
+-- and those that are damaged do not count; and their files, also those that can be undeleted. Not the slices on
+-- :counted.
 WITH bad AS (
     SELECT asked.slice_id, array_agg(asked.index) AS indexes
     FROM unnest(CAST(:slices AS uuid[]), CAST(:indexes AS integer[])) AS asked (slice_id, index) GROUP BY 1
 ), suspect AS (
-    SELECT id, file_id, nodes, false AS trashed FROM slice WHERE nodes && CAST(:nodes AS integer[])
-    UNION
-    SELECT id, file_id, nodes, false FROM slice WHERE id = ANY(CAST(:slices AS uuid[]))
-    UNION
-    SELECT id, file_id, nodes, false FROM damage JOIN slice ON slice.id = damage.slice_id
-    UNION
-    SELECT id, file_id, nodes, true FROM trash_slice WHERE nodes && CAST(:nodes AS integer[])
-    UNION
-    SELECT id, file_id, nodes, true FROM trash_slice WHERE id = ANY(CAST(:slices AS uuid[]))
-    UNION
-    SELECT id, file_id, nodes, true FROM damage JOIN trash_slice ON trash_slice.id = damage.slice_id
-)
-SELECT f.id, f.name, f.trashed, count(*) FROM suspect AS s
-JOIN (
-    SELECT id, name, k, created_at, false AS trashed FROM file
+    SELECT s.*, false AS trashed FROM unnest(CAST(:ids AS uuid[])) AS asked (id) JOIN slice AS s ON s.id = asked.id
     UNION ALL
-    SELECT id, name, k, created_at, true FROM trash WHERE purge_at IS NULL
-) AS f ON f.id = s.file_id AND f.trashed = s.trashed
+    SELECT s.*, true FROM unnest(CAST(:ids AS uuid[])) AS asked (id) JOIN trash_slice AS s ON s.id = asked.id
+)
+SELECT s.trashed, coalesce(f.created_at, t.created_at), s.file_id, coalesce(f.name, t.name) FROM suspect AS s
+LEFT JOIN file AS f ON f.id = s.file_id AND NOT s.trashed
+LEFT JOIN trash AS t ON t.id = s.file_id AND s.trashed AND t.purge_at IS NULL
 LEFT JOIN bad ON bad.slice_id = s.id
-WHERE f.k > (
+WHERE NOT s.nodes && CAST(:counted AS integer[]) AND coalesce(f.k, t.k) > (
     SELECT count(*) FROM unnest(s.nodes) WITH ORDINALITY AS at (node, place)
     WHERE at.node <> ALL (CAST(:nodes AS integer[])) AND at.place - 1 <> ALL (coalesce(bad.indexes, '{}')) AND NOT EXISTS (
         SELECT FROM damage WHERE slice_id = s.id AND index = at.place - 1 AND node_id = at.node
     )
-)
-GROUP BY f.id, f.name, f.trashed, f.created_at ORDER BY f.trashed, f.created_at, f.id;
+);
 
 -- name: fragments_on
 -- Slices of which the node keeps a fragment, in id order, also those in the trash.
@@ -358,16 +353,27 @@ WHERE id = ANY(CAST(:silent AS integer[]))
     OR (id = ANY(CAST(:answering AS integer[])) AND unreachable_since IS NOT NULL)
 RETURNING id, given_up;
 
--- name: status
--- slices: of each m, whether or not something of them is lost.
-SELECT
-    (SELECT count(*) FROM file),
-    (SELECT coalesce(sum(size), 0)::bigint FROM file),
-    (SELECT coalesce(json_agg(json_build_array(m, slices)), '[]') FROM (
-        SELECT f.m, count(*) AS slices FROM slice AS s JOIN file AS f ON f.id = s.file_id GROUP BY f.m
-    ) AS by_m),
-    (SELECT count(*) FROM trash),
-    (SELECT coalesce(sum(size), 0)::bigint FROM trash);
+-- name: file_totals
+-- Of the next :limit files, by id: the last one, how many, and their bytes.
+WITH page AS MATERIALIZED (
+    SELECT id, size FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), count(*), coalesce(sum(size), 0)::bigint FROM page;
+
+-- name: trash_totals
+-- The same of files in the trash.
+WITH page AS MATERIALIZED (
+    SELECT id, size FROM trash WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), count(*), coalesce(sum(size), 0)::bigint FROM page;
+
+-- name: slice_totals
+-- Of the next :limit slices, by id: the last one, and of each m how many. No row when there is none.
+WITH page AS MATERIALIZED (
+    SELECT id, file_id FROM slice WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
+)
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), f.m, count(*)
+FROM page JOIN file AS f ON f.id = page.file_id GROUP BY f.m;
 
 -- name: workers
 SELECT name, host, pid, state, detail, extract(epoch FROM now() - stepped_at)::double precision

@@ -88,7 +88,7 @@ def fsck(operator: Operator, *, deep: bool, note: bool, as_json: bool) -> int:
     _Walks(operator, nodes, findings, deep=deep).run()
     silent = [left_out.node.id for left_out in findings.not_asked]
     bad = [finding.fragment for finding in (*findings.missing, *findings.corrupt)]
-    short = operator.db.short_files([*nobody, *silent], bad, operator.deadline())
+    short = operator.db.short_files([*nobody, *silent], bad, operator.walk())
     findings.unreadable = [file for file in short if not (deep and _heals(operator, file))]
     if note:
         _note(operator, findings)

@@ -14,7 +14,6 @@ import heapq
 import json
 import os
 import socket
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -24,6 +23,7 @@ from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, Refused
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Policy, Slice
+from distfs.upkeep import in_pages
 from distfs.upkeep.leadership import LEADER_SILENCE_S, Leadership
 from distfs.upkeep.model import (
     COUNTED,
@@ -222,12 +222,9 @@ class UpkeepDB:
     ) -> list[ShortFile]:
         """Files that cannot be read without ``nodes``, the fragments ``bad`` and those noted as damaged.
 
-        Those in the trash, as long as they can be undeleted, come last; else the oldest first. Reads every slice
-        on ``nodes``.
+        Those in the trash, as long as they can be undeleted, come last; else the oldest first.
         """
-        slices, indexes = [asked.slice for asked in bad], [asked.index for asked in bad]
-        params: dict[str, Any] = {"nodes": list(nodes), "slices": slices, "indexes": indexes}
-        return [ShortFile(*row) for row in self._meta.read("short_files", deadline, **params)]
+        return in_pages.short_files(self._meta, nodes, bad, deadline)
 
     def fragments_on(self, node: int, after: UUID | None, limit: int, deadline: Deadline) -> list[Kept]:
         """What MetaDB says a node keeps, trash included: up to ``limit``, of slices after ``after``, by slice id."""
@@ -449,9 +446,8 @@ class UpkeepDB:
 
     def status(self, deadline: Deadline) -> ClusterStatus:
         """Everything at a glance. Looks at all that is lost: for people."""
-        [[files, size, by_m, trash_files, trash_bytes]] = self._meta.read("status", deadline)
+        files, size, slices, trash_files, trash_bytes = in_pages.totals(self._meta, deadline)
         hurt = list(self._hurt_counts(self._meta.down_after, True, deadline))
-        slices = Counter(dict(by_m))
         for each in hurt:
             if not each.trashed:
                 slices[each.m] -= each.slices

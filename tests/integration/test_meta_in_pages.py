@@ -16,7 +16,9 @@ from distfs.errors import Refused
 from distfs.meta import MetaDB, Rows
 from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
+from distfs.model import FragmentId
 from distfs.upkeep import db as upkeep_db
+from distfs.upkeep import in_pages
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.model import Backlog, Leaving
 from tests.integration.meta_examples import soon
@@ -27,7 +29,7 @@ SLICES = 20_000  # all of them on node 1, which is gone, and on two others; a th
 TRASHED = 1000
 PAGE = 1000
 DELAY = 600.0
-_START = UUID(int=0)
+_START, _HALF = UUID(int=0), UUID(int=1 << 127)
 
 _DELETE = f"""
 CREATE TEMPORARY TABLE gone AS SELECT * FROM file ORDER BY created_at LIMIT {TRASHED};
@@ -75,6 +77,8 @@ def upkeep(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> UpkeepDB:
     monkeypatch.setattr(upkeep_db, "_PAGE", PAGE)
     monkeypatch.setattr(upkeep_db, "COUNTED", PAGE)
     monkeypatch.setattr(upkeep_db, "_SAMPLE", PAGE)
+    monkeypatch.setattr(in_pages, "_PAGE", PAGE)
+    monkeypatch.setattr(in_pages, "_COUNTED", PAGE)
     return UpkeepDB(watched)
 
 
@@ -87,7 +91,7 @@ QUERIES: dict[str, dict[str, Any]] = {
     "hurt_count_by_damage": {"after": _START, "limit": PAGE, **_SILENT},
     "hurt_by_damage": {"after": _START, "limit": PAGE, "repair_delay": DELAY},
     "fragments_on": {"node": 1, "after": _START, "limit": PAGE},
-    "slices_on": {"node": 1, "after": UUID(int=1 << 127), "limit": PAGE},
+    "slices_on": {"node": 1, "after": _HALF, "limit": PAGE},
     "kept_count": {"node": 1, "part": 0, "enough": PAGE},
     "bytes_kept": {"node": 1, "limit": PAGE},
     "safe_to_unplug": {"node": 1},
@@ -96,6 +100,11 @@ QUERIES: dict[str, dict[str, Any]] = {
     "short_without": {"node": 1, "after": _START, "limit": PAGE, "down_after": 10.0},
     "forget_node": {"node": 1, "down_after": 10.0},
     "end_forget": {"node": 1, "state": "active"},
+    "kept_ids": {"node": 1, "after": _START, "limit": PAGE},
+    "damaged_ids": {"after": _START, "limit": PAGE},
+    "slice_totals": {"after": _START, "limit": PAGE},
+    "file_totals": {"after": _START, "limit": PAGE},
+    "trash_totals": {"after": _START, "limit": PAGE},
 }
 
 
@@ -107,18 +116,19 @@ def test_no_statement_reads_more_than_a_few_pages(url: str) -> None:
     )
     counted = (
         "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_xact_user_tables "
-        "WHERE relname IN ('slice', 'trash_slice')"
+        "WHERE relname IN ('slice', 'trash_slice', 'file', 'trash')"
     )
+    ids = [id for [id] in run_sql(url, f"SELECT id FROM slice ORDER BY id LIMIT {PAGE}")]  # noqa: S608
+    short = {"ids": ids, "nodes": [1, 2], "counted": [2], "slices": ids, "indexes": [0] * PAGE}
     parsed, read = MetaURL.parse(url), {}
-    for query, params in QUERIES.items():
+    for query, params in (QUERIES | {"short_among": short}).items():
         with closing(Link(parsed, parsed.hosts[0], soon(), statement_timeout=60)) as link:
             link.raw.run("SET enable_seqscan = off; BEGIN")  # as the planner would do with a million
             link.run(query, soon(), params)
             [[read[query]]] = link.raw.run(counted)
-    assert {query: rows for query, rows in read.items() if rows > 3 * (PAGE + SLICES // 256)} == {}
-    assert min(read["kept_count"], read["short_without"], read["hurt_count_on"]) >= PAGE, (
-        "else nothing is counted here"
-    )
+    assert {query: rows for query, rows in read.items() if rows > 5 * (PAGE + SLICES // 256)} == {}
+    count = ("kept_count", "short_without", "hurt_count_on", "short_among", "slice_totals", "file_totals")
+    assert min(read[query] for query in count) >= PAGE, "else nothing is counted here"
 
 
 def test_all_of_a_node_is_counted_page_by_page(upkeep: UpkeepDB, watched: Watched, url: str) -> None:
@@ -126,6 +136,53 @@ def test_all_of_a_node_is_counted_page_by_page(upkeep: UpkeepDB, watched: Watche
     assert watched.count("hurt_count_on") == SLICES // PAGE + 1
     status = upkeep.status(soon())
     assert (status.slices, status.lacking) == ({1: SLICES - TRASHED}, upkeep.backlog(DELAY, soon()))
+
+
+def test_all_that_there_is_is_counted_page_by_page(upkeep: UpkeepDB, watched: Watched, url: str) -> None:
+    run_sql(url, "UPDATE file SET m = 1 WHERE id < :below", below=_HALF)
+    run_sql(url, "UPDATE node SET heartbeat_at = now() + interval '1 day'")
+    [[few]] = run_sql(url, "SELECT count(*) FROM file WHERE m = 1")
+    status = upkeep.status(soon())
+    files = SLICES - TRASHED
+    assert (status.files, status.bytes, status.slices) == (files, 20 * files, {1: few, 2: files - few})
+    assert (status.trash_files, status.trash_bytes) == (TRASHED, 20 * TRASHED)
+    for query, rows in (("slice_totals", files), ("file_totals", files), ("trash_totals", TRASHED)):
+        assert watched.count(query) == rows // PAGE + 1
+
+
+def test_files_that_are_short_without_some_nodes_are_found_page_by_page(
+    upkeep: UpkeepDB, watched: Watched, url: str
+) -> None:
+    """Each slice counts once, in however many ways it is short."""
+    others = run_sql(url, "SELECT id FROM slice WHERE NOT nodes && '{2,3}' ORDER BY id LIMIT 4")
+    bad, damaged, both, well = [id for [id] in others]
+    run_sql(url, "UPDATE slice SET nodes = '{7,8,9}' WHERE id = ANY(:ids)", ids=[bad, damaged, both, well])
+    noted = [(damaged, 0), (damaged, 1), (damaged, 2), (both, 0), (well, 0)]
+    for id, index in noted:
+        note = "INSERT INTO damage (slice_id, index, node_id, reason) VALUES (:id, :index, :node, 'bad')"
+        run_sql(url, note, id=id, index=index, node=7 + index)
+    found = [
+        FragmentId(bad, 0),
+        FragmentId(bad, 1),
+        FragmentId(bad, 2),
+        FragmentId(both, 1),
+        FragmentId(both, 2),
+    ]
+    expected = run_sql(
+        url,
+        "SELECT f.id, f.created_at, false FROM slice AS s JOIN file AS f ON f.id = s.file_id "
+        "WHERE s.nodes <@ '{1,2,3}' OR s.id = ANY(:ids) UNION ALL "
+        "SELECT f.id, f.created_at, true FROM trash_slice AS s JOIN trash AS f ON f.id = s.file_id "
+        "WHERE s.nodes <@ '{1,2,3}' ORDER BY 3, 2",
+        ids=[bad, damaged, both],
+    )
+    short = upkeep.short_files([1, 2, 3], found, soon())
+    assert [(file.id, file.trashed) for file in short] == [(id, trashed) for id, _, trashed in expected]
+    assert {file.slices for file in short} == {1}
+    assert len(short) > 2 * PAGE
+    asked = [params["ids"] for query, params in watched.asked if query == "short_among"]
+    assert max(map(len, asked)) == PAGE
+    assert len(asked) > SLICES // PAGE
 
 
 def test_how_many_fragments_are_left_is_estimated_and_falls_with_each_that_leaves(

@@ -143,7 +143,8 @@ _INDEXES = (
         "is_damage",
         "is_kept",
         "drop_trash",
-        "short_files",
+        "short_among",
+        "kept_ids",
         "unknown_nodes",
     ],
 )
