@@ -18,14 +18,19 @@ from bench import (
     deadlines,
     decisions,
     fairness,
+    footprint,
     forms,
     heads,
     healing,
     hedge,
+    hot,
+    idle,
     lost,
+    medium,
     memory,
     pool,
     report,
+    slow,
     small,
     targets,
     throughput,
@@ -36,7 +41,15 @@ from distfs.errors import DistfsError, TooSlow
 SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "throughput": (throughput.run, "upload and download against the floor, CPU time, memory"),
     "memory": (memory.run, "peak memory at 1 GB and at 10 GB"),
-    "small": (small.run, "4 KiB files over 8 connections, and a profile (wants wrk and py-spy)"),
+    "small": (small.run, "4 KiB files over 8 and 64 connections, beside a floor of their own (wants wrk)"),
+    "hot": (hot.run, "where the time of 4 KiB files goes (wants wrk and py-spy)"),
+    "medium": (medium.run, "1 MiB files over 16 connections, beside one large file"),
+    "slow": (slow.run, "many slow downloads and uploads at once, and a fast client beside them"),
+    "idle": (idle.run, "thousands of connections without a request, and others beside them"),
+    "footprint": (
+        footprint.run,
+        "memory of all parts with nothing to do, and their CPU time for a large file",
+    ),
     "codes": (healing.run_codes, "4+2 beside 1+1, upload and download, also with two nodes down"),
     "repair": (healing.run_repair, "a lost node made anew beside the disk's own speed; CPU of idle upkeep"),
     "fairness": (fairness.run, "8 clients under a cap in both modes, and what the accounting costs"),
@@ -60,6 +73,11 @@ DEFAULT = (
     "throughput",
     "memory",
     "small",
+    "hot",
+    "medium",
+    "slow",
+    "idle",
+    "footprint",
     "codes",
     "repair",
     "fairness",
@@ -90,6 +108,9 @@ def main() -> int:
         slices=arguments.slices,
         batch=arguments.batch,
         lost=arguments.lost,
+        slow=arguments.slow,
+        slow_s=arguments.slow_s,
+        idle=arguments.idle,
     )
     _heed_signals()
     results: dict[str, object] = {}
@@ -163,8 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--only", metavar="NAME", choices=SCENARIOS, action="append", help="this scenario; may be repeated")
     add("--work", metavar="DIR", type=Path, default=targets.ROOT / "build", help="on the disk to measure")
-    add("--mb", type=_positive, default=600, help="throughput, codes: MB a file (%(default)s)")
-    add("--runs", type=_positive, default=5, help="throughput, codes: runs, after a warm-up (%(default)s)")
+    add(
+        "--mb",
+        type=_positive,
+        default=600,
+        help="throughput, codes, medium, slow, footprint: MB a large file (%(default)s)",
+    )
+    add("--runs", type=_positive, default=5, help="runs, or turns, after a warm-up (%(default)s)")
     add(
         "--memory-mb",
         type=_positive,
@@ -172,8 +198,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[1000, 10000],
         help="memory: MB a file (%(default)s)",
     )
-    add("--seconds", type=_positive, default=8, help="small: seconds of each measurement (%(default)s)")
-    add("--connections", type=_positive, default=8, help="small: connections of wrk (%(default)s)")
+    add("--seconds", type=_positive, default=2, help="small: seconds of each measurement (%(default)s)")
+    add("--connections", type=_positive, default=8, help="small, hot: connections of wrk (%(default)s)")
+    _add_amounts(add)
+    return parser
+
+
+def _add_amounts(add: Callable[..., object]) -> None:
     add("--repair-mb", type=_positive, default=2000, help="repair: MB on the lost node (%(default)s)")
     add(
         "--idle-s",
@@ -189,6 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--batch", type=_positive, default=50, help="admission: small files in a row (%(default)s)")
     add("--lost", type=_positive, default=1_000_000, help="lost: slices on the lost node (%(default)s)")
+    add("--slow", type=_positive, default=1000, help="slow: downloads, then uploads, at once (%(default)s)")
+    add("--slow-s", type=_positive, default=30, help="slow: seconds that each takes (%(default)s)")
+    add("--idle", type=_positive, default=10_000, help="idle: connections (%(default)s)")
     add("--limit", metavar="S", type=_positive, default=900, help="seconds a scenario may take (%(default)s)")
     add(
         "--results",
@@ -197,7 +231,6 @@ def _parser() -> argparse.ArgumentParser:
         default=Path(__file__).parent / "results",
         help="where JSON goes",
     )
-    return parser
 
 
 def _positive(text: str) -> int:

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import io
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,28 @@ def post_form(url: str, source: Path) -> str:
 def discard(url: str, size: int) -> None:
     """Download about ``size`` bytes to nowhere. Raises Unavailable."""
     _run(["--output", "/dev/null", url], size)
+
+
+def put_many(url: str, source: Path, count: int, connections: int) -> list[str]:
+    """The same file ``count`` times by one curl, so many at once -> the answers' lines. Raises Unavailable."""
+    each = f'upload-file = "{source}"\nurl = "{url}"\n'
+    answers = _many(each * count, source.stat().st_size * count, connections).split()
+    if len(answers) != count:
+        raise Unavailable(f"curl sent {count} files to {url} and had {len(answers)} answers")
+    return answers
+
+
+def discard_many(urls: Sequence[str], size: int, connections: int) -> None:
+    """Download them, about ``size`` bytes each, to nowhere, by one curl, so many at once. Raises Unavailable."""
+    listed = "".join(f'url = "{url}"\noutput = "/dev/null"\n' for url in urls)
+    _many(listed, size * len(urls), connections)
+
+
+def _many(config: str, size: int, connections: int) -> str:
+    at_once = ["--parallel", "--parallel-immediate", "--parallel-max", str(connections), "--fail-early"]
+    with _popen([*at_once, "--config", "-"], size, stdin=subprocess.PIPE) as curl:
+        answer, complaint = curl.communicate(config.encode())
+        return _answer(curl.returncode, answer, complaint)
 
 
 def put_stream(url: str, size: int) -> tuple[str, Content]:

@@ -9,10 +9,9 @@ from random import Random
 from typing import Any
 
 from bench import requests
-from bench.pool import set_environment
 from bench.report import Options, table
 from bench.requests import Latencies
-from bench.targets import Distfs, workspace
+from bench.targets import Distfs, set_environment, workspace
 from distfs.config.settings import MIB
 from distfs.errors import Unavailable
 from distfs.model import Address
@@ -29,7 +28,7 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, Any]:
     distfs = cleanup.enter_context(Distfs.running(folder))
     proxies = [cleanup.enter_context(Proxy(node)) for node in _nodes(distfs)]
     ports = {str(proxy.node.port): proxy.address.port for proxy in proxies}
-    with set_environment(BENCH_PROXIES=json.dumps(ports)):
+    with set_environment({"BENCH_PROXIES": json.dumps(ports)}):
         url = cleanup.enter_context(distfs.service("bench.proxied"))
     contents = [Random(n).randbytes(MIB) for n in range(FILES)]
     uuids, _ = requests.put(url, contents, 1)

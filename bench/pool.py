@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from random import Random
 
 from bench import requests
 from bench.report import Options, table
 from bench.requests import Latencies
-from bench.targets import Distfs, workspace
+from bench.targets import Distfs, set_environment, workspace
 from distfs.config.settings import KIB, MIB
 
 SIZES = {"4 KiB": 4 * KIB, "1 MiB": MIB}
@@ -22,7 +20,7 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, dict[str, list[Latenc
     """PUT and GET of both sizes, as many turns as ``--runs`` says."""
     folder = cleanup.enter_context(workspace(options.work))
     distfs = cleanup.enter_context(Distfs.running(folder))
-    with set_environment(DISTFS_NODE_CONNECTIONS="0"):
+    with set_environment({"DISTFS_NODE_CONNECTIONS": "0"}):
         off = cleanup.enter_context(distfs.service("distfs"))
     services = {"pool off": off, "pool on": f"http://127.0.0.1:{distfs.port}"}
     results: dict[str, dict[str, list[Latencies]]] = {}
@@ -36,21 +34,6 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, dict[str, list[Latenc
                     results.setdefault(f"{verb} {name}", {}).setdefault(which, []).append(found)
     _print(results)
     return results
-
-
-@contextmanager
-def set_environment(**names: str) -> Iterator[None]:
-    """Environment variables for processes started within."""
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _print(results: dict[str, dict[str, list[Latencies]]]) -> None:

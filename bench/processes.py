@@ -105,6 +105,20 @@ def peak_memory(processes: Iterable[Process]) -> dict[str, int]:
     return peaks
 
 
+def proportional_memory(processes: Iterable[Process]) -> dict[str, int]:
+    """Label -> resident bytes, each shared page dealt out to those that share it: what they cost together.
+
+    Read from ``smaps_rollup``, which the kernel shows to the process's own account and to root.
+    """
+    sizes = {}
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for line in (_PROC / str(process.pid) / "smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    sizes[process.label] = int(line.split()[1]) * _KIB
+    return sizes
+
+
 def summary(peaks: Mapping[str, int]) -> str:
     """Label -> bytes, as one line in MB; a role with many processes by its largest."""
     by_role: dict[str, list[int]] = {}

@@ -31,6 +31,9 @@ class Options:
     slices: int
     batch: int
     lost: int
+    slow: int
+    slow_s: int
+    idle: int
 
 
 class GoalMissed(DistfsError):
@@ -39,6 +42,41 @@ class GoalMissed(DistfsError):
     def __init__(self, text: str, found: object) -> None:
         super().__init__(text)
         self.found = found
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A figure and what it is to be. ``value`` None: it could not be measured, which misses the goal."""
+
+    what: str
+    value: float | None
+    bound: float
+    least: bool = True  # whether more is better
+    unit: str = ""
+    digits: int = 2
+
+    @property
+    def met(self) -> bool:
+        if self.value is None:
+            return False
+        return self.value >= self.bound if self.least else self.value <= self.bound
+
+    def row(self) -> list[str]:
+        """For ``table``."""
+        figure = "none" if self.value is None else f"{self.value:,.{self.digits}f}{self.unit}"
+        wanted = f"at {'least' if self.least else 'most'} {self.bound:,g}{self.unit}"
+        return [self.what, figure, wanted, "met" if self.met else "MISSED"]
+
+
+def judge(goals: Sequence[Goal], found: object) -> None:
+    """Print every goal with its figure. Raises GoalMissed, with ``found`` to be saved, when one is missed."""
+    print(
+        f"\ngoals; load of the last minute {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores"
+    )
+    table([["", "figure", "goal", ""], *(goal.row() for goal in goals)])
+    if missed := [goal for goal in goals if not goal.met]:
+        words = "; ".join(f"{what}: {figure}, {wanted}" for what, figure, wanted, _ in map(Goal.row, missed))
+        raise GoalMissed(f"{len(missed)} of {len(goals)} goals missed: {words}", found)
 
 
 def spread(values: Sequence[float], digits: int) -> str:

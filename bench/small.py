@@ -1,95 +1,154 @@
-"""Small files: how many 4 KiB forms and downloads a second, and where their time goes."""
+"""4 KiB files beside the floor of small files, in turns: what share of this machine's plain Python distfs reaches."""
 
 from __future__ import annotations
 
 import http.client
-import json
-import os
 import random
-import resource
-import shutil
+import statistics
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
-from bench import disk, processes, profile
-from bench.processes import Process
-from bench.profile import Function, Profile
-from bench.report import Options, table
-from bench.targets import Distfs, workspace
-from distfs.errors import ConfigError, Corrupt, TooSlow, Unavailable
+from bench import processes, small_floor, wrk
+from bench.report import Goal, Options, judge, spread, table
+from bench.targets import Distfs, http_setting, python, reap, set_environment, workspace
+from bench.wrk import Load
+from distfs.errors import Corrupt, Unavailable
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 
 SIZE = 4096
-FILES = 500  # what GET asks for in turn
-SCRIPT = Path(__file__).with_name("small.lua")
-_BOUNDARY = "distfs-bench-fill"
-COPIES = 2
-_CEILING_S, _WARM_UP_S = 2, 2
+FILES = 1000  # what GET draws from
+MANY = 64  # connections, beside --connections
+GET_GOAL, PUT_GOAL = 0.6, 0.65  # of the floor's get and put
+MANY_GOAL = 1.0  # with MANY connections, of the rate with --connections
+_WARM_UP_S = 1
 _PATIENCE_S = 30
-_SHOWN = 14  # functions of a profile's table; the JSON has more
+_STOP_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What wrk saw in one run, and what the run cost."""
+class SmallFloor:
+    """``bench/small_floor.py``: a service, two storage processes and a PostgreSQL of their own."""
 
-    requests: int
-    seconds: float
-    failed: int  # connections refused or cut, statuses of 400 and up, timeouts
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-    cpu_ms: dict[str, float]  # CPU milliseconds a request, by role
-    system_ms: dict[str, float]  # the part of it inside the kernel
-    busy: float  # share of all cores that these processes kept busy
+    def __init__(self, postgres: EmbeddedPostgres) -> None:
+        self._postgres = postgres
+        self._children: list[subprocess.Popen[bytes]] = []
+        self.port = 0
+
+    @classmethod
+    @contextmanager
+    def running(cls, folder: Path) -> Iterator[SmallFloor]:
+        """With its data below ``folder``. Raises Unavailable when it does not start."""
+        floor = cls(EmbeddedPostgres(folder / "floor-db"))
+        try:
+            floor._start(folder)
+            yield floor
+        finally:
+            pids = [child.pid for child in floor._children]
+            processes.stop(processes.identify({"floor": pids}), _STOP_S)
+            for child in floor._children:
+                reap(child)
+            floor._postgres.stop()
+
+    def _start(self, folder: Path) -> None:
+        self._postgres.start()
+        sockets = parse_qs(urlsplit(self._postgres.url).query)["host"][0]
+        with closing(small_floor.connected_to(sockets)) as database:
+            database.run(small_floor.TABLE)
+        ports = []
+        for number in (1, 2):
+            data = folder / f"small-floor-{number}"
+            data.mkdir()
+            ports.append(self._spawn(folder, "storage", str(data)))
+        self.port = self._spawn(folder, "service", sockets, *map(str, ports))
+
+    def _spawn(self, folder: Path, *arguments: str) -> int:
+        child = python(["-m", "bench.small_floor", *arguments], folder, subprocess.PIPE)
+        self._children.append(child)
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        if not line:
+            raise Unavailable(f"the floor's {arguments[0]} process did not start")
+        return int(line)
+
+
+@dataclass(slots=True)
+class Work:
+    """One kind of request to one target, and what wrk saw of it, turn by turn."""
+
+    name: str
+    url: str
+    connections: int
+    what: list[str]
+    loads: list[Load] = field(default_factory=list)
 
     @property
-    def rate(self) -> float:
-        """Requests a second."""
-        return self.requests / self.seconds
+    def rates(self) -> list[float]:
+        return [load.rate for load in self.loads]
+
+    def over(self, other: Work) -> float:
+        """Median of the ratios of the two rates, turn by turn."""
+        pairs = zip(self.rates, other.rates, strict=True)
+        return statistics.median(mine / max(1e-9, theirs) for mine, theirs in pairs)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One verb: its figures, and the profiles taken in a later run, so that they disturb no figure."""
-
-    load: Load
-    profiles: dict[str, Profile]  # by process
-
-
-def run(options: Options, cleanup: ExitStack) -> dict[str, Result | float]:
-    """PUT (a form of one file), then GET. Raises ConfigError when wrk is missing, Corrupt on a wrong byte."""
-    if not shutil.which("wrk"):
-        raise ConfigError("wrk is not installed; on Debian or Ubuntu: apt-get install wrk")
+def run(options: Options, cleanup: ExitStack) -> dict[str, Work]:
+    """As many turns as ``--runs`` says. Raises ConfigError without wrk, Corrupt on a wrong byte, GoalMissed."""
+    wrk.needed()
     folder = cleanup.enter_context(workspace(options.work))
-    distfs = cleanup.enter_context(Distfs.running(folder))
-    paths = folder / "paths"
-    paths.write_text("".join(f"{path}\n" for path in _fill(distfs)))
-    ceiling = disk.durable_files(folder, options.connections, _CEILING_S) / COPIES
-    print(f"\nthis disk, bare: {ceiling:.0f} files of 4 KiB a second made durable in {COPIES} copies")
-    results: dict[str, Result | float] = {"durable files a second": ceiling}
-    for verb, arguments in {"PUT": ["put", str(SIZE)], "GET": ["get", str(paths)]}.items():
-        with _wrk(distfs, options, _WARM_UP_S, arguments):
-            pass
-        load = _measure(distfs, options, arguments)
-        result = results[verb] = Result(load, _profiles(distfs, options, arguments, folder))
-        _print(verb, options, result)
-    return results
+    floor = cleanup.enter_context(SmallFloor.running(folder))
+    with set_environment(http_setting("processes", 1)):
+        distfs = cleanup.enter_context(Distfs.running(folder))
+    works = _works(options.connections, folder, floor.port, distfs.port)
+    for work in works.values():
+        wrk.load(work.url, work.connections, _WARM_UP_S, work.what)
+    for _ in range(options.runs):
+        for work in works.values():
+            work.loads.append(wrk.load(work.url, work.connections, options.seconds, work.what))
+    _print(options, works)
+    judge(_goals(options.connections, works), works)
+    return works
 
 
-def _fill(distfs: Distfs) -> list[str]:
-    """Store files and read each back once -> their download paths. wrk itself never looks at a body."""
+def _works(few: int, folder: Path, floor_port: int, distfs_port: int) -> dict[str, Work]:
+    """In the order of a turn: what is compared stands side by side."""
+    floor, distfs = f"http://127.0.0.1:{floor_port}", f"http://127.0.0.1:{distfs_port}"
+    floor_get = listed(folder / "floor-paths", fill(floor_port, "/put", "/{}"))
+    distfs_get = listed(folder / "paths", fill(distfs_port, "/upload/x", "/download/{}"))
+    put, form = ["put", str(SIZE)], ["form", str(SIZE)]
+    works = [
+        Work("floor hello", f"{floor}/hello", few, ["hello"]),
+        Work("floor get", floor, few, floor_get),
+        Work("GET", distfs, few, distfs_get),
+        Work("GET", distfs, MANY, distfs_get),
+        Work("floor put", f"{floor}/put", few, put),
+        Work("PUT raw", f"{distfs}/upload/x", few, put),
+        Work("PUT form", f"{distfs}/upload", few, form),
+        Work("PUT raw", f"{distfs}/upload/x", MANY, put),
+        Work("PUT form", f"{distfs}/upload", MANY, form),
+        Work("floor pack", f"{floor}/pack", few, put),
+    ]
+    return {f"{work.name}, {work.connections} connections": work for work in works}
+
+
+def listed(path: Path, paths: list[str]) -> list[str]:
+    """-> what wrk is to be told to get them."""
+    path.write_text("".join(f"{each}\n" for each in paths))
+    return ["get", str(path)]
+
+
+def fill(port: int, upload: str, download: str, count: int = FILES) -> list[str]:
+    """Store files and read each back once -> their paths. wrk itself never looks at a body. Raises Corrupt."""
     source = random.Random(SIZE)
     stored = {}
-    connection = http.client.HTTPConnection("127.0.0.1", distfs.port, timeout=_PATIENCE_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE_S)
     try:
-        for _ in range(FILES):
+        for _ in range(count):
             content = source.randbytes(SIZE)
-            answer = _exchange(connection, "POST", "/upload", _form(content)).decode().strip()
-            stored[f"/download/{answer}"] = content
+            answer = _exchange(connection, "PUT", upload, content).decode().strip()
+            stored[download.format(answer)] = content
         for path, content in stored.items():
             if _exchange(connection, "GET", path) != content:
                 raise Corrupt(f"{path} did not come back as it was sent")
@@ -101,9 +160,8 @@ def _fill(distfs: Distfs) -> list[str]:
 def _exchange(
     connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None
 ) -> bytes:
-    headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"} if body is not None else {}
     try:
-        connection.request(method, path, body, headers)
+        connection.request(method, path, body)
         response = connection.getresponse()
         answer = response.read()
     except (OSError, http.client.HTTPException) as e:
@@ -113,112 +171,30 @@ def _exchange(
     return answer
 
 
-def _form(content: bytes) -> bytes:
-    head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="small.bin"\r\n\r\n'
-    return head.encode() + content + f"\r\n--{_BOUNDARY}--\r\n".encode()
-
-
-@contextmanager
-def _wrk(
-    distfs: Distfs, options: Options, seconds: int, arguments: list[str]
-) -> Iterator[subprocess.Popen[str]]:
-    """wrk at work for ``seconds``; over when the block is left. One thread: the cores are for distfs."""
-    command = [
-        "wrk",
-        "--threads",
-        "1",
-        "--connections",
-        str(options.connections),
-        "--duration",
-        f"{seconds}s",
-    ]
-    with subprocess.Popen(
-        [*command, "--script", str(SCRIPT), distfs.form_url, "--", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as wrk:
-        try:
-            yield wrk
-            wrk.wait(seconds + _PATIENCE_S)
-        except subprocess.TimeoutExpired as e:
-            raise TooSlow(f"wrk did not end {_PATIENCE_S} s after its time") from e
-        finally:
-            wrk.kill()  # nothing to an ended one
-
-
-def _measure(distfs: Distfs, options: Options, arguments: list[str]) -> Load:
-    before, system_before = _cpu(distfs)
-    used_before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    with _wrk(distfs, options, options.seconds, arguments) as wrk:
-        output, _ = wrk.communicate()
-    elapsed = time.perf_counter() - start
-    after, system_after = _cpu(distfs)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    after["wrk"], before["wrk"] = (u.ru_utime + u.ru_stime for u in (used, used_before))
-    try:
-        figures = json.loads(output.splitlines()[-1])
-    except (IndexError, ValueError) as e:
-        raise Unavailable(f"wrk gave no figures: {output.strip()}") from e
-    requests = max(1, figures["requests"])
-    cpu_ms = _each(after, before, requests)
-    system_ms = _each(system_after, system_before, requests)
-    busy = sum(cpu_ms.values()) / 1e3 * requests / (elapsed * len(os.sched_getaffinity(0)))
-    return Load(**figures, cpu_ms=cpu_ms, system_ms=system_ms, busy=busy)
-
-
-def _cpu(distfs: Distfs) -> tuple[dict[str, float], dict[str, float]]:
-    """CPU seconds so far by role: all, and those in the kernel."""
-    everyone = distfs.processes()
-    return processes.cpu_seconds(everyone), processes.system_seconds(everyone)
-
-
-def _each(after: dict[str, float], before: dict[str, float], requests: int) -> dict[str, float]:
-    """Milliseconds a request."""
-    return {role: (seconds - before.get(role, 0.0)) * 1e3 / requests for role, seconds in after.items()}
-
-
-def _profiles(distfs: Distfs, options: Options, arguments: list[str], folder: Path) -> dict[str, Profile]:
-    """The service and one node, each under the same load again; empty when py-spy is missing."""
-    chosen: dict[str, Process] = {}
-    for process in distfs.processes():
-        if process.role in ("service", "node"):
-            chosen.setdefault(process.role, process)
-    profiles = {}
-    for role, process in chosen.items():
-        with _wrk(distfs, options, options.seconds + 2, arguments):
-            found = profile.record(process.pid, options.seconds, folder / "profile")
-        if found is not None:
-            profiles[role] = found
-    return profiles
-
-
-def _print(verb: str, options: Options, result: Result) -> None:
-    load = result.load
-    print(f"\n{verb} of {SIZE // 1024} KiB, {options.connections} connections, {load.seconds:.0f} s")
-    print(f"  {load.rate:.0f} requests/s, {load.failed} failed")
-    print(f"  latency ms: median {load.p50_ms:.1f}, 99 % {load.p99_ms:.1f}, longest {load.max_ms:.1f}")
-    cost = ", ".join(
-        f"{role} {ms:.2f} ({load.system_ms.get(role, 0):.2f})" for role, ms in load.cpu_ms.items()
-    )
-    print(f"  CPU ms a request (in the kernel): {cost}; {load.busy:.0%} of all cores busy")
-    for role, found in result.profiles.items():
-        _print_profile(f"{verb}, {role}", found)
-    if not result.profiles:
-        print(f"  no profile: {profile.REMEDY}")
-
-
-def _print_profile(title: str, found: Profile) -> None:
+def _print(options: Options, works: dict[str, Work]) -> None:
     print(
-        f"\n  {title}: GIL held {found.gil_held:.0%} of the time; {found.samples} samples, {found.lost} lost"
+        f"\nfiles of {SIZE // 1024} KiB, GET at random among {FILES:,}, {options.runs} turns of {options.seconds} s"
     )
-    _print_functions("by own share of the GIL's time", found.functions)
-    ours = [function for function in found.functions if "distfs/" in function.name]
-    ours.sort(key=lambda function: function.total, reverse=True)
-    _print_functions("distfs's own by all they call", ours)
-
-
-def _print_functions(title: str, functions: Sequence[Function]) -> None:
-    rows = [[title, "own", "all"]]
-    rows += [[f.name, f"{f.own:.1%}", f"{f.total:.1%}"] for f in functions[:_SHOWN]]
+    rows = [["", "requests/s", "median ms", "99 % ms", "failed"]]
+    for name, work in works.items():
+        p50 = statistics.median(load.p50_ms for load in work.loads)
+        p99 = statistics.median(load.p99_ms for load in work.loads)
+        failed = sum(load.failed for load in work.loads)
+        rows.append([name, spread(work.rates, 0), f"{p50:.1f}", f"{p99:.1f}", str(failed)])
     table(rows)
+
+
+def _goals(few: int, works: dict[str, Work]) -> list[Goal]:
+    def of(name: str, connections: int = few) -> Work:
+        return works[f"{name}, {connections} connections"]
+
+    first = [
+        ("GET", "floor get", GET_GOAL),
+        ("PUT raw", "floor put", PUT_GOAL),
+        ("PUT form", "floor put", PUT_GOAL),
+    ]
+    goals = [Goal(f"{name}, of {floor}", of(name).over(of(floor)), goal) for name, floor, goal in first]
+    return goals + [
+        Goal(f"{name}, {MANY} connections to {few}", of(name, MANY).over(of(name)), MANY_GOAL)
+        for name, _, _ in first
+    ]

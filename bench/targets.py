@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
 from bench import processes
 from bench.processes import Process
+from distfs.config.settings import HttpConfig
 from distfs.errors import ConfigError, TooSlow, Unavailable
 from distfs.process import parent_watch
 
@@ -57,6 +58,33 @@ def workspace(parent: Path) -> Iterator[Path]:
         yield folder.resolve()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def http_setting(key: str, value: int) -> dict[str, str]:
+    """The environment that sets ``http.KEY``; nothing where this distfs has no such key, or the caller set it."""
+    name = f"DISTFS_HTTP_{key}".upper()
+    return {name: str(value)} if hasattr(HttpConfig(), key) and name not in os.environ else {}
+
+
+def http_room(key: str, value: int) -> dict[str, str]:
+    """The environment that makes the limit ``http.KEY`` at least ``value``; nothing where it is, or is none."""
+    default = getattr(HttpConfig(), key, 0)
+    return http_setting(key, value) if 0 < default < value else {}
+
+
+@contextmanager
+def set_environment(names: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for processes started within."""
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def need_room(folder: Path, wanted: int) -> None:
@@ -100,7 +128,7 @@ class Floor:
 
     def _spawn(self, role: str, *arguments: str) -> int:
         """Start one process -> the port it listens on."""
-        child = _python(["-m", "bench.floor", role, *arguments], self._folder, subprocess.PIPE)
+        child = python(["-m", "bench.floor", role, *arguments], self._folder, subprocess.PIPE)
         self._children[role].append(child)
         assert child.stdout is not None
         line = child.stdout.readline()
@@ -112,7 +140,7 @@ class Floor:
         processes.stop(self.processes(), _STOP_S)
         for children in self._children.values():
             for child in children:
-                _reap(child)
+                reap(child)
 
     @property
     def put_url(self) -> str:
@@ -141,7 +169,7 @@ class Distfs:
         self._pid_file: Path | None = None  # PostgreSQL's
         arguments = ["up", "--data", str(self.data), "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("wb") as log:
-            self._up = _python(["-m", "distfs", *arguments, "--nodes", str(NODES)], folder, log)
+            self._up = python(["-m", "distfs", *arguments, "--nodes", str(NODES)], folder, log)
 
     @classmethod
     @contextmanager
@@ -169,7 +197,7 @@ class Distfs:
         url = f"embedded:{self.data / 'metadb'}"
         arguments = ["-m", module, "serve", "--host", "127.0.0.1", "--port", "0", "--metadb", url]
         with (self.log.parent / f"{module}.log").open("wb") as log:
-            child = _python([*arguments, parent_watch.FLAG], self.data, subprocess.PIPE, log)
+            child = python([*arguments, parent_watch.FLAG], self.data, subprocess.PIPE, log)
         try:
             assert child.stdout is not None
             line = child.stdout.readline().decode().strip()
@@ -178,7 +206,7 @@ class Distfs:
             yield line
         finally:
             child.terminate()
-            _reap(child)
+            reap(child)
 
     def configure(self, yaml: str) -> None:
         """``config.yml`` is this from now on, as far as SIGHUP applies it."""
@@ -211,7 +239,7 @@ class Distfs:
         """SIGTERM to ``up``, which stops the rest; what it leaves behind is ended here."""
         everything = self.processes()
         processes.stop([process for process in everything if process.pid == self._up.pid], _STOP_S)
-        _reap(self._up)
+        reap(self._up)
         late = processes.wait_gone(everything, 1.0)
         processes.stop(late, _STOP_S)
         if late:
@@ -253,7 +281,7 @@ class Distfs:
         return "service" if "serve" in line else "up"
 
 
-def _python(
+def python(
     arguments: list[str], folder: Path, out: int | IO[bytes], log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
     """Start ``python ARGUMENTS`` of this checkout in ``folder``, away from our terminal's Ctrl-C.
@@ -274,7 +302,7 @@ def _python(
     )
 
 
-def _reap(child: subprocess.Popen[bytes]) -> None:
+def reap(child: subprocess.Popen[bytes]) -> None:
     """Wait for a child that was told to stop, and close our ends of its pipes."""
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:

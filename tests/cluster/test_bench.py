@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import __main__ as bench_main
-from bench import lost, processes, profile
+from bench import lost, paced, processes, profile, small
 from bench.curl import Content
+from bench.report import Goal, GoalMissed, judge
 from distfs.errors import Corrupt
 
 #: With others that take all of the machine or measure it, one after another.
@@ -193,6 +196,96 @@ def test_decisions_on_a_large_cluster_are_timed(tmp_path: Path) -> None:
     assert outcomes["placement of new slices"] == "1,800 fragments"
     for plan in ("plan of a rebalancing", "plan of spreading over zones"):
         assert int(outcomes[plan].split()[0].replace(",", "")) > 100
+
+
+@contextmanager
+def few(tmp_path: Path, name: str) -> Iterator[Any]:
+    """What a scenario with goals found, with few clients. Whether they are met is not looked at here."""
+    small = ["--mb", "3", "--runs", "1", "--slow", "5", "--slow-s", "1", "--idle", "20"]
+    with bench(tmp_path, "--only", name, *small) as process:
+        output, complaints = process.communicate(timeout=PATIENCE_S)
+    assert not complaints or "goals missed: " in complaints
+    assert process.returncode == (1 if complaints else 0)
+    assert "goals; load of the last minute" in output
+    yield saved(tmp_path)["results"][name]
+    assert left_behind(tmp_path) == []
+
+
+def test_files_of_1_mib_are_compared_with_a_large_one(tmp_path: Path) -> None:
+    with few(tmp_path, "medium") as ways:
+        assert set(ways) == {"download", "upload"}
+        assert all(len(way["medium"]) == len(way["large"]) == 1 for way in ways.values())
+
+
+def test_slow_clients_are_counted_and_a_fast_one_is_measured_beside_them(tmp_path: Path) -> None:
+    with few(tmp_path, "slow") as (down, up):
+        for crowd in (down, up):
+            assert crowd["clients"]["complete"] == 5, crowd["clients"]["problems"]
+            assert crowd["seen"]["health_ms"]
+            assert len(crowd["alone"]) == 2
+        assert len(up["clients"]["answers"]) == 5
+
+
+def test_idle_connections_are_opened_and_found_open(tmp_path: Path) -> None:
+    with few(tmp_path, "idle") as idle:
+        assert (idle["answered"], idle["still_open"]) == ([20], [20])
+        assert len(idle["without"]) == len(idle["beside"]) == 1
+
+
+def test_memory_and_cpu_time_of_all_parts_are_measured(tmp_path: Path) -> None:
+    with few(tmp_path, "footprint") as found:
+        assert {"service", "node", "PostgreSQL", "up"} <= found["memory"][0].keys()
+        assert all(size > 1_000_000 for size in found["memory"][0].values())
+        assert set(found["cpu"]) == {"up", "down"}
+
+
+def test_the_floor_of_small_files_keeps_them_and_a_slow_client_counts_only_right_bytes(
+    tmp_path: Path,
+) -> None:
+    content = b"content" * 500
+
+    def clients(port: int, path: str, expected: bytes) -> dict[str, Any]:
+        def start(out: paced.Outcome) -> paced.Course:
+            return paced.get(port, path, expected, 1e6, out)
+
+        many = paced.Clients(start, 3, keep=False)
+        many.run()
+        return paced.figures(many.outcomes)
+
+    with small.SmallFloor.running(tmp_path) as floor:
+        assert len(small.fill(floor.port, "/put", "/{}", 5)) == 5
+        connection = HTTPConnection("127.0.0.1", floor.port)
+        bodies = []
+        for path in ("/put", "/pack"):
+            connection.request("PUT", path, content)
+            bodies.append(connection.getresponse().read().decode().strip())
+        path = f"/{bodies[0]}"
+        right, wrong = clients(floor.port, path, content), clients(floor.port, path, content[:-1] + b"T")
+        connection.close()
+    packed = uuid.UUID(bodies[1]).bytes
+    for number in (1, 2):
+        kept = (tmp_path / f"small-floor-{number}" / "pack").read_bytes()
+        assert packed in kept
+        assert kept.endswith(content)
+    assert (right["complete"], right["problems"]) == (3, {})
+    assert (wrong["complete"], wrong["problems"]) == (0, {"wrong bytes": 3})
+
+
+def test_every_goal_is_shown_and_those_missed_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    goals = [
+        Goal("share", 0.7, 0.6),
+        Goal("memory", 250.0, 200, least=False, unit=" MB", digits=0),
+        Goal("first byte", None, 1, least=False, unit=" s"),
+    ]
+    with pytest.raises(GoalMissed) as raised:
+        judge(goals, "found")
+    assert str(raised.value) == (
+        "2 of 3 goals missed: memory: 250 MB, at most 200 MB; first byte: none, at most 1 s"
+    )
+    assert raised.value.found == "found"
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in shown[-3:]] == ["met", "MISSED", "MISSED"]
+    judge(goals[:1], "found")
 
 
 def test_ctrl_c_stops_and_removes_everything(tmp_path: Path) -> None:
