@@ -120,9 +120,10 @@ class Link:
         """It was left in the middle of an exchange, or interrupted, or the server ended it: close it."""
         return self._busy or self._interrupted
 
-    def gone_stale(self) -> bool:
-        """Whether an idle link has heard anything: the server's goodbye, or the end of the connection."""
-        return bool(self._stale.poll(0))
+    @property
+    def idle(self) -> bool:
+        """It has heard nothing since it was used: neither the server's goodbye nor the end of the connection."""
+        return not self._stale.poll(0)
 
     def run(self, name: str, deadline: Deadline, params: dict[str, Any]) -> Sequence[Sequence[Any]]:
         """Run the named query as one transaction; -> its rows.

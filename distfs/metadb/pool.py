@@ -1,19 +1,17 @@
-"""A few connections to MetaDB, shared by a service's threads.
-
-What to do is decided under the lock; connecting, checking and closing happen outside it.
-"""
+"""A few connections to MetaDB, shared by a service's threads: to the server that takes writes."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 from distfs.deadline import Deadline
 from distfs.errors import Away, TooSlow, Unavailable
 from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
+from distfs.process.connection_pool import ConnectionPool, Limits
 
 
 class Pool:
@@ -30,12 +28,10 @@ class Pool:
         """``where`` is asked at each connect: an embedded MetaDB may come back at another socket; ``trouble``, when
         none was found to be well, for what else is known of it."""
         self._where, self._trouble = where, trouble
-        self._size = size
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
-        self._changed = threading.Condition()
-        self._idle: list[Link] = []
-        self._count = 0  # idle, lent and being connected
+        limits = Limits(size, size, inf, inf, "metadb.pool_size")
+        self._links: ConnectionPool[Link] = ConnectionPool("MetaDB", self._connect_shared, limits)
         self._closed = False
         self._away_since: float | None = None  # the first of the connects that failed, on the monotonic clock
         self.may_be_back = False  # the last connect that failed met what looks like a restart
@@ -46,13 +42,18 @@ class Pool:
     def link(self, deadline: Deadline) -> Iterator[Link]:
         """Lend a link; it comes back by itself, or is closed when it was left broken.
 
-        Raises Unavailable: no server takes writes, or every link stayed busy until the deadline; Cancelled.
+        Raises Unavailable when no server takes writes, Busy when every link stayed lent until the deadline, TooSlow,
+        Cancelled.
         """
-        link = self._take(deadline)
+        link, reused = self._links.take(deadline)
+        link.reused = reused
         try:
             yield link
         finally:
-            self._give_back(link)
+            if link.broken:
+                self._links.discard(link)
+            else:
+                self._links.give_back(link)
 
     def away_for(self) -> float:
         """Seconds since nobody could connect any more; 0 when the last one who tried could."""
@@ -109,69 +110,12 @@ class Pool:
             kind = Unavailable
         raise kind(f"MetaDB cannot be used: {'; '.join(reasons)}")
 
-    def close(self) -> None:
-        """Close what is idle now, and what is lent when it comes back."""
-        with self._changed:
-            self._closed = True
-            idle, self._idle = self._idle, []
-            self._count -= len(idle)
-            self._changed.notify_all()
-        for link in idle:
-            link.close()
-
-    def _take(self, deadline: Deadline) -> Link:
-        link = self._idle_or_none(deadline)
-        if link is not None and link.gone_stale():
-            link.close()
-            link = None
-        if link is not None:
-            link.reused = True
-            return link
-        try:
-            return self.connect(deadline, self._statement_timeout)
-        except BaseException:
-            self._forget()
-            raise
-
-    def _idle_or_none(self, deadline: Deadline) -> Link | None:
-        """An idle link, or None and with it the right to connect one."""
-        with self._changed:
-            if self._has_one():
-                return self._pick()
-        with deadline.waking(self._changed), self._changed:
-            while not self._has_one():
-                try:
-                    left = deadline.remaining()
-                except TooSlow as e:
-                    raise Unavailable(
-                        f"all {self._size} connections to MetaDB are busy; metadb.pool_size sets how many"
-                    ) from e
-                self._changed.wait(left)
-            return self._pick()
-
-    def _has_one(self) -> bool:
-        """Whether a link is idle, or one more may be connected. Raises Unavailable."""
+    def _connect_shared(self, deadline: Deadline) -> Link:
         if self._closed:
             raise Unavailable("this service is stopping")
-        return bool(self._idle) or self._count < self._size
+        return self.connect(deadline, self._statement_timeout)
 
-    def _pick(self) -> Link | None:
-        if self._idle:
-            return self._idle.pop()
-        self._count += 1
-        return None
-
-    def _give_back(self, link: Link) -> None:
-        with self._changed:
-            keep = not (link.broken or self._closed)
-            if keep:
-                self._idle.append(link)
-                self._changed.notify()
-        if not keep:
-            link.close()
-            self._forget()
-
-    def _forget(self) -> None:
-        with self._changed:
-            self._count -= 1
-            self._changed.notify()
+    def close(self) -> None:
+        """Close what is idle now, and what is lent when it comes back."""
+        self._closed = True
+        self._links.close()

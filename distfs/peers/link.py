@@ -13,8 +13,8 @@ from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError
 from distfs.formats.wire import Frame
 from distfs.model import Address, Buffer
 from distfs.peers.breaker import Breaker
-from distfs.peers.connection_pool import ConnectionPool, Limits
 from distfs.peers.hedge import LatencyHistory
+from distfs.process.connection_pool import ConnectionPool, Limits
 from distfs.wire_socket import WireSocket
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
@@ -28,7 +28,11 @@ class NodeLink:
     def __init__(self, address: Address, config: NodeConfig) -> None:
         self.peer, self.address, self.config = f"node {address}", address, config
         limits = Limits(
-            config.max_connections, config.connections, config.connection_idle, config.connection_age
+            config.max_connections,
+            config.connections,
+            config.connection_idle,
+            config.connection_age,
+            "node.max_connections",
         )
         self.pool: ConnectionPool[WireSocket] = ConnectionPool(self.peer, self._connect, limits)
         self.breaker = Breaker(config.breaker_failures, config.breaker_pause)

@@ -438,7 +438,7 @@ def test_who_waits_for_a_connection_is_woken_and_the_next_gets_it(metadb_url: st
     with contextlib.closing(meta), ThreadPoolExecutor(2) as threads, Deadline(60).scope() as scope:
         with meta._pool.link(soon()):
             cancelled, next_one = threads.submit(meta.ping, scope), threads.submit(meta.ping, soon())
-            eventually(lambda: len(meta._pool._changed._waiters) == 2, "both wait")  # type: ignore[attr-defined]
+            eventually(lambda: meta._pool._links.snapshot().waiting == 2, "both wait")
             scope.cancel("the client hung up")
             with pytest.raises(Cancelled):
                 cancelled.result(10)

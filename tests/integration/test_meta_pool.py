@@ -12,7 +12,7 @@ import pytest
 
 from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, Refused, TooSlow, Unavailable
+from distfs.errors import Busy, DistfsError, Refused, TooSlow, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
@@ -66,7 +66,11 @@ def test_a_connection_is_used_again(pool: Pool) -> None:
 
 
 def test_when_every_connection_is_busy_the_wait_ends_with_the_deadline(pool: Pool) -> None:
-    with pool.link(soon()), pool.link(soon()), pytest.raises(Unavailable, match="all 2 connections"):
+    with (
+        pool.link(soon()),
+        pool.link(soon()),
+        pytest.raises(Busy, match="all 2 connections .* metadb.pool_size"),
+    ):
         with pool.link(Deadline(0.05)):
             pass
 

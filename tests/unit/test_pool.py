@@ -9,10 +9,10 @@ import pytest
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Cancelled, NodeUnavailable
-from distfs.peers.connection_pool import ConnectionPool, Limits
+from distfs.process.connection_pool import ConnectionPool, Limits
 from tests.contract.litter import eventually
 
-LIMITS = Limits(most=2, idle=2, idle_s=60, age_s=600)
+LIMITS = Limits(most=2, idle=2, idle_s=60, age_s=600, setting="node.max_connections")
 
 
 @dataclass(eq=False)

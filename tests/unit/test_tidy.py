@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: A folder stands for every module in it; within a folder any order without a circle.
 LAYERS = """
     __init__ errors quantity
-    deadline model process
+    deadline model
+    process
     config formats headers
     body fragment_store metadb problem telemetry wire_socket
     meta

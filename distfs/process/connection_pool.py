@@ -36,6 +36,7 @@ class Limits:
     idle: int  # kept while nobody uses them
     idle_s: float  # one unused for longer is closed
     age_s: float  # as is one that was made longer ago
+    setting: str  # which sets ``most``
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,7 @@ class ConnectionPool(Generic[C]):
         deadline.check_cancelled()
         raise Busy(
             f"{self.peer}: all {self._limits.most} connections stayed in use for {timeout:.1f} s; "
-            "node.max_connections sets how many there may be"
+            f"{self._limits.setting} sets how many there may be"
         )
 
     def _make(self, deadline: Deadline) -> C:
