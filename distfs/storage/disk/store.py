@@ -106,7 +106,6 @@ class DiskStore:
         A disk that is unmounted leaves an empty folder behind, on the disk below: what is not found there is
         not missing, and nothing must be written there. An identity that cannot be read says neither.
         """
-        path = self.folder / home.IDENTITY
         try:
             stat = os.stat(self._identity)  # noqa: PTH116 - a Path takes as long as the call
             if (stat.st_dev, stat.st_ino) == self._known:
@@ -122,7 +121,7 @@ class DiskStore:
                 self._known = stat.st_dev, stat.st_ino
             return moved or ""
         whose = "gone" if known is None else "another node's"  # services read this: no id of anybody
-        return f"{path} is {whose}: is its disk mounted?"
+        return f"{self._identity} is {whose}: is its disk mounted?"
 
     def _check_home(self, doing: str) -> None:
         """Raises NodeUnavailable when it is away."""
