@@ -143,9 +143,13 @@ class MetaDB:
 
     @property
     def silence(self) -> float:
-        """Seconds after which a node that says nothing is down. While MetaDB was away none could say anything: just
-        after that all of them would look down, until their next heartbeat."""
-        return self.down_after + self._pool.was_away(_HEARD_AGAIN_S)
+        """Seconds after which a node that says nothing is down."""
+        return self.excused(self.down_after)
+
+    def excused(self, silence: float) -> float:
+        """``silence`` and the time that MetaDB was away just before: meanwhile no node could say anything, and all of
+        them would look silent until their next heartbeat."""
+        return silence + self._pool.was_away(_HEARD_AGAIN_S)
 
     def ping(self, deadline: Deadline) -> None:
         """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""

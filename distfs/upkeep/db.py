@@ -92,6 +92,7 @@ class UpkeepDB:
         for once.
         """
         unnamed = sorted(self._unnamed)
+        silence = self._meta.excused(silence)
         rows = self._meta.read("hurt_places", deadline, silence=silence, stopped=stopped, unnamed=unnamed)
         self._unnamed |= {node for node, named, listed, _ in rows if not (named or listed)}
         return [node for node, named, *_ in rows if named], rows[0][3]
@@ -103,7 +104,8 @@ class UpkeepDB:
         as damaged, those that have a lost fragment; and where to go on, None: that was the last."""
         where: dict[str, Any] = {} if node is None else {"node": node}
         query = "hurt_by_damage" if node is None else "hurt_on"
-        params: dict[str, Any] = {"after": after or _START, "limit": limit, "repair_delay": repair_delay}
+        delay = self._meta.excused(repair_delay)
+        params: dict[str, Any] = {"after": after or _START, "limit": limit, "repair_delay": delay}
         rows = self._meta.read(query, deadline, **where, **params)
         last, count = rows[0][:2]
         hurt = [Hurt(row[2] < 0, row[3], row[2], row[4], row[5]) for row in rows if row[5] is not None]
@@ -111,7 +113,8 @@ class UpkeepDB:
 
     def hurt_among(self, ids: Sequence[UUID], repair_delay: float, deadline: Deadline) -> list[RepairTask]:
         """Those of the slices that still have a lost fragment; in no order."""
-        rows = self._meta.read("hurt_among", deadline, ids=list(ids), repair_delay=repair_delay)
+        delay = self._meta.excused(repair_delay)
+        rows = self._meta.read("hurt_among", deadline, ids=list(ids), repair_delay=delay)
         return list(map(_repair_task, rows))
 
     def backlog(self, repair_delay: float, deadline: Deadline) -> Backlog:
@@ -121,6 +124,7 @@ class UpkeepDB:
     def _hurt_counts(self, silence: float, stopped: bool, deadline: Deadline) -> Iterator[HurtCount]:
         """Slices with a lost fragment, page by page: each in one count, by the first fragment that it lost."""
         nodes, _ = self.hurt_places(silence, deadline, stopped=stopped)
+        silence = self._meta.excused(silence)
         for node in (None, *nodes):
             where: dict[str, Any] = {} if node is None else {"node": node}
             query = "hurt_count_by_damage" if node is None else "hurt_count_on"
@@ -172,7 +176,7 @@ class UpkeepDB:
 
         The heartbeat of one that was down takes it back, and the answer of one that was unreachable.
         """
-        rows = self._meta.write("give_up_silent_nodes", deadline, down_after=self._meta.down_after)
+        rows = self._meta.write("give_up_silent_nodes", deadline, down_after=self._meta.silence)
         return sorted(row[0] for row in rows)
 
     def note_reach(
@@ -207,7 +211,7 @@ class UpkeepDB:
 
         In the trash too, until it is purged. Not those of slices of which ``node`` keeps another fragment.
         """
-        params: dict[str, Any] = {"node": node, "repair_delay": repair_delay}
+        params: dict[str, Any] = {"node": node, "repair_delay": self._meta.excused(repair_delay)}
         slices, indexes = [asked.slice for asked in ids], [asked.index for asked in ids]
         rows = self._meta.read("strays", deadline, slices=slices, indexes=indexes, **params)
         return [MoveTask(*_facts(row[:6]), _piece(row[6:11]), index=row[11], trashed=row[12]) for row in rows]
@@ -340,7 +344,7 @@ class UpkeepDB:
         Raises Refused, in words, while it heartbeats, or when a slice would be left with fewer than k fragments that
         are healthy and on nodes that are up.
         """
-        params: dict[str, Any] = {"node": node, "down_after": self._meta.down_after}
+        params: dict[str, Any] = {"node": node, "down_after": self._meta.silence}
         [[state]] = self._meta.write("begin_forget", deadline, **params)
         if state is None:
             return
@@ -357,7 +361,7 @@ class UpkeepDB:
         slices, files, after = 0, set[UUID](), _START
         while slices < _SHORT:
             params: dict[str, Any] = {"node": node, "after": after, "limit": _PAGE}
-            rows = self._meta.read("short_without", deadline, down_after=self._meta.down_after, **params)
+            rows = self._meta.read("short_without", deadline, down_after=self._meta.silence, **params)
             short = [file for _, file in rows if file]
             slices, files = slices + len(short), files.union(short)
             if len(rows) < _PAGE:
@@ -466,7 +470,7 @@ class UpkeepDB:
 
     def health(self, file: UUID, deadline: Deadline) -> FileHealth:
         """How safe a file is now. One without bytes has nothing to lose: m, no nodes. Raises NotFound."""
-        for row in self._meta.read("health", deadline, id=file, down_after=self._meta.down_after):
+        for row in self._meta.read("health", deadline, id=file, down_after=self._meta.silence):
             m, created_at, left, nodes, missing, verified = row
             return FileHealth(
                 m if left is None else left, missing, tuple(sorted(nodes)), verified or created_at

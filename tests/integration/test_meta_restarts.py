@@ -10,20 +10,21 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 import distfs.meta
 from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
-from distfs.errors import Away, Cancelled, NotFound, Unavailable
+from distfs.errors import Away, Cancelled, NotFound, Refused, Unavailable
 from distfs.limits.db import ReservationDB
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
+from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import Cut, Proxy, proxied_url
@@ -114,6 +115,7 @@ def test_nodes_that_could_not_heartbeat_while_metadb_was_away_are_not_down(
     monkeypatch.setattr(distfs.meta, "_HEARD_AGAIN_S", 3600.0)
     patient.down_after = 2.0
     meta.heartbeat(report(), soon())
+    [file] = meta.commit_files([new_file()], soon())
     proxy.refuses = True
     with ThreadPoolExecutor(1) as aside:
         states = aside.submit(ReservationDB(patient, uuid4()).state, soon())
@@ -123,9 +125,21 @@ def test_nodes_that_could_not_heartbeat_while_metadb_was_away_are_not_down(
     [node] = patient.nodes(soon())
     assert node.heartbeat_age > 2
     assert node.alive
+    assert lost(patient, file.id) == (0, 0, [], [])
+    with pytest.raises(Refused, match="is alive"):
+        UpkeepDB(patient).forget_node(node.id, soon())
     monkeypatch.setattr(distfs.meta, "_HEARD_AGAIN_S", 0.0)
     [node] = patient.nodes(soon())
     assert not node.alive
+    assert lost(patient, file.id) == (1, 1, [node.id], [node.id])
+
+
+def lost(meta: MetaDB, file: UUID) -> tuple[object, ...]:
+    """What repair, an operator and a user are told that a node's silence costs."""
+    upkeep = UpkeepDB(meta)
+    missing = upkeep.health(file, soon()).missing
+    due = upkeep.work_to_repair(2.0, 10, soon())
+    return missing, len(due), upkeep.hurt_places(2.0, soon())[0], upkeep.give_up_silent_nodes(soon())
 
 
 def test_one_that_does_not_answer_is_not_taken_for_one_that_is_restarted(
