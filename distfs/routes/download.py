@@ -11,7 +11,8 @@ from distfs.headers import dates, disposition, lengths
 from distfs.model import File
 from distfs.quantity import counted
 from distfs.routes.conditions import has_conditions, precondition, same_as_before
-from distfs.routes.messages import Answer, Request, etag, parse_uuid, repr_digest, served_type
+from distfs.routes.file_facts import etag, repr_digest, served_type
+from distfs.routes.messages import Answer, Request, parse_uuid
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
 from distfs.services import Services
 from distfs.transfer.download import is_small

@@ -6,7 +6,8 @@ from werkzeug.wrappers import Response
 
 from distfs.errors import Refused
 from distfs.routes.conditions import check_before_change
-from distfs.routes.messages import Answer, Request, as_json, etag, facts, parse_uuid
+from distfs.routes.file_facts import etag, facts
+from distfs.routes.messages import Answer, Request, as_json, parse_uuid
 from distfs.services import Services
 from distfs.upkeep.db import UpkeepDB
 

@@ -1,17 +1,15 @@
-"""What requests and answers have in common: the body as a Source, and a file's facts as JSON and headers."""
+"""What requests and answers have in common, whatever they are about: the body as a Source, text and JSON."""
 
 from __future__ import annotations
 
 import json
 import re
-from base64 import b64encode
-from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Iterable
+from functools import cached_property
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from werkzeug.urls import iri_to_uri
 from werkzeug.wrappers import Request as BaseRequest
 
 from distfs.body.ingest import source_of
@@ -19,9 +17,8 @@ from distfs.body.source import Source
 from distfs.config.callers import Caller
 from distfs.deadline import Scope
 from distfs.errors import Cancelled, DistfsError, Refused
-from distfs.headers import host, media_type
-from distfs.headers.media_type import MediaType
-from distfs.model import Address, File
+from distfs.headers import host
+from distfs.model import Address
 from distfs.problem import JSON, asks_for
 
 if TYPE_CHECKING:
@@ -134,57 +131,3 @@ def parse_uuid(given: str) -> UUID:
     if not _UUID.fullmatch(given):
         raise Refused(f"{given[:60]!r} is not a file's id: an upload answers with one like {UUID(int=0)}")
     return UUID(given)
-
-
-# --- a file -----------------------------------------------------------------------------------------
-
-
-def download_url(request: Request, file: File) -> str:
-    """Where the file is, as a path on this host."""
-    return f"{request.root_path}/download/{file.id}"
-
-
-def facts(request: Request, file: File) -> dict[str, object]:
-    """What everyone may know of a file."""
-    return {
-        "uuid": str(file.id),
-        "name": file.name,
-        "size": file.size,
-        "sha256": file.sha256.hex(),
-        "content_type": str(media_type.read(file.content_type)),
-        "policy": str(file.policy),
-        "created_at": file.created_at.isoformat(),
-        "download": download_url(request, file),
-    }
-
-
-def created(request: Request, files: Sequence[File]) -> Answer:
-    """201: a line a file, or JSON: an object for one file, a list for several (RFC 9530 digest for one)."""
-    if request.wants_json:
-        entries = [facts(request, file) for file in files]
-        response = as_json(entries[0] if len(entries) == 1 else entries, 201)
-    else:
-        response = text("".join(f"{file.id}\n" for file in files), 201)
-    response.headers["Location"] = iri_to_uri(download_url(request, files[0]))
-    if len(files) == 1:
-        response.headers["Repr-Digest"] = repr_digest(files[0])
-    return response
-
-
-def etag(file: File) -> str:
-    return file.sha256.hex()
-
-
-def repr_digest(file: File) -> str:
-    """RFC 9530: the digest of the whole file, whatever range is asked for."""
-    return f"sha-256=:{b64encode(file.sha256).decode()}:"
-
-
-def served_type(file: File) -> MediaType:
-    """As it was read anew: another version may have stored it as it came."""
-    return _served_type(file.content_type)
-
-
-@lru_cache(maxsize=256)
-def _served_type(text: str) -> MediaType:
-    return media_type.read(text).plain()

@@ -23,7 +23,8 @@ from distfs.limits.promises import Promise
 from distfs.model import Policy
 from distfs.routes.body_digests import BodyDigests
 from distfs.routes.conditions import check_nothing_there
-from distfs.routes.messages import Answer, Request, created
+from distfs.routes.file_facts import created
+from distfs.routes.messages import Answer, Request
 from distfs.services import Services
 
 POLICY_HEADER = "X-Distfs-Policy"

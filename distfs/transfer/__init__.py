@@ -1,5 +1,5 @@
 """The two ways of the bytes: cut, place, send; read, check, rebuild.
 
-Way in: ``upload``, ``download``, ``blocks``, ``placement``, ``rebuild``, ``remains``, ``slice_read``,
-``slice_upload``.
+Way in: ``upload``, ``download``, ``blocks``, ``placement``, ``rebuild``, ``remains``, ``slice_plan``,
+``slice_read``.
 """

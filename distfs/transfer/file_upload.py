@@ -21,7 +21,8 @@ from distfs.peers.directory import Stores
 from distfs.process.threads import Threads, as_ours
 from distfs.quantity import counted
 from distfs.transfer.blocks import Block, BlockPool
-from distfs.transfer.slice_upload import FileIdentity, SlicePlan, SliceUpload
+from distfs.transfer.slice_plan import FileIdentity, SlicePlan
+from distfs.transfer.slice_upload import SliceUpload
 
 log = logging.getLogger("distfs.upload")
 

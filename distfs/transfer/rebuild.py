@@ -6,8 +6,8 @@ from distfs.deadline import Deadline
 from distfs.formats.fragment import RAW, CellEntry, checksum
 from distfs.fragment_store import FragmentStore
 from distfs.model import Slice
+from distfs.transfer.slice_plan import FileIdentity
 from distfs.transfer.slice_read import SliceReader
-from distfs.transfer.slice_upload import FileIdentity
 
 
 def rebuild(

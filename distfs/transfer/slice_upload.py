@@ -5,73 +5,22 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from uuid import UUID, uuid4
 
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
-from distfs.formats.coding import Code
-from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum, slice_digest
+from distfs.formats.fragment import CellEntry
 from distfs.fragment_store import FragmentWriter
-from distfs.model import Buffer, Slice
+from distfs.model import Buffer
 from distfs.peers.directory import Stores
 from distfs.process.threads import as_ours
 from distfs.telemetry import in_context
 from distfs.transfer.blocks import Block
+from distfs.transfer.slice_plan import SlicePlan
 
 log = logging.getLogger("distfs.upload")
-
-
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What every fragment says of its file."""
-
-    cluster: UUID
-    id: UUID
-    name: str
-    content_type: str
-    code: Code
-    block_size: int
-
-    def header(self, slice_id: UUID, ordinal: int, index: int) -> FragmentHeader:
-        shape = slice_id, index, self.code.policy, self.block_size
-        return FragmentHeader(self.cluster, *shape, self.id, ordinal, self.name, self.content_type)
-
-
-class SlicePlan:
-    """A slice to be: its id, who gets which fragment, and what has been written so far."""
-
-    def __init__(self, file: FileIdentity, ordinal: int, nodes: Sequence[int], size_hint: int) -> None:
-        """``nodes``: for the first fragments; when they are fewer than k+m, nobody gets the others."""
-        self.file, self.ordinal, self.size_hint = file, ordinal, size_hint
-        self.id = uuid4()
-        self.nodes = list(nodes)
-        self.size = 0
-        self.plains: list[int] = []
-
-    def cells(self, block: memoryview) -> list[tuple[CellEntry, Buffer]]:
-        """The block's cells in fragment order. Takes the checksum of the plain block: the bytes enter here."""
-        plain = checksum(block)
-        self.plains.append(plain)
-        self.size += len(block)
-        coded = self.file.code.encode(block)
-        sums = [plain if cell is block else checksum(cell) for cell in coded]
-        return [(CellEntry(len(c), RAW, s, plain), c) for c, s in zip(coded, sums, strict=True)]
-
-    def begin(self, index: int, stores: Stores, deadline: Deadline) -> FragmentWriter:
-        """Start the PUT of fragment ``index``."""
-        header = self.file.header(self.id, self.ordinal, index)
-        hint = self.file.code.cell_size(self.size_hint)
-        return stores(self.nodes[index], deadline).put(header, hint, deadline)
-
-    def done(self, failed: Container[int] = ()) -> Slice:
-        """The row for MetaDB. ``failed``: indexes of fragments that are nowhere."""
-        digest = slice_digest(self.plains, self.size, self.file.block_size)
-        kept = [0 if i in failed else node for i, node in enumerate(self.nodes)]
-        nodes = tuple(kept + [0] * (self.file.code.policy.width - len(kept)))
-        return Slice(self.id, self.ordinal, self.size, digest, nodes)
 
 
 def write_small(

@@ -38,8 +38,9 @@ from distfs.transfer.blocks import Block, BlockPool
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
 from distfs.transfer.rebuild import rebuild
+from distfs.transfer.slice_plan import FileIdentity, SlicePlan
 from distfs.transfer.slice_read import SliceReader
-from distfs.transfer.slice_upload import FileIdentity, SlicePlan, write_small
+from distfs.transfer.slice_upload import write_small
 
 log = logging.getLogger("distfs.upload")
 

@@ -35,8 +35,8 @@ from distfs.quantity import size as readable
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.rebuild import rebuild
 from distfs.transfer.remains import Remains, search_of
+from distfs.transfer.slice_plan import FileIdentity
 from distfs.transfer.slice_read import NoteDamage, SliceReader
-from distfs.transfer.slice_upload import FileIdentity
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import choose_target
 from distfs.upkeep.model import SliceTask

@@ -15,8 +15,9 @@ from distfs.formats.coding import code_for
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy, Slice
 from distfs.transfer.rebuild import rebuild
+from distfs.transfer.slice_plan import FileIdentity, SlicePlan
 from distfs.transfer.slice_read import SliceReader
-from distfs.transfer.slice_upload import FileIdentity, SlicePlan, write_small
+from distfs.transfer.slice_upload import write_small
 from tests.contract.faulty_store import Faults, FaultyStore, NoFaults, PlannedFaults, SeededFaults
 from tests.contract.memory_store import MemoryStore
 from tests.contract.samples import CLUSTER, FILE, cut, random_bytes, soon

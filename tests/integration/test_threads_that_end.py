@@ -16,7 +16,7 @@ from distfs.process.dial import dial
 from distfs.process.threads import Threads
 from distfs.storage.disk.writer import BufferPool, DirectSink, PlainSink, open_sink
 from distfs.transfer.blocks import BlockPool
-from distfs.transfer.slice_upload import SlicePlan
+from distfs.transfer.slice_plan import SlicePlan
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes, soon
 from tests.integration.byte_ways import BLOCK, SLICE, Source, Ways, byte_ways
