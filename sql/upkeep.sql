@@ -441,6 +441,10 @@ FROM file AS f WHERE f.id = :id;
 -- name: clock
 SELECT extract(epoch FROM now())::double precision;
 
+-- name: up_for
+-- Seconds since the server was started.
+SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::double precision;
+
 -- name: try_lead
 -- A session that does not speak for so long is ended by the server, and its lock with it.
 SELECT pg_try_advisory_lock(:key), set_config('idle_session_timeout', :limit, false);

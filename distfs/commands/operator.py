@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ _STATEMENT_TIMEOUT_S = 60.0
 PATIENCE_S = 4.0
 CALL_LIMIT_S = 90.0
 _WALK_LIMIT_S = 3600.0
+#: After MetaDB was started its nodes have said within this that they live.
+_HEARD_AGAIN_S, _LOOK_S = 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,19 @@ def operator(config: Config) -> Iterator[Operator]:
     with closing(meta):
         agreed = with_times(config, meta.settings(Deadline(CALL_LIMIT_S)))
         meta.down_after = agreed.node.down_after
+        _hear_nodes(meta)
         with closing(NodeDirectory(meta, agreed.node)) as directory:
             yield Operator(agreed, config, meta, UpkeepDB(meta), directory)
+
+
+def _hear_nodes(meta: MetaDB) -> None:
+    """Just after MetaDB was started, nodes that live look down, and what they keep looks lost: they could not say
+    anything while it was away."""
+    while any(not (node.alive or node.unreachable) for node in meta.nodes(Deadline(CALL_LIMIT_S))):
+        [[seconds]] = meta.read("up_for", Deadline(CALL_LIMIT_S))
+        if seconds > _HEARD_AGAIN_S:
+            break
+        time.sleep(_LOOK_S)
 
 
 def run(config: Config, command: Callable[[Operator], int], failed: int = FAILED) -> int:

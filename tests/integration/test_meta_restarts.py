@@ -15,7 +15,8 @@ from uuid import UUID, uuid4
 import pytest
 
 import distfs.meta
-from distfs.config.settings import MetaDBConfig, Seconds
+from distfs.commands import operator as operators
+from distfs.config.settings import Config, MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Away, Cancelled, NotFound, Refused, Unavailable
 from distfs.limits.db import ReservationDB
@@ -28,6 +29,7 @@ from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import Cut, Proxy, proxied_url
+from tests.postgres import run_sql
 
 
 def meta_through(url: str, patience: float) -> MetaDB:
@@ -132,6 +134,23 @@ def test_nodes_that_could_not_heartbeat_while_metadb_was_away_are_not_down(
     [node] = patient.nodes(soon())
     assert not node.alive
     assert lost(patient, file.id) == (1, 1, [node.id], [node.id])
+
+
+def test_a_command_just_after_metadb_was_started_waits_for_nodes_to_be_heard_of(
+    meta: MetaDB, metadb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say that all is lost. One that is really down is waited for no longer."""
+    said = report()
+    meta.heartbeat(said, soon())
+    run_sql(metadb_url, "UPDATE node SET heartbeat_at = now() - interval '1 hour'")
+    config = Config(metadb=MetaDBConfig(url=metadb_url))
+    monkeypatch.setattr(operators, "_HEARD_AGAIN_S", 0.0)  # so the server was started long ago
+    with operators.operator(config) as one:
+        assert [node.alive for node in one.nodes()] == [False]
+    monkeypatch.setattr(operators, "_HEARD_AGAIN_S", 1e9)  # or just now
+    monkeypatch.setattr("time.sleep", lambda _: meta.heartbeat(said, soon()))
+    with operators.operator(config) as one:
+        assert [node.alive for node in one.nodes()] == [True]
 
 
 def lost(meta: MetaDB, file: UUID) -> tuple[object, ...]:
