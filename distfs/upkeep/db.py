@@ -14,13 +14,14 @@ import heapq
 import json
 import os
 import socket
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NotFound, Refused
+from distfs.errors import DistfsError, NotFound
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Policy, Slice
 from distfs.upkeep import in_pages
@@ -49,8 +50,8 @@ _START = UUID(int=0)
 _PAGE = 5000  # slices that one statement judges
 _PARTS, _SAMPLED_PARTS = 256, 8  # of what a node keeps: slice_places in sql/schema.sql
 _SAMPLE = 2000  # slices from whose sizes those of all are estimated
+_UNNAMED_FOR_S = 600.0  # a forgotten node that no slice names is not looked for: that is 256 probes
 _END_S = 10.0  # for what is taken back
-_SHORT = 10_000  # slices that would be lost: enough of a reason
 
 
 class UpkeepDB:
@@ -58,7 +59,7 @@ class UpkeepDB:
 
     def __init__(self, meta: MetaDB) -> None:
         self._meta = meta
-        self._unnamed: set[int] = set()  # ids of forgotten nodes that no slice names, and so none ever will
+        self._unnamed: dict[int, float] = {}  # by forgotten node: when no slice was found that names it
 
     # --- repair -------------------------------------------------------------------------------------
 
@@ -89,12 +90,14 @@ class UpkeepDB:
         """The nodes with fragments that are lost, 0 (nobody) among them; and when damage was noted last.
 
         ``stopped``: also those that said they stop, whenever that was. A forgotten node that no slice names is looked
-        for once.
+        for again after a while: a MetaDB that lost its last changes, or was restored, names it again.
         """
-        unnamed = sorted(self._unnamed)
+        now = time.monotonic()
+        unnamed = sorted(node for node, at in list(self._unnamed.items()) if now - at < _UNNAMED_FOR_S)
         silence = self._meta.excused(silence)
         rows = self._meta.read("hurt_places", deadline, silence=silence, stopped=stopped, unnamed=unnamed)
-        self._unnamed |= {node for node, named, listed, _ in rows if not (named or listed)}
+        for node, named, listed, _ in rows:
+            self._unnamed[node] = float("-inf") if named or listed else now
         return [node for node, named, *_ in rows if named], rows[0][3]
 
     def hurt_page(
@@ -349,31 +352,12 @@ class UpkeepDB:
         if state is None:
             return
         try:
-            self._require_spare(node, deadline)
+            in_pages.require_spare(self._meta, node, deadline)
             self._meta.write("forget_node", deadline, **params)
         except BaseException:
             with contextlib.suppress(DistfsError):  # else it goes on draining, as its list shows
                 self._meta.write("end_forget", Deadline(_END_S), node=node, state=state)
             raise
-
-    def _require_spare(self, node: int, deadline: Deadline) -> None:
-        """Raises Refused when there are slices that cannot be read without a node."""
-        slices, files, after = 0, set[UUID](), _START
-        while slices < _SHORT:
-            params: dict[str, Any] = {"node": node, "after": after, "limit": _PAGE}
-            rows = self._meta.read("short_without", deadline, down_after=self._meta.silence, **params)
-            short = [file for _, file in rows if file]
-            slices, files = slices + len(short), files.union(short)
-            if len(rows) < _PAGE:
-                break
-            after = rows[-1][0]
-        if slices:
-            least = "at least " if slices >= _SHORT else ""
-            raise Refused(
-                f"without node {node} there is not enough left to read {least}{slices} slices of {len(files)} files "
-                "(deleted ones that can be undeleted count): start it again, wait for repair, or delete those files "
-                "first; `distfs fsck` names them"
-            )
 
     def undo_forget(self, node: int | UUID, deadline: Deadline) -> int:
         """Let what was forgotten register again, as a new node; -> the id it had. Raises NotFound."""

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from distfs.deadline import Deadline
+from distfs.errors import Refused
 from distfs.meta import MetaDB
 from distfs.model import FragmentId
 from distfs.upkeep.model import ShortFile
 
 _START = UUID(int=0)
 _PAGE = 5000  # slices that one statement judges
+_SHORT = 10_000  # slices that would be lost: enough of a reason
 _COUNTED = 20_000  # rows that one statement counts
 
 
@@ -86,6 +88,26 @@ def short_files(
     damaged = _pages(meta, "damaged_ids", deadline)
     judge(([id for id in page if id not in indexes] for page in damaged), nodes)
     return [ShortFile(file.id, file.name, file.trashed, count) for file, count in sorted(short.items())]
+
+
+def require_spare(meta: MetaDB, node: int, deadline: Deadline) -> None:
+    """Raises Refused when there are slices that cannot be read without a node."""
+    slices, files, after = 0, set[UUID](), _START
+    while slices < _SHORT:
+        params: dict[str, Any] = {"node": node, "after": after, "limit": _PAGE}
+        rows = meta.read("short_without", deadline, down_after=meta.silence, **params)
+        short = [file for _, file in rows if file]
+        slices, files = slices + len(short), files.union(short)
+        if len(rows) < _PAGE:
+            break
+        after = rows[-1][0]
+    if slices:
+        least = "at least " if slices >= _SHORT else ""
+        raise Refused(
+            f"without node {node} there is not enough left to read {least}{slices} slices of {len(files)} files "
+            "(deleted ones that can be undeleted count): start it again, wait for repair, or delete those files "
+            "first; `distfs fsck` names them"
+        )
 
 
 def _pages(meta: MetaDB, query: str, deadline: Deadline, **where: int) -> Iterator[list[UUID]]:

@@ -263,7 +263,7 @@ def test_a_service_of_the_release_before_forgets_in_one_statement(url: str) -> N
 def test_a_node_that_would_lose_a_great_many_is_refused_soon(
     upkeep: UpkeepDB, watched: Watched, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep_db, "_SHORT", PAGE)
+    monkeypatch.setattr(in_pages, "_SHORT", PAGE)
     run_sql(url, "UPDATE slice SET nodes = '{1}'; UPDATE trash_slice SET nodes = '{1}'")
     with pytest.raises(Refused, match="to read at least 1000 slices of 1000 files"):
         upkeep.forget_node(1, soon())
@@ -287,8 +287,8 @@ def test_what_names_a_node_while_it_is_being_forgotten_is_not_missed(
     assert states == [["draining", False]] * (SLICES // PAGE + 1)
 
 
-def test_a_forgotten_node_that_no_slice_names_is_looked_for_once(
-    upkeep: UpkeepDB, watched: Watched, url: str
+def test_a_forgotten_node_that_no_slice_names_is_looked_for_once_in_a_while(
+    upkeep: UpkeepDB, watched: Watched, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upkeep.forget_node(1, soon())
     for _ in range(2):
@@ -299,3 +299,8 @@ def test_a_forgotten_node_that_no_slice_names_is_looked_for_once(
         assert upkeep.hurt_places(DELAY, soon())[0] == []
     asked = [params["unnamed"] for query, params in watched.asked if query == "hurt_places"]
     assert asked == [[], [], [], [1]], "a node that is only away, and nobody, may be named again"
+    run_sql(url, "UPDATE slice SET nodes = '{1,8,9}'")  # as after a restore from before its repair
+    monkeypatch.setattr(upkeep_db, "_UNNAMED_FOR_S", 0.0)
+    assert upkeep.hurt_places(DELAY, soon())[0] == [1]
+    monkeypatch.setattr(upkeep_db, "_UNNAMED_FOR_S", 600.0)
+    assert upkeep.hurt_places(DELAY, soon())[0] == [1], "it is named"
