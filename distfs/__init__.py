@@ -6,7 +6,7 @@ from importlib.util import find_spec
 __version__ = "0.1.0"
 
 #: The packages of pyproject's ``dependencies``, as they are imported.
-_NEEDED = ("werkzeug", "waitress", "pg8000", "yaml", "xxhash")
+_NEEDED = ("werkzeug", "pg8000", "yaml", "xxhash")
 
 # `python -m distfs...` with a Python that has the code and not what it needs: a line, not a traceback.
 if getattr(sys, "argv", [])[:1] == ["-m"] and (

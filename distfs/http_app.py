@@ -93,11 +93,6 @@ class HttpApp:
         return _Answer(answer, request, response.status_code, began, who(identity, request.caller))
 
     @staticmethod
-    def takes_long(method: str, path: str) -> bool:
-        """Whether the answer may be larger than a socket holds: a slow reader keeps the worker that writes it."""
-        return method == "GET" and (path.startswith("/download") or path.rstrip("/") == "/files")
-
-    @staticmethod
     def answers_at_once(path: str) -> bool:
         """Whether nothing is waited for: such requests find a worker though all others are busy."""
         return path == "/healthz"
@@ -211,6 +206,8 @@ class _Answer:
         self, body: Iterable[bytes], request: Request, status: int, began: float, sender: dict[str, str]
     ) -> None:
         self._body, self._chunks = body, iter(body)
+        rewind: Callable[[int], None] | None = getattr(body, "rewind", None)
+        self.rewind = rewind and self._rewind  # as the host asks for it
         self._request, self._status, self._began, self._sender = request, status, began, sender
         self._sent = 0
         self._outcome = "cut"  # until the last byte was handed over
@@ -231,6 +228,10 @@ class _Answer:
             raise
         self._sent += len(chunk)
         return chunk
+
+    def _rewind(self, count: int) -> None:
+        self._sent -= count
+        self._body.rewind(count)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         try:

@@ -35,7 +35,7 @@ MAX_FILE = 3_000_000
 def small_config(url: str) -> Config:
     """Blocks and slices so small that a file of a megabyte has several."""
     return Config(
-        http=HttpConfig(port=0, threads=8, reserve_threads=2, max_file_size=Bytes(MAX_FILE)),
+        http=HttpConfig(port=0, threads=64, max_file_size=Bytes(MAX_FILE)),
         storage=StorageConfig(
             slice_size=Bytes(SLICE),
             block_size=Bytes(BLOCK),

@@ -30,21 +30,17 @@ class HttpConfig:
 
     host: HostName = HostName("127.0.0.1")
     port: int = 8080  # 0: any free port
-    threads: int = 32  # workers; a large transfer keeps one busy
-    reserve_threads: int = (
-        4  # never given to a large upload, which spools instead, or a download, which waits
-    )
+    threads: int = 4000  # requests served at once: a thread each, made when it is needed
     max_file_size: Bytes = Bytes(10 * 10**9)
     max_form_overhead: Bytes = Bytes(MIB)  # everything in a request body that is not file bytes
     stream_threshold: Bytes = Bytes(MIB)  # a larger body goes to a worker with its socket
-    memory_buffer: Bytes = Bytes(100 * 10**6)  # a spooled body beyond this goes to a temp file
-    spool_dir: str = ""  # where; empty: the system's temp folder
+    spool_dir: str = ""  # of temp files for bodies that come slowly; empty: the system's temp folder
     max_header: Bytes = Bytes(64 * KIB)  # of a request, its first line and all headers
     max_header_line: Bytes = Bytes(64 * KIB)  # each of them
     max_header_lines: int = 256
     max_chunk_line: Bytes = Bytes(4 * KIB)  # a chunk's size and its extensions
     max_trailer: Bytes = Bytes(8 * KIB)  # all lines behind a chunked body
-    max_connections: int = 1000
+    max_connections: int = 12000
     idle_timeout: Seconds = Seconds(120)  # a kept-alive connection without a request
     client_stall_timeout: Seconds = Seconds(60)  # no byte from or to a client for this long ends it
     client_min_rate: BytesPerSecond = BytesPerSecond(16 * KIB)  # a whole transfer slower than this is ended

@@ -214,6 +214,11 @@ class Parser:
         """There are bytes that were received and not looked at."""
         return self._at < self._end or bool(self._later)
 
+    @property
+    def at_hand(self) -> int:
+        """How many."""
+        return self._end - self._at + sum(size for _, size in self._later or ())
+
     # --- events out -------------------------------------------------------------------------------
 
     def next_event(self, most: int = ENDLESS) -> Event:

@@ -1,82 +1,111 @@
-"""A request on its way through the host: its head, the way its body takes, and what is wrong with it.
-
-It has the names that waitress's task looks for.
-"""
+"""One request as the host has it: its head, which way its body comes, and what it holds until it is answered."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
-from distfs.config.settings import HttpConfig
-from distfs.errors import DistfsError, TooLarge
+from distfs.config.settings import KIB, HttpConfig
+from distfs.errors import DistfsError, TooLarge, Unavailable
 from distfs.headers import lengths
 from distfs.host.head import Head
-from distfs.host.request_body import Spool, StreamedBody
+from distfs.host.host import Host
+from distfs.host.http1 import Parser
+from distfs.host.request_body import SmallBody, StreamedBody
 from distfs.limits.gate import Ticket
 from distfs.quantity import compared
 from distfs.quantity import size as readable
 
+#: Under a cap, a larger body is left in the client's socket.
+PACED = 16 * KIB
+
 
 class Request:
-    """``error`` is one of distfs's own, ready to be answered; after one, the connection cannot be trusted."""
+    """``error``: one of distfs's own, ready to be answered; after one, the connection cannot be trusted."""
 
-    url_scheme = "http"
+    __slots__ = ("announced", "asks", "body", "error", "head", "parser", "small", "streamed", "ticket")
 
-    def __init__(self, head: Head, error: DistfsError | None = None) -> None:
-        self.error = error
-        self.command, self.path, self.query = head.method, head.path, head.query
-        self.request_uri, self.version = head.target, head.version
-        self.headers = dict(head.headers)
-        self.connection_close = not head.goes_on
-        self.expect_continue = head.expects_continue
-        self.chunked = head.chunked
-        self.declared = (
-            head.length
-        )  # bytes of the body; of a chunked one, what it is to have at most; 0: not said
-        self.has_body = head.chunked or head.length > 0
-        self.streamed = False  # the worker reads the body from the socket
+    def __init__(self, head: Head, parser: Parser, error: DistfsError | None = None) -> None:
+        self.head, self.parser, self.error = head, parser, error
+        self.small: SmallBody | None = None  # received whole before the app is called
+        self.streamed = False  # its worker reads the body from the socket
         self.body: StreamedBody | None = None
-        self.spool: Spool | None = None
-        self.ticket: Ticket | None = None  # of a large body, from its header to its answer
-        if head.chunked:
-            self.headers.pop("TRANSFER_ENCODING", None)  # apps see a body, however it was framed
+        self.asks = False  # the client waits for a 100
+        self.announced = 0  # bytes the body is to have at most, or has; 0: not said
+        self.ticket: Ticket | None = None  # of a large body, from its head to its answer
 
-    def check_size(self, http: HttpConfig) -> None:
-        """What is no number is left to the app to refuse. Raises TooLarge."""
+    def choose_way(self, host: Host, address: str) -> bool:
+        """How the body comes in; whether a worker is to have the request at once, at its head.
+
+        Chunked ones are streamed from their first byte: how large they become is unknown, most are pipes of
+        something large, and the way cannot change once chunks were decoded.
+        """
+        head = self.head
+        if host.draining and not host.answers_while_draining(head.path):
+            # Its head is complete only now: others may serve it. Who asks how we are is told.
+            self.error = Unavailable("this service is stopping: ask another one, or try again soon")
+        elif head.length or head.chunked:
+            try:
+                self._choose_way(host, address)
+            except DistfsError as e:
+                self.error = e
+        return self.streamed or self.error is not None
+
+    def _choose_way(self, host: Host, address: str) -> None:
+        head = self.head
+        self.asks = (
+            head.expects_continue and not self.parser.has_more
+        )  # the app may refuse before a byte is sent
+        self._measure(host.http)
+        large = head.chunked or head.length > host.http.stream_threshold
+        if large:
+            self.ticket = host.gate.enter(self.announced)
+        # At a pace, what is not at hand anyway is left in the socket, so that the client feels it.
+        if large or self.asks or (head.length > PACED and host.paces_bodies()):
+            self.streamed = True
+        else:
+            host.check_body(address, head.header, head.length)
+            self.small = SmallBody(host.pool)
+
+    def _measure(self, http: HttpConfig) -> None:
+        """How large the body is to be at most, by length or by what the client says of chunks; what is no number is
+        left to the app to refuse. Raises TooLarge."""
         limit = http.max_file_size + http.max_form_overhead
-        if not self.chunked:
-            if self.declared > limit:
+        head = self.head
+        if not head.chunked:
+            self.announced = head.length
+            if head.length > limit:
                 raise TooLarge(
                     f"the body is larger than the {readable(limit)} that are taken (http.max_file_size): send a "
                     "smaller file, or the files of a form one by one"
                 )
             return
-        said = self.headers.get("X_UPLOAD_LENGTH") or self.headers.get("UPLOAD_LENGTH") or ""
-        self.declared = lengths.number(said) or 0
-        if self.declared > limit:
-            told, taken = compared(self.declared, limit)
-            raise TooLarge(
-                f"the body is to have {told}; {taken} are taken (http.max_file_size): send a smaller file"
-            )
+        text = head.header("X-Upload-Length") or head.header("Upload-Length") or ""
+        if size := lengths.number(text):
+            if size > limit:
+                told, taken = compared(size, limit)
+                raise TooLarge(
+                    f"the body is to have {told}; {taken} are taken (http.max_file_size): send a smaller file"
+                )
+            self.announced = size
+            self.parser.limit_body(size)
 
-    def ended(self) -> None:
-        """All of its body has come, if it has one."""
-        if self.spool is not None:
-            self.headers["CONTENT_LENGTH"] = str(len(self.spool))
+    def trailers(self) -> Mapping[str, str]:
+        """What came behind a chunked body, by names in small letters; all of it once the body was read to its end."""
+        return self.parser.trailers
 
-    def header(self, name: str) -> str | None:
-        """What the client says under a header's usual name."""
-        return self.headers.get(name.upper().replace("-", "_"))
-
-    def get_body_stream(self) -> Any:
+    def input(self) -> Any:
         """`wsgi.input`: each of the three has readinto."""
         if self.body is not None:
             return self.body
-        return io.BytesIO() if self.spool is None else self.spool.getfile()
+        return io.BytesIO(self.small.value() if self.small is not None else b"")
 
     def close(self) -> None:
+        """Give back what it holds."""
         if self.ticket is not None:
             self.ticket.leave()
-        if self.spool is not None:
-            self.spool.close()
+        if self.body is not None:
+            self.body.close()
+        if self.small is not None:
+            self.small.close()

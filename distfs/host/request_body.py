@@ -1,4 +1,4 @@
-"""A request's body as `wsgi.input`: read by a worker from the client's socket, or spooled by the loop.
+"""A request's body as `wsgi.input`: read by its worker from the client's socket, or received whole before.
 
 Both fill a caller's view entirely unless the body ends inside it, as Source says.
 """
@@ -6,32 +6,94 @@ Both fill a caller's view entirely unless the body ends inside it, as Source say
 from __future__ import annotations
 
 import io
-import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from typing import IO, Any
 
 from distfs.config.settings import KIB, HttpConfig
-from distfs.errors import BodyCutShort, Busy, ClientGone, ConfigError, DistfsError, Full
+from distfs.errors import BodyCutShort, ClientGone, ConfigError, DistfsError
 from distfs.host.client_socket import ClientSocket
-from distfs.host.http1 import Failed, Parser, Pause
-from distfs.process import descriptors
-from distfs.transfer.blocks import SPOOL_SHARE, BlockPool
+from distfs.host.http1 import Failed, Parser
+from distfs.transfer.blocks import BlockPool
 
-#: Chunks are read through a buffer of this size, so that small ones do not cost a system call each.
-RAW_BUFFER = 256 * KIB
+#: Chunks are read through a buffer, so that small ones do not cost a system call each. It grows for who fills it.
+LEAST_BUFFER, RAW_BUFFER = 16 * KIB, 256 * KIB
 #: What is read of a body its app left unread, to keep the connection: its end is often all that is missing.
 LOOK_AHEAD = 64 * KIB
 LOOK_AHEAD_SECONDS = 0.1
 PEEK = 8 * KIB
-#: Without a service's pool, spooled bodies together take this many times ``memory_buffer``.
-SPOOLS_IN_MEMORY = 4
-#: Memory for a spool is borrowed in steps of this size, as its bytes come: a body that was only announced takes
-#: none, so that clients who send slowly, or nothing, cannot use it up.
-SPOOL_STEP = 64 * KIB
+#: Memory for a body that comes slowly is borrowed in steps of this size, as its bytes come: one that was only
+#: announced takes none, so that clients who send slowly, or nothing, cannot use it up.
+STEP = 64 * KIB
+
+#: A body of which as much is under way within so long comes fast.
+FAST, FAST_S = 64 * KIB, 0.06
+_LOOK_S = 0.01
+#: So many bodies are received where they are wanted, however slowly they come; the others are put aside, and so many
+#: of those are stored at once.
+DIRECT, STORING = 32, 32
+_STORING_LOOK_S = 1.0  # how often who waits for that looks whether his client is there
 
 CUT_SHORT = "the connection closed before the body's end: send it again, all of it"
+
+
+class PutAside:
+    """Where bodies that come slowly are put aside, and when that is to be done."""
+
+    def __init__(self, http: HttpConfig, pool: BlockPool) -> None:
+        """Raises ConfigError when the folder takes no file."""
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._direct = 0  # bodies that have entered
+        self.storing = threading.Semaphore(STORING)
+        self._folder = http.spool_dir or tempfile.gettempdir()
+        try:
+            self._open().close()
+        except OSError as e:
+            raise ConfigError(
+                f"bodies cannot be put aside in {self._folder}: {e.strerror}; set http.spool_dir to a folder "
+                "this process may write to"
+            ) from e
+
+    @property
+    def crowded(self) -> bool:
+        return self._pool.crowded
+
+    def enter(self) -> bool:
+        """Whether a body may be received where it is wanted, however slowly it comes; until ``leave``."""
+        with self._lock:
+            if self._direct >= DIRECT:
+                return False
+            self._direct += 1
+            return True
+
+    def leave(self) -> None:
+        with self._lock:
+            self._direct -= 1
+
+    def open(self) -> IO[bytes] | None:
+        """A nameless temp file; None: there is none to be had."""
+        try:
+            return self._open()
+        except OSError:
+            return None
+
+    def _open(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+
+
+def _is_written(file: IO[bytes], data: memoryview) -> bool:
+    """All of it. Else none of it: the disk is full."""
+    at = file.tell()
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        file.seek(at)
+        return False
+    return True
 
 
 class StreamedBody(io.RawIOBase):
@@ -41,15 +103,29 @@ class StreamedBody(io.RawIOBase):
     later read raises it again.
     """
 
-    def __init__(self, client: ClientSocket, parser: Parser, invite: Callable[[], None] | None) -> None:
-        """``parser``: has given the request's head, and may have more of what came with it."""
+    def __init__(
+        self,
+        client: ClientSocket,
+        parser: Parser,
+        begun: bytes,
+        invite: Callable[[], None] | None,
+        put: PutAside,
+        waits: Callable[[], None],
+    ) -> None:
+        """``begun``: data that was taken from the parser already; ``put``: where ``collect`` may put more; ``waits``:
+        called before it waits for the client."""
         super().__init__()
         self._client = client
         self._parser = parser
         self._buffer: bytearray | None = None
-        self._seen = b""  # data looked at and not yet asked for
-        self._invite = None if parser.has_more else invite
+        self._seen = begun  # data looked at and not yet asked for
+        self._put, self._waits = put, waits
+        self._aside: IO[bytes] | None = None  # what was collected; _aside_left bytes of it are to be read
+        self._aside_left = 0
+        self._behind = b""  # data that comes behind that
+        self._invite = None if begun or parser.has_more else invite
         self._error: DistfsError | None = None
+        self._leave: Callable[[], object] | None = None  # gives back its place among DIRECT or STORING
 
     def readable(self) -> bool:
         return True
@@ -94,11 +170,18 @@ class StreamedBody(io.RawIOBase):
         except DistfsError as e:
             self._error = e
         self._seen += bytes(data[:got])
-        if parser.ended:
-            parser.next_event()  # tells the end, where the app has not come to it
         return parser.ended
 
     def _next(self, view: memoryview) -> int:
+        if self._aside_left and self._aside is not None:
+            count = self._aside.readinto(view[: self._aside_left])  # type: ignore[attr-defined]
+            self._aside_left -= count
+            return int(count)
+        if self._behind:
+            count = min(len(view), len(self._behind))
+            view[:count] = self._behind[:count]
+            self._behind = self._behind[count:]
+            return count
         if self._error:
             raise self._error
         try:
@@ -107,137 +190,155 @@ class StreamedBody(io.RawIOBase):
             self._error = e
             raise
 
+    # --- a body that comes slowly -----------------------------------------------------------------
+
+    def collect(self, size: int, begins: bool) -> None:
+        """Before memory is taken for the next ``size`` bytes; ``begins``: and nodes. When there are too many that
+        hold those while their clients send, or these bytes come slowly and others need memory, they are put aside,
+        in a temp file, until all of them are there.
+
+        Raises what reading them raises.
+        """
+        if self._aside_left or self._behind or self._error or self._parser.ended:
+            return
+        if begins:
+            self._give_back_place()
+            if self._put.enter():
+                self._leave = self._put.leave
+                return
+        elif not self._put.crowded or self._comes_fast():
+            return
+        aside = self._aside = self._aside or self._put.open()
+        if aside is None:
+            return  # then they are received where they are wanted
+        aside.seek(0)
+        aside.truncate()
+        try:
+            self._collect(size, aside)
+        finally:
+            aside.seek(0)
+        if begins:
+            while not self._put.storing.acquire(timeout=_STORING_LOOK_S):
+                self._client.check()
+            self._leave = self._put.storing.release
+
+    def _give_back_place(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+    def _comes_fast(self) -> bool:
+        parser = self._parser
+        enough = (min(FAST, parser.data_left) if parser.exact else FAST) - parser.at_hand
+        give_up = time.monotonic() + FAST_S
+        while self._client.waiting() < enough:
+            if time.monotonic() >= give_up:
+                return False
+            time.sleep(_LOOK_S)
+        return True
+
+    def _collect(self, size: int, aside: IO[bytes]) -> None:
+        piece = memoryview(bytearray(LEAST_BUFFER))
+        while self._aside_left < size:
+            try:
+                count = self._some(piece[: size - self._aside_left])
+            except DistfsError as e:
+                self._error = e
+                raise
+            if not count:
+                return
+            if not _is_written(aside, piece[:count]):
+                self._behind = bytes(piece[:count])
+                return
+            self._aside_left += count
+
+    def close(self) -> None:
+        self._give_back_place()
+        if self._aside is not None:
+            self._aside.close()
+        super().close()
+
     def _some(self, view: memoryview) -> int:
         """At least one byte of data into ``view``; 0 at the body's end."""
         parser = self._parser
-        while True:
+        while not parser.ended:
+            if not parser.has_more:
+                wanted = min(parser.data_left, len(view))
+                if wanted and (parser.exact or wanted >= RAW_BUFFER):
+                    count = self._receive(view[:wanted])
+                    parser.took(count)
+                    return count
+                self._refill()
             event = parser.next_event(len(view))
             if isinstance(event, memoryview):
                 view[: len(event)] = event
                 return len(event)
             if isinstance(event, Failed):
                 raise event.error
-            if event is not Pause.NEED_DATA:
-                return 0
-            wanted = min(parser.data_left, len(view))
-            if wanted and (parser.exact or wanted >= RAW_BUFFER):
-                count = self._receive(view[:wanted])
-                parser.took(count)
-                return count
-            self._refill()
+        return 0
 
     def _refill(self) -> None:
         if self._buffer is None:
-            self._buffer = bytearray(RAW_BUFFER)
-        self._parser.receive(self._buffer, self._receive(memoryview(self._buffer)))
+            self._buffer = bytearray(LEAST_BUFFER)
+        count = self._receive(memoryview(self._buffer))
+        self._parser.receive(self._buffer, count)
+        if count == len(self._buffer) < RAW_BUFFER:
+            self._buffer = bytearray(4 * count)  # for the next time
 
-    def _receive(self, view: memoryview) -> int:
+    def _ask(self) -> None:
+        self._waits()
         if self._invite:
             invite, self._invite = self._invite, None
             invite()
+
+    def _receive(self, view: memoryview) -> int:
+        self._ask()
         count = self._client.receive_into(view)
         if not count:
             raise BodyCutShort(CUT_SHORT)
         return count
 
 
-class Spooler:
-    """Keeps whole bodies until their request is served: in memory, or in nameless temp files."""
+class SmallBody:
+    """A body on its way in, in memory: of what a pool lends it, once it has to wait for more."""
 
-    def __init__(self, config: HttpConfig, pool: BlockPool | None = None) -> None:
-        """``pool``: the memory; None: some of its own. Raises ConfigError when the spool folder takes no file."""
-        self.pool = pool or BlockPool(config.memory_buffer, SPOOLS_IN_MEMORY * SPOOL_SHARE)
-        self.memory_each = min(config.memory_buffer, self.pool.most_spooled)
-        self._folder = config.spool_dir or tempfile.gettempdir()
-        try:
-            self.open_file().close()
-        except OSError as e:
-            raise ConfigError(
-                f"bodies cannot be spooled in {self._folder}: {e.strerror}; set http.spool_dir to a folder "
-                "this process may write to"
-            ) from e
+    __slots__ = ("_borrowed", "_data", "_pool")
 
-    def spool(self, length: int = 0) -> Spool:
-        """A place for one body of ``length`` bytes; 0: not known.
-
-        Raises Full, Busy when a temp file is needed and cannot be made.
-        """
-        return Spool(length, self)
-
-    def open_file(self) -> IO[bytes]:
-        return tempfile.TemporaryFile(dir=self._folder)
-
-
-class Spool:
-    """One body on its way into a Spooler.
-
-    Its bytes are in memory for as long as the pool lends it some and it needs no more than ``memory_buffer``.
-    """
-
-    def __init__(self, length: int, spooler: Spooler) -> None:
-        self._spooler = spooler
-        self._file: io.BytesIO | IO[bytes] = io.BytesIO()
-        self._in_memory = True
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
         self._borrowed = 0
-        self._length = 0
-        if length > spooler.memory_each:
-            try:
-                self._move_to_disk()
-            except OSError as e:
-                raise _no_room(e) from e
+        self._data: bytes | bytearray = b""
 
-    def write(self, data: memoryview, to_come: int) -> None:
-        """``to_come``: bytes that follow for certain. Raises Full, Busy."""
-        try:
-            self._make_room(len(data), to_come)
-            self._file.write(data)
-        except OSError as e:
-            raise _no_room(e) from e
-        self._length += len(data)
+    @property
+    def received(self) -> int:
+        return len(self._data)
 
-    def __len__(self) -> int:
-        return self._length
+    def add(self, data: memoryview) -> None:
+        if not self._data:
+            self._data = bytes(data)
+        elif isinstance(self._data, bytes):
+            self._data = bytearray(self._data) + data
+        else:
+            self._data += data
 
-    def getfile(self) -> Any:
-        """The body from its beginning, with readinto."""
-        self._file.seek(0)
-        return self._file
+    def borrow(self, left: int) -> bool:
+        """Before it waits, for what it has and some of the ``left`` bytes that come; whether the pool had as much."""
+        needed = self.received + min(STEP, left)
+        needed += needed >> 3  # what it takes in advance when it grows
+        if needed > self._borrowed:
+            if not self._pool.borrow(needed - self._borrowed):
+                return False
+            self._borrowed = needed
+        return True
+
+    def value(self) -> bytes:
+        """All that came; it keeps none of it."""
+        data, self._data = bytes(self._data), b""
+        return data
 
     def close(self) -> None:
         """Once or more often."""
-        self._file.close()
-        self._repay()
-
-    def _make_room(self, more: int, to_come: int) -> None:
-        """For ``more`` bytes, in memory if they may be there. Raises OSError."""
-        if not self._in_memory:
-            return
-        needed = self._length + more
-        needed += needed >> 3  # what BytesIO takes in advance when it grows
-        step = min(SPOOL_STEP, more + to_come)
-        if needed <= self._borrowed:
-            return
-        wanted = max(needed - self._borrowed, step)
-        if self._length + more <= self._spooler.memory_each and self._spooler.pool.borrow(wanted):
-            self._borrowed += wanted
-        else:
-            self._move_to_disk()
-
-    def _move_to_disk(self) -> None:
-        memory, self._file = self._file, self._spooler.open_file()
-        self._in_memory = False
-        memory.seek(0)
-        shutil.copyfileobj(memory, self._file, SPOOL_STEP)
-        memory.close()
-        self._repay()
-
-    def _repay(self) -> None:
         borrowed, self._borrowed = self._borrowed, 0
+        self._data = b""
         if borrowed:
-            self._spooler.pool.repay(borrowed)
-
-
-def _no_room(error: OSError) -> DistfsError:
-    if descriptors.used_up(error):
-        return Busy(f"no file to keep the body in until a worker is free: {descriptors.in_words(error)}")
-    return Full(f"no room to keep the body until a worker is free: {error.strerror}; try again later")
+            self._pool.repay(borrowed)

@@ -1,45 +1,99 @@
 """One request, answered: the WSGI app is called and its answer written, by a worker thread.
 
-Replaces how waitress writes: big data goes straight to the socket, chunked answers keep the connection,
-HEAD, 204 and 304 have no body, and an answer that cannot be completed is cut, never ended as if it were.
+Data goes straight to the socket, chunked answers keep the connection, HEAD, 204 and 304 have no body, and an answer
+that cannot be completed is cut, never ended as if it were.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
+import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from email.utils import formatdate
+from typing import Any, Protocol
 
-from waitress.task import WSGITask, hop_by_hop
-from waitress.utilities import build_http_date
-
-from distfs.errors import Busy, DistfsError
+from distfs.errors import DistfsError
 from distfs.host.client_socket import Bytes
+from distfs.host.hang_up import HangUp
+from distfs.host.host import Host
+from distfs.host.request import Request
 from distfs.problem import explained, phrase
 from distfs.telemetry import NO_REQUEST, current_request_id, enter_request
 
 logger = logging.getLogger("distfs.server")
 access_log = logging.getLogger("distfs.access")
 
+#: Gives back the last so many bytes of what an app gave: it gives them again.
+Rewind = Callable[[int], None]
+
+SERVER = "distfs"
 _LINE_BREAK = re.compile(r"[\r\n\0]")
+#: The host's to set, not an app's (PEP 3333).
+_HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers"} | {
+    "transfer-encoding",
+    "upgrade",
+}
+#: What every environ has.
+_ENVIRON = {
+    "SERVER_SOFTWARE": SERVER,
+    "SCRIPT_NAME": "",
+    "wsgi.version": (1, 0),
+    "wsgi.url_scheme": "http",
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": False,
+    "wsgi.run_once": False,
+    "wsgi.input_terminated": True,  # it ends with the body
+    "distfs.writes_views": True,
+}
+
+
+class Connection(Protocol):
+    """What an answer needs of its connection."""
+
+    loop: Host
+    address: Any
+    hang_up: HangUp | None
+    full: bool  # the socket takes no more for now
+
+    def write(self, *buffers: Bytes, rewind: Rewind | None = None) -> int:
+        """Send in order. ``rewind``: takes back what a full socket does not take; -> how much that was.
+
+        Raises ClientGone.
+        """
+
+    def drain(self) -> None:
+        """Wait until the socket is not full. Raises ClientGone."""
+
+    def who(self, request: Request) -> dict[str, str]: ...
+
+    def may_go_on(self, request: Request) -> bool:
+        """Whether another request may follow on this connection once this one is answered."""
 
 
 class AnswerCutShort(Exception):
     """The app gave fewer bytes than it had declared: a bug, ours or the app's."""
 
 
-class Response(WSGITask):  # type: ignore[misc]
-    """The answer of the app. ``channel`` and ``request`` are a Channel and a Request."""
+class Response:
+    """The answer of the app."""
 
-    content_length: int | None
-    response_headers: list[tuple[str, str]]
-    wrote_header = False
     complete = False  # start_response was called
+
+    def __init__(self, connection: Connection, request: Request) -> None:
+        self.connection, self.request = connection, request
+        self.version = request.head.version
+        self.status = "200 OK"
+        self.response_headers: list[tuple[str, str]] = []
+        self.content_length: int | None = None
+        self.content_bytes_written = 0
+        self.wrote_header = False
+        self.chunked_response = False
+        self.close_on_finish = False
 
     def service(self) -> None:
         """Raises ClientGone, and whatever the app raises; ``wrote_header`` tells if an answer is on its way."""
-        self.start()
         self.execute()
         self.finish()
 
@@ -51,24 +105,31 @@ class Response(WSGITask):  # type: ignore[misc]
                 return value
         request_id = current_request_id()
         if request_id == NO_REQUEST:
-            request_id = enter_request(self.request.headers.get("X_REQUEST_ID", ""))
+            request_id = enter_request(self.request.head.headers.get("X_REQUEST_ID", ""))
         self.response_headers.append(("X-Request-Id", request_id))
         return request_id
 
     @property
     def may_have_body(self) -> bool:
         """Whether bytes may follow the header (RFC 9112, 6.3)."""
-        return bool(self.has_body) and self.request.command != "HEAD"
+        return self._has_body and self.request.head.method != "HEAD"
+
+    @property
+    def _has_body(self) -> bool:
+        """By its status; HEAD's answer has the header of such a one."""
+        return not self.status.startswith(("1", "204", "304"))
 
     def execute(self) -> None:
-        environ = self.get_environment()
-        app_iter: Iterable[Bytes] = self.channel.server.application(environ, self.start_response)
+        app_iter: Iterable[Bytes] = self.connection.loop.app(self.environment(), self.start_response)
+        rewind: Rewind | None = getattr(app_iter, "rewind", None)
         try:
             for data in app_iter:
                 if self.content_length is None and not self.wrote_header and _has_one(app_iter):
                     self.content_length = len(data)
                 if data:
-                    self.write(data)
+                    self._write(data, rewind)
+                if self.connection.full and self.content_length != self.content_bytes_written:
+                    self.connection.drain()  # before the app reads what could not be sent
                 if self.wrote_header and not self.may_have_body:
                     break
         finally:
@@ -93,7 +154,7 @@ class Response(WSGITask):  # type: ignore[misc]
         for name, value in headers:
             _check_text(name)
             _check_text(value)
-            if name.lower() in hop_by_hop:
+            if name.lower() in _HOP_BY_HOP:
                 raise AssertionError(f"{name} is the server's to set, not the app's (PEP 3333)")
             if name.lower() == "content-length":
                 self.content_length = int(value)
@@ -103,26 +164,27 @@ class Response(WSGITask):  # type: ignore[misc]
 
     def write(self, data: Bytes) -> None:
         """``data`` may be reused once this returns. Raises ClientGone."""
+        self._write(data, None)
+
+    def _write(self, data: Bytes, rewind: Rewind | None) -> None:
+        """``rewind``: takes back what a full socket does not take."""
         if not self.complete:
             raise AssertionError("start_response was not called before the first byte of the answer")
         head = b"" if self.wrote_header else self.build_response_header()
-        begun, self.wrote_header = self.wrote_header, True
+        self.wrote_header = True
         size = len(data) if self.may_have_body else 0
         if self.content_length is not None and size > (
             left := self.content_length - self.content_bytes_written
         ):
             logger.error("the answer is longer than its Content-Length of %d: cut to it", self.content_length)
-            data, size = data[:left], left
+            data, size, rewind = data[:left], left, None
         self.content_bytes_written += size
         if size and self.chunked_response:
-            parts: tuple[Bytes, ...] = (head, b"%X\r\n" % size, data, b"\r\n")
-        else:
-            parts = (head, data) if size else (head,)
-        try:
-            self.channel.write(*parts)
-        except Busy:  # nothing of it was sent: another answer may still be given
-            self.wrote_header = begun
-            raise
+            self.connection.write(head, b"%X\r\n" % size, data, b"\r\n")
+        elif size:
+            self.content_bytes_written -= self.connection.write(head, data, rewind=rewind)
+        elif head:
+            self.connection.write(head)
 
     def finish(self) -> None:
         if not self.wrote_header:
@@ -130,7 +192,7 @@ class Response(WSGITask):  # type: ignore[misc]
                 self.content_length = 0
             self.write(b"")
         if self.chunked_response:
-            self.channel.write(b"0\r\n\r\n")
+            self.connection.write(b"0\r\n\r\n")
         if self.may_have_body and self.content_length not in (None, self.content_bytes_written):
             raise AnswerCutShort(
                 f"{self.content_bytes_written} of the {self.content_length} bytes of its Content-Length were given"
@@ -142,13 +204,13 @@ class Response(WSGITask):  # type: ignore[misc]
         headers = [
             (name, value)
             for name, value in self.response_headers
-            if self.has_body or name.lower() != "content-length"
+            if self._has_body or name.lower() != "content-length"
         ]
         if "server" not in given:
-            headers.append(("Server", self.channel.adj.ident))
+            headers.append(("Server", SERVER))
         if "date" not in given:
-            headers.append(("Date", build_http_date(self.start_time)))
-        if self.content_length is not None and "content-length" not in given and self.has_body:
+            headers.append(("Date", _date()))
+        if self.content_length is not None and "content-length" not in given and self._has_body:
             headers.append(("Content-Length", str(self.content_length)))
         if self.may_have_body and self.content_length is None:
             if self.version == "1.1":
@@ -156,7 +218,7 @@ class Response(WSGITask):  # type: ignore[misc]
                 headers.append(("Transfer-Encoding", "chunked"))
             else:
                 self.close_on_finish = True  # nothing but the close tells the end
-        if self.close_on_finish or not self.channel.may_go_on(self.request):
+        if self.close_on_finish or not self.connection.may_go_on(self.request):
             self.close_on_finish = True
             headers.append(("Connection", "close"))
         elif self.version == "1.0":
@@ -164,17 +226,30 @@ class Response(WSGITask):  # type: ignore[misc]
         lines = [f"HTTP/{self.version} {self.status}", *(f"{name}: {value}" for name, value in headers)]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
-    def get_environment(self) -> dict[str, Any]:
-        environ: dict[str, Any] = super().get_environment()
-        environ.pop("wsgi.file_wrapper", None)  # its files would be copied through the loop
-        environ.pop("waitress.client_disconnected", None)
-        environ["distfs.writes_views"] = True
+    def environment(self) -> dict[str, Any]:
+        """PEP 3333's, and what our app asks for."""
+        head, connection = self.request.head, self.connection
+        host, port = (connection.address or ("", 0))[:2]
+        environ: dict[str, Any] = {f"HTTP_{name}": value for name, value in head.headers.items()}
+        for name in ("CONTENT_LENGTH", "CONTENT_TYPE"):
+            if (value := environ.pop(f"HTTP_{name}", None)) is not None:
+                environ[name] = value
+        environ.update(_ENVIRON)
+        environ["REMOTE_ADDR"] = environ["REMOTE_HOST"] = host
+        environ["REMOTE_PORT"] = str(port)
+        environ["REQUEST_METHOD"] = head.method
+        environ["REQUEST_URI"] = head.target
+        environ["PATH_INFO"], environ["QUERY_STRING"] = head.path, head.query
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.loop.name, connection.loop.port
+        environ["SERVER_PROTOCOL"] = f"HTTP/{self.version}"
+        environ["wsgi.errors"] = sys.stderr
+        environ["wsgi.input"] = self.request.input()
+        if self.request.body is not None:
+            environ["distfs.collect"] = self.request.body.collect
         environ["distfs.admitted"] = self.request.ticket is not None
-        environ["distfs.trailers"] = lambda: self.channel.parser.trailers
-        environ["distfs.hang_up"] = self.channel.hang_up
-        environ["distfs.draining"] = self.channel.server.draining
-        if self.request.streamed and self.request.chunked:
-            environ["HTTP_TRANSFER_ENCODING"] = "chunked"  # its length is known to nobody yet
+        environ["distfs.trailers"] = self.request.trailers
+        environ["distfs.hang_up"] = connection.hang_up
+        environ["distfs.draining"] = connection.loop.draining
         return environ
 
 
@@ -183,13 +258,13 @@ class Refusal(Response):
 
     complete = True
 
-    def __init__(self, channel: Any, request: Any, error: DistfsError) -> None:
-        super().__init__(channel, request)
+    def __init__(self, connection: Connection, request: Request, error: DistfsError) -> None:
+        super().__init__(connection, request)
         self._error = error
 
     def execute(self) -> None:
         error = self._error
-        accept, reason = self.request.headers.get("ACCEPT", ""), error.for_client
+        accept, reason = self.request.head.headers.get("ACCEPT", ""), error.for_client
         kind, answer = explained(accept, error.status, reason, self.request_id)
         body = answer.encode()
         self.status = f"{error.status} {phrase(error.status)}"
@@ -204,10 +279,10 @@ class Refusal(Response):
     def _log(self, reason: str) -> None:
         """The app's access log has no line for it."""
         facts = {
-            "method": self.request.command or "-",
-            "path": as_text(self.request.path) or "-",
+            "method": self.request.head.method or "-",
+            "path": as_text(self.request.head.path) or "-",
             "status": self._error.status,
-            **self.channel.who(self.request),
+            **self.connection.who(self.request),
             "reason": reason,
         }
         level = logging.INFO if self._error.status < 500 else logging.WARNING
@@ -217,6 +292,19 @@ class Refusal(Response):
 def as_text(path: str) -> str:
     """A path as the app sees it and logs it, UTF-8, from an octet a character."""
     return path.encode("latin-1").decode("utf-8", "replace")
+
+
+_dates: list[tuple[int, str]] = [(0, "")]
+
+
+def _date() -> str:
+    """For the Date header; made once a second."""
+    now = int(time.time())
+    at, text = _dates[0]
+    if at != now:
+        text = formatdate(now, usegmt=True)
+        _dates[0] = now, text
+    return text
 
 
 def _has_one(app_iter: object) -> bool:

@@ -55,11 +55,8 @@ class Bandwidth:
         """``source``, read no faster than it may be. ``size``: bytes to come; None: nobody knows."""
         return _PacedSource(source, self.transfer(caller, "in"), deadline, size)
 
-    def outgoing(
-        self, views: Iterator[memoryview], caller: Caller, deadline: Deadline
-    ) -> Iterator[memoryview]:
+    def outgoing(self, views: Iterator[memoryview], share: Share, deadline: Deadline) -> Iterator[memoryview]:
         """``views``, in pieces, each when it may be sent; valid until the next one is asked for."""
-        share = self.transfer(caller, "out")
         try:
             for view in views:
                 at = 0
@@ -68,7 +65,6 @@ class Bandwidth:
                     yield view[at : at + amount]
                     at += amount
         finally:
-            share.close()
             if close := getattr(views, "close", None):
                 close()
 

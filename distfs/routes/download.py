@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from werkzeug.wrappers import Response
 
+from distfs.deadline import Deadline
 from distfs.errors import Refused, TooMuch
 from distfs.headers import dates, disposition, lengths
 from distfs.model import File
@@ -57,47 +58,101 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
         headers["Content-Range"] = content_range(spans[0], file.size)
     body: Iterable[bytes | memoryview] = ()
     if request.method == "GET":
-        body = _blocks(services, request, file, spans, parts)
+        body = _bytes(services, request, file, spans, parts)
     headers["Content-Type"] = parts.content_type if parts else str(kind)
     return Answer(206 if asked else 200, headers, body)
 
 
-def _blocks(
+def _bytes(
     services: Services, request: Request, file: File, spans: list[Span], parts: ByteRanges | None
 ) -> Iterable[bytes | memoryview]:
     """The bytes, the first of them already here, or all. Raises what Downloader.read raises."""
-
-    def read(span: Span) -> Iterator[memoryview]:
-        return services.downloader.read(file, *span, deadline)
-
     deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
     if spans == [Span(0, file.size)] and is_small(file) and not services.bandwidth.capped("out"):
         return [services.downloader.whole(file, deadline)]
-    blocks = parts.body(read) if parts else read(spans[0])
-    blocks = services.bandwidth.outgoing(blocks, request.caller, deadline)
-    first = next(blocks, None)
-    return _Blocks(first, blocks, bool(request.environ.get("distfs.writes_views")))
+    return _Body(services, request, file, spans, parts, deadline)
 
 
-class _Blocks:
-    """A response body: views for our own server, bytes for others, which may keep them for a while."""
+class _Body:
+    """The bytes of an answer, each block checked before it leaves. The first is read when it is made.
 
-    def __init__(self, first: memoryview | None, rest: Iterator[memoryview], as_views: bool) -> None:
-        self._first, self._rest, self._as_views = first, rest, as_views
+    Views for our own server, bytes for others, which may keep them for a while. A client that reads slowly holds no
+    block and no connection to a node: our server calls ``rewind``, and what was not sent is read again. From then on
+    so much is asked of a node at a time as was taken before, beginning with one block, or nodes would fill their
+    sockets for nothing.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        request: Request,
+        file: File,
+        spans: list[Span],
+        parts: ByteRanges | None,
+        deadline: Deadline,
+    ) -> None:
+        """Raises what Downloader.read raises."""
+        self._services, self._file, self._spans, self._parts = services, file, spans, parts
+        self._deadline = deadline
+        self._share = services.bandwidth.transfer(request.caller, "out")
+        self._as_views = bool(request.environ.get("distfs.writes_views"))
+        self._given = self._last = 0  # bytes in all, and by the last view
+        self._stretch = 0  # blocks to ask for at a time; 0: all there are
+        self._views: Iterator[memoryview] | None = None
+        self._first: bytes | memoryview | None = None
+        try:
+            self._first = next(self, None)
+        except BaseException:
+            self.close()
+            raise
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         return self
 
     def __next__(self) -> bytes | memoryview:
         view, self._first = self._first, None
-        if view is None:
-            view = next(self._rest)
+        if view is not None:
+            return view
+        if self._views is None:
+            self._views = self._open(self._given)
+        view = next(self._views)
+        self._last = len(view)
+        self._given += self._last
         return view if self._as_views else bytes(view)
+
+    def rewind(self, count: int) -> None:
+        """The last ``count`` bytes were not sent: let go of everything, and give them again when asked."""
+        self._let_go()
+        self._given -= count
+        self._share.give_back(min(count, self._last))
+        self._stretch = 1
 
     def close(self) -> None:
         """Whoever hangs up early gets the nodes' connections released."""
-        if close := getattr(self._rest, "close", None):
+        self._let_go()
+        self._share.close()
+
+    def _let_go(self) -> None:
+        views, self._views = self._views, None
+        if close := getattr(views, "close", None):
             close()
+
+    def _open(self, at: int) -> Iterator[memoryview]:
+        """The bytes from ``at`` on."""
+        if self._parts:
+            views = self._parts.body(self._read, at)
+        else:
+            start, stop = self._spans[0]
+            views = self._read(Span(start + at, stop))
+        return self._services.bandwidth.outgoing(views, self._share, self._deadline)
+
+    def _read(self, span: Span) -> Iterator[memoryview]:
+        start, size = span.start, self._file.block_size
+        while start < span.stop:
+            stop = (start // size + self._stretch) * size if self._stretch else span.stop
+            stop = min(stop, span.stop)
+            yield from self._services.downloader.read(self._file, start, stop, self._deadline)
+            start, self._stretch = stop, 2 * self._stretch
 
 
 def _check_size(request: Request, size: int) -> None:

@@ -87,14 +87,21 @@ class ByteRanges:
         self._end = f"\r\n--{boundary}--\r\n".encode()
         self.length = sum(len(head) + span.stop - span.start for span, head in self._parts) + len(self._end)
 
-    def body(self, read: Read) -> Iterator[memoryview]:
-        """The bytes. A part's header is given only when its first bytes have been read."""
+    def body(self, read: Read, at: int = 0) -> Iterator[memoryview]:
+        """The bytes from ``at`` on. A part's header is given only when its first bytes have been read."""
         for span, head in self._parts:
-            with contextlib.ExitStack() as ends:
-                blocks = read(span)
-                ends.callback(getattr(blocks, "close", lambda: None))
-                first = next(blocks)
-                yield memoryview(head)
-                yield first
-                yield from blocks
-        yield memoryview(self._end)
+            size = len(head) + span.stop - span.start
+            if at < size:
+                yield from self._part(read, span, head, at)
+            at = max(0, at - size)
+        yield memoryview(self._end)[at:]
+
+    def _part(self, read: Read, span: Span, head: bytes, at: int) -> Iterator[memoryview]:
+        with contextlib.ExitStack() as ends:
+            blocks = read(Span(span.start + max(0, at - len(head)), span.stop))
+            ends.callback(getattr(blocks, "close", lambda: None))
+            first = next(blocks)
+            if at < len(head):
+                yield memoryview(head)[at:]
+            yield first
+            yield from blocks

@@ -79,7 +79,7 @@ def _store(services: Services, request: Request, files_in: Files, *, is_the_file
     incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
     with (
         _admitted(services, request, policy, deadline) as promise,
-        services.uploader.begin(deadline) as session,
+        services.uploader.begin(deadline, request.environ.get("distfs.collect")) as session,
     ):
         for file in incoming:
             promise.use(policy := _policy(services, request, file.fields))

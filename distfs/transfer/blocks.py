@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
 
+#: With this share of the pool in use it is crowded.
+CROWDED_SHARE = 8
 #: Spools may have this share of the pool. A spooled body waits for a worker that then needs blocks to store it:
 #: with all of the pool in spools, nobody would ever go on.
 SPOOL_SHARE = 2
@@ -108,6 +110,11 @@ class BlockPool:
         finally:
             self._line.remove(me)
             self._condition.notify_all()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether who takes a block for long takes it from others."""
+        return bool(self._line) or self._used() * CROWDED_SHARE >= self._limit
 
     @property
     def most_spooled(self) -> int:

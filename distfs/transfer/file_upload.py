@@ -33,6 +33,9 @@ class Slices(Protocol):
     def plan(self, file: FileIdentity, ordinal: int, size_hint: int) -> SlicePlan:
         """Place a new slice. Raises Unavailable when it would not be safe."""
 
+    def collect(self, size: int, begins: bool, /) -> object:
+        """Before memory is taken for the next ``size`` bytes; ``begins``: and nodes."""
+
     def patient_until(self) -> float:
         """Until when nodes are waited for from now on, on the monotonic clock."""
 
@@ -160,6 +163,7 @@ class FileUpload:
                 full = sending.plan.size >= self._config.slice_size
                 if full and self._left:  # a client that pauses here holds nothing open
                     sending.finish(last=False)
+                self._request.collect(self._config.slice_size if full else self._config.block_size, full)
                 block = self._next(source)
                 if not sending.ended and (full or block is None):
                     sending.finish(last=block is None)

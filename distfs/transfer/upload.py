@@ -54,6 +54,10 @@ _LOOK_S = 0.25
 _COMMITS = 5
 
 
+#: See ``Uploader.begin``.
+Collect = Callable[[int, bool], object]
+
+
 class Uploader:
     """What all uploads of a service share. Thread-safe."""
 
@@ -73,9 +77,13 @@ class Uploader:
         executor = Threads(threads, thread_name_prefix="fragment")
         self.resources = UploadResources(pool, executor, directory.store, config)
 
-    def begin(self, deadline: Deadline) -> UploadSession:
-        """A request's upload; use it as a context manager."""
-        return UploadSession(self, deadline)
+    def begin(self, deadline: Deadline, collect: Collect | None = None) -> UploadSession:
+        """A request's upload; use it as a context manager.
+
+        ``collect``: called before memory is taken for the next so many bytes of its body, and (True) nodes; it waits
+        for them when they had better be waited for without that.
+        """
+        return UploadSession(self, deadline, collect or (lambda size, begins: None))
 
     def close(self) -> None:
         self.resources.executor.shutdown(wait=False, cancel_futures=True)
@@ -84,8 +92,8 @@ class Uploader:
 class UploadSession:
     """All files of one request: written as they come, committed together or not at all."""
 
-    def __init__(self, uploader: Uploader, deadline: Deadline) -> None:
-        self._uploader, self._deadline = uploader, deadline
+    def __init__(self, uploader: Uploader, deadline: Deadline, collect: Collect) -> None:
+        self._uploader, self._deadline, self.collect = uploader, deadline, collect
         self._files: list[tuple[FileIdentity, NewFile]] = []
         self._placed_at: float | None = None  # when the first slice was, on the monotonic clock
         self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
@@ -117,6 +125,7 @@ class UploadSession:
         block_size = self._uploader.resources.config.block_size
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
+        self.collect(self._uploader.resources.config.slice_size, True)
         first = self._read_block(source, identity.code.beside(block_size))
         rest = self._rest(first, source, size_hint, block_size)
         if rest is None:

@@ -7,12 +7,12 @@ import http.client
 import json
 import random
 import resource
-from collections.abc import Callable, Iterator
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -28,7 +28,8 @@ from tests.cluster.harness import Cluster, MakeCluster, wait_until
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import NODE, KillableServer, serving
 from tests.contract.samples import header, put, soon, whole
-from tests.integration.raw_http import SPOOLING, Environ, RawClient, chunked, echo, noise, request
+from tests.integration.raw_http import RawClient, echo, noise, put_chunked, request
+from tests.integration.raw_http import put as put_body
 from tests.integration.raw_http import serving as serving_http
 from tests.integration.raw_wire import Raw
 from tests.starving import starved, wait_until_calm
@@ -213,37 +214,14 @@ def test_an_upload_whose_service_runs_out_of_descriptors_in_its_middle_leaves_no
     assert_well(few)
 
 
-@pytest.mark.parametrize("body", ["announced", "chunked", "streamed"])
-def test_a_body_that_there_is_no_file_or_socket_for_is_refused(body: str) -> None:
-    data = noise(2 * SPOOLING.memory_buffer)
-    config = replace(SPOOLING, reserve_threads=1) if body == "streamed" else SPOOLING
-    framing = "Transfer-Encoding: chunked" if body == "chunked" else f"Content-Length: {len(data)}"
-    with serving_http(echo, config) as server, RawClient(server) as client:
+def test_a_large_body_and_a_large_answer_need_no_descriptor_of_their_own() -> None:
+    data = noise(3_000_000)
+    with serving_http(echo) as server, RawClient(server) as client:
         client.send(request())
         assert client.answer().status == 200
         with starved():
-            client.send(request("PUT", "/", framing), chunked(data, [9000]) if body == "chunked" else data)
-            answer = client.answer()
-            assert (answer.status, answer.headers["retry-after"]) == (503, "5"), answer.body
-            assert REMEDY in answer.body.decode()
-
-
-def test_an_answer_that_there_is_no_socket_for_is_a_clean_503() -> None:
-    def large(environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
-        if environ["PATH_INFO"] == "/small":  # has no socket of its own, which would come free in a moment
-            yield from echo(environ, start_response)
-            return
-        start_response("200 OK", [("Content-Length", "3000000")])
-        yield from [bytes(1_000_000)] * 3
-
-    with serving_http(large) as server, RawClient(server) as client:
-        client.send(request(path="/small"))
-        assert client.answer().status == 200
-        with starved():
-            client.send(request())
-            answer = client.answer()
-            assert (answer.status, answer.headers["retry-after"]) == (503, "5"), answer.body
-            assert REMEDY in answer.body.decode()
-        with RawClient(server) as another:
-            another.send(request())
-            assert len(another.answer().body) == 3_000_000
+            for message in (put_body(data), put_chunked(data, [9000])):
+                sender = threading.Thread(target=client.send, args=[message])
+                sender.start()
+                assert client.answer().body == data
+                sender.join()

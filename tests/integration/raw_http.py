@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from distfs.config.settings import Bytes, HttpConfig, Seconds
 from distfs.host.server import Server
+from distfs.transfer.blocks import BlockPool
 
 Environ = dict[str, Any]
 App = Callable[[Environ, Callable[..., Any]], Iterable[Any]]
@@ -26,21 +27,19 @@ THRESHOLD = 16 * 1024
 CONFIG = HttpConfig(
     port=0,
     threads=4,
-    reserve_threads=1,
     max_file_size=Bytes(8 << 20),
     max_form_overhead=Bytes(0),
     stream_threshold=Bytes(THRESHOLD),
-    memory_buffer=Bytes(128 * 1024),
 )
 #: For tests that wait for a time limit to pass.
 HASTY = replace(CONFIG, client_stall_timeout=Seconds(1), idle_timeout=Seconds(1))
-#: Every large body is spooled.
-SPOOLING = replace(CONFIG, reserve_threads=CONFIG.threads)
+#: Small bodies may be large: they are received whole before the app is called.
+WHOLE = replace(CONFIG, stream_threshold=CONFIG.max_file_size)
 
 
 @contextmanager
-def serving(app: App, config: HttpConfig = CONFIG) -> Iterator[Server]:
-    server = Server(app, config)
+def serving(app: App, config: HttpConfig = CONFIG, pool: BlockPool | None = None) -> Iterator[Server]:
+    server = Server(app, config, pool)
     thread = threading.Thread(target=server.run, name="loop")
     thread.start()
     try:

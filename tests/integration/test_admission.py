@@ -28,10 +28,10 @@ SPACE = 6 * MIB  # on each of three nodes: 9 MiB in two copies
 
 @pytest.fixture
 def config(metadb_url: str) -> Config:
-    """Files of up to 40 MiB by the limits, with three workers for large ones and little time for spools."""
+    """Files of up to 40 MiB by the limits, on few workers."""
     config = small_config(metadb_url)
     storage = replace(config.storage, policies={"default": Policy(1, 1), "three": Policy(1, 2)})
-    http = replace(config.http, max_file_size=Bytes(40 * MIB), threads=8, reserve_threads=2)
+    http = replace(config.http, max_file_size=Bytes(40 * MIB), threads=64)
     return replace(config, http=http, storage=storage)
 
 

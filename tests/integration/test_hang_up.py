@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from distfs.config.settings import BandwidthConfig, Bytes, BytesPerSecond, Config, MetaDBConfig, Seconds
-from distfs.host.dispatcher import Lane
+from distfs.deadline import Deadline
+from distfs.host import request_body
+from distfs.host.request_body import FAST
 from distfs.http_app import HttpApp
 from tests.faults.proxied import PATIENT, proxied
 from tests.forms import some_bytes
@@ -83,7 +85,8 @@ def send(service: HttpAddress, *parts: bytes) -> socket.socket:
     return sock
 
 
-def begin_upload(service: TestService, size: int, sent: bytes = b"some") -> socket.socket:
+def begin_upload(service: TestService, size: int, sent: bytes = bytes(FAST)) -> socket.socket:
+    """By a client that is quick at first, and then pauses."""
     return send(service, request("PUT", "/upload/x", f"Content-Length: {size}"), sent)
 
 
@@ -101,18 +104,25 @@ def waiting(service: TestService) -> dict[str, int]:
 
 
 @contextmanager
-def memory_used_up(service: TestService) -> Iterator[list[socket.socket]]:
-    """By two uploads whose clients pause."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(closing(begin_upload(service, LARGE))) for _ in range(2)]
+def memory_used_up(service: TestService) -> Iterator[None]:
+    pool = service.app.services.pool
+    blocks = [pool.take(Deadline(PATIENCE)) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.release()
 
 
-#: What is waited for and held when the memory is used up by them alone.
-LEFT = {"for a block": 0, "for bandwidth": 0, "promises": 2, "large uploads": 2, "blocks": 2}
+#: What is waited for and held when the memory is used up.
+LEFT = {"for a block": 0, "for bandwidth": 0, "promises": 0, "large uploads": 0, "blocks": 2}
 
 
 def promised(service: TestService) -> list[list[object]]:
-    return run_sql(service.config.metadb.url, "SELECT count(*) FROM reservation WHERE ended_at IS NULL")
+    return run_sql(
+        service.config.metadb.url,
+        "SELECT count(*) FROM reservation WHERE ended_at IS NULL AND expires_at > now()",
+    )
 
 
 @pytest.fixture
@@ -133,19 +143,26 @@ def gone(log: pytest.LogCaptureFixture) -> int:
 def test_who_waits_for_memory_that_another_has_gives_everything_back(
     service: TestService, leave: Leave, access: pytest.LogCaptureFixture
 ) -> None:
-    with memory_used_up(service) as others:
-        eventually(lambda: waiting(service)["blocks"] == 2, "they have the memory")
+    with memory_used_up(service):
         client = begin_upload(service, LARGE)
-        eventually(lambda: waiting(service)["for a block"] == 1, "one more waits for it")
-        assert waiting(service)["promises"] == 3
+        eventually(lambda: waiting(service)["for a block"] == 1, "it waits for memory")
+        assert waiting(service)["promises"] == 1
         leave(client)
         eventually(lambda: waiting(service) == LEFT, "it is gone")
-        eventually(lambda: promised(service) == [[2]], "MetaDB knows it")
-        for other in others:
-            other.sendall(bytes(LARGE - 4))
-        for other in others:
-            assert other.makefile("rb").readline().split()[1] == b"201"
-    assert gone(access) == 1
+        eventually(lambda: promised(service) == [[0]], "MetaDB knows it")
+    eventually(lambda: gone(access) == 1, "its line is in the access log")
+
+
+@pytest.mark.parametrize("leave", WAYS)
+def test_who_goes_while_his_body_is_put_aside_gives_everything_back(
+    service: TestService, leave: Leave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_body, "DIRECT", 0)
+    with memory_used_up(service):
+        client = begin_upload(service, LARGE, b"some")
+        eventually(lambda: waiting(service)["promises"] == 1, "it is admitted")
+        leave(client)
+        eventually(lambda: waiting(service) == LEFT, "it is gone")
 
 
 def fill(sock: socket.socket, data: bytes) -> int:
@@ -173,18 +190,15 @@ def test_who_is_killed_with_much_of_his_body_under_way_is_asked_if_he_expects_a_
     """A FIN behind bytes that nobody reads is not seen. Others who wait like him are asked too, and go on."""
     body = bytes(LARGE)
     expecting = request("PUT", "/upload/x", f"Content-Length: {LARGE}", "Expect: 100-continue")
-    with memory_used_up(service) as others:
-        eventually(lambda: waiting(service)["blocks"] == 2, "the memory is used up")
-        killed, waits = (send(service, expecting, b"some") for _ in range(2))
+    with ExitStack() as memory:
+        memory.enter_context(memory_used_up(service))
+        killed, waits = (send(service, expecting, body[:FAST]) for _ in range(2))
         eventually(lambda: waiting(service)["for a block"] == 2, "two wait for it")
         assert fill(killed, body) > BLOCK
-        sent = 4 + fill(waits, body[4:])
+        sent = FAST + fill(waits, body[FAST:])
         close(killed)
         eventually(lambda: waiting(service)["for a block"] == 1, "one is gone")
-        for other in others:
-            other.sendall(bytes(LARGE - 4))
-        for other in others:
-            assert status_after_100s(other) == 201
+        memory.close()
         with closing(waits):
             waits.sendall(body[sent:])
             assert status_after_100s(waits) == 201
@@ -209,8 +223,8 @@ def let_go(service: TestService) -> None:
 
 
 def busy_threads() -> int:
-    """Without the uploaders' that wait for the next fragment: how many a burst calls for is chance."""
-    return sum(not thread.name.startswith("fragment") for thread in threading.enumerate())
+    """Without those that wait for the next request or fragment: how many a burst calls for is chance."""
+    return sum(not thread.name.startswith(("fragment", "worker")) for thread in threading.enumerate())
 
 
 @contextmanager
@@ -323,19 +337,14 @@ def test_nothing_is_left_of_clients_that_went_while_they_waited(
     stored = service.fragments()
     let_go(service)
     files, threads = open_files(), busy_threads()
-    with memory_used_up(service) as others:
-        eventually(lambda: waiting(service)["blocks"] == 2, "the memory is used up")
+    with memory_used_up(service):
         for leave in WAYS:
             clients = [begin_upload(service, LARGE) for _ in range(6)]
             clients += [send(service, request("GET", f"/download/{uuid}")) for _ in range(6)]
-            eventually(
-                lambda: waiting(service)["for a block"] == 4, "some have a worker, others wait for one"
-            )
+            eventually(lambda: waiting(service)["for a block"] == 12, "all of them wait")
             for client in clients:
                 leave(client)
             eventually(lambda: waiting(service) == LEFT, "all of them are given up")
-        for other in others:
-            reset(other)
     let_go(service)
     eventually(lambda: promised(service) == [[0]], "nothing is promised")
     eventually(lambda: len(open_files()) <= len(files), "a file is left open")
@@ -350,14 +359,13 @@ def test_nothing_is_left_of_clients_that_went_while_they_waited(
 @pytest.mark.parametrize("leave", WAYS)
 def test_a_request_that_waits_for_a_worker_is_dropped(leave: Leave, access: pytest.LogCaptureFixture) -> None:
     app = Held()
-    config = replace(OFTEN, threads=1, reserve_threads=0)
+    config = replace(OFTEN, threads=1)
     with serving(app, config) as server, RawClient(server) as first, RawClient(server) as third:
         first.send(put(b"first"))
         assert app.called.acquire(timeout=PATIENCE)
         second = RawClient(server)
         second.send(put(b"second"))
-        line = server._host.task_dispatcher._waiting[Lane.SHORT]
-        eventually(lambda: len(line) == 1, "it waits for the worker")
+        eventually(lambda: server._loop.workers.others_wait, "it waits for the worker")
         leave(second.socket)
         eventually(lambda: gone(access) == 1, "it is dropped while the worker is still busy")
         third.send(put(b"third"))

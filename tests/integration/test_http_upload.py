@@ -11,9 +11,6 @@ from urllib.parse import quote
 
 import pytest
 
-from distfs.config.settings import HttpConfig
-from distfs.host.head import Head
-from distfs.host.http1 import Parser
 from tests.forms import BOUNDARY, FORM, FORM_TYPE, Part, file_part, form, some_bytes
 from tests.service import BLOCK, MAX_FILE, SLICE, Answer, TestService
 
@@ -358,26 +355,3 @@ def test_what_the_server_itself_refuses_is_told_and_logged_as_the_app_does(
     assert (problem["status"], problem["request_id"]) == (413, headers["X-Request-Id"]) == (413, "mine")
     [line] = [record for record in caplog.records if record.message == "refused"]
     assert (vars(line)["status"], vars(line)["reason"]) == (413, problem["detail"])
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "long"),
-    [
-        ("GET", "/download/x", True),
-        ("GET", "/download", True),
-        ("GET", "/files", True),
-        ("HEAD", "/download/x", False),
-        ("GET", "/files/x", False),
-        ("DELETE", "/files/x", False),
-        ("GET", "/healthz", False),
-    ],
-)
-def test_only_large_answers_are_kept_from_the_reserve_however_they_are_spelt(
-    service: TestService, method: str, path: str, long: bool
-) -> None:
-    for spelling in (path, "/" + path, "/%2F" + path[1:], "http://x" + path, "http://x/" + path):
-        parser = Parser(HttpConfig())
-        parser.receive(f"{method} {spelling} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        head = parser.next_event()
-        assert isinstance(head, Head)
-        assert service.app.takes_long(head.method, head.path) == long

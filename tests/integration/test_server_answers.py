@@ -296,7 +296,7 @@ def test_the_write_callable_tells_the_app_that_the_client_is_gone() -> None:
 def test_small_answers_that_nobody_takes_hold_no_worker_and_end_in_time() -> None:
     """The loop keeps what the socket does not take; a worker is free as soon as the app is done."""
     body = noise(60_000)
-    config = replace(HASTY, threads=1, reserve_threads=0)
+    config = replace(HASTY, threads=1)
     with serving(giving(body, length=len(body)), config) as server, RawClient(server) as deaf:
         deaf.socket.setblocking(False)
         with suppress(BlockingIOError, ConnectionError):  # or it is cut already

@@ -17,8 +17,8 @@ from tests.integration.raw_http import (
     CONFIG,
     HASTY,
     PATIENCE,
-    SPOOLING,
     THRESHOLD,
+    WHOLE,
     Answer,
     Environ,
     RawClient,
@@ -86,9 +86,9 @@ def test_an_app_that_refuses_early_gets_no_body_byte() -> None:
         assert client.rest() == b""
 
 
-@pytest.mark.parametrize("way", ["small", "spooled", "chunked and spooled"])
-def test_the_loop_invites_a_body_that_it_receives_itself(way: str) -> None:
-    config = CONFIG if way == "small" else SPOOLING
+@pytest.mark.parametrize("way", ["small", "whole", "chunked"])
+def test_a_body_of_any_size_is_invited(way: str) -> None:
+    config = CONFIG if way == "small" else WHOLE
     body = b"few" if way == "small" else LARGE
     message = put_chunked(body, [999]) if way.startswith("chunked") else put(body)
     head, _, data = message.partition(b"\r\n\r\n")
@@ -188,10 +188,8 @@ def test_a_body_of_exactly_the_limit_is_taken() -> None:
             sender.join()
 
 
-@pytest.mark.parametrize("spooled", [False, True], ids=["streamed", "spooled"])
-def test_a_chunked_body_is_refused_at_the_limit(spooled: bool) -> None:
-    config = SPOOLING if spooled else CONFIG
-    with serving(echo, config) as server, RawClient(server) as client:
+def test_a_chunked_body_is_refused_at_the_limit() -> None:
+    with serving(echo) as server, RawClient(server) as client:
         client.send(put_chunked(noise(TOO_LARGE), [100_000]))
         answer = client.answer()
         assert answer.status == 413
@@ -385,11 +383,11 @@ def test_a_header_that_does_not_end_is_refused_in_time() -> None:
         assert is_one_line_with_an_id(answer)
 
 
-@pytest.mark.parametrize("spooled", [False, True], ids=["small", "spooled"])
-def test_a_body_that_stalls_in_the_loop_is_refused_in_time(spooled: bool) -> None:
-    config = replace(HASTY, reserve_threads=CONFIG.threads)
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_a_body_that_stalls_in_the_loop_is_refused_in_time(large: bool) -> None:
+    config = replace(HASTY, stream_threshold=WHOLE.stream_threshold)
     with serving(never, config) as server, RawClient(server) as client:
-        client.send(put(LARGE if spooled else b"few")[:-1])
+        client.send(put(LARGE if large else b"few")[:-1])
         answer = client.answer()
         assert answer.status == 408
         assert is_one_line_with_an_id(answer)
@@ -405,11 +403,11 @@ def test_an_idle_connection_is_closed_without_a_word(first: bytes) -> None:
         assert client.rest() == b""
 
 
-@pytest.mark.parametrize("spooled", [False, True], ids=["small", "spooled"])
-def test_a_body_that_crawls_in_the_loop_is_refused(spooled: bool) -> None:
-    config = replace(CRAWLING, reserve_threads=CONFIG.threads)
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_a_body_that_crawls_in_the_loop_is_refused(large: bool) -> None:
+    config = replace(CRAWLING, stream_threshold=WHOLE.stream_threshold)
     with serving(never, config) as server, RawClient(server) as client:
-        message = put(LARGE if spooled else LARGE[:THRESHOLD])
+        message = put(LARGE if large else LARGE[:THRESHOLD])
         client.send(message[:1000])
         with suppress(OSError):  # which of them fails is not known
             for byte in message[1000:]:

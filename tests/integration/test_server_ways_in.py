@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distfs.config.settings import Bytes
 from distfs.errors import BodyCutShort, ClientGone, Refused
-from distfs.host.request_body import Spooler
 from distfs.transfer.blocks import BlockPool
 from tests.integration.raw_http import (
     CONFIG,
     HASTY,
     PATIENCE,
-    SPOOLING,
     THRESHOLD,
+    WHOLE,
     Environ,
     Held,
     RawClient,
     echo,
     eventually,
     noise,
-    open_files,
     put,
     put_chunked,
     read_all,
@@ -126,10 +121,8 @@ def test_a_chunked_body_larger_than_any_buffer_arrives_whole() -> None:
         (b"1;" + b"x" * 3000 + b"\r\ny\r\n") * 10,
     ],
 )
-@pytest.mark.parametrize("spooled", [False, True], ids=["streamed", "spooled"])
-def test_malformed_chunks_are_refused(framed: bytes, spooled: bool) -> None:
-    config = SPOOLING if spooled else CONFIG
-    with serving(echo, config) as server, RawClient(server) as client:
+def test_malformed_chunks_are_refused(framed: bytes) -> None:
+    with serving(echo) as server, RawClient(server) as client:
         client.send(request("PUT", "/", "Transfer-Encoding: chunked"), framed)
         answer = client.answer()
         assert answer.status == 400
@@ -139,9 +132,9 @@ def test_malformed_chunks_are_refused(framed: bytes, spooled: bool) -> None:
         assert client.rest() == b""
 
 
-@pytest.mark.parametrize("spooled", [False, True], ids=["streamed", "spooled"])
-def test_the_connection_serves_small_large_and_chunked_bodies_in_turn(spooled: bool) -> None:
-    config = SPOOLING if spooled else CONFIG
+@pytest.mark.parametrize("whole", [False, True], ids=["streamed", "whole"])
+def test_the_connection_serves_small_large_and_chunked_bodies_in_turn(whole: bool) -> None:
+    config = WHOLE if whole else CONFIG
     with serving(echo, config) as server, RawClient(server) as client:
         for _ in range(3):
             for message, body in [
@@ -154,9 +147,9 @@ def test_the_connection_serves_small_large_and_chunked_bodies_in_turn(spooled: b
                 assert client.answer().body == body
 
 
-@pytest.mark.parametrize("spooled", [False, True], ids=["streamed", "spooled"])
-def test_pipelined_requests_are_answered_in_order(spooled: bool) -> None:
-    config = SPOOLING if spooled else CONFIG
+@pytest.mark.parametrize("whole", [False, True], ids=["streamed", "whole"])
+def test_pipelined_requests_are_answered_in_order(whole: bool) -> None:
+    config = WHOLE if whole else CONFIG
     wanted = [SMALL, LARGE, b"", LARGE, SMALL, LARGE, LARGE, b"end"]
     messages = [put(b) if i % 2 else put_chunked(b, [5000]) for i, b in enumerate(wanted)]
     with serving(echo, config) as server, RawClient(server) as client:
@@ -174,7 +167,7 @@ def test_pipelined_requests_survive_any_packet_boundary() -> None:
             assert [client.answer().body for _ in range(4)] == [SMALL, LARGE, b"abc", b"end"]
 
 
-@pytest.mark.parametrize("way", ["small", "streamed", "spooled"])
+@pytest.mark.parametrize("way", ["small", "streamed", "whole"])
 def test_generic_apps_may_read_lines_and_iterate(way: str) -> None:
     lines = [b"first\n", b"\n", b"x" * 9000 + b"\n", b"no end"]
     fill = [b"filler\n"] * (0 if way == "small" else 5000)
@@ -189,7 +182,7 @@ def test_generic_apps_may_read_lines_and_iterate(way: str) -> None:
         start_response("200 OK", [])
         return [b"read"]
 
-    config = SPOOLING if way == "spooled" else CONFIG
+    config = WHOLE if way == "whole" else CONFIG
     with serving(app, config) as server, RawClient(server) as client:
         client.send(put(b"".join(lines + fill)))
         assert client.answer().body == b"read"
@@ -205,108 +198,35 @@ def test_read_without_a_size_gives_all_of_a_streamed_body() -> None:
         assert client.answer().body == LARGE
 
 
-# --- the reserve: spooling ------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [THRESHOLD + 1, 128 * 1024, 500_000], ids=["memory", "limit", "disk"])
-@pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_with_only_the_reserve_left_a_large_body_is_spooled(size: int, framing: str, tmp_path: Path) -> None:
-    body, app = noise(size), Held()
-    message = put(body) if framing == "length" else put_chunked(body, [10_000])
-    config = replace(CONFIG, threads=2, reserve_threads=1, spool_dir=str(tmp_path))
-
-    def is_on_disk() -> bool:
-        return any(name.startswith(str(tmp_path)) for name in open_files())
-
-    with serving(app, config) as server, RawClient(server) as busy, RawClient(server) as client:
-        busy.send(put(LARGE)[:-1])
+def test_a_small_body_that_there_is_no_memory_for_is_left_to_a_worker() -> None:
+    """It comes slowly, and others have what there is: the app is called, and the rest stays in the socket."""
+    app, pool = Held(), BlockPool(64 * 1024, 4)
+    assert pool.borrow(pool.most_spooled)
+    with serving(app, WHOLE, pool) as server, RawClient(server) as client:
+        client.send(put(LARGE)[:-1])
         assert app.called.acquire(timeout=PATIENCE)
-        client.send(message[:-1])
-        with RawClient(server) as other:
-            other.send(put(SMALL, path="/free"))
-            assert other.answer().body == SMALL
-        if size > config.memory_buffer:
-            eventually(is_on_disk, "the body is not on disk")
-        assert not app.called.acquire(blocking=False)
         app.go.set()
-        client.send(message[-1:])
-        assert client.answer().body == body
-        assert size > config.memory_buffer or not is_on_disk()
-        busy.send(LARGE[-1:])
-        assert busy.answer().body == LARGE
-        eventually(lambda: not is_on_disk(), "the temp file is still open")
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_a_worker_that_is_free_again_streams_again() -> None:
-    """An answer is read a moment before its worker counts as free: the next body may still be spooled."""
-    app = Held()
-    app.go.set()
-
-    def is_streamed() -> bool:
-        with RawClient(server) as client:
-            client.send(put(LARGE)[:-1])
-            streamed = app.called.acquire(timeout=0.5)
-            client.send(LARGE[-1:])
-            assert client.answer().body == LARGE
-            return streamed or not app.called.acquire(timeout=PATIENCE)
-
-    with serving(app, replace(CONFIG, threads=2, reserve_threads=1)) as server:
-        for _ in range(5):
-            eventually(is_streamed, "every body is spooled")
-
-
-def test_a_connection_streams_with_the_worker_it_has() -> None:
-    """The one that answered the request before is not one of the reserve."""
-    app = Held()
-    app.go.set()
-    with serving(app, replace(CONFIG, threads=2, reserve_threads=1)) as server, RawClient(server) as client:
-        client.send(put(b"x", path="/free"), put(LARGE)[:-1])
-        assert app.called.acquire(timeout=PATIENCE), "the body was spooled"
         client.send(LARGE[-1:])
-        assert [client.answer().body for _ in range(2)] == [b"x", LARGE]
+        assert client.answer().body == LARGE
+        client.send(put(SMALL))
+        assert client.answer().body == SMALL
+    assert pool.usage().spooled == pool.most_spooled
 
 
-def test_spools_together_take_bounded_memory(tmp_path: Path) -> None:
-    config = replace(SPOOLING, spool_dir=str(tmp_path))
-    body = noise(config.memory_buffer)
-    with serving(echo, config) as server:
-        clients = [RawClient(server) for _ in range(6)]
-        for client in clients:
-            client.send(put(body)[:-1])
-
-        def on_disk() -> int:
-            return sum(name.startswith(str(tmp_path)) for name in open_files())
-
-        eventually(lambda: on_disk() >= 1, "nothing went to disk")
-        for client in clients:
-            client.send(body[-1:])
-            assert client.answer().body == body
-            client.socket.close()
-        eventually(lambda: on_disk() == 0, "a spool was left open")
-
-
-def test_what_spools_may_never_have_is_not_even_begun_in_memory(tmp_path: Path) -> None:
-    """A body of more than half of the pool, but less than ``memory_buffer``, would take all others' memory first."""
-    pool = BlockPool(64 * 1024, 4)
-    spooler = Spooler(replace(SPOOLING, spool_dir=str(tmp_path), memory_buffer=Bytes(1 << 20)), pool)
-    spool = spooler.spool(200_000)
-    spool.write(memoryview(bytes(100_000)), 100_000)
-    assert pool.usage().spooled == 0
-    spool.close()
-
-
-def test_no_room_to_spool_is_said(tmp_path: Path) -> None:
-    spool_dir = tmp_path / "spool"
-    spool_dir.mkdir()
-    config = replace(SPOOLING, spool_dir=str(spool_dir), memory_buffer=Bytes(THRESHOLD))
-    with serving(echo, config) as server, RawClient(server) as client, RawClient(server) as chunks:
-        spool_dir.rmdir()
-        client.send(put(LARGE))
-        chunks.send(put_chunked(LARGE, [1000]))
-        for answer in (client.answer(), chunks.answer()):
-            assert answer.status == 507
-            assert b"No such file" in answer.body
+def test_memory_for_small_bodies_is_borrowed_as_they_come_and_given_back() -> None:
+    pool = BlockPool(1 << 20, 8)
+    with serving(echo, WHOLE, pool) as server, RawClient(server) as client, RawClient(server) as announced:
+        announced.send(request("PUT", "/", "Content-Length: 4000000"), b"x")
+        client.send(put(LARGE)[:-1])
+        eventually(lambda: pool.usage().spooled > len(LARGE), "it is borrowed")
+        assert pool.usage().spooled < 300_000, "what is only announced takes a little"
+        client.send(LARGE[-1:])
+        assert client.answer().body == LARGE
+        announced.reset()
+        eventually(lambda: pool.usage().spooled == 0, "it is given back")
 
 
 # --- clients that go ------------------------------------------------------------------------------
@@ -327,12 +247,12 @@ def test_a_body_cut_short_is_said_to_app_and_client(framing: str) -> None:
         assert client.rest() == b""
 
 
-@pytest.mark.parametrize("spooled", [False, True], ids=["small", "spooled"])
-def test_a_body_cut_short_in_the_loop_never_reaches_the_app(spooled: bool) -> None:
+@pytest.mark.parametrize("whole", [False, True], ids=["small", "whole"])
+def test_a_body_cut_short_in_the_loop_never_reaches_the_app(whole: bool) -> None:
     app = Held()
-    config = SPOOLING if spooled else CONFIG
+    config = WHOLE if whole else CONFIG
     with serving(app, config) as server, RawClient(server) as client:
-        client.send(put(LARGE if spooled else SMALL)[:-3])
+        client.send(put(LARGE if whole else SMALL)[:-3])
         client.half_close()
         answer = client.answer()
         assert (answer.status, client.rest()) == (400, b"")

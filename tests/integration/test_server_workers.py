@@ -13,22 +13,13 @@ from typing import Any
 
 import pytest
 
-from distfs.config.callers import CallerMatch, parse_network
-from distfs.config.settings import (
-    BandwidthConfig,
-    Bytes,
-    BytesPerSecond,
-    CallerRule,
-    CallersConfig,
-    Config,
-    Seconds,
-)
-from distfs.host.channel import DIRECT
+from distfs.config.settings import BandwidthConfig, Bytes, BytesPerSecond, Config, Seconds
+from distfs.host.connection import REST
 from tests.forms import some_bytes
 from tests.integration.raw_http import CONFIG, PATIENCE, Environ, RawClient, eventually, serving
 from tests.service import TestService, running_service, small_config
 
-THREADS, RESERVE = 6, 3
+THREADS = 6
 KIB, MIB = 1 << 10, 1 << 20
 
 
@@ -38,7 +29,6 @@ def config(metadb_url: str) -> Config:
     http = replace(
         config.http,
         threads=THREADS,
-        reserve_threads=RESERVE,
         max_file_size=Bytes(40 * MIB),
         client_stall_timeout=Seconds(30),
     )
@@ -62,7 +52,7 @@ def soon(service: TestService, path: str) -> int:
 def large_answers(environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
     """As much as is left to the loop; ``/small`` is answered with little."""
     start_response("200 OK", [])
-    return [b"x" * (10 if environ["PATH_INFO"] == "/small" else DIRECT - 4 * KIB)]
+    return [b"x" * (10 if environ["PATH_INFO"] == "/small" else REST - 4 * KIB)]
 
 
 def test_clients_that_ask_on_and_read_nothing_keep_no_worker() -> None:
@@ -81,7 +71,7 @@ def test_clients_that_ask_on_and_read_nothing_keep_no_worker() -> None:
             threading.Event().wait(0.02)
         for client in deaf:
             for _ in range(count):
-                assert len(client.answer().body) == DIRECT - 4 * KIB
+                assert len(client.answer().body) == REST - 4 * KIB
 
 
 def test_small_uploads_that_wait_for_bandwidth_leave_a_worker_for_health_checks(
@@ -114,22 +104,3 @@ def test_under_a_cap_a_small_upload_waits_in_the_clients_socket_and_not_in_a_spo
             sock.sendall(body)
     service.app.services.reconfigure(replace(config, bandwidth=BandwidthConfig()))
     eventually(lambda: service.app.services.bandwidth.waiting("in") == 0, "nobody waits for bandwidth")
-
-
-def test_a_callers_own_limit_comes_before_a_body_that_would_be_spooled(
-    serve: Callable[[Config], TestService], config: Config
-) -> None:
-    rule = CallerRule(CallerMatch(parse_network("127.0.0.0/8")), max_file_size=Bytes(MIB))
-    service = serve(replace(config, callers=CallersConfig(rules=(rule,))))
-    with ExitStack() as stack:
-        for _ in range(THREADS - RESERVE):
-            sock = stack.enter_context(socket.create_connection((service.host, service.port)))
-            sock.sendall(b"PUT /upload/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
-        eventually(lambda: service.app.services.admission.running() == {"127.0.0.0/8": 3}, "they stream")
-        sock = stack.enter_context(socket.create_connection((service.host, service.port)))
-        sock.settimeout(10)
-        lines = (
-            f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {30 * MIB}\r\nExpect: 100-continue\r\n\r\n"
-        )
-        sock.sendall(lines.encode())
-        assert sock.makefile("rb").readline().split()[1] == b"413"

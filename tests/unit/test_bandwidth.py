@@ -188,7 +188,9 @@ def test_a_paced_source_gives_every_byte_and_fills_its_views(
 def test_a_paced_download_gives_the_same_bytes_in_smaller_pieces(bandwidth: Bandwidth) -> None:
     bandwidth.configure(*settings(cap_out="10MiB/s"))
     blocks = [bytes([n]) * 300_000 for n in range(3)]
-    views = bandwidth.outgoing(map(memoryview, blocks), caller(), Deadline(PATIENCE_S))
+    views = bandwidth.outgoing(
+        map(memoryview, blocks), bandwidth.transfer(caller(), "out"), Deadline(PATIENCE_S)
+    )
     pieces = [bytes(view) for view in views]
     assert b"".join(pieces) == b"".join(blocks)
     assert len(pieces) > len(blocks)
@@ -205,7 +207,7 @@ def test_a_download_that_is_given_up_closes_what_it_reads_from(bandwidth: Bandwi
             closed.set()
 
     inner = blocks()
-    views = bandwidth.outgoing(inner, caller(), Deadline(PATIENCE_S))
+    views = bandwidth.outgoing(inner, bandwidth.transfer(caller(), "out"), Deadline(PATIENCE_S))
     next(views)
     views.close()  # type: ignore[attr-defined]  # a generator
     assert closed.is_set()

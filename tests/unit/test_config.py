@@ -378,7 +378,7 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
     ("section", "values", "words"),
     [
         ("http", {"port": 65536}, "http.port must be"),
-        ("http", {"threads": 4, "reserve_threads": 4}, "http.threads must be more than http.reserve_threads"),
+        ("http", {"threads": 0}, "http.threads must be at least 1"),
         ("http", {"max_file_size": 0}, "http.max_file_size"),
         ("http", {"max_connections": 0}, "http.max_connections"),
         ("http", {"max_header": "32KiB"}, "http.max_header must be at least http.max_header_line"),

@@ -39,7 +39,9 @@ MAX_FUNCTION_LINES = 50
 #: Where everything is caught, because nobody is above to catch it: "module:function" -> why.
 OUTERMOST_EDGES = {
     "body.ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
-    "host.channel:Channel._answer": "any WSGI app may raise anything; a worker thread must outlive it",
+    "host.connection:Connection._answer": "any WSGI app may raise anything; a worker thread must outlive it",
+    "host.loop:Loop._handle": "one connection's fault must not end all the others",
+    "host.workers:Workers._work": "whatever ends a request, its thread goes on with what others wait for",
     "http_app:HttpApp._answer": "any bug of ours must be an answer, under any WSGI host",
     "limits.ledger:Ledger._run": "promises that are not renewed expire under uploads that run",
     "peers.node_list:NodeList._run": "others wait for the list",

@@ -1,0 +1,493 @@
+"""One client's connection. It belongs to the loop or to one worker thread, never to both.
+
+The loop has it while nothing is said on it, while a head or a small body comes in, and while what is left of an
+answer goes out. A worker has it from the moment a request is ready, answers it, and keeps the connection while
+requests follow each other. Only the one who has it touches its state, so there is no lock. The loop gives it to
+`Workers.run`, and a worker gives it back by arming it in the loop's epoll: no queue and no pipe on the way back.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+import struct
+import time
+from typing import Any
+
+from distfs.config.settings import KIB, MIB
+from distfs.errors import BodyCutShort, ClientGone, DistfsError, Stopping
+from distfs.host.client_socket import FULL_CROWDED_S, FULL_S, Bytes, ClientSocket, beyond
+from distfs.host.hang_up import CONTINUE, HangUp
+from distfs.host.head import Head
+from distfs.host.host import Host
+from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause
+from distfs.host.request import Request
+from distfs.host.request_body import CUT_SHORT, StreamedBody
+from distfs.host.response import Refusal, Response, Rewind, logger
+from distfs.telemetry import enter_request, leave_request
+
+#: The most of an answer that is kept for a client that reads slowly: the host keeps no block for it.
+REST = 64 * KIB
+#: The most that is read of a client that still sends when its answer is complete.
+LINGER_BYTES = 64 * MIB
+#: What a worker receives at once of a head, and of the body behind it.
+RECEIVE = 16 * KIB
+
+#: With this, closing a socket resets the connection: nobody takes it for the end of an answer.
+RESET = struct.pack("ii", 1, 0)
+
+
+class Ending(enum.Enum):
+    """How a connection ends."""
+
+    LINGER = enum.auto()  # no more is sent; what comes is thrown away, within bounds
+    CUT = enum.auto()  # at once
+    CLOSE = enum.auto()  # the client has closed it, and nothing is under way
+
+
+class Connection:
+    """See the module."""
+
+    __slots__ = (
+        "_has_answered",
+        "_has_turn",
+        "address",
+        "answered",
+        "began",
+        "check_at",
+        "ending",
+        "fd",
+        "full",
+        "hang_up",
+        "loop",
+        "parser",
+        "request",
+        "serving",
+        "since",
+        "socket",
+        "thrown_away",
+        "unsent",
+        "waits",
+        "with_worker",
+    )
+
+    def __init__(self, loop: Host, sock: socket.socket, address: Any) -> None:
+        self.loop, self.socket, self.address = loop, sock, address
+        self.fd = sock.fileno()
+        self.parser: Parser | None = None  # while something has come and is not answered
+        self.request: Request | None = None  # whose head is here
+        self.full = False  # the socket takes no more of an answer for now
+        self.unsent = b""  # of answers; at most REST, or one small answer
+        self.with_worker = False
+        self.serving = 0.0  # since when a request is ready or served, on the monotonic clock; 0: none is
+        self.ending: Ending | None = None
+        self.thrown_away = -1  # bytes; from 0 on, it lingers
+        self.since = self.began = self.answered = (
+            time.monotonic()
+        )  # the last byte, the first of a request, an answer
+        self.check_at = float("inf")  # when the loop looks at its time limits
+        self._has_answered = self._has_turn = False
+        self.waits: ClientSocket | None = None
+        self.hang_up: HangUp | None = None  # while something is done for its client
+
+    @property
+    def busy(self) -> bool:
+        """A request is being received, served or answered on it, or its client still reads the last answer."""
+        return bool(self.with_worker or self.unsent or self.request or self.thrown_away >= 0)
+
+    @property
+    def begun(self) -> bool:
+        """A part of a request has come."""
+        return self.request is not None or (self.parser is not None and self.parser.begun)
+
+    # --- the loop has it ------------------------------------------------------------------------
+
+    def handle(self, scratch: memoryview) -> None:
+        """Something came, or the socket takes more."""
+        if self.unsent:
+            self._handle_write()
+        else:
+            self._handle_read(scratch)
+
+    def _handle_read(self, scratch: memoryview) -> None:
+        try:
+            count = self.socket.recv_into(scratch, len(scratch), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.loop.arm(self)
+            return
+        except OSError:
+            self.loop.close(self)
+            return
+        if self.thrown_away >= 0:
+            self.thrown_away += count
+            if count and self.thrown_away <= LINGER_BYTES:
+                self.loop.arm(self)
+            else:
+                self.loop.close(self)
+        elif count:
+            if not self.begun:
+                self.began = time.monotonic()
+            ready = self._received(bytes(scratch[:count]))
+            if self.begun:  # empty lines do not count
+                self.since = time.monotonic()
+            self._go_on(ready)
+        elif self.request:
+            self.refuse(BodyCutShort(CUT_SHORT))
+        else:
+            self.loop.close(self)
+
+    def _handle_write(self) -> None:
+        try:
+            sent = self.socket.send(self.unsent, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.loop.close(self)
+            return
+        self.unsent = self.unsent[sent:]
+        if sent:
+            self.since = time.monotonic()
+        ready = not self.unsent and self.ending is None and self._next_ready()
+        self._go_on(ready)
+
+    def _go_on(self, ready: bool) -> None:
+        """In the loop: with a worker, or as it is waited for."""
+        if ready:
+            self.loop.serve(self)
+        else:
+            self.park()
+
+    def refuse(self, error: DistfsError) -> None:
+        """What comes is not waited for any longer: a worker says so."""
+        if self.request is None:
+            self.request = Request(Head(), self._parser(), error)
+        self.request.error = error
+        self.loop.serve(self)
+
+    def client_left(self) -> None:
+        """Its connection was reset: what is done for it is given up."""
+        if hang_up := self.hang_up:
+            hang_up.cancel(ClientGone("the client hung up"))
+        if self.with_worker:
+            self.ending = Ending.CUT
+
+    def stands_still(self) -> bool:
+        """Bytes of a body came that nobody took since the last look: a FIN behind them would not be seen.
+
+        Only of clients that said they expect a 100, and so know what to make of another.
+        """
+        request, waits, hang_up = self.request, self.waits, self.hang_up
+        if request is None or waits is None or hang_up is None or not request.head.expects_continue:
+            return False
+        return hang_up.stands_still(waits.moved)
+
+    def ask_client(self) -> None:
+        if (hang_up := self.hang_up) is not None and not self.unsent:
+            hang_up.ask(self.socket)
+
+    def give_up(self) -> None:
+        """The loop, when the service waits no longer: who still can be answered is told so by a worker, whose
+        waits end. Those for the client, by ``loop.cut``; others by the scope."""
+        stopping = Stopping(
+            "this service stopped before the request was done: send it again, or to another one"
+        )
+        if hang_up := self.hang_up:
+            hang_up.cancel(stopping)
+        if not self.with_worker and self.request:
+            self.refuse(stopping)
+
+    def refuse_busy(self, error: DistfsError) -> None:
+        """There is no worker for the request that is ready: the loop says so, and waits for nobody."""
+        if self.request:
+            self.request.error = error
+        self.serve(patient=False)
+
+    @property
+    def answers_at_once(self) -> bool:
+        """Nothing is waited for to answer the request that is ready."""
+        request = self.request
+        return request is None or bool(request.error) or self.loop.answers_at_once(request.head.path)
+
+    # --- whoever has it -------------------------------------------------------------------------
+
+    def _parser(self) -> Parser:
+        if self.parser is None:
+            self.parser = Parser(self.loop.http)
+        return self.parser
+
+    def _received(self, data: bytes | bytearray, count: int | None = None) -> bool:
+        """``data[:count]`` came, all of it for None; whether a request is ready."""
+        self._parser().receive(data, count)
+        return self._parse()
+
+    def _parse(self) -> bool:
+        """Take what came until a request is ready to be served, or more is needed; whether one is ready."""
+        parser = self._parser()
+        while True:
+            event = parser.next_event()
+            if isinstance(event, Head):
+                self.request = Request(event, parser)
+                if self.request.choose_way(self.loop, self._host):
+                    break
+            elif isinstance(event, memoryview):
+                if self.request and self.request.small:
+                    self.request.small.add(event)
+            elif isinstance(event, End):
+                break
+            elif isinstance(event, Failed):
+                if self.request is None:
+                    self.request = Request(event.head, parser)
+                self.request.error = event.error
+                break
+            elif isinstance(event, OtherProtocol):
+                self._speaks(event.name)
+                return False
+            elif self._needs_more(parser):
+                return False
+            else:
+                break
+        self.serving = time.monotonic()
+        if self.hang_up is None:
+            self.hang_up = HangUp()
+        self.hang_up.begin(self.request is not None and self.request.head.version == "1.1")
+        return True
+
+    def _needs_more(self, parser: Parser) -> bool:
+        """Whether it is the loop that waits for it. A body that there is no memory for is left to a worker."""
+        request = self.request
+        if request is None:
+            return True
+        if request.small is None or request.small.borrow(parser.data_left):
+            return True
+        request.streamed = True
+        return False
+
+    def _speaks(self, name: str) -> None:
+        who = self.address[0] if self.address else "-"
+        logger.info("a client at %s speaks %s on the port of HTTP: its connection is closed", who, name)
+        # What follows an answer may be the rest of a body that was declared too short: a reset would take the
+        # answer from the client.
+        self.ending = Ending.LINGER if self._has_answered else Ending.CUT
+        self.parser = None
+
+    def _next_ready(self) -> bool:
+        """An answer is out: whether the next request came with the one before."""
+        parser = self.parser
+        if parser is None:
+            return False
+        if not parser.has_more:
+            self.parser = None
+            return False
+        self.began = time.monotonic()
+        return self._parse()
+
+    def park(self) -> None:
+        """Leave it to the loop. Afterwards it belongs to whoever takes it from there."""
+        loop = self.loop
+        if self.ending is Ending.LINGER and not self.unsent and self.thrown_away < 0:
+            self.thrown_away, self.since = 0, time.monotonic()
+            self.parser = None
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.ending = Ending.CLOSE
+        self.with_worker = False
+        if self.ending in (Ending.CUT, Ending.CLOSE):
+            loop.close_soon(self)
+        else:
+            loop.arm(self)
+
+    # --- a worker has it ------------------------------------------------------------------------
+
+    def serve(self, *, patient: bool = True) -> None:
+        """Serve the request that is ready, and those that follow it soon; then give the connection back."""
+        again = False
+        try:
+            again = self._serve_all(patient)
+        except BaseException:
+            self.ending = Ending.CUT
+            raise
+        finally:
+            self.waits = None
+            if again and self.ending is None:
+                self.loop.serve(self)  # at the end of the line: others wait too
+            else:
+                self.serving, self.hang_up = 0.0, None
+                self.park()
+
+    def _serve_all(self, patient: bool) -> bool:
+        """Whether another request is ready, and others wait."""
+        buffer = bytearray(RECEIVE)
+        while True:
+            ending = self._serve()
+            self.ending = self.ending or ending
+            if self.ending or self.unsent or not self._next(buffer, patient):
+                return False
+            if self.loop.others_wait:
+                return True
+
+    def _next(self, buffer: bytearray, patient: bool) -> bool:
+        """Whether another request is ready, after a moment's patience."""
+        parser = self.parser
+        self.serving = 0.0
+        if parser is not None and parser.has_more:
+            self.began = time.monotonic()
+            return self._parse()
+        try:  # as long as the socket's own time limit
+            count = self.socket.recv_into(buffer, RECEIVE, 0 if patient else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.since, self.parser = time.monotonic(), None
+            return False
+        except OSError:
+            self.ending = Ending.CUT
+            return False
+        self.since = self.began = time.monotonic()
+        if not count:
+            self.ending = Ending.CLOSE
+            return False
+        return self._received(buffer, count)
+
+    def _serve(self) -> Ending | None:
+        """How the connection ends after this request; None: it goes on."""
+        request = self.request
+        if request is None:
+            return Ending.CUT
+        try:
+            if self.hang_up and isinstance(self.hang_up.reason, DistfsError):
+                request.error = self.hang_up.reason
+            self._take_turn(request)
+            if request.streamed and not request.error:
+                begun = request.small.value() if request.small else b""
+                invite = self._invite if request.asks else None
+                request.body = StreamedBody(
+                    self.client, request.parser, begun, invite, self.loop.put_aside, self._end_turn
+                )
+            ending = self._answer(request)
+            if ending is None:
+                self._finish(request.parser)
+            return ending
+        finally:
+            self._end_turn()
+            self.request, self.waits, self.full = None, None, False
+            request.close()
+            self._has_answered = True
+            self.since = self.answered = time.monotonic()
+            leave_request()
+
+    def _take_turn(self, request: Request) -> None:
+        """Unless it waits for nothing. Kept until it is answered, or waits for its client."""
+        if not self.answers_at_once:
+            request.error = self.loop.take_turn(self.hang_up)
+            self._has_turn = request.error is None
+
+    def _end_turn(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self.loop.turns.release()
+
+    def _finish(self, parser: Parser) -> None:
+        """The request is answered and all of it was read: the next one may come."""
+        while not isinstance(parser.next_event(), Pause):
+            pass
+        parser.next_request()
+
+    def _answer(self, request: Request) -> Ending | None:
+        response = Refusal(self, request, request.error) if request.error else Response(self, request)
+        try:
+            response.service()
+        except ClientGone as e:
+            enter_request(response.request_id)
+            logger.info("%s %s: %s", request.head.method, request.head.path, e)
+            return Ending.CUT
+        except BaseException as e:  # noqa: BLE001 - the outermost edge of a request: nobody above could answer or log it
+            return self._answer_failure(response, e)
+        return Ending.LINGER if response.close_on_finish else None
+
+    def _answer_failure(self, failed: Response, error: BaseException) -> Ending:
+        """Answer with the error while that is still possible; else cut the answer that is on its way."""
+        request_id = enter_request(failed.request_id)
+        if failed.wrote_header:
+            expected = isinstance(error, Stopping)  # what the app made of it is in the access log
+            logger.error("the answer was cut short: %s", error, exc_info=None if expected else error)
+            return Ending.CUT
+        if not isinstance(error, DistfsError):
+            logger.error("the app failed", exc_info=error)
+            error = DistfsError(f"internal error: tell the operator the request's id, {request_id}")
+        refusal = Refusal(self, failed.request, error)
+        refusal.response_headers = [("X-Request-Id", request_id)]
+        refusal.close_on_finish = True
+        try:
+            refusal.service()
+        except ClientGone:
+            return Ending.CUT
+        return Ending.LINGER
+
+    @property
+    def client(self) -> ClientSocket:
+        """How the request that is served waits for its client."""
+        if self.waits is None:
+            http = self.loop.http
+            self.waits = ClientSocket(
+                self.socket, http.client_stall_timeout, http.client_min_rate, self.loop.cut
+            )
+        return self.waits
+
+    def write(self, *buffers: Bytes, rewind: Rewind | None = None) -> int:
+        """Send in order, after all that waits. ``buffers`` may be reused afterwards. Raises ClientGone.
+
+        ``rewind``: takes back what a full socket does not take and is more than REST; -> how much that was.
+        """
+        self._end_turn()
+        if self.hang_up is not None and self.hang_up.may_ask:
+            self.unsent += self.hang_up.stop_asking()
+        if self.unsent:
+            buffers, self.unsent = (self.unsent, *buffers), b""
+        try:
+            sent = self.socket.sendmsg(buffers, (), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError as e:
+            raise ClientGone(f"the client's connection broke: {e.strerror}") from e
+        if sent == sum(map(len, buffers)):
+            return 0
+        return self._write_rest(beyond([memoryview(b) for b in buffers], sent), rewind)
+
+    def _write_rest(self, views: list[memoryview], rewind: Rewind | None) -> int:
+        """What the socket does not take at once."""
+        if sum(map(len, views)) > REST:
+            seconds = FULL_CROWDED_S if self.loop.pool.crowded else FULL_S
+            views = self.client.send(views, full_after=seconds if rewind else None)
+            self.full = bool(views)
+        more = max(0, sum(map(len, views)) - REST)
+        if rewind is None or not self.full:
+            self.unsent = b"".join(views)
+            return 0
+        self.unsent = b"".join(views)[:REST]
+        rewind(more)
+        return more
+
+    def drain(self) -> None:
+        """Wait until what is unsent was sent. Raises ClientGone."""
+        unsent, self.unsent, self.full = self.unsent, b"", False
+        if unsent:
+            self.client.send([memoryview(unsent)])
+
+    def who(self, request: Request) -> dict[str, str]:
+        """Whose connection it is, as the access log says it."""
+        return self.loop.who(self._host, request.head.header)
+
+    @property
+    def _host(self) -> str:
+        return self.address[0] if self.address else ""
+
+    def may_go_on(self, request: Request) -> bool:
+        """Whether another request may follow on this connection once this one is answered."""
+        if request.error or not request.head.goes_on or self.loop.closing or self.loop.draining:
+            return False
+        return request.body is None or request.body.look_ahead()
+
+    def _invite(self) -> None:
+        hang_up = self.hang_up or HangUp()
+        waiting, self.unsent = self.unsent + hang_up.stop_asking() + CONTINUE, b""
+        self.client.send([memoryview(waiting)])
+        hang_up.may_ask = True

@@ -1,0 +1,297 @@
+"""The loop: one thread with an epoll, which has the connections that nothing is done for.
+
+Interest is registered once for each connection and armed anew each time it is left to the loop, by any thread; so a
+connection that says nothing costs its descriptor and a few hundred bytes, and no round of the loop looks at it. Its
+time limits are in a heap, by when to look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from distfs.config.settings import KIB, HttpConfig
+from distfs.errors import Busy, ClientGone
+from distfs.host import host
+from distfs.host.connection import RESET, Connection, Ending
+from distfs.host.host import Host
+from distfs.host.request_body import PutAside
+from distfs.host.response import logger
+from distfs.host.time_limits import check
+from distfs.host.workers import Workers
+from distfs.limits.gate import Gate
+from distfs.process import descriptors
+from distfs.transfer.blocks import BlockPool
+
+RECEIVE = 64 * KIB  # the most the loop reads at once
+LOOP_SECONDS = 1.0  # how often those who are served are looked after, at least
+DRAIN_LOOK_S = 0.02  # how often it is looked whether all is done, when the service stops
+ACCEPTS = 64  # connections taken at once, before others have their turn
+#: So long a worker waits for the next request of a connection before it leaves that to the loop.
+PATIENCE_S = 0.004
+_PATIENCE = struct.pack("ll", 0, int(PATIENCE_S * 1_000_000))
+
+READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLONESHOT
+WRITE = select.EPOLLOUT | select.EPOLLONESHOT
+
+
+class Loop(Host):
+    """The listening socket, the connections, and what they need."""
+
+    def __init__(
+        self,
+        app: Any,
+        http: HttpConfig,
+        listener: socket.socket,
+        pool: BlockPool,
+        put_aside: PutAside,
+        gate: Gate,
+    ) -> None:
+        super().__init__(app, http, listener.getsockname()[1], pool, put_aside, gate)
+        self.workers: Workers[Connection] = Workers(http.threads)
+        self.tick = min(LOOP_SECONDS, http.client_stall_timeout / 4, http.idle_timeout / 4)
+        self.connections: dict[int, Connection] = {}
+        self._listener: socket.socket | None = listener
+        self._accepting = False
+        self._accept_after = 0.0
+        self._accept_trouble = descriptors.AcceptTrouble(logger)
+        self._times: list[tuple[float, int, Connection]] = []
+        self._serial = itertools.count()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._scratch = memoryview(bytearray(RECEIVE))
+        self._looked = 0.0
+        self._ended = (
+            threading.RLock()
+        )  # held by who wakes, and by the end; a signal handler's thread may have it
+        self._has_ended = False
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        listener.setblocking(False)
+        listener.listen(1024)
+
+    # --- from any thread ------------------------------------------------------------------------
+
+    def call(self, thunk: Callable[[], None]) -> None:
+        """In the loop's thread, soon. After the loop's end, nothing."""
+        self._calls.append(thunk)
+        self.wake()
+
+    def wake(self) -> None:
+        with self._ended:
+            if not self._has_ended:
+                os.eventfd_write(self._wake, 1)
+
+    def arm(self, connection: Connection) -> None:
+        """The loop has it: tell when something comes, or when the socket takes what is unsent."""
+        if self._has_ended:
+            connection.socket.close()
+            return
+        with contextlib.suppress(OSError, ValueError):  # it, or the loop, ends in this moment
+            self._epoll.modify(connection.fd, WRITE if connection.unsent else READ)
+
+    @property
+    def others_wait(self) -> bool:
+        return self.workers.others_wait
+
+    def close_soon(self, connection: Connection) -> None:
+        if self._has_ended:
+            connection.socket.close()
+        else:
+            self.call(lambda: self.close(connection))
+
+    def serve(self, connection: Connection) -> None:
+        """A request is ready on it: a worker has it from now on, or gets it when one is free."""
+        connection.with_worker = True
+        try:
+            if not (connection.answers_at_once and self.workers.all_busy):
+                self.workers.run(connection)
+                return
+        except Busy as e:
+            connection.refuse_busy(e)
+            return
+        connection.serve(patient=False)
+
+    # --- the loop's own thread --------------------------------------------------------------------
+
+    def turn(self, seconds: float) -> None:
+        """Wait at most so long for something to do, and do it."""
+        now = time.monotonic()
+        self._watch_listener(now)
+        until = min(now + seconds, self._looked + self.tick)
+        if self._times:
+            until = min(until, self._times[0][0])
+        for fd, events in self._epoll.poll(max(0.0, until - now), 256):
+            if fd == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif (connection := self.connections.get(fd)) is not None:
+                if events & select.EPOLLPRI:
+                    self.close(connection)  # urgent data: HTTP has none
+                elif not connection.with_worker:
+                    self._handle(connection)
+            elif self._listener is not None:
+                self._accept(self._listener)
+        while self._calls:
+            self._calls.popleft()()
+        now = time.monotonic()
+        self._check_times(now)
+        if now >= self._looked + self.tick:
+            self._look_after(now)
+            self._looked = now
+
+    def _handle(self, connection: Connection) -> None:
+        try:
+            connection.handle(self._scratch)
+        except Exception:  # noqa: BLE001 - one connection's fault must not end the loop
+            logger.exception("a connection is cut, by a bug")
+            connection.ending = Ending.CUT
+            self.close(connection)
+            return
+        if connection.fd in self.connections:
+            self._schedule(connection)
+
+    def _schedule(self, connection: Connection) -> None:
+        """Have its time limits looked at in time, whatever comes next on it."""
+        idle = not connection.begun and not connection.busy
+        at = time.monotonic() + (self.http.idle_timeout if idle else self.shortest)
+        if at < connection.check_at:
+            connection.check_at = at
+            heapq.heappush(self._times, (at, next(self._serial), connection))
+
+    def _check_times(self, now: float) -> None:
+        while self._times and self._times[0][0] <= now:
+            at, _, connection = heapq.heappop(self._times)
+            if connection.check_at != at or self.connections.get(connection.fd) is not connection:
+                continue
+            connection.check_at = float("inf")
+            again = check(connection, now)
+            if self.connections.get(connection.fd) is connection:
+                connection.check_at = max(again, now + self.tick / 4)
+                heapq.heappush(self._times, (connection.check_at, next(self._serial), connection))
+
+    def _watch_listener(self, now: float) -> None:
+        """Accept while there is room for another connection, and a socket to be had."""
+        if self._listener is None:
+            return
+        wanted = len(self.connections) < self.http.max_connections and now >= self._accept_after
+        if wanted != self._accepting:
+            self._accepting = wanted
+            if wanted:
+                self._epoll.register(self._listener, select.EPOLLIN)
+            else:
+                self._epoll.unregister(self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(min(ACCEPTS, self.http.max_connections - len(self.connections))):
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as e:
+                if self._accept_trouble.pauses(e):
+                    self._accept_after = time.monotonic() + descriptors.ACCEPT_PAUSE_S
+                return
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+                connection = Connection(self, sock, address)
+                self._epoll.register(sock, READ)
+            except OSError:  # it was closed before we came to it
+                sock.close()
+                continue
+            self.connections[connection.fd] = connection
+            self._schedule(connection)
+
+    def close(self, connection: Connection) -> None:
+        """Now; by Ending.CUT with a reset. Descriptors are closed in this thread only: nobody else ever finds the
+        number of one given to another."""
+        if self.connections.get(connection.fd) is not connection or connection.with_worker:
+            return
+        del self.connections[connection.fd]
+        if connection.request:
+            connection.request.close()
+        if connection.ending is Ending.CUT:
+            with contextlib.suppress(OSError):
+                connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        connection.socket.close()
+
+    def _look_after(self, now: float) -> None:
+        """Those who wait for a worker for too long are told so. And while a request waits or is served, nobody else
+        looks whether its client is still there: those that have come a while ago are looked at."""
+        for late in self.workers.overdue(now - host.WAIT_LIMIT_S):
+            late.refuse_busy(Busy("every worker is busy with other requests: try again soon"))
+        poll, served = select.poll(), {}
+        for connection in self.workers.busy():
+            if 0 < connection.serving <= now - self.tick / 2:
+                served[connection.fd] = connection
+                poll.register(connection.fd, select.POLLRDHUP | select.POLLIN)
+        for fd, events in poll.poll(0) if served else ():
+            connection = served[fd]
+            if events & ~(select.POLLRDHUP | select.POLLIN):
+                connection.client_left()
+                if self.workers.withdraw(connection):
+                    connection.refuse_busy(ClientGone("the client hung up"))
+            elif events & select.POLLRDHUP or connection.stands_still():
+                connection.ask_client()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Something is being received, served or answered."""
+        return any(connection.busy for connection in self.connections.values())
+
+    def shut_down(self, grace: float, cut_grace: float) -> None:
+        """End everything, within these seconds: so long what runs may go on, and then be cut."""
+        self.closing = True
+        if self._listener is not None:
+            self._listener.close()
+            self._listener, self._accepting = None, False
+        self._give_up(lambda connection: not connection.with_worker)  # what still comes in
+        self._until_free(grace)
+        self.end_waits()
+        self._give_up(lambda connection: True)
+        for late in self.workers.overdue(time.monotonic()):
+            late.refuse_busy(Busy("every worker is busy with other requests: try again soon"))
+        self._until_free(cut_grace)
+        self.workers.close()
+        with self._ended:
+            self._has_ended = True
+            os.close(self._wake)
+        for connection in list(self.connections.values()):
+            if connection.with_worker:  # it is not waited for; its socket is let go when it is done
+                with contextlib.suppress(OSError):
+                    connection.socket.shutdown(socket.SHUT_RDWR)
+            else:
+                self.close(connection)
+        self._epoll.close()
+        if not self.connections:
+            os.close(self.cut)
+
+    def _give_up(self, which: Callable[[Connection], bool]) -> None:
+        for connection in list(self.connections.values()):
+            if which(connection):
+                connection.give_up()
+
+    def _until_free(self, seconds: float) -> None:
+        """Go on with the connections that something comes in or goes out by, not with the idle ones."""
+        until = time.monotonic() + seconds
+        while True:
+            for connection in list(self.connections.values()):
+                if not connection.busy:
+                    self.close(connection)
+            left = until - time.monotonic()
+            if not self.connections or left <= 0:
+                return
+            self.turn(min(left, DRAIN_LOOK_S))

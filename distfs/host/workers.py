@@ -1,0 +1,150 @@
+"""The worker threads of the HTTP host: made when a request finds none idle, up to a number, ended when idle.
+
+A request has a thread from its beginning until its answer is taken, so a slow client costs a thread and nothing else:
+others have theirs. What finds all of them busy waits in line.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Generic, Protocol, TypeVar
+
+from distfs.process.threads import start
+
+logger = logging.getLogger("distfs.server")
+
+#: A worker that had nothing to do for so long ends.
+IDLE_S = 10.0
+
+
+class Task(Protocol):
+    """A connection with a request that is ready."""
+
+    def serve(self) -> None:
+        """In a worker; whatever happens, it gives back what it holds."""
+
+
+T = TypeVar("T", bound=Task)
+
+
+class Worker(Generic[T]):
+    """One thread. ``task``: what it does now."""
+
+    __slots__ = ("task", "wake")
+
+    def __init__(self, task: T) -> None:
+        self.task: T | None = task
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+
+class Workers(Generic[T]):
+    """Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._idle: list[Worker[T]] = []  # the last to become so is the first to work again: the others end
+        self._waiting: deque[tuple[float, T]] = deque()
+        self._all: set[Worker[T]] = set()
+        self._closed = False
+
+    def run(self, task: T) -> None:
+        """In a thread, as soon as there is one. Raises Busy when none can be made."""
+        with self._lock:
+            if self._idle:
+                worker = self._idle.pop()
+                worker.task = task
+                worker.wake.release()
+                return
+            if len(self._all) >= self._most:
+                self._waiting.append((time.monotonic(), task))
+                return
+            worker = Worker(task)
+            self._all.add(worker)
+        try:
+            start(self._work, "worker", worker)
+        except BaseException:
+            with self._lock:
+                self._all.discard(worker)
+            raise
+
+    @property
+    def others_wait(self) -> bool:
+        """Whether somebody waits for a worker."""
+        return bool(self._waiting)
+
+    @property
+    def all_busy(self) -> bool:
+        """Whether the next that comes has to wait."""
+        return not self._idle and len(self._all) >= self._most
+
+    def busy(self) -> list[T]:
+        """What has a worker, or waits for one."""
+        with self._lock:
+            running = [worker.task for worker in self._all if worker.task is not None]
+            return running + [task for _, task in self._waiting]
+
+    def withdraw(self, task: T) -> bool:
+        """Whether it was still in line; now it is not."""
+        with self._lock:
+            for entry in self._waiting:
+                if entry[1] is task:
+                    self._waiting.remove(entry)
+                    return True
+            return False
+
+    def overdue(self, since: float) -> list[T]:
+        """Those that wait since then or longer; they are in line no more."""
+        late = []
+        with self._lock:
+            while self._waiting and self._waiting[0][0] <= since:
+                late.append(self._waiting.popleft()[1])
+        return late
+
+    def close(self) -> None:
+        """Idle workers end, the others when they are done."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.wake.release()
+
+    def _work(self, worker: Worker[T]) -> None:
+        while (task := worker.task) is not None:
+            try:
+                task.serve()
+            except BaseException:  # the thread's outermost edge: it goes on with what others wait for
+                logger.exception("a worker stumbled")
+            del task
+            self._rest(worker)
+
+    def _rest(self, worker: Worker[T]) -> None:
+        """Until there is something to do; no task: nothing came, it ends."""
+        with self._lock:
+            worker.task = self._waiting.popleft()[1] if self._waiting else None
+            if worker.task is not None:
+                return
+            if self._closed:
+                self._all.discard(worker)
+                return
+            self._idle.append(worker)
+        if worker.wake.acquire(timeout=IDLE_S):
+            if worker.task is None:  # it is closed
+                self._end(worker)
+            return
+        with self._lock:
+            if worker in self._idle:
+                self._idle.remove(worker)
+                self._all.discard(worker)
+                return
+        worker.wake.acquire()  # it was given something at the last moment
+        if worker.task is None:
+            self._end(worker)
+
+    def _end(self, worker: Worker[T]) -> None:
+        with self._lock:
+            self._all.discard(worker)
