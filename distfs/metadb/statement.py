@@ -12,7 +12,7 @@ from typing import Any
 
 from pg8000.converters import make_params
 from pg8000.core import EXECUTE_MSG, SYNC_MSG, Context
-from pg8000.native import Connection, InterfaceError
+from pg8000.native import Connection, DatabaseError, InterfaceError
 
 _MESSAGE = struct.Struct("!ci")  # its kind, and its length without the former
 _LENGTH = struct.Struct("!i")
@@ -49,7 +49,12 @@ class Statement:
         except OSError as e:
             raise InterfaceError("network error") from e
         context = Context(prepared.statement, columns=prepared.cols, input_funcs=prepared.input_funcs)
-        self._receive(context, encoding)
+        try:
+            self._receive(context, encoding)
+        except InterfaceError as e:
+            if context.error is not None and is_last(context.error):  # it said why, and hung up
+                raise context.error from e
+            raise
         if context.error is not None:
             raise context.error
         rows: Sequence[Sequence[Any]] = context.rows
@@ -64,7 +69,7 @@ class Statement:
                 kind, length = _MESSAGE.unpack_from(data, at)
                 end = at + 1 + length
             if not end or end > len(data):  # more of it is to come
-                data, at = data[at:] + self._more(), 0
+                data, at = data[at:] + self._more(end - len(data)), 0
                 continue
             body = data[at + _MESSAGE.size : end]
             at = end
@@ -74,14 +79,25 @@ class Statement:
                 self._connection.message_types[kind](body, context)
                 ready = ready or kind == b"Z"
 
-    def _more(self) -> bytes:
-        try:
-            data: bytes | None = self._connection._sock.read1(_MOST)
-        except OSError as e:
-            raise InterfaceError("network error") from e
-        if not data:
-            raise InterfaceError("network error")
-        return data
+    def _more(self, least: int) -> bytes:
+        """What comes, and at least so many bytes: those of a large row are joined once, not with each piece."""
+        pieces: list[bytes] = []
+        while least > 0 or not pieces:
+            try:
+                piece: bytes | None = self._connection._sock.read1(_MOST)
+            except OSError as e:
+                raise InterfaceError("network error") from e
+            if not piece:
+                raise InterfaceError("network error")
+            pieces.append(piece)
+            least -= len(piece)
+        return b"".join(pieces)
+
+
+def is_last(error: DatabaseError) -> bool:
+    """Whether the server says nothing more after this error: it ends the connection."""
+    fields = error.args[0] if error.args else None
+    return isinstance(fields, dict) and fields.get("V") in ("FATAL", "PANIC")
 
 
 def _row(body: bytes, functions: Sequence[Any], encoding: str) -> list[Any]:
