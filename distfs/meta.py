@@ -274,7 +274,7 @@ class MetaDB:
                 rows = self._read("committed", budget, {"ids": [file.id for file in stored]})
                 created = {row[0]: row[1] for row in rows}
             except DistfsError as e:
-                raise OutcomeUnknown(str(e)) from e
+                raise OutcomeUnknown(str(e), public=e.public) from e
         if len(created) < len(stored):
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
         return [_committed(file, created[file.id]) for file in stored]

@@ -10,6 +10,7 @@ import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -34,7 +35,7 @@ from distfs.errors import (
 from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.db_socket import DBSocket
-from distfs.metadb.statement import Statement
+from distfs.metadb.statement import Statement, is_last
 from distfs.metadb.url import Host, MetaURL
 from distfs.process import descriptors
 
@@ -59,6 +60,7 @@ _RESTARTS = ("57P01", "57P02", "57P03")
 
 #: What a client is told; where MetaDB is, is for the log.
 AWAY = "MetaDB cannot be reached at this moment: try again soon"
+_UNKNOWN = f"{AWAY}; whether it was done is not known"
 
 _TIMESTAMPTZ = 1184  # its OID
 
@@ -108,6 +110,8 @@ class Link:
         self.raw.register_in_adapter(_TIMESTAMPTZ, _moment)
         self._stale = select.poll()
         self._stale.register(self._socket, select.POLLIN)
+        #: When the server was last heard on it, on the monotonic clock.
+        self.answered_at = time.monotonic()
 
     @property
     def writable(self) -> bool:
@@ -144,20 +148,23 @@ class Link:
                 sent = True
                 rows = statement.run(params)
         except DatabaseError as e:
-            error = translate(e)
-            ended = _field(e, "V") in ("FATAL", "PANIC")
+            ended = is_last(e)
             self._busy = ended or _field(e, "C") in _SPOILED
+            self.answered_at = time.monotonic()
             if ended and sent:
-                raise OutcomeUnknown(str(error)) from e
-            raise error from e
+                raise OutcomeUnknown(self._lost(e), public=_UNKNOWN) from e
+            raise translate(e) from e
         except BROKEN as e:
             deadline.check_cancelled()  # then that is why
-            lost = f"lost the connection to MetaDB at {self.host}: {_reason(e)}"
             if sent:
-                raise OutcomeUnknown(lost, public=f"{AWAY}; whether it was done is not known") from e
-            raise Unavailable(lost, public=AWAY) from e
+                raise OutcomeUnknown(self._lost(e), public=_UNKNOWN) from e
+            raise Unavailable(self._lost(e), public=AWAY) from e
         self._busy = False
+        self.answered_at = time.monotonic()
         return rows
+
+    def _lost(self, error: BaseException) -> str:
+        return f"lost the connection to MetaDB at {self.host}: {_reason(error)}"
 
     @contextlib.contextmanager
     def _within(self, deadline: Deadline) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,9 @@ class Pool:
         limits = Limits(size, size, inf, inf, "metadb.pool_size")
         self._links: ConnectionPool[Link] = ConnectionPool("MetaDB", self._connect_shared, limits)
         self._closed = False
+        self._noting = threading.Lock()
         self._away_since: float | None = None  # the first of the connects that failed, on the monotonic clock
+        self._heard_at = float("-inf")  # when a server last answered: to a connect or a statement
         self.may_be_back = False  # the last connect that failed met what looks like a restart
         self._back_at, self._was_away = float("-inf"), 0.0  # when that ended last, and how long it was
         self._writable: Host | None = None  # where the last connect found a server that takes writes
@@ -53,10 +56,11 @@ class Pool:
             if link.broken:
                 self._links.discard(link)
             else:
+                self._heard(link)
                 self._links.give_back(link)
 
     def away_for(self) -> float:
-        """Seconds since nobody could connect any more; 0 when the last one who tried could."""
+        """Seconds since a connect failed; 0 when a server has answered since, on whatever link."""
         since = self._away_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -70,20 +74,35 @@ class Pool:
 
         A server has ``connect_timeout`` for all of a connection's start-up.
         """
+        began = time.monotonic()
         try:
             link = self._connect(deadline, statement_timeout)
         except TooSlow:  # the caller's own end: it says nothing of MetaDB
             raise
         except Unavailable as e:
-            self._away_since = self._away_since or time.monotonic()
-            self.may_be_back = isinstance(e, Away)
+            self._failed(began, may_be_back=isinstance(e, Away))
             e.public = AWAY
             raise
-        away_since, self._away_since = self._away_since, None
-        if away_since is not None:
-            self._back_at = time.monotonic()
-            self._was_away = self._back_at - away_since
+        self._heard(link, connected=True)
         return link
+
+    def _failed(self, began: float, may_be_back: bool) -> None:
+        """A connect that began then has failed. One that began before a server last answered says nothing new."""
+        with self._noting:
+            if began > self._heard_at:
+                self._away_since = self._away_since or time.monotonic()
+                self.may_be_back = may_be_back
+
+    def _heard(self, link: Link, connected: bool = False) -> None:
+        """A server has answered on ``link``, so it is there. On one from before it was never away, whatever became
+        of a connect: perhaps it had no place for one more."""
+        with self._noting:
+            self._heard_at = max(self._heard_at, link.answered_at)
+            since = self._away_since
+            if since is not None and since < link.answered_at:
+                self._away_since = None
+                if connected:
+                    self._back_at, self._was_away = link.answered_at, link.answered_at - since
 
     def _connect(self, deadline: Deadline, statement_timeout: float) -> Link:
         url = self._where()

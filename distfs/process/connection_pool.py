@@ -231,7 +231,8 @@ class ConnectionPool(Generic[C]):
         deadline.check_cancelled()
         raise Busy(
             f"{self.peer}: all {self._limits.most} connections stayed in use for {timeout:.1f} s; "
-            f"{self._limits.setting} sets how many there may be"
+            f"{self._limits.setting} sets how many there may be",
+            public="every connection that the request needs is in use: try again soon",
         )
 
     def _make(self, deadline: Deadline) -> C:

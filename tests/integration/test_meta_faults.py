@@ -160,6 +160,46 @@ def test_a_commit_that_cannot_be_confirmed_is_unknown(
     assert meta.file(file.id, soon()).slices == file.slices
 
 
+def test_a_commit_that_cannot_be_confirmed_tells_a_client_no_address(
+    meta: MetaDB, hasty: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try finds the file there, and then MetaDB is away."""
+    file, read = new_file(), hasty._read
+
+    def leaves(*args: Any) -> Any:
+        proxy.refuses = True
+        with hasty._pool.link(soon()) as link:
+            link.raw._usock.interrupt()
+        return read(*args)
+
+    _at_last(hasty.nodes)
+    monkeypatch.setattr(hasty, "_read", leaves)
+    proxy.cut(str(file.id), Cut.AFTER)
+    with pytest.raises(OutcomeUnknown, match=f"127.0.0.1:{proxy.port}") as caught:
+        hasty.commit_files([file], soon())
+    assert proxy.refused > 0
+    assert caught.value.for_client == "MetaDB cannot be reached at this moment: try again soon"
+    assert meta.file(file.id, soon()).slices == file.slices
+
+
+def test_why_a_server_ended_a_connection_is_said(own_postgres: EmbeddedPostgres) -> None:
+    url = MetaURL.parse(own_postgres.url)
+    locker, link = (Link(url, url.hosts[0], soon(), statement_timeout=60) for _ in range(2))
+    link.run("cluster_id", soon(), {})
+    [[pid]] = link.raw.run("SELECT pg_backend_pid()")
+    locker.raw.run("BEGIN; LOCK TABLE cluster IN ACCESS EXCLUSIVE MODE")
+    with ThreadPoolExecutor(1) as aside:
+        asked = aside.submit(link.run, "cluster_id", soon(), {})
+        _wait_for_locks(own_postgres.url, 1)
+        run_sql(own_postgres.url, f"SELECT pg_terminate_backend({pid})")
+        with pytest.raises(OutcomeUnknown, match="terminating connection due to administrator") as caught:
+            asked.result(60)
+    assert link.broken
+    assert caught.value.for_client.startswith("MetaDB cannot be reached")
+    for each in (link, locker):
+        each.close()
+
+
 @pytest.mark.parametrize("where", Cut)
 def test_a_delete_whose_connection_is_cut_happens_once(
     meta: MetaDB, through: MetaDB, proxy: Proxy, where: Cut

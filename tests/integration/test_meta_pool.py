@@ -66,13 +66,11 @@ def test_a_connection_is_used_again(pool: Pool) -> None:
 
 
 def test_when_every_connection_is_busy_the_wait_ends_with_the_deadline(pool: Pool) -> None:
-    with (
-        pool.link(soon()),
-        pool.link(soon()),
-        pytest.raises(Busy, match="all 2 connections .* metadb.pool_size"),
-    ):
-        with pool.link(Deadline(0.05)):
-            pass
+    with pool.link(soon()), pool.link(soon()):
+        with pytest.raises(Busy, match="all 2 connections .* metadb.pool_size") as busy:
+            with pool.link(Deadline(0.05)):
+                pass
+    assert busy.value.for_client == "every connection that the request needs is in use: try again soon"
 
 
 def test_a_connection_given_back_wakes_who_waits(pool: Pool) -> None:

@@ -180,6 +180,57 @@ def test_who_gave_a_request_up_says_nothing_of_metadb(patient: MetaDB, proxy: Pr
     assert patient._pool.away_for() == 0
 
 
+@pytest.fixture
+def shared(proxy: Proxy, metadb_url: str) -> Iterator[Pool]:
+    url = MetaURL.parse(proxied_url(proxy, metadb_url))
+    with contextlib.closing(Pool(lambda: url, size=2, connect_timeout=30, statement_timeout=60)) as pool:
+        yield pool
+
+
+def test_a_metadb_that_answers_is_not_away_though_one_more_connect_failed(shared: Pool, proxy: Proxy) -> None:
+    """It may have no place for another connection; idle ones are used first, so nobody may connect for hours."""
+    with shared.link(soon()) as link:
+        proxy.refuses = True
+        with pytest.raises(Unavailable), shared.link(soon()):
+            pass
+        assert proxy.refused == 1
+        away = shared.away_for()
+        assert away > 0
+        eventually(lambda: shared.away_for() > away, "time passes")
+        link.run("cluster_id", soon(), {})
+    assert shared.away_for() == 0
+    proxy.refuses = False
+    with shared.link(soon()), shared.link(soon()):
+        assert proxy.connections == 3
+    assert shared.was_away(3600) == 0, "nodes could heartbeat all the time"
+
+
+def test_a_link_that_was_not_asked_says_nothing_of_metadb(shared: Pool, proxy: Proxy) -> None:
+    with shared.link(soon()):
+        proxy.refuses = True
+        with pytest.raises(Unavailable), shared.link(soon()):
+            pass
+    assert proxy.refused == 1
+    assert shared.away_for() > 0
+
+
+def test_an_attempt_from_before_metadb_was_back_does_not_make_it_away_again(metadb_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as before:
+        urls = [
+            MetaURL.parse(f"postgresql://distfs@127.0.0.1:{before.getsockname()[1]}/distfs"),
+            MetaURL.parse(metadb_url),
+        ]
+        pool = Pool(lambda: urls.pop(0), size=2, connect_timeout=60, statement_timeout=60)
+        with contextlib.closing(pool), ThreadPoolExecutor(1) as aside:
+            late = aside.submit(pool.connect, soon(), 60)
+            stopping, _ = before.accept()
+            pool.connect(soon(), 60).close()
+            stopping.close()
+            with pytest.raises(Away):
+                late.result(60)
+            assert pool.away_for() == 0
+
+
 # --- what looks like a restart --------------------------------------------------------------------------------
 
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
