@@ -26,7 +26,8 @@ _LOCK_POLL_S = 0.1
 
 #: So begins a migration that is no transaction, but statements one by one. To make an index of a large table in a
 #: transaction would stop uploads until it is made; CONCURRENTLY does not. Cut short, it is run again from its first
-#: statement on, so each may be repeated: an index is dropped, whole or half made, before it is made.
+#: statement on, so each may be repeated: an index is dropped, whole or half made, before it is made. They wait for
+#: transactions that began before, such as a backup, and nobody waits behind them: so there is no limit.
 _ONE_BY_ONE = "-- No transaction"
 
 #: The first PostgreSQL with idle_session_timeout, which ends a leader of upkeep that is frozen, and that tells each
@@ -110,15 +111,15 @@ def apply_migrations(connection: Any) -> list[int]:
     Unavailable while another migrates.
     """
     _check_server(connection)
-    connection.run("SELECT set_config('lock_timeout', :wait, false)", wait=f"{_LOCK_WAIT_S}s")
+    _limit_locks(connection, _LOCK_WAIT_S)
     _lock(connection)
     connection.run(_BOOKKEEPING)
     applied = connection.run("SELECT number, name, sha256 FROM migration ORDER BY number")
     _check_applied(applied)
     now = []
     for step in migrations()[len(applied) :]:
-        for statement in step.one_by_one:
-            connection.run(statement)
+        if step.one_by_one:
+            _run_one_by_one(connection, step)
         connection.run("BEGIN")
         if not step.one_by_one:
             connection.run(step.sql)
@@ -133,6 +134,23 @@ def apply_migrations(connection: Any) -> list[int]:
         now.append(step.number)
     _grant_node_role(connection)
     return now
+
+
+def _run_one_by_one(connection: Any, step: Migration) -> None:
+    _log.info(
+        "MetaDB: migration %04d waits for every transaction that began before it, such as a backup "
+        "(pg_stat_activity shows them); uploads go on meanwhile",
+        step.number,
+    )
+    _limit_locks(connection, 0)
+    for statement in step.one_by_one:
+        connection.run(statement)
+    _limit_locks(connection, _LOCK_WAIT_S)
+
+
+def _limit_locks(connection: Any, seconds: int) -> None:
+    """How long a statement may wait for a lock; 0: without a limit."""
+    connection.run("SELECT set_config('lock_timeout', :wait, false)", wait=f"{seconds}s")
 
 
 def _lock(connection: Any) -> None:

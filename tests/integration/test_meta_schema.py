@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from uuid import UUID
@@ -108,17 +109,22 @@ def test_of_several_that_migrate_at_once_one_does_it(make_database: Callable[[st
     assert sorted(applied) == [[], [], [], list(range(1, meta_schema.latest() + 1))]
 
 
-def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(make_database: Callable[[str], str]) -> None:
-    """As long as a backup may read: that is what the index waits for here."""
+def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(
+    make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as a backup may read: that is what the index waits for here, and what is half made, to be dropped."""
     url = make_database("template1")
     beside = next(step for step in meta_schema.migrations() if "CREATE INDEX CONCURRENTLY" in step.sql)
     migrate_up_to(url, beside.number - 1)
     meta, parsed = MetaDB(MetaDBConfig(url=url)), MetaURL.parse(url)
     register(meta, 2)
-    files = [placed((1, 2)) for _ in range(3)]
+    files = [placed((1, 2)) for _ in range(4)]
     meta.commit_files(files[:1], soon())
     made = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
-    with closing(Link(parsed, parsed.hosts[0], soon(), statement_timeout=600)) as backup:
+    with (
+        ThreadPoolExecutor(1) as threads,
+        closing(Link(parsed, parsed.hosts[0], soon(), statement_timeout=600)) as backup,
+    ):
         backup.raw.run("BEGIN ISOLATION LEVEL REPEATABLE READ")
         backup.raw.run("SELECT FROM slice")
         environment = os.environ | {"DISTFS_METADB_URL": url}
@@ -132,10 +138,22 @@ def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(make_database: Ca
         building = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'CREATE INDEX%'"
         assert run_sql(url, f"SELECT pg_terminate_backend(pid) {building}") == [[True]]
         eventually(lambda: run_sql(url, f"SELECT {building}") == [], "its connection is gone")
+        assert run_sql(url, made, name="slice_places") == [["slice_places", False]], "half made"
+        monkeypatch.setattr(meta_schema, "_LOCK_WAIT_S", 1)
+        again = threads.submit(meta.migrate)
+        waits = (
+            "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+            "AND query LIKE '%DROP INDEX%' AND query_start < clock_timestamp() - interval '3 s'"
+        )
+        eventually(
+            lambda: again.done() or run_sql(url, f"SELECT {waits}"),
+            "it waits for longer than for other locks",
+        )
+        assert not again.done(), again.exception()
+        meta.commit_files(files[2:3], soon())
         backup.raw.run("ROLLBACK")
-    assert run_sql(url, made, name="slice_places") == [["slice_places", False]], "half made"
-    meta.commit_files(files[2:], soon())
-    assert meta.migrate() == list(range(beside.number, meta_schema.latest() + 1))
+    assert again.result() == list(range(beside.number, meta_schema.latest() + 1))
+    meta.commit_files(files[3:], soon())
     assert run_sql(url, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid") == []
     assert run_sql(url, made, name="slice_places") == [["slice_places", True]]
     kept = {each.id.slice for each in UpkeepDB(meta).fragments_on(1, None, 10, soon())}
