@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.config.settings import Bytes
-from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
+from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable
 from distfs.formats.coding import code_for
 from distfs.formats.fragment import FragmentHeader
 from distfs.model import FragmentId, Policy
@@ -25,7 +25,7 @@ from distfs.storage.disk.store import DiskStore
 from distfs.storage.disk.tree import FragmentTree
 from tests.contract.litter import assert_no_litter, open_files
 from tests.contract.nodes import NODE, new_store
-from tests.contract.samples import CLUSTER, MIB, cut, entry_of, header, listed, put, random_bytes, soon, whole
+from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.small_disk import SMALL, readonly, small_disk
 
 
@@ -361,41 +361,25 @@ def test_a_folder_made_by_another_thread_is_durable_before_it_is_used(
     assert {folder, folder.parent, folder.parent.parent} <= seen
 
 
-def test_of_two_bad_fragments_that_were_replaced_in_place_neither_is_deleted(store: DiskStore) -> None:
-    """Each may have what the other lacks."""
-    head, data = header(), random_bytes(3 * header().block_size)
-    first, _, last = blocks = cut(data, head.block_size)
-    for bad in (first, last):
-        id = put(store, head, data)
-        path = store.path(id)
-        path.write_bytes(path.read_bytes().replace(bad[:100], bytes(100)))
-        assert len(store.verify(id, soon())) == 1
-    put(store, head, data)
-    assert store.verify(id, soon()) == ()
-    for number in (0, 1, 2):
-        assert aside(store, id, number) == blocks[number]
-    assert [f.id for f in store.list_quarantine("", 10, soon()).fragments] == [id]
-    # In the end they go one after the other.
-    assert store.discard(id, 0, soon())
-    assert aside(store, id, 0) == first
-    assert store.discard(id, 0, soon())
-    with pytest.raises(NotFound):
-        aside(store, id, 0)
-    assert whole(store, id) == data
+def test_a_small_fragment_of_which_the_disk_gives_only_a_part_is_read_cell_by_cell(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that meets a bad page behind good ones gives these, and no error."""
+    head, data = header(), random_bytes(4 * header().block_size)
+    id = put(store, head, data)
+    bad_at = store.path(id).read_bytes().index(data[3 * head.block_size :])
+    real, met = os.pread, []
 
+    def short(fd: int, length: int, offset: int) -> bytes:
+        if offset < bad_at < offset + length:
+            met.append(offset)
+            return real(fd, bad_at - offset, offset)
+        return real(fd, length, offset)
 
-def test_of_two_that_are_aside_the_second_is_left_when_the_first_is_released(store: DiskStore) -> None:
-    head, data = header(), random_bytes(2 * header().block_size)
-    for _ in range(3):
-        id = put(store, head, data)
-    assert store.delete(id, soon())
-    assert store.release(id, soon())
-    assert whole(store, id) == data
-    assert [f.id for f in store.list_quarantine("", 10, soon()).fragments] == [id]
-
-
-def aside(store: DiskStore, id: FragmentId, number: int) -> bytes:
-    with closing(store.get(id, number, 1, soon(), aside=True)) as reader:
-        view = memoryview(bytearray(reader.table.entries[number].length))
-        reader.read_cell(view)
-        return bytes(view)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", short)
+        with closing(store.get(id, 0, 1, soon())) as reader:
+            view = memoryview(bytearray(reader.table.entries[0].length))
+            reader.read_cell(view)
+    assert met == [0]
+    assert view == data[: head.block_size]

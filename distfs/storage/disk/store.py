@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from uuid import UUID, getnode
@@ -47,7 +49,7 @@ from distfs.model import FragmentId
 from distfs.storage.disk import home
 from distfs.storage.disk.health import DiskHealth
 from distfs.storage.disk.space import Space, space
-from distfs.storage.disk.tree import FragmentTree, make_folder, translated
+from distfs.storage.disk.tree import FragmentTree, make_folder, page_of_both, translated
 from distfs.storage.disk.writer import BufferPool, Sink, open_sink
 
 log = logging.getLogger("distfs.disk")
@@ -79,9 +81,12 @@ class DiskStore:
         self._temp = self.folder / "tmp"
         self._identity = str(self.folder / home.IDENTITY)
         self._serial = itertools.count()
-        self._files = FragmentTree(self.folder / "data")
-        self._aside = FragmentTree(self.folder / "quarantine")
-        self._second = FragmentTree(self.folder / "quarantine2")  # aside, too, where one of the same name is
+        renaming = threading.Lock()
+        self._files = FragmentTree(self.folder / "data", renaming)
+        self._aside = FragmentTree(self.folder / "quarantine", renaming)
+        self._second = FragmentTree(
+            self.folder / "quarantine2", renaming
+        )  # aside, too; with one there or not
         self._buffers = BufferPool(config.write_buffer)
         self.health = DiskHealth(config.slow_write)
         home.require_identity(self.folder)  # nothing is made in a folder that is not a node's
@@ -140,7 +145,7 @@ class DiskStore:
         """Of two, the one whose cell ``first`` is good."""
         try:
             reader = DiskReader(self._aside.path(id), id, first)
-        except Corrupt:
+        except (Corrupt, NotFound):
             if self._second.identity(id) is None:
                 raise
         else:
@@ -195,35 +200,38 @@ class DiskStore:
         with translated(f"quarantine {id}"):
             judged = self._files.identity(id)
             if judged and self._aside.identity(id) and not _passes(self.path(id), id, deadline):
-                good = _passes(self._aside.path(id), id, deadline)
+                good = any(_passes(tree.path(id), id, deadline) for tree in self._trees_aside(id))
                 return good and self._files.remove(id, min_age, judged)
             return self._files.move_to(self._aside, id, min_age)
 
     def release(self, id: FragmentId, deadline: Deadline) -> bool:
         self._check_home(f"release {id}")
-        if self.path(id).exists() or not self._aside.path(id).exists():
+        trees = self._trees_aside(id)
+        if not trees or self._files.identity(id):
             return False
-        with contextlib.closing(DiskReader(self._aside.path(id), id, 0)) as reader:
-            bad = reader.verify(deadline)
-        if bad:
-            raise Corrupt(f"fragment {id} stays in quarantine: cells {bad} fail their checksums")
-        with translated(f"release {id}"):
-            return self._aside.move_to(self._files, id) and self._move_up(id)
+        for tree in trees:
+            if _passes(tree.path(id), id, deadline):
+                with translated(f"release {id}"):
+                    return tree.move_to(self._files, id, over=math.inf)
+        raise Corrupt(f"fragment {id} stays in quarantine: cells of it fail their checksums")
 
     def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         self._check_home(f"discard {id}")
         with translated(f"discard {id}"):
-            return self._aside.remove(id, min_age) and self._move_up(id)
+            trees = self._trees_aside(id)
+            if len(trees) > 1:  # one step: a kill between two would leave less, or what nobody decided about
+                return self._second.move_to(self._aside, id, over=min_age)
+            return any(tree.remove(id, min_age) for tree in trees)
 
-    def _move_up(self, id: FragmentId) -> bool:
-        """A second one that is aside is the first from now on, and its age begins anew."""
-        self._second.move_to(self._aside, id)
-        return True
+    def _trees_aside(self, id: FragmentId) -> Sequence[FragmentTree]:
+        """Those that have one of that name: two, or either."""
+        return [tree for tree in (self._aside, self._second) if tree.identity(id)]
 
     def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
+        """Of two of one name the first: when it is deleted, the age of the second begins anew."""
         self._check_home("list the quarantine")
         with translated("list the quarantine"):
-            return self._aside.page(cursor, limit)
+            return page_of_both(self._aside, self._second, cursor, limit)
 
     def info(self, deadline: Deadline) -> StoreInfo:
         if self.away:  # the room there is another disk's
@@ -304,9 +312,7 @@ class DiskStore:
         """
         self._check_home(f"store {id}")
         if self._files.identity(id) and temp.exists():
-            room = (tree for tree in (self._aside, self._second) if not tree.identity(id))
-            if (aside := next(room, None)) is not None:
-                self._files.move_to(aside, id)
+            any(self._files.move_to(tree, id, over=math.inf) for tree in (self._aside, self._second))
         try:
             self._files.take_in(temp, id)
         except FileNotFoundError:
@@ -423,11 +429,15 @@ class DiskReader:
         self._id = id
 
     def _read_small(self, size: int) -> bytes | None:
-        """All bytes of a small fragment; None of another, and of one of which the disk cannot read a part."""
+        """All bytes of a small fragment; None of another, and of one of which the disk cannot read a part.
+
+        Of what it cannot read it gives no error when there are good pages before: it gives these.
+        """
         try:
-            return os.pread(self.fd, size, 0) if size <= SMALL else None
+            data = os.pread(self.fd, size, 0) if size <= SMALL else b""
         except OSError:
             return None
+        return data if len(data) == size else None
 
     def extent(self, first: int, count: int) -> tuple[int, int]:
         """Offset in the file and length in bytes of a run of cells: raw bytes for ``sendfile``."""

@@ -56,11 +56,12 @@ def translated(doing: str, reading: bool = False) -> Iterator[None]:
 class FragmentTree:
     """The files of one folder. Thread-safe; every change is durable when its call returns."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, renaming: threading.Lock | None = None) -> None:
+        """``renaming``: one lock for all trees between which files are moved."""
         self.root = root
         self._root = str(root)
         self._known: set[str] = set()  # folders that exist, durably
-        self._renaming = threading.Lock()  # what is judged by its age is not replaced meanwhile
+        self._renaming = renaming or threading.Lock()  # what is judged by its age is not replaced meanwhile
 
     def path(self, id: FragmentId) -> Path:
         return Path(self.where(id))
@@ -78,10 +79,11 @@ class FragmentTree:
                 os.rename(source, path)  # noqa: PTH104 - see where
             os.fsync(folder)
 
-    def move_to(self, other: FragmentTree, id: FragmentId, min_age: float = 0.0) -> bool:
+    def move_to(self, other: FragmentTree, id: FragmentId, min_age: float = 0.0, over: float = 0.0) -> bool:
         """Move a file that is at least ``min_age`` seconds old (0: any) to ``other``, where its age begins anew.
 
-        False when there is none so old. One that is there already is replaced.
+        False when there is none so old. One that is there already is replaced if it is at least ``over`` seconds old
+        (0: any, inf: none); else this is False, too.
         """
         source, target = self.path(id), other.path(id)
         if not source.exists():
@@ -89,7 +91,7 @@ class FragmentTree:
         try:
             with other._made(str(target)) as new, _opened(source.parent) as old:
                 with self._renaming:
-                    if _too_young(source, min_age):
+                    if _too_young(source, min_age) or _too_young(target, over):
                         return False
                     # Before the move: a crash in between leaves a young fragment, which nobody takes for garbage.
                     os.utime(source)
@@ -172,6 +174,15 @@ class FragmentTree:
                         yield folder / name, fragment
 
 
+def page_of_both(one: FragmentTree, other: FragmentTree, cursor: str, limit: int) -> Page:
+    """At most ``limit`` files after ``cursor`` of two trees, in name order; of two of a name, the one of ``one``."""
+    first, second = one.page(cursor, limit), other.page(cursor, limit)
+    listed = {each.id: each for each in second.fragments + first.fragments}
+    some = sorted(listed.values(), key=lambda each: str(each.id))[: max(1, limit)]
+    more = len(some) < len(listed) or first.cursor or second.cursor
+    return Page(tuple(some), str(some[-1].id) if more else None)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it that are missing, durably."""
     missing: list[Path] = []
@@ -206,8 +217,11 @@ def _open(folder: Path) -> int:
 
 
 def _too_young(path: Path, min_age: float) -> bool:
-    """Whatever the clock says, nothing is too young for an age of 0."""
-    return min_age > 0 and time.time() - path.stat().st_mtime < min_age
+    """Whatever the clock says, nothing is too young for an age of 0; nor is what is not there for any."""
+    try:
+        return min_age > 0 and time.time() - path.stat().st_mtime < min_age
+    except FileNotFoundError:
+        return False
 
 
 def _names(folder: Path, start: str) -> list[str]:
