@@ -5,6 +5,7 @@ A request would else wait for whoever reads the log, and pay for each line with 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -21,8 +22,10 @@ from distfs.process.threads import start
 GATHER_S = 0.02
 #: Lines that wait to be written, at most: some MB. What comes on top is dropped, and counted.
 MOST_LINES = 10_000
-#: A pipe takes so much at once, or nothing of it: lines of several processes are not mixed.
+#: So many bytes a pipe takes at once, or nothing of them: lines of several processes are not mixed.
 _AT_ONCE = 4096
+#: Seconds that a process's end waits for a slow reader, besides those for the piece that is on its way.
+FLUSH_S = 2.0
 #: The attribute of a record that says which request it is of: another thread writes it.
 REQUEST_ID = "_request_id"
 
@@ -30,19 +33,22 @@ REQUEST_ID = "_request_id"
 class LineWriter(logging.Handler):
     """Thread-safe; keeps the order in which lines were handed over. Its thread starts with the first.
 
-    ``flush`` returns when all that came before is written; the interpreter calls it at its end.
+    ``flush`` returns when all that came before is written, or dropped because its reader is too slow; the interpreter
+    calls it at its end.
     """
 
     def __init__(self, stream: TextIO, context: Callable[[], str]) -> None:
         """``context``: the id of the request that the calling thread works for."""
         super().__init__()
         self._stream, self._context = stream, context
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._lines: deque[str | logging.LogRecord] = deque()
         self._waking = False  # the thread was told, and has not begun to look
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to by a signal's handler
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._dropped = 0
+        self._dropped = 0  # lines in all; changed under the handler's lock
+        self._told = 0  # of how many of them; changed under ``_writing``
         os.register_at_fork(after_in_child=self._forked)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -59,8 +65,13 @@ class LineWriter(logging.Handler):
             self._begin()
 
     def flush(self) -> None:
-        with self._writing:
-            self._write()
+        end = time.monotonic() + FLUSH_S
+        while (left := end - time.monotonic()) > 0 and self._writing.acquire(timeout=left):
+            if not self._write_and_release():
+                return
+        self._drop()
+        if self._writing.acquire(blocking=False):  # else its holder says it
+            self._write_and_release()
 
     def _begin(self) -> None:
         if self._thread is not None and self._thread.is_alive():
@@ -76,22 +87,50 @@ class LineWriter(logging.Handler):
             self._wake.get()
             time.sleep(GATHER_S)
             self._waking = False
-            self.flush()
+            more = True
+            while more:
+                self._writing.acquire()
+                more = self._write_and_release()
 
-    def _write(self) -> None:
-        text = ""
-        while self._lines:
-            entry = self._lines.popleft()
-            line = entry if isinstance(entry, str) else self._line(entry)
-            if text and (len(text) + len(line) > _AT_ONCE or not line.isascii()):
+    def _write_and_release(self) -> bool:
+        """Write what goes out at once; -> whether there was anything. Who calls has the lock ``_writing``."""
+        try:
+            text = self._next()
+            if text:
                 self._out(text)
-                text = ""
+            return bool(text)
+        finally:
+            self._writing.release()
+
+    def _next(self) -> str:
+        """The lines that are written next, as many as go at once; nothing when all are."""
+        text, size = "", 0
+        while self._lines:
+            try:
+                entry = self._lines.popleft()
+            except IndexError:  # they were dropped just now
+                break
+            line = entry if isinstance(entry, str) else self._line(entry)
+            size += len(line) if line.isascii() else len(line.encode(self._encoding, "backslashreplace"))
+            if text and size > _AT_ONCE:
+                self._lines.appendleft(line)
+                return text
             text += line
-        dropped, self._dropped = self._dropped, 0
-        if dropped:
+        if dropped := self._dropped - self._told:
+            self._told += dropped
             text += self._line(_said(f"{dropped} lines of the log were dropped here: it is read too slowly"))
-        if text:
-            self._out(text)
+        return text
+
+    def _drop(self) -> None:
+        """Give up what waits to be written."""
+        self.acquire()  # as for ``emit``, which counts, too
+        try:
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._lines.popleft()
+                    self._dropped += 1
+        finally:
+            self.release()
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
@@ -110,6 +149,7 @@ class LineWriter(logging.Handler):
         """The thread stayed with the parent, and so did what it is to write."""
         self._lines.clear()
         self._waking, self._thread = False, None
+        self._dropped = self._told = 0
         self._wake, self._writing = queue.SimpleQueue(), threading.Lock()
 
 

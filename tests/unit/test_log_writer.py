@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from distfs.process import log_writer
 from distfs.process.log_writer import LineWriter
 from distfs.telemetry import TextFormatter, current_request_id, enter_request, leave_request
+from tests.contract.litter import eventually
 
 
 @contextmanager
@@ -118,6 +120,72 @@ def test_lines_are_written_without_a_flush_and_in_pieces_that_a_pipe_takes_whole
         assert all_there.wait(30)
     assert all(len(piece) <= 4096 and piece.endswith("\n") for piece in pieces)
     assert len(pieces) < 50
+
+
+def test_pieces_are_counted_in_bytes() -> None:
+    """Characters outside of ASCII are up to four bytes each, and a pipe would take such a piece in two."""
+    pieces: list[str] = []
+
+    class Pieces(Slow):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return super().write(text)
+
+    out = Pieces()
+    with logger(out) as (log, handler):
+        log.info("first")
+        assert out.asked.wait(30)
+        for number in range(40):
+            log.info("number %d %s", number, "x" * 900 if number % 4 else "\N{EURO SIGN}" * 800)
+        out.let.set()
+        handler.flush()
+    assert out.getvalue().count("number") == 40
+    assert all(len(piece.encode()) <= 4096 and piece.endswith("\n") for piece in pieces)
+    assert len(pieces) < 40
+
+
+def test_the_end_does_not_wait_for_a_slow_reader_and_what_is_dropped_then_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_writer, "FLUSH_S", 0.2, raising=False)
+
+    class Sluggish(io.StringIO):
+        """Takes each piece, and long for it."""
+
+        def write(self, text: str) -> int:
+            threading.Event().wait(0.05)
+            return super().write(text)
+
+    out = Sluggish()
+    with logger(out) as (log, handler):
+        for number in range(200):
+            log.info("number %d %s", number, "x" * 3000)
+        handler.flush()
+        eventually(lambda: "were dropped here" in out.getvalue(), "it is said")
+    written = sum(" number " in line for line in out.getvalue().splitlines())
+    [dropped] = re.findall(r"(\d+) lines of the log were dropped here", out.getvalue())
+    assert int(dropped) > 0
+    assert written + int(dropped) == 200
+
+
+def test_the_end_does_not_wait_for_a_thread_that_is_stuck_with_a_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_writer, "FLUSH_S", 0.2, raising=False)
+    out = Slow()
+    with logger(out) as (log, handler):
+        log.info("first")
+        assert out.asked.wait(30)
+        log.info("second")
+        ending = threading.Thread(target=handler.flush)
+        ending.start()
+        ending.join(10)
+        ended = not ending.is_alive()
+        out.let.set()
+        ending.join()
+        eventually(lambda: len(out.getvalue().splitlines()) == 2, "the thread has gone on")
+    assert ended, "it waited for its reader"
+    assert "1 lines of the log were dropped here" in out.getvalue()
 
 
 def test_a_forked_process_logs_its_own_lines() -> None:
