@@ -142,6 +142,18 @@ AS $$
 $$;
 REVOKE ALL ON FUNCTION hurt_among FROM PUBLIC;
 
+-- The same with what only stopped not counted as lost: services of the release before call it.
+CREATE FUNCTION hurt_among(p_ids uuid[], p_silence double precision) RETURNS TABLE (
+    file_id uuid, name text, content_type text, k smallint, m smallint, block_size integer, id uuid, ordinal integer,
+    size bigint, digest bytea, nodes integer[], lost integer[], redundancy_left integer, trashed boolean,
+    created_at timestamptz
+)
+LANGUAGE sql STABLE
+AS $$
+    SELECT * FROM hurt_among(p_ids, p_silence, false)
+$$;
+REVOKE ALL ON FUNCTION hurt_among(uuid[], double precision) FROM PUBLIC;
+
 -- Of the next p_limit slices of a node, by id, those that could not be read without it: what is on a node that is
 -- down, or damaged, cannot be counted on. file_id: null for all others.
 CREATE FUNCTION short_without(p_node integer, p_after uuid, p_limit integer, p_down_after double precision)
@@ -183,22 +195,44 @@ END
 $$;
 REVOKE ALL ON FUNCTION silent_node FROM PUBLIC;
 
--- Before a node's slices are gone through: from here on nothing names it. -> the state it had; null: there is none.
-CREATE FUNCTION begin_forget(p_node integer, p_down_after double precision) RETURNS text
+-- Before a node's slices are gone through: from here on nothing names it. -> the word that forget_node asks for; null:
+-- there is no such node. Who comes again, or beside another, gets the same word, and the state before the first is kept.
+CREATE FUNCTION begin_forget(p_node integer, p_down_after double precision) RETURNS uuid
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     mine public.node%ROWTYPE := silent_node(p_node, p_down_after);
 BEGIN
+    IF mine.id IS NULL THEN
+        RETURN NULL;
+    END IF;
+    DELETE FROM forgetting WHERE node_id = mine.id AND mine.state <> 'draining'; -- by the release before, undrained
+    INSERT INTO forgetting (node_id, state) VALUES (mine.id, mine.state) ON CONFLICT DO NOTHING;
     UPDATE public.node SET state = 'draining' WHERE id = mine.id;
-    RETURN mine.state;
+    RETURN (SELECT word FROM forgetting WHERE node_id = mine.id);
 END
 $$;
 REVOKE ALL ON FUNCTION begin_forget FROM PUBLIC;
 
+-- It was refused: the node has the state again that it had. A heartbeat says the rest. Does nothing when an operator has
+-- drained or undrained it since. The node's row first, as forget_node has it.
+CREATE FUNCTION end_forget(p_node integer) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    before text;
+BEGIN
+    PERFORM FROM public.node WHERE id = p_node FOR UPDATE;
+    DELETE FROM forgetting WHERE node_id = p_node RETURNING state INTO before;
+    UPDATE public.node SET state = before WHERE id = p_node AND state = 'draining' AND before IS NOT NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION end_forget FROM PUBLIC;
+
 -- An operator's word that a node is gone for good; never of one that heartbeats. Refusals carry SQLSTATE DF001 and a
--- message for the operator. p_judged: all its slices were gone through since begin_forget.
-CREATE FUNCTION forget_node(p_node integer, p_down_after double precision, p_judged boolean DEFAULT false)
+-- message for the operator. p_word: of begin_forget, since when all its slices were gone through; null: of the release
+-- before, which has them gone through here, in one statement.
+CREATE FUNCTION forget_node(p_node integer, p_down_after double precision, p_word uuid DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql
 AS $$
@@ -210,9 +244,12 @@ BEGIN
     IF mine.id IS NULL THEN
         RETURN;
     END IF;
-    IF NOT p_judged OR mine.state <> 'draining' THEN -- in one statement, as for the release before
+    IF p_word IS NULL THEN
         SELECT count(short.file_id), count(DISTINCT short.file_id) INTO slices, files
             FROM short_without(p_node, '00000000-0000-0000-0000-000000000000', 2147483647, p_down_after) AS short;
+    ELSIF mine.state <> 'draining' OR NOT EXISTS (SELECT FROM forgetting WHERE node_id = p_node AND word = p_word) THEN
+        RAISE EXCEPTION 'node % was drained or undrained, or another `distfs forget` of it was refused, while its slices '
+            'were gone through: run `distfs forget %` again', p_node, p_node USING ERRCODE = 'DF001';
     END IF;
     IF slices > 0 THEN
         RAISE EXCEPTION 'without node % there is not enough left to read % slices of % files (deleted ones that can be '
@@ -281,3 +318,12 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION safe_to_unplug FROM PUBLIC;
+
+-- How many fragments a node keeps, and safe_to_unplug: the release before calls it.
+CREATE FUNCTION leaving_node(p_node integer) RETURNS TABLE (fragments bigint, safe boolean)
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT kept.fragments, kept.fragments = 0 AND safe_to_unplug(p_node)
+        FROM kept_count(p_node, 0, 9223372036854775807) AS kept
+$$;
+REVOKE ALL ON FUNCTION leaving_node FROM PUBLIC;

@@ -53,6 +53,14 @@ COMMENT ON COLUMN node.unreachable_since IS 'It heartbeats, and from then on did
 COMMENT ON COLUMN node.unreachable_at IS 'When that was last found so. A heartbeat clears what was not found again for five minutes, or at another address, or before it stopped.';
 COMMENT ON COLUMN node.secret_hash IS 'sha-256 of what only the node knows. Null: it is of an earlier release, or an operator trusts whoever comes next.';
 
+-- Not in the node's own row, which heartbeats rewrite.
+CREATE TABLE forgetting (
+    node_id integer PRIMARY KEY REFERENCES node (id) ON DELETE CASCADE,
+    word uuid NOT NULL DEFAULT gen_random_uuid(),
+    state text NOT NULL
+);
+COMMENT ON TABLE forgetting IS 'Nodes that drain because an operator is taking them off the list: the state each had before, and the word of who goes through its slices.';
+
 CREATE TABLE forgotten_node (
     id integer PRIMARY KEY,
     uuid uuid NOT NULL UNIQUE

@@ -315,13 +315,19 @@ SELECT id FROM dropped;
 SELECT CAST(:id AS uuid) WHERE NOT EXISTS (SELECT FROM trash WHERE id = :id);
 
 -- name: set_node_state
-UPDATE node SET state = :state WHERE id = :node RETURNING id;
+-- An operator's word counts more than what a `forget` would give back.
+WITH changed AS (
+    UPDATE node SET state = :state WHERE id = :node RETURNING id
+), ended AS (
+    DELETE FROM forgetting USING changed WHERE node_id = changed.id
+)
+SELECT id FROM changed;
 
 -- name: trust_node
 UPDATE node SET secret_hash = NULL WHERE id = :node RETURNING id;
 
 -- name: forget_node
-SELECT forget_node(:node, :down_after, true);
+SELECT forget_node(:node, :down_after, CAST(:word AS uuid));
 
 -- name: begin_forget
 SELECT begin_forget(:node, :down_after);
@@ -330,8 +336,7 @@ SELECT begin_forget(:node, :down_after);
 SELECT id, file_id FROM short_without(:node, :after, :limit, :down_after);
 
 -- name: end_forget
--- It was refused: the node has the state again that it had. A heartbeat says the rest.
-UPDATE node SET state = :state WHERE id = :node AND state = 'draining';
+SELECT end_forget(:node);
 
 -- name: undo_forget
 DELETE FROM forgotten_node WHERE id = :node OR uuid = CAST(:uuid AS uuid) RETURNING id;

@@ -114,7 +114,11 @@ def forget(operator: Operator, named: str) -> int:
     """Take a node off the list for good; -> 0. Raises Refused, in words, when data would be lost."""
     node = operator.node(named)
     left = operator.db.fragments_left(node.id, operator.walk())
-    operator.db.forget_node(node.id, operator.walk())
+    progress = Progress(f"looking what is on node {node.id} alone")
+    try:
+        operator.db.forget_node(node.id, operator.walk(), lambda seen: progress.show(seen, left))
+    finally:
+        progress.end()
     rest = f": repair makes its {fragments_in_words(left)} anew on others" if left else ""
     tell(f"node {node.id} ({node.address}) is forgotten{rest}")
     return 0

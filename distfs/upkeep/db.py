@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -340,24 +340,32 @@ class UpkeepDB:
         if not self._meta.write("trust_node", deadline, node=node):
             raise NotFound(f"no node {node}")
 
-    def forget_node(self, node: int, deadline: Deadline) -> None:
+    def forget_node(
+        self, node: int, deadline: Deadline, seen: Callable[[int], object] = lambda slices: None
+    ) -> None:
         """Take a node's row away, for good: its process is refused from then on, and its fragments count as lost.
-        Does nothing for an unknown node. Meanwhile it is draining: nothing new names it.
+        Does nothing for an unknown node. Meanwhile it is draining: nothing new names it. ``seen``: is told how many
+        of its slices were gone through.
 
         Raises Refused, in words, while it heartbeats, or when a slice would be left with fewer than k fragments that
         are healthy and on nodes that are up.
         """
         params: dict[str, Any] = {"node": node, "down_after": self._meta.silence}
-        [[state]] = self._meta.write("begin_forget", deadline, **params)
-        if state is None:
-            return
         try:
-            in_pages.require_spare(self._meta, node, deadline)
-            self._meta.write("forget_node", deadline, **params)
-        except BaseException:
-            with contextlib.suppress(DistfsError):  # else it goes on draining, as its list shows
-                self._meta.write("end_forget", Deadline(_END_S), node=node, state=state)
+            [[word]] = self._meta.write("begin_forget", deadline, **params)
+            if word is not None:
+                in_pages.require_spare(self._meta, node, deadline, seen)
+                self._meta.write("forget_node", deadline, word=word, **params)
+        except BaseException as e:
+            self._end_forget(node, e)
             raise
+
+    def _end_forget(self, node: int, why: BaseException) -> None:
+        """Give a node back the state that it had. Where that fails ``why`` says so, too."""
+        try:
+            self._meta.write("end_forget", Deadline(_END_S), node=node)
+        except DistfsError:
+            why.args = (f"{why}; node {node} may be left draining: `distfs undrain {node}` ends that",)
 
     def undo_forget(self, node: int | UUID, deadline: Deadline) -> int:
         """Let what was forgotten register again, as a new node; -> the id it had. Raises NotFound."""

@@ -6,7 +6,7 @@ Nothing holds the pages together: what changes between them would be different a
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -90,14 +90,15 @@ def short_files(
     return [ShortFile(file.id, file.name, file.trashed, count) for file, count in sorted(short.items())]
 
 
-def require_spare(meta: MetaDB, node: int, deadline: Deadline) -> None:
-    """Raises Refused when there are slices that cannot be read without a node."""
-    slices, files, after = 0, set[UUID](), _START
+def require_spare(meta: MetaDB, node: int, deadline: Deadline, seen: Callable[[int], object]) -> None:
+    """Raises Refused when there are slices that cannot be read without a node. ``seen``: how many it judged."""
+    slices, judged, files, after = 0, 0, set[UUID](), _START
     while slices < _SHORT:
         params: dict[str, Any] = {"node": node, "after": after, "limit": _PAGE}
         rows = meta.read("short_without", deadline, down_after=meta.silence, **params)
         short = [file for _, file in rows if file]
-        slices, files = slices + len(short), files.union(short)
+        slices, judged, files = slices + len(short), judged + len(rows), files.union(short)
+        seen(judged)
         if len(rows) < _PAGE:
             break
         after = rows[-1][0]

@@ -421,10 +421,10 @@ def test_of_a_heartbeat_and_the_end_of_a_forget_that_meet_the_later_one_is_refus
         number = meta.heartbeat(said, soon(), SECRET)
         meta.node_leave(said.uuid, said.address, soon(), SECRET)
         params: dict[str, Any] = {"node": number, "down_after": meta.down_after}
-        meta.write("begin_forget", soon(), **params)
+        [[word]] = meta.write("begin_forget", soon(), **params)
         acts: dict[str, Callable[[], object]] = {
             "heartbeat": lambda: meta.heartbeat(said, soon(), SECRET),
-            "forget": lambda: meta.write("forget_node", soon(), **params),
+            "forget": lambda: meta.write("forget_node", soon(), word=word, **params),
         }
         holder.raw.run("BEGIN")
         holder.raw.run("SELECT FROM node FOR UPDATE")
