@@ -81,7 +81,7 @@ def test_of_two_that_are_refused_the_one_that_ends_last_leaves_the_node_as_it_wa
 
 
 def test_a_step_whose_answer_was_lost_is_run_again(upkeep: UpkeepDB, meta: MetaDB, steps: Steps) -> None:
-    steps.before["short_without"] = lambda: meta.write("begin_forget", soon(), node=1, down_after=10.0)
+    steps.before["begin_forget"] = lambda: meta.write("begin_forget", soon(), node=1, down_after=10.0)
     assert "not enough left" in refused(upkeep)
     assert (steps.before, state(meta)) == ({}, "active")
 
