@@ -11,7 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Container, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from uuid import uuid4
 
@@ -46,6 +46,8 @@ log = logging.getLogger("distfs.upload")
 
 #: How long removing the fragments of a failed upload may take; the orphan sweep finds what is left.
 DISCARD_LIMIT_S = 5.0
+#: What they do not come to within that limit is left to it, too.
+_THREADS_AFTER_COMMITS = 4
 #: Nodes that were there so short a while ago are believed to be there when the file is committed.
 _TRUSTED_S = 1.0
 #: Between two looks for nodes that may come back.
@@ -76,6 +78,8 @@ class Uploader:
         threads = uploads * (1 + width * config.parallel_slices)
         executor = Threads(threads, thread_name_prefix="fragment")
         self.resources = UploadResources(pool, executor, directory.store, config)
+        # What is taken away after a commit waits for nodes that hang; the threads above are the next upload's.
+        self.after_commits = Threads(_THREADS_AFTER_COMMITS, thread_name_prefix="after-commit")
 
     def begin(self, deadline: Deadline, collect: Collect | None = None) -> UploadSession:
         """A request's upload; use it as a context manager.
@@ -86,7 +90,8 @@ class Uploader:
         return UploadSession(self, deadline, collect or (lambda size, begins: None))
 
     def close(self) -> None:
-        self.resources.executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self.resources.executor, self.after_commits):
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 class UploadSession:
@@ -100,6 +105,7 @@ class UploadSession:
         self._failed_nodes: set[int] = set()  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
         self._keep = self._committed = False
+        self._sent_at = 0.0  # the commit, on the monotonic clock
 
     def __enter__(self) -> UploadSession:
         return self
@@ -108,9 +114,9 @@ class UploadSession:
         for plan in list(self._unsettled):
             self._landed(plan)
         if self._committed:
-            self._discard(self._unneeded(), wait_for_it=False)
+            self._discard(self._unneeded(), self._uploader.after_commits)
         elif not self._keep:
-            self._discard(self._stored)
+            wait(self._discard(self._stored, self._uploader.resources.executor), DISCARD_LIMIT_S)
 
     def add(
         self,
@@ -153,6 +159,7 @@ class UploadSession:
 
     def _commit(self) -> list[File]:
         self._keep = True  # whatever happens now, never remove what may have been committed
+        self._sent_at = time.monotonic()
         try:
             files = self._uploader.meta.commit_files([file for _, file in self._files], self._deadline)
             self._committed = True
@@ -295,12 +302,20 @@ class UploadSession:
     def _restore(self, file: FileIdentity, piece: Slice, index: int) -> Slice:
         """The slice with fragment ``index`` rebuilt on a node of its own; as it was when that cannot be."""
         share = file.code.cell_size(piece.size)
-        uploader, deadline = self._uploader, self._deadline
         try:
             [target] = self._place(file, share, piece.nodes, 1, 1)
         except Unavailable:
             return piece
-        self._stored.append((target, FragmentId(piece.id, index)))
+        try:
+            self._stored.append((target, FragmentId(piece.id, index)))
+            whole = self._rebuilt(file, piece, index, target)
+        finally:
+            self._uploader.placement.landed(target, share)
+        return _moved(piece, index, target) if whole else piece
+
+    def _rebuilt(self, file: FileIdentity, piece: Slice, index: int, target: int) -> bool:
+        """Whether fragment ``index`` is on ``target`` now. Raises Cancelled, and Unavailable when MetaDB is away."""
+        uploader, deadline = self._uploader, self._deadline
         up = {node.id for node in uploader.directory.nodes(deadline) if node.alive}
         held = [i for i, node in enumerate(piece.nodes) if node]
         order = sorted(held, key=lambda i: piece.nodes[i] not in up)
@@ -316,10 +331,8 @@ class UploadSession:
         except DistfsError as e:
             self._failed_nodes.add(target)
             log.warning("fragment %s.%d could not be rebuilt on node %d: %s", piece.id, index, target, e)
-            return piece
-        finally:
-            uploader.placement.landed(target, share)
-        return _moved(piece, index, target)
+            return False
+        return True
 
     def _read_block(self, source: Source, beside: int) -> Block:
         block = self._uploader.resources.pool.take(self._deadline, beside=beside)
@@ -379,24 +392,33 @@ class UploadSession:
             if (node, fragment) not in kept and fragment not in nowhere and node not in self._failed_nodes
         ]
 
-    def _discard(self, those: Sequence[tuple[int, FragmentId]], wait_for_it: bool = True) -> None:
-        """Remove fragments that this session may have stored, on all nodes at once, within a bound."""
+    def _discard(self, those: Sequence[tuple[int, FragmentId]], executor: Threads) -> list[Future[None]]:
+        """Take away fragments that this session may have stored, on all nodes at once, within a bound."""
         deadline = Deadline(DISCARD_LIMIT_S)
+        committed = {piece.id for _, file in self._files for piece in file.slices if self._committed}
         jobs = []
         for node, fragment in those:
+            take = self._put_aside if fragment.slice in committed else self._remove
             try:
-                remove = in_context(self._remove)
-                jobs.append(self._uploader.resources.executor.submit(remove, node, fragment, deadline))
+                jobs.append(executor.submit(in_context(take), node, fragment, deadline))
             except Busy:  # no thread to be had: one after the other
-                self._remove(node, fragment, deadline)
-        if wait_for_it:
-            wait(jobs, DISCARD_LIMIT_S)
+                take(node, fragment, deadline)
+        return jobs
 
     def _remove(self, node: int, fragment: FragmentId, deadline: Deadline) -> None:
         try:
             self._uploader.directory.store(node, deadline).delete(fragment, deadline)
         except DistfsError as e:
             log.info("fragment %s of a failed upload is left to the orphan sweep: %s", fragment, e)
+
+    def _put_aside(self, node: int, fragment: FragmentId, deadline: Deadline) -> None:
+        """Not deleted: MetaDB may name it here by now, if what was made anew elsewhere was lost soon. Then the sweep
+        brings it back. What was written since the commit is another's, and stays."""
+        try:
+            store = self._uploader.directory.store(node, deadline)
+            store.quarantine(fragment, time.monotonic() - self._sent_at, deadline)
+        except DistfsError as e:
+            log.info("fragment %s on node %d is left to the orphan sweep: %s", fragment, node, e)
 
 
 class _Behind:
