@@ -95,7 +95,7 @@ class Downloader:
         """All bytes of a file that ``is_small``. Raises as ``read``.
 
         Most are here with the first answer of the node that is asked first. What is not so is read as any other, from
-        where it is: a node that is late is outrun, one that failed is not asked again.
+        where it is: a node that is late is outrun at once, one whose fragment is damaged or gone is not asked again.
         """
         first = self._first(file, deadline)
         if isinstance(first, bytes):

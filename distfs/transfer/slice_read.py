@@ -95,6 +95,7 @@ class SliceReader:
         self._vouched: set[LateReader] = set()  # those whose tables are the slice's
         self._scratch: dict[int, bytearray] = {}  # for cells that have no place in the block
         self._rooms: dict[tuple[int, int], memoryview] = {}  # by fragment index and length of the block
+        self._known_late: LateReader | None = None  # it was waited for already
         self._failures: dict[int, int] = {}
         self._outruns: dict[int, int] = {}  # how often each was late
         self._errors: dict[int, DistfsError] = {}
@@ -128,11 +129,12 @@ class SliceReader:
             raise
 
     def begin_with(self, index: int, reader: LateReader | DistfsError) -> None:
-        """A fragment that was asked for already, from the first block on, or could not be. Raises Cancelled."""
+        """A fragment that was asked for already, from the first block on, and is late; or could not be. Raises
+        Cancelled."""
         if isinstance(reader, DistfsError):
             self._note(index, reader, stream=True)
         else:
-            self._open[index] = reader
+            self._open[index] = self._known_late = reader
 
     def close(self) -> None:
         """Release the connections, also in the middle."""
@@ -185,8 +187,9 @@ class SliceReader:
         A stream that breaks is closed and forgotten.
         """
         view = self._room(index, block.out)
+        is_late, self._known_late = reader is self._known_late, None
         try:
-            if not self._advance(reader, block.number, view):
+            if is_late or not self._advance(reader, block.number, view):
                 late = Attempt(reader, lambda: self._advance(reader, block.number, view))
                 first = self._outrun(index, late, block)
                 if first not in (None, index):

@@ -13,6 +13,7 @@ from distfs.config.settings import Fraction
 from distfs.deadline import Deadline, Scope
 from distfs.errors import Cancelled, Corrupt, DistfsError
 from distfs.model import File, FragmentId
+from distfs.peers.remote_fragment import RemoteReader
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes, soon
 from tests.faults.proxied import IMPATIENT, PATIENT, Proxied, proxied
@@ -80,6 +81,25 @@ def test_a_silent_node_is_outrun_and_a_late_one_that_is_first_is_blamed_for_noth
     ways.proxies[read_first(file)].blackhole()
     assert whole(ways, file) == DATA
     assert hedging.won == won + 1
+
+
+def test_a_silent_node_is_waited_for_once_before_another_is_asked(
+    ways: Proxied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = stored(ways)
+    start = RemoteReader.start_or_late
+    waited_for: list[RemoteReader] = []
+
+    def noted(self: RemoteReader) -> bool:
+        waited_for.append(self)
+        return start(self)
+
+    monkeypatch.setattr(RemoteReader, "start_or_late", noted)
+    ways.proxies[read_first(file)].blackhole()
+    assert whole(ways, file) == DATA
+    silent, *others = waited_for
+    assert others
+    assert silent not in others
 
 
 def test_who_is_cancelled_while_a_node_is_silent_lets_go_of_everything(ways: Proxied) -> None:
