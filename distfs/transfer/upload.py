@@ -102,7 +102,7 @@ class UploadSession:
         self._files: list[tuple[FileIdentity, NewFile]] = []
         self._placed_at: float | None = None  # when the first slice was, on the monotonic clock
         self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
-        self._failed_nodes: set[int] = set()  # not tried again by this request
+        self._failed_nodes: dict[int, DistfsError] = {}  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
         self._keep = self._committed = False
         self._sent_at = 0.0  # the commit, on the monotonic clock
@@ -217,15 +217,44 @@ class UploadSession:
                 raise error  # the slice was given up: no node is to blame, and nothing is to be made anew
         for index, node in enumerate(plan.nodes):
             if index in failed:
-                self._failed_nodes.add(node)
+                self._failed_nodes[node] = failed[index]
                 log.warning("fragment %s.%d on node %d: %s", plan.id, index, node, failed[index])
         piece = plan.done(failed)
-        missing = [index for index, node in enumerate(piece.nodes) if not node]
-        for index in missing:
-            piece = self._restore(plan.file, piece, index)
+        piece = self._whole(plan.file, piece)
+        until = self.patient_until()
+        while self._waits_to_be_safe(plan.file, piece, until):
+            piece = self._whole(plan.file, piece)
         told = f"{len(failed)} of {len(piece.nodes)} storage nodes failed while the file was written: "
         self._require_safe(plan.file, piece, refusal(failed.values(), told))
         return piece
+
+    def _whole(self, file: FileIdentity, piece: Slice) -> Slice:
+        """The slice with what is nowhere made anew, as far as there are nodes for it."""
+        for index in [index for index, node in enumerate(piece.nodes) if not node]:
+            piece = self._restore(file, piece, index)
+        return piece
+
+    def _waits_to_be_safe(self, file: FileIdentity, piece: Slice, until: float) -> bool:
+        """Whether too little of a slice is safe, and nodes that may only be restarting can mend that: then, after a
+        moment, they are to be tried once more. Raises TooSlow, Cancelled."""
+        held, fewest = [node for node in piece.nodes if node], self._fewest(file)
+        if not file.code.policy.k <= len(held) < fewest or time.monotonic() >= until:
+            return False
+        tried = self._failed_nodes.items()
+        bad = {n: e for n, e in tried if isinstance(e, Full) or not isinstance(e, Unavailable)}
+        if self._may_return(held, bad) < fewest:
+            return False
+        self._failed_nodes = bad
+        log.info("an upload waits for storage nodes: %d of %d have slice %s", len(held), fewest, piece.id)
+        self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
+        self._uploader.directory.glance(self._deadline, _LOOK_S)
+        return True
+
+    def _may_return(self, held: Sequence[int], failed: Container[int]) -> int:
+        """How many nodes that have a part of a slice, or could take one, are up or may only be restarting."""
+        directory = self._uploader.directory
+        able = [n.id for n in directory.nodes(self._deadline) if n.writable or not n.alive]
+        return directory.may_return({*held, *(n for n in able if n not in failed)}, self._deadline)
 
     def _require_safe(self, file: FileIdentity, piece: Slice, error: DistfsError) -> None:
         """Raises ``error`` when less than k + min_redundancy of a slice is safe."""
@@ -270,17 +299,14 @@ class UploadSession:
 
     def _place_patiently(self, file: FileIdentity, share: int) -> list[int]:
         """As ``_place``, for a new slice. Nodes that stopped and may only be restarting are waited for."""
-        directory, fewest = self._uploader.directory, self._fewest(file)
-        ends = self.patient_until()
+        fewest, ends = self._fewest(file), self.patient_until()
         while True:
             try:
                 return self._place(file, share, (), fewest)
             except Full:
                 raise
             except Unavailable as e:
-                able = [n for n in directory.nodes(self._deadline) if n.writable or not n.alive]
-                lately = directory.may_return({n.id for n in able} - self._failed_nodes, self._deadline)
-                if lately < fewest or time.monotonic() >= ends:
+                if self._may_return((), self._failed_nodes) < fewest or time.monotonic() >= ends:
                     raise
                 log.info("an upload waits for storage nodes: %s", e)
             self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
@@ -329,7 +355,7 @@ class UploadSession:
         except Cancelled:
             raise
         except DistfsError as e:
-            self._failed_nodes.add(target)
+            self._failed_nodes[target] = e
             log.warning("fragment %s.%d could not be rebuilt on node %d: %s", piece.id, index, target, e)
             return False
         return True

@@ -215,6 +215,35 @@ def test_of_a_small_file_that_was_placed_anew_nothing_of_before_stays(
             assert ways.download(file) == DATA[:100]
 
 
+@pytest.mark.parametrize("begun", [1, 2], ids=["of one block", "of many slices"])
+def test_an_upload_waits_for_nodes_while_one_has_a_slice_that_two_are_to_have(
+    ways: Ways, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, begun: int
+) -> None:
+    """Of three nodes two were killed: the one that is left took its copy."""
+    caplog.set_level(logging.INFO, "distfs.upload")
+    placement, executor = ways.services.uploader.placement, ways.services.uploader.resources.executor
+    place, placed = placement.place, []
+
+    def place_and_kill(*args: Any) -> list[int]:
+        placed.append(place(*args))
+        if len(placed) == begun:
+            if begun > 1:  # what is sent is acknowledged: only the file's digest has work
+                eventually(lambda: executor._threads - executor._idle == 1, "the slice before is stored")
+            for number in set(ways.nodes) - {placed[-1][0]}:
+                ways.kill(number)
+        return placed[-1]
+
+    monkeypatch.setattr(placement, "place", place_and_kill)
+    data = DATA[:100] if begun == 1 else DATA
+    with ThreadPoolExecutor(1) as client:
+        upload = client.submit(ways.upload, data, COPIES)
+        eventually(lambda: "of 2 have slice" in caplog.text or upload.done(), "it waits")
+        with back_elsewhere(ways):
+            file = upload.result(120)
+            assert all(all(piece.nodes) for piece in file.slices)
+            assert ways.download(file) == data
+
+
 def test_an_upload_whose_slice_all_nodes_lose_in_its_middle_is_to_come_again(ways: Ways) -> None:
     def kill_all() -> None:
         for number in ways.nodes:
