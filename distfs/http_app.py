@@ -224,8 +224,7 @@ class _Answer:
         except DistfsError as e:
             if given_up := self._request.because_given_up(e):
                 raise given_up from e
-            log.warning("the answer is cut after %d bytes: %s: %s", self._sent, e.kind, e)
-            raise
+            raise  # the host says why, once
         self._sent += len(chunk)
         return chunk
 

@@ -407,8 +407,10 @@ class Connection:
         """Answer with the error while that is still possible; else cut the answer that is on its way."""
         request_id = enter_request(failed.request_id)
         if failed.wrote_header:
-            expected = isinstance(error, Stopping)  # what the app made of it is in the access log
-            logger.error("the answer was cut short: %s", error, exc_info=None if expected else error)
+            if isinstance(error, DistfsError):  # its text says what is the matter, and where
+                logger.warning("the answer was cut short: %s", error)
+            else:
+                logger.error("the answer was cut short: %s", error, exc_info=error)
             return Ending.CUT
         if not isinstance(error, DistfsError):
             logger.error("the app failed", exc_info=error)

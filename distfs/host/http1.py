@@ -345,8 +345,10 @@ class Parser:
         digits, semicolon, extension = line.partition(b";")
         if semicolon:
             digits = digits.rstrip(b" \t")
-        if not 0 < len(digits) <= _MAX_HEX or digits.translate(None, _HEX):
+        if not digits or digits.translate(None, _HEX):
             raise Refused("malformed chunked body: a chunk's size is not a hexadecimal number")
+        if len(digits) > _MAX_HEX:
+            raise Refused(f"malformed chunked body: a chunk's size has more than {_MAX_HEX} digits")
         if extension.translate(None, TEXT):
             raise Refused("malformed chunked body: a chunk's extension has a control character in it")
         size = int(digits, 16)

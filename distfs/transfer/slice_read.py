@@ -339,7 +339,8 @@ class SliceReader:
             except Cancelled:
                 raise
             except DistfsError as e:
-                log.info("%s gives no block %d: %s", each, block.number, e)
+                fragment = FragmentId(self._slice.id, each.number)
+                log.info("fragment %s on node %d gives no block %d: %s", fragment, each.node, block.number, e)
                 if not isinstance(e, Corrupt):
                     left.remove(each)
                 continue
@@ -403,7 +404,9 @@ class SliceReader:
         what = f"slice {self._slice.id} block {number} cannot be read"
         text = f"{what}: {reasons or 'no fragment is left'}"
         if all(isinstance(e, Corrupt | NotFound) for e in self._errors.values()):
-            return Corrupt(text, public=f"{what}: what is left of it is damaged; its operator knows of it")
+            gone = not self._remnants and all(isinstance(e, NotFound) for e in self._errors.values())
+            left = "nothing is left of it" if gone else "what is left of it is damaged"
+            return Corrupt(text, public=f"{what}: {left}; its operator is told")
         return Unavailable(
             text, public=f"{what}: too few of its storage nodes can be reached, try again soon"
         )

@@ -319,6 +319,39 @@ def test_with_every_fragment_bad_no_wrong_byte_is_sent(
         assert str(own.slices[2].id) in str(error)
 
 
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("all", "nothing is left of it"),
+        ("some", "what is left of it is damaged"),
+        ("none", "what is left of it is damaged"),
+    ],
+)
+def test_what_is_damaged_and_what_is_gone_are_told_apart(
+    ways: Ways, file: File, gone: str, told: str
+) -> None:
+    for at, path in enumerate(ways.paths(file, 2).values()):
+        if gone == "all" or (gone == "some" and at):
+            path.unlink()
+        else:
+            path.write_bytes(b"nothing of ours")
+    _, error = ways.read_until_it_fails(file)
+    assert isinstance(error, Corrupt)
+    assert error.for_client.endswith(f"{told}; its operator is told")
+
+
+def test_a_fragment_that_is_bad_is_named_as_people_write_it(
+    ways: Ways, file: File, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "distfs.download")
+    for path in ways.paths(file, 2).values():
+        path.write_bytes(b"nothing of ours")
+    ways.read_until_it_fails(file)
+    piece = file.slices[2]
+    assert f"fragment {piece.id}.0 on node {piece.nodes[0]} gives no block" in caplog.text
+    assert "Remnant(" not in caplog.text
+
+
 def test_with_too_many_nodes_dead_it_is_unavailable_not_corrupt(ways: Ways, file: File) -> None:
     for node in list(ways.nodes)[:2]:
         ways.kill(node)

@@ -15,6 +15,7 @@ import pytest
 
 from distfs.config.settings import Bytes, Config, Seconds
 from distfs.deadline import Deadline
+from distfs.errors import Corrupt
 from distfs.host import host, request_body
 from distfs.host.server import Server
 from tests.forms import some_bytes
@@ -319,6 +320,22 @@ def test_whatever_ends_a_request_its_connection_and_place_are_given_back(
                 assert client.answer().body == b"x", "the one worker goes on"
         assert server._loop.pool.usage().spooled == 0
     assert "the app failed" in caplog.text or "the answer was cut short" in caplog.text
+
+
+def test_an_answer_cut_for_a_reason_of_ours_is_logged_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
+        start_response("200 OK", [("Content-Length", "100000")])
+        yield bytes(1000)
+        raise Corrupt("slice 1 block 2 cannot be read")
+
+    with serving(app, replace(WHOLE, threads=1)) as server, RawClient(server) as client:
+        client.send(put(b"x"))
+        with pytest.raises(ConnectionResetError):
+            client.answer()
+    [told] = [r for r in caplog.records if "cut short: slice 1 block 2 cannot be read" in r.getMessage()]
+    assert not told.exc_info
 
 
 def test_a_request_that_no_thread_can_be_started_for_is_told_so_and_others_are_served() -> None:

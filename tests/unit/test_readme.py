@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from distfs import cli, http_app
+from distfs import cli, errors, http_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +36,17 @@ def test_every_call_is_in_the_table_of_calls() -> None:
     routes = {(method, re.sub(r"<\w+:", "<", path)) for method, path, _ in http_app._ROUTES}
     missing = routes - named - {("GET", "/")}  # which says in the terminal what the README says
     assert not missing
+
+
+def test_every_status_of_an_error_is_told() -> None:
+    section = (ROOT / "README.md").read_text().split("\n## HTTP\n")[1].split("\n## ")[0]
+    left, statuses = [errors.DistfsError], set()
+    while left:
+        kind = left.pop()
+        statuses.add(kind.status)
+        left.extend(kind.__subclasses__())
+    nobody_reads = {errors.ClientGone.status}
+    assert {status for status in statuses if f"`{status}`" not in section} == nobody_reads
 
 
 def test_every_command_is_in_the_table_of_commands() -> None:

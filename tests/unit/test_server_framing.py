@@ -124,14 +124,19 @@ def test_extensions_may_be_long_where_their_chunks_are() -> None:
         "\xb2",
         "5,",
         "5 5",
-        "1" * 17,
-        "0" * 17 + "5",
     ],
 )
 def test_a_size_is_hexadecimal_digits_and_nothing_else(size: str) -> None:
     error = decode(CHUNKED, [size.encode("latin-1") + b"\r\nhello\r\n0\r\n\r\n"]).error
     assert type(error) is Refused
     assert "hexadecimal" in str(error)
+
+
+@pytest.mark.parametrize("size", ["1" * 17, "f" * 21, "0" * 17 + "5"])
+def test_a_size_of_more_than_sixteen_digits_is_too_long(size: str) -> None:
+    error = decode(CHUNKED, [size.encode() + b"\r\nhello\r\n0\r\n\r\n"]).error
+    assert type(error) is Refused
+    assert "a chunk's size has more than 16 digits" in str(error)
 
 
 @pytest.mark.parametrize(
