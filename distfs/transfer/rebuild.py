@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from distfs.deadline import Deadline
 from distfs.formats.fragment import RAW, CellEntry, checksum
 from distfs.fragment_store import FragmentStore
@@ -18,12 +20,13 @@ def rebuild(
     target: FragmentStore,
     buffer: memoryview,
     deadline: Deadline,
+    ended: Callable[[], object] | None = None,
 ) -> None:
     """Write fragment ``index`` to ``target`` from the checked blocks of ``reader``, which spans the slice.
 
     A copy is copied, a coded cell is computed; either way from bytes that MetaDB's digest vouches for, and it
-    is durable on return. ``buffer`` has room for a block. Raises what reading and writing raise; then
-    nothing of it stays.
+    is durable on return. ``buffer`` has room for a block. ``ended``: called when the node was told the end; from
+    then on it may keep the fragment, whatever it answers. Raises what reading and writing raise.
     """
     hint = file.code.cell_size(piece.size)
     writer = target.put(file.header(piece.id, piece.ordinal, index), hint, deadline)
@@ -34,6 +37,8 @@ def rebuild(
             own = plain if cell is block else checksum(cell)
             writer.write_cell(CellEntry(len(cell), RAW, own, plain), memoryview(cell))
         writer.finish(piece.size, reader.last)
+        if ended is not None:
+            ended()
         writer.commit()
     except BaseException:
         writer.abort()

@@ -40,6 +40,7 @@ class SlicePlan:
         self.nodes = list(nodes)
         self.size = 0
         self.plains: list[int] = []
+        self.ended: set[int] = set()  # whose nodes were told the end: no other node can keep its fragment
 
     def cells(self, block: memoryview) -> list[tuple[CellEntry, Buffer]]:
         """The block's cells in fragment order. Takes the checksum of the plain block: the bytes enter here."""

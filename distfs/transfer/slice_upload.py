@@ -45,6 +45,7 @@ def write_small(
                 writers[index] = plan.begin(index, stores, deadline)
                 writers[index].write_cell(entry, memoryview(cell))
                 writers[index].finish(plan.size, True)
+                plan.ended.add(index)
             except DistfsError as e:
                 failed[index] = e
         while beside:
@@ -134,6 +135,7 @@ class _FragmentSender:
             writer.write_cell(item.entry, memoryview(item.data))
         else:
             writer.finish(item.size, item.last)
+            self._plan.ended.add(self._index)
             writer.commit()
 
 

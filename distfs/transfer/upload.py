@@ -178,7 +178,6 @@ class UploadSession:
         if self._placed_at is None:
             self._placed_at = time.monotonic()
         plan = SlicePlan(file, ordinal, self._place_patiently(file, share), size_hint)
-        self._stored.extend((node, FragmentId(plan.id, i)) for i, node in enumerate(plan.nodes))
         self._unsettled.append(plan)
         return plan
 
@@ -203,6 +202,7 @@ class UploadSession:
     def _landed(self, plan: SlicePlan) -> None:
         """The slice is stored, or given up."""
         self._unsettled.remove(plan)
+        self._stored.extend((plan.nodes[i], FragmentId(plan.id, i)) for i in sorted(plan.ended))
         for node in plan.nodes:
             self._uploader.placement.landed(node, plan.file.code.cell_size(plan.size_hint))
 
@@ -333,7 +333,6 @@ class UploadSession:
         except Unavailable:
             return piece
         try:
-            self._stored.append((target, FragmentId(piece.id, index)))
             whole = self._rebuilt(file, piece, index, target)
         finally:
             self._uploader.placement.landed(target, share)
@@ -346,12 +345,22 @@ class UploadSession:
         held = [i for i, node in enumerate(piece.nodes) if node]
         order = sorted(held, key=lambda i: piece.nodes[i] not in up)
         span = 0, -(-piece.size // file.block_size)
-        stores = uploader.directory.store
+        stores, fragment = uploader.directory.store, FragmentId(piece.id, index)
         reader = SliceReader(piece, file.block_size, file.code, stores, order, span, deadline)
         try:
             beside = file.code.beside(file.block_size)
             with contextlib.closing(reader), uploader.resources.pool.lent(deadline, beside) as buffer:
-                rebuild(file, piece, index, reader, stores(target, deadline), buffer, deadline)
+                store = stores(target, deadline)
+                rebuild(
+                    file,
+                    piece,
+                    index,
+                    reader,
+                    store,
+                    buffer,
+                    deadline,
+                    lambda: self._stored.append((target, fragment)),
+                )
         except Cancelled:
             raise
         except DistfsError as e:

@@ -286,7 +286,10 @@ def test_a_node_killed_in_the_middle_of_a_slice_costs_no_redundancy(
         ways.assert_clean()
 
 
-def test_with_too_few_nodes_an_upload_is_refused_and_leaves_nothing(ways: Ways) -> None:
+def test_with_too_few_nodes_an_upload_is_refused_and_leaves_nothing(
+    ways: Ways, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "distfs.upload")
     first, second, _ = ways.nodes
     ways.kill(first)
     ways.kill(second)
@@ -295,6 +298,7 @@ def test_with_too_few_nodes_an_upload_is_refused_and_leaves_nothing(ways: Ways) 
             ways.upload(random_bytes(size))
         eventually(lambda: ways.fragments() == [], "what was written is removed")
     assert files(ways) == []
+    assert "orphan sweep" not in caplog.text, "who took nothing has nothing to take away"
 
 
 def test_all_nodes_killed_in_the_middle_end_the_upload_soon(ways: Ways) -> None:
