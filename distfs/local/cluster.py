@@ -61,6 +61,8 @@ def run(config: Config, config_file: str | None = None, *, join: bool = False) -
     everything stopped, when it cannot be started.
     """
     data = Path(config.local.data).absolute()
+    if not data.exists():
+        _check_new(config, data)
     with (
         _signals() as (stopping, hurry, reload),
         contextlib.suppress(Stopped),
@@ -114,12 +116,7 @@ class LocalCluster:
 
     def start(self, join: bool) -> None:
         """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
-        _check_port(self._config.http.host, self._config.http.port)
-        if (host := self._config.node.host) in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
-            raise ConfigError(
-                f"nodes of `distfs up` need one address, not {host or 'every one'}: correct node.host"
-            )
-        _check_port(host, 0, "correct node.host")
+        _check_places(self._config)
         names = self._node_names()
         url = self._start_metadb()
         self._env = supervisor.environment(DISTFS_METADB_URL=url, DISTFS_NODE_ADVERTISE="")
@@ -208,14 +205,7 @@ class LocalCluster:
 
     def _node_names(self) -> list[str]:
         """As many as configured; never fewer than there is data of."""
-        wanted = self._config.local.nodes
-        policy = self._config.storage.policy
-        needed = self._config.storage.fewest(policy)
-        if wanted < needed:
-            raise ConfigError(
-                f"policy {policy} needs at least {needed} storage nodes, not {wanted}: "
-                "raise --nodes, or change storage.policies in config.yml"
-            )
+        wanted = _wanted_nodes(self._config)
         have = [int(p.name[4:]) for p in self._data.glob("node*") if p.is_dir() and p.name[4:].isdecimal()]
         if max(have, default=0) > wanted:
             say(f"{self._data} holds data of {max(have)} storage nodes; starting all of them")
@@ -262,6 +252,39 @@ class LocalCluster:
 
     def _children(self) -> list[Child]:
         return [*self._metadb, *self._nodes, *self._service]
+
+
+def _check_new(config: Config, data: Path) -> None:
+    """What can be told before a folder is made: a first start that is refused leaves none. Raises ConfigError."""
+    _check_places(config)
+    _wanted_nodes(config)
+    url = config.metadb.url
+    if embedded_postgres.is_embedded(url):
+        embedded_postgres.binary("postgres")
+        if url == MetaDBConfig().url:
+            _check_name(data)
+
+
+def _check_places(config: Config) -> None:
+    """Raises ConfigError when the service or the nodes cannot listen."""
+    _check_port(config.http.host, config.http.port)
+    if (host := config.node.host) in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
+        raise ConfigError(
+            f"nodes of `distfs up` need one address, not {host or 'every one'}: correct node.host"
+        )
+    _check_port(host, 0, "correct node.host")
+
+
+def _wanted_nodes(config: Config) -> int:
+    """As many as configured. Raises ConfigError when they are too few for a file."""
+    wanted, policy = config.local.nodes, config.storage.policy
+    needed = config.storage.fewest(policy)
+    if wanted < needed:
+        raise ConfigError(
+            f"policy {policy} needs at least {needed} storage nodes, not {wanted}: "
+            "raise --nodes, or change storage.policies in config.yml"
+        )
+    return wanted
 
 
 def _check_name(data: Path) -> None:

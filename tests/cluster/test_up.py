@@ -359,7 +359,8 @@ def test_a_second_one_on_the_same_data_is_refused(up: StartUp, data: Path) -> No
 def test_a_busy_port_is_refused(up: StartUp, data: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        line = refused(up("--port", str(port)))
+        line = refused(up("--port", str(port), new=True))
+    assert not data.exists(), "a first start that is refused leaves nothing"
     assert line == (
         f"distfs: cannot listen on 127.0.0.1:{port}: another program listens there; choose another with --port"
     )
