@@ -47,7 +47,8 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
     reason = wait_until_none(operator, "rebalance", f"draining node {node.id}", left, patience)
     if not reason:
         tell(
-            f"{where} is {leaving_in_words(leaving)}. Stop it, then take it off the list: `distfs forget {node.id}`"
+            f"{where} is {leaving_in_words(leaving)}. Stop it with SIGTERM, then take it off the list: "
+            f"`distfs forget {node.id}`"
         )
         return 0
     if leaving.fragments:

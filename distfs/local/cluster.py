@@ -25,7 +25,7 @@ from distfs.agreement import times_of
 from distfs.config.file import override
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import ConfigError
+from distfs.errors import ConfigError, DistfsError
 from distfs.local import data_folder, supervisor
 from distfs.local.supervisor import Child, Stopped, say
 from distfs.meta import MetaDB
@@ -108,7 +108,7 @@ class LocalCluster:
         self._config, self._config_file = config, config_file
         self._data, self._lock, self._stopping = data, lock, stopping
         self._env = supervisor.environment()
-        self.url = ""
+        self.url = self._url = ""  # the service's, MetaDB's
         self._metadb: list[Child] = []
         self._nodes: list[Child] = []
         self._service: list[Child] = []
@@ -118,7 +118,7 @@ class LocalCluster:
         """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
         _check_places(self._config)
         names = self._node_names()
-        url = self._start_metadb()
+        url = self._url = self._start_metadb()
         self._env = supervisor.environment(DISTFS_METADB_URL=url, DISTFS_NODE_ADVERTISE="")
         meta = MetaDB(override(self._config, "metadb", url=url).metadb, self._config.node.down_after)
         try:
@@ -142,8 +142,23 @@ class LocalCluster:
                 reload.clear()
                 for service in self._service:
                     service.signal(signal.SIGHUP)
+            for node in self._nodes:
+                if node.stopped_well and self._drained(node):
+                    node.let_go("while it is drained")
             for child in self._children():
                 child.keep_running()
+
+    def _drained(self, node: Child) -> bool:
+        """Whether an operator takes it out of the cluster, as far as MetaDB says so soon."""
+        meta = MetaDB(override(self._config, "metadb", url=self._url).metadb, self._config.node.down_after)
+        try:
+            identity = read_identity(self._data / node.name)
+            known = meta.nodes(Deadline(_PROBE_TIMEOUT_S))
+            return any(identity and n.uuid == identity.node and n.state == "draining" for n in known)
+        except DistfsError:
+            return False
+        finally:
+            meta.close()
 
     def stop(self, hurry: threading.Event) -> None:
         """The service first, so that nothing is asked of the others any more; MetaDB last."""

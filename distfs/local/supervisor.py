@@ -131,6 +131,17 @@ class Child:
             cause = ConfigError if self._process.returncode in (USAGE, NOT_HOME) else Unavailable
             raise cause(f"{self.name} could not start: {last}")
 
+    @property
+    def stopped_well(self) -> bool:
+        """It ended as one does that is told to, and nothing was said of it yet."""
+        return self._process is not None and self._process.poll() == 0 and not self._due
+
+    def let_go(self, why: str) -> None:
+        """It has ended, and is not started again."""
+        say(f"{self.name} ended {why}: it is not started again")
+        self._close_pipes()
+        self._process = None
+
     def keep_running(self) -> None:
         """One look: say that it died, start it again when its pause is over. Never blocks."""
         if self._process is None or self._process.poll() is None:

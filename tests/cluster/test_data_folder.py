@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +14,7 @@ import pytest
 
 from distfs.metadb.embedded_postgres import resolve
 from distfs.storage.disk.home import read_identity
-from tests.cluster.harness import Cluster, MakeCluster, clean_environment
+from tests.cluster.harness import Cluster, MakeCluster, clean_environment, wait_until
 from tests.cluster.test_up import StartUp, curl, processes_in, refused
 from tests.postgres import run_sql
 
@@ -109,3 +112,21 @@ def test_commands_that_change_something_want_to_know_which_cluster_is_meant(
     assert run("drain", node, "--no-wait", "--metadb", url, url="").returncode == 0
     assert elsewhere.node(0).state == "draining"
     assert run("nodes", url=own).stderr == ""
+
+
+def test_a_drained_node_that_is_told_to_stop_is_not_started_again_and_can_be_forgotten(
+    up: StartUp, data: Path, tmp_path: Path
+) -> None:
+    running = up(DISTFS_NODE_HEARTBEAT="0.2s", DISTFS_NODE_DOWN_AFTER="2s").wait_ready()
+    address = f"127.0.0.1:{json.loads((data / 'ports.json').read_text())['node2']}"
+
+    def distfs(*words: str) -> int:
+        command = [sys.executable, "-m", "distfs", *words]
+        environ = clean_environment(DISTFS_LOCAL_DATA=str(data))
+        return subprocess.run(command, cwd=tmp_path, env=environ, timeout=120).returncode
+
+    assert distfs("drain", address) == 0
+    os.kill(running.children()["node2"], signal.SIGTERM)
+    running.says("node2 ended while it is drained: it is not started again")
+    wait_until(lambda: distfs("forget", address) == 0, "it is forgotten")
+    assert "node2" not in running.children()

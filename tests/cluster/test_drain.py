@@ -44,7 +44,7 @@ def test_a_drained_node_is_empty_safe_to_unplug_and_can_be_forgotten(make_cluste
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
         f"node {node.id} ({node.address}) is empty: safe to unplug. "
-        f"Stop it, then take it off the list: `distfs forget {node.id}`\n"
+        f"Stop it with SIGTERM, then take it off the list: `distfs forget {node.id}`\n"
     )
     cluster.kill_node(0)
     wait_until(lambda: not cluster.node(0).alive, "it is down")
