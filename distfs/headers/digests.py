@@ -17,14 +17,15 @@ ALGORITHMS: dict[str, Callable[[], hashlib._Hash]] = {"sha-256": hashlib.sha256,
 #: Of an upload both are about the whole body: no content coding, and no part of a file, is taken.
 NAMES = ("Repr-Digest", "Content-Digest")
 
+#: Possessive are only repeats of one character: Python before 3.11.5 goes wrong with those of groups.
 _KEY = r"[a-z*][a-z0-9_.*-]*+"
 _BARE_ITEM = (
-    r"(?:-?[0-9]{1,15}(?:\.[0-9]{1,3})?|%?\"(?:[ !#-\[\]-~]|\\[\"\\])*+\"|[A-Za-z*][!#$%&'*+.^_`|~:/0-9A-Za-z-]*+"
+    r"(?:-?[0-9]{1,15}(?:\.[0-9]{1,3})?|%?\"(?:[ !#-\[\]-~]|\\[\"\\])*\"|[A-Za-z*][!#$%&'*+.^_`|~:/0-9A-Za-z-]*+"
     r"|:[A-Za-z0-9+/=]*+:|\?[01]|@-?[0-9]{1,15})"
 )
-_PARAMETERS = rf"(?:; *+{_KEY}(?:={_BARE_ITEM})?)*+"
+_PARAMETERS = rf"(?:; *+{_KEY}(?:={_BARE_ITEM})?)*"
 _ITEM = _BARE_ITEM + _PARAMETERS
-_VALUE = rf"(?:\( *+(?:{_ITEM}(?: ++{_ITEM})*+)? *+\){_PARAMETERS}|{_ITEM})"
+_VALUE = rf"(?:\( *+(?:{_ITEM}(?: ++{_ITEM})*)? *+\){_PARAMETERS}|{_ITEM})"
 _MEMBER = re.compile(rf"({_KEY})(?:=(?=:([^:]*+):)?{_VALUE}|{_PARAMETERS})")
 _COMMA = re.compile(r"[ \t]*+,[ \t]*+")
 

@@ -6,8 +6,8 @@ import re
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: A quoted string, also one that does not end; or a separator outside of one.
-_SEPARATORS = {mark: re.compile(rf'"(?:[^"\\]|\\.)*+"?+|{mark}', re.DOTALL) for mark in ",;"}
-_QUOTED = re.compile(r'"((?:[\t !#-\[\]-~]|\\[\t -~])*+)"')
+_SEPARATORS = {mark: re.compile(rf'"(?:[^"\\]|\\.)*"?+|{mark}', re.DOTALL) for mark in ",;"}
+_QUOTED = re.compile(r'"((?:[\t !#-\[\]-~]|\\[\t -~])*)"')
 _PAIR = re.compile(r"\\(.)")
 
 

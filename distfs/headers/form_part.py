@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from distfs.errors import Refused
 from distfs.headers import fields
 
-_PAIRED = re.compile(r'"((?:[^"\\]|\\["\\])*+)"')
+_PAIRED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 _PLAIN = re.compile(r'"([^"]*+)"')
-_MIXED = re.compile(r'"((?:[^"\\]|\\["\\]|\\(?!["\\]))*+)"')
+_MIXED = re.compile(r'"((?:[^"\\]|\\["\\]|\\(?!["\\]))*)"')
 _PAIR = re.compile(r'\\(["\\])')
 _BARE = re.compile(r'[^";]*+')
 _NAME = re.compile(r"[ \t;]*+([!#$%&'*+.^_`|~0-9A-Za-z-]++)[ \t]*+=[ \t]*+")

@@ -7,7 +7,7 @@ from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
 #: A name may have more in it than DNS allows: underscores above all. An IPv4 address is such a name, too.
-_NAME = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+")
+_NAME = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
 _FUTURE = re.compile(r"v[0-9a-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++", re.IGNORECASE)
 MAX_PORT = 65535
 _USUAL = 255  # characters; what is longer is hardly a host, and nothing to remember
