@@ -17,6 +17,11 @@ def uncalled(stand_in: Callable[..., Any]) -> Callable[..., Any]:
     return _Seen(stand_in, lambda: None)
 
 
+def not_always_called(stand_in: Callable[..., Any]) -> Callable[..., Any]:
+    """For one that is part of what a test is built on, whether or not it comes to it."""
+    return uncalled(stand_in)
+
+
 class _Seen:
     """Something to be called that is no function, and so is bound to nothing."""
 

@@ -109,8 +109,14 @@ def test_of_several_that_migrate_at_once_one_does_it(make_database: Callable[[st
     assert sorted(applied) == [[], [], [], list(range(1, meta_schema.latest() + 1))]
 
 
+def migrating_to(url: str, folder: Path) -> subprocess.Popen[bytes]:
+    """`distfs migrate` in a folder without a ./data of another cluster."""
+    environment = os.environ | {"DISTFS_METADB_URL": url}
+    return subprocess.Popen([sys.executable, "-m", "distfs", "migrate"], cwd=folder, env=environment)
+
+
 def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(
-    make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    make_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As long as a backup may read: that is what the index waits for here, and what is half made, to be dropped."""
     url = make_database("template1")
@@ -127,8 +133,7 @@ def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(
     ):
         backup.raw.run("BEGIN ISOLATION LEVEL REPEATABLE READ")
         backup.raw.run("SELECT FROM slice")
-        environment = os.environ | {"DISTFS_METADB_URL": url}
-        migrating = subprocess.Popen([sys.executable, "-m", "distfs", "migrate"], env=environment)
+        migrating = migrating_to(url, tmp_path)
         eventually(
             lambda: run_sql(url, made, name="slice_places") == [["slice_places", False]], "it is begun"
         )
