@@ -58,7 +58,10 @@ class UploadResources:
 
 def refusal(failed: Collection[DistfsError], saying: str = "") -> DistfsError:
     """The error for a slice that cannot be kept, with every reason; Full when nothing else was the matter; our bug
-    when that was any of it."""
+    when that was any of it. Who gave the request up is the reason before all others: no node is to blame."""
+    for error in failed:
+        if isinstance(error, Cancelled):
+            return error
     kind: type[DistfsError] = Full if failed and all(isinstance(e, Full) for e in failed) else Unavailable
     if any(e.status == DistfsError.status for e in failed):
         kind = DistfsError

@@ -7,6 +7,7 @@ import pytest
 from distfs.errors import Busy, Cancelled, DistfsError, OutcomeUnknown, Unavailable
 from distfs.formats import wire
 from distfs.process.output import NOT_TOLD, code_of
+from distfs.transfer.file_upload import refusal
 
 
 @pytest.mark.parametrize("kind", [Busy, Cancelled, OutcomeUnknown])
@@ -20,3 +21,8 @@ def test_what_is_nobodys_fault_is_told_as_unavailable_and_is_none(kind: type[Dis
     frame = decoder.next_frame()
     assert frame is not None
     assert type(wire.decode_error(frame.header(), "node")) is Unavailable
+
+
+def test_an_upload_that_was_given_up_is_refused_for_that_and_not_for_its_nodes() -> None:
+    given_up = Cancelled("the service stops")
+    assert refusal([Unavailable("node 1 is away"), given_up]) is given_up
