@@ -16,7 +16,7 @@ import pytest
 
 from distfs.storage.disk import store as disk_store
 from distfs.storage.disk import writer as disk_writer
-from tests.faults.patch import not_always_called
+from tests.faults.patch import unplanned
 
 SMALL = 8 << 20  # bytes of the disk that is full soon
 
@@ -44,7 +44,7 @@ def small_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_all(fd, view)
 
-    monkeypatch.setattr(disk_writer, "_write_all", not_always_called(write))
+    monkeypatch.setattr(disk_writer, "_write_all", unplanned(write))
     yield folder
 
 

@@ -229,8 +229,7 @@ class Loop(Host):
     def _look_after(self, now: float) -> None:
         """Those who wait for a worker for too long are told so. And while a request waits or is served, nobody else
         looks whether its client is still there: those that have come a while ago are looked at."""
-        for late in self.workers.overdue(now - host.WAIT_LIMIT_S):
-            late.refuse_busy(Busy("every worker is busy with other requests: try again soon"))
+        self._refuse_waiting(now - host.WAIT_LIMIT_S)
         poll, served = select.poll(), {}
         for connection in self.workers.busy():
             if 0 < connection.serving <= now - self.tick / 2:
@@ -244,6 +243,11 @@ class Loop(Host):
                     connection.refuse_busy(ClientGone("the client hung up"))
             elif events & select.POLLRDHUP or connection.stands_still():
                 connection.ask_client()
+
+    def _refuse_waiting(self, since: float) -> None:
+        """Those that have waited for a worker since then, or longer."""
+        for late in self.workers.overdue(since):
+            late.refuse_busy(Busy("every worker is busy with other requests: try again soon"))
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -262,8 +266,7 @@ class Loop(Host):
         self._until_free(grace)
         self.end_waits()
         self._give_up(lambda connection: True)
-        for late in self.workers.overdue(time.monotonic()):
-            late.refuse_busy(Busy("every worker is busy with other requests: try again soon"))
+        self._refuse_waiting(time.monotonic())
         self._until_free(cut_grace)
         self.workers.close()
         with self._ended:

@@ -12,14 +12,9 @@ import pytest
 from tests.faults.ledger import OF_THE_TEST
 
 
-def uncalled(stand_in: Callable[..., Any]) -> Callable[..., Any]:
-    """For one that is there to show that nobody calls it."""
+def unplanned(stand_in: Callable[..., Any]) -> Callable[..., Any]:
+    """For one that is no fault: it shows that nobody calls it, or a test is built on it, called or not."""
     return _Seen(stand_in, lambda: None)
-
-
-def not_always_called(stand_in: Callable[..., Any]) -> Callable[..., Any]:
-    """For one that is part of what a test is built on, whether or not it comes to it."""
-    return uncalled(stand_in)
 
 
 class _Seen:

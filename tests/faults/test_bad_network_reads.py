@@ -19,7 +19,7 @@ from distfs.model import File, Policy
 from distfs.peers.directory import Standing
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes
-from tests.faults.patch import uncalled
+from tests.faults.patch import unplanned
 from tests.faults.proxied import IMPATIENT, PATIENT, Proxied, known, proxied
 from tests.faults.proxy import Proxy
 from tests.integration.byte_ways import BLOCK, CODED, COPIES, SLICE
@@ -105,7 +105,7 @@ def test_a_late_node_that_is_first_all_the_same_is_read_on_and_blamed_for_nothin
     file = ways.upload(DATA[:SLICE], policy)
     noted: list[object] = []
     note = lambda fragment, node, error: noted.append((fragment, node, str(error)))  # noqa: E731
-    monkeypatch.setattr(ways.services.downloader, "_note_damage", uncalled(note))
+    monkeypatch.setattr(ways.services.downloader, "_note_damage", unplanned(note))
     directory = ways.services.directory
     eventually(  # on a busy machine a node may have been late by itself
         lambda: (

@@ -15,7 +15,7 @@ from tests.contract.memory_store import MemoryStore
 from tests.contract.samples import CLUSTER, header, put, soon, whole
 from tests.faults import ledger
 from tests.faults.ledger import OF_THE_TEST, FaultMetNobody
-from tests.faults.patch import Patch, uncalled
+from tests.faults.patch import Patch, unplanned
 from tests.integration.byte_ways import Source
 from tests.integration.scripted_node import answering, ok, scripted
 
@@ -24,7 +24,7 @@ def patch(asked: bool) -> None:
     owner = SimpleNamespace(answer=lambda: 1, alone=lambda: 1)
     with Patch.context() as patched:
         patched.setattr(owner, "answer", lambda: 2)
-        patched.setattr(owner, "alone", uncalled(lambda: 3))
+        patched.setattr(owner, "alone", unplanned(lambda: 3))
         assert not asked or owner.answer() == 2
     assert owner.answer() == 1
 

@@ -20,7 +20,7 @@ from distfs.transfer.blocks import BlockPool
 from distfs.transfer.download import Downloader
 from tests.contract.nodes import KillableServer
 from tests.contract.samples import header, put, random_bytes, soon
-from tests.faults.patch import uncalled
+from tests.faults.patch import unplanned
 from tests.integration.byte_ways import BLOCK, COPIES, SLICE, Ways, byte_ways, flip, header_of, register
 from tests.postgres import database_url, run_sql
 
@@ -226,7 +226,7 @@ def test_one_copy_is_always_the_first_and_its_damage_is_noted_for_repair(
     file = ways.upload(DATA[:SLICE])
     noted: list[tuple[FragmentId, int]] = []
     note = lambda fragment, node, error: noted.append((fragment, node))  # noqa: E731
-    monkeypatch.setattr(ways.services.downloader, "_note_damage", note if preferred else uncalled(note))
+    monkeypatch.setattr(ways.services.downloader, "_note_damage", note if preferred else unplanned(note))
     [piece] = file.slices
     index = first_read(piece, COPIES) if preferred else 1 - first_read(piece, COPIES)
     ways.paths(file)[index].unlink()
