@@ -1,6 +1,6 @@
 """The fragment store: the one interface behind which fragments are kept.
 
-On this machine's disk (``disk.store``), on another machine (``node.client``), in memory for tests, or wrapped by
+On this machine's disk (``disk.store``), on another machine (``peers.client``), in memory for tests, or wrapped by
 something that throttles, retries or breaks on purpose: all are FragmentStore, and one contract suite
 (``tests/contract``) runs against each.
 """

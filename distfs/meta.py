@@ -1,6 +1,6 @@
 """MetaDB: the only source of truth. What services and nodes ask of it, and how every statement is run.
 
-``upkeep.db`` and ``admission.db`` run theirs through this, too. A statement is one transaction, and a method is
+``upkeep.db`` and ``limits.db`` run theirs through this, too. A statement is one transaction, and a method is
 one statement; a second follows only where an earlier try may have done what the first was to do. Every statement may
 be run again without harm (``sql/queries.sql``); on that rests what happens when a connection is lost: a read is run
 once more on a new connection, a change is run again until MetaDB has said what became of it.
@@ -301,7 +301,7 @@ class MetaDB:
         if not self.write("undelete_file", deadline, id=id, again="is_file"):
             raise NotFound(f"no file {id} in the trash")
 
-    # --- running statements: for the methods above, upkeep.db and admission.db ------------------------
+    # --- running statements: for the methods above, upkeep.db and limits.db ------------------------
 
     def connect(self, deadline: Deadline) -> Link:
         """A connection of the caller's own, who closes it. Raises Unavailable."""
@@ -493,8 +493,5 @@ def _committed(file: NewFile, created_at: Any) -> File:
 
 def _file(row: Sequence[Any], slices: list[Any]) -> File:
     file_id, name, content_type, size, sha256, k, m, block_size, created_at = row
-    pieces = tuple(
-        Slice(UUID(slice_id), ordinal, length, bytes.fromhex(digest), tuple(nodes))
-        for slice_id, ordinal, length, digest, nodes in slices
-    )
+    pieces = tuple(map(Slice.from_json, slices))
     return File(file_id, name, content_type, size, sha256, Policy(k, m), block_size, pieces, created_at)

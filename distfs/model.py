@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from distfs.errors import ConfigError
@@ -139,6 +141,12 @@ class Slice:
     size: int  # plain bytes
     digest: bytes  # anchors the fragment tables: see fragment.slice_digest
     nodes: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, row: Sequence[Any]) -> Slice:
+        """As MetaDB's `json_build_array(id, ordinal, size, digest in hex, nodes)`."""
+        slice_id, ordinal, size, digest, nodes = row
+        return cls(UUID(slice_id), ordinal, size, bytes.fromhex(digest), tuple(nodes))
 
 
 @dataclass(frozen=True, slots=True)

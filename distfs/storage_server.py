@@ -1,6 +1,6 @@
 """A storage node: ``python -m distfs.storage_server --port 9001 --data data/s1``.
 
-One thread a connection (``node_connection.py``), and beside them the node's heartbeats and a look at its disk.
+One thread a connection (``storage/connection.py``), and beside them the node's heartbeats and a look at its disk.
 """
 
 from __future__ import annotations

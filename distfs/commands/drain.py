@@ -13,6 +13,7 @@ from distfs.commands.waiting import wait_until_none
 from distfs.errors import Refused
 from distfs.model import Node
 from distfs.process.output import complain, tell
+from distfs.upkeep.model import Leaving
 from distfs.upkeep.rebalance import dry_drain
 
 
@@ -37,7 +38,7 @@ def drain(operator: Operator, named: str, *, wait: bool, patience: float) -> int
         tell(f"{where} is draining: it takes nothing new; `distfs nodes` tells when it is empty")
         return 0
 
-    leaving = operator.db.leaving(node.id, operator.walk())
+    leaving: Leaving
 
     def left() -> int:
         nonlocal leaving

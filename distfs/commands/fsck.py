@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from distfs.commands.display import Progress, counted, duration, fragments_in_words
-from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings
+from distfs.commands.fsck_node import Finding, NodeCheck, NodeFindings, kept_by
 from distfs.commands.operator import Operator
 from distfs.commands.readable import is_readable
 from distfs.errors import Busy, ProtocolError, Unavailable
@@ -19,7 +19,6 @@ from distfs.upkeep.model import MoveTask, ShortFile
 
 #: Nodes that are asked at the same time.
 _AT_ONCE = 16
-_PAGE = 1000
 #: How many findings of a kind are printed for people; JSON has them all.
 _SHOWN = 20
 
@@ -140,13 +139,10 @@ def _heals(operator: Operator, short: ShortFile) -> bool:
 def _unkept(operator: Operator, node: int) -> Iterator[Finding]:
     """Fragments that MetaDB itself says are nowhere: kept by nobody (0), or by a node that is not known."""
     reason = f"kept by node {node}, which nobody knows" if node else "nobody keeps it"
-    after = None
-    while page := operator.db.slices_on(node, after, _PAGE, operator.deadline()):
-        for task in page:
-            # The rows of a file whose end has begun may stay for a while; nobody misses anything of it.
-            if not task.trashed or operator.db.is_kept(task.fragment, node, operator.deadline()):
-                yield from _places(task, node, reason)
-        after = page[-1].piece.id
+    for task in kept_by(operator, node):
+        # The rows of a file whose end has begun may stay for a while; nobody misses anything of it.
+        if not task.trashed or operator.db.is_kept(task.fragment, node, operator.deadline()):
+            yield from _places(task, node, reason)
 
 
 def _places(task: MoveTask, node: int, reason: str) -> Iterator[Finding]:

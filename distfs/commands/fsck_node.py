@@ -74,7 +74,7 @@ class NodeCheck:
     def run(self) -> None:
         """Raises Unavailable, Busy, ProtocolError when the node cannot be asked (any more)."""
         self._store.info(self._operator.deadline())
-        listed, kept = self._listed(), self._kept()
+        listed, kept = self._listed(), kept_by(self._operator, self._node)
         there, wanted = next(listed, None), next(kept, None)
         while there or wanted:
             at, due = _place(there.id if there else None), _place(wanted.fragment if wanted else None)
@@ -103,13 +103,6 @@ class NodeCheck:
             page = self._store.list(cursor, _PAGE, self._operator.deadline())
             yield from page.fragments
             cursor = page.cursor
-
-    def _kept(self) -> Iterator[MoveTask]:
-        """What MetaDB says the node keeps, by id; the trash included."""
-        after: UUID | None = None
-        while page := self._operator.db.slices_on(self._node, after, _PAGE, self._operator.deadline()):
-            yield from page
-            after = page[-1].piece.id
 
     # --- one fragment -----------------------------------------------------------------------------------
 
@@ -191,6 +184,14 @@ class NodeCheck:
             return Finding.of(lost, id, self._node, reason)
         reason = "upkeep leaves it while its slice lacks a fragment" if claim.short else "no file needs it"
         return Finding(id, self._node, f"{reason} {size}")
+
+
+def kept_by(operator: Operator, node: int) -> Iterator[MoveTask]:
+    """What MetaDB says a node keeps, by id; the trash included."""
+    after: UUID | None = None
+    while page := operator.db.slices_on(node, after, _PAGE, operator.deadline()):
+        yield from page
+        after = page[-1].piece.id
 
 
 def _place(fragment: FragmentId | None) -> tuple[UUID, int]:

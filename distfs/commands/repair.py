@@ -10,6 +10,7 @@ from distfs.commands.operator import Operator
 from distfs.commands.readable import is_readable
 from distfs.commands.waiting import wait_until_none
 from distfs.process.output import complain, tell
+from distfs.upkeep.model import Backlog
 
 _NAMED_FILES = 5
 
@@ -24,8 +25,10 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
                 f"not waiting for {named_nodes(given_up)}, down or unreachable now: what they kept is made anew"
             )
     delay = operator.config.upkeep.repair_delay
+    backlog: Backlog
 
     def left() -> int:
+        nonlocal backlog
         backlog = operator.db.backlog(delay, operator.walk())
         return backlog.slices - backlog.hopeless
 
@@ -34,20 +37,21 @@ def repair(operator: Operator, *, now: bool, wait: bool, patience: float) -> int
         return 0
     reason = wait_until_none(operator, "repair", "repairing", left, patience)
     if reason:
-        complain(f"distfs: {counted(left(), 'slice')} cannot be repaired: {reason}")
-    lost = _report_lost(operator, delay)
+        complain(
+            f"distfs: {counted(backlog.slices - backlog.hopeless, 'slice')} cannot be repaired: {reason}"
+        )
+    lost = _report_lost(operator, delay, backlog.hopeless)
     if not reason and not lost:
         tell("every slice has its full redundancy")
         _warn_of_silent(operator)
     return 1 if reason or lost else 0
 
 
-def _report_lost(operator: Operator, delay: float) -> bool:
-    """Say what has too few fragments where they belong; whether there is any.
+def _report_lost(operator: Operator, delay: float, count: int) -> bool:
+    """Say of ``count`` slices that they have too few fragments where they belong; whether there is any.
 
     No file is named for deletion that can be read by what is left of it elsewhere.
     """
-    count = operator.db.backlog(delay, operator.walk()).hopeless
     if not count:
         return False
     tasks = operator.db.work_to_repair(delay, 100, operator.walk())

@@ -1,6 +1,6 @@
 """Every setting there is, with its default, as frozen dataclasses: a section of the file each.
 
-Values carry their unit as a type (``Bytes``, ``Seconds``). ``config_file`` reads them, ``config_rules`` says what
+Values carry their unit as a type (``Bytes``, ``Seconds``). ``file`` reads them, ``rules`` says what
 must hold between them; nothing else reads settings.
 """
 

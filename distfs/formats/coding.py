@@ -83,15 +83,15 @@ class ReedSolomon:
         return size
 
     def encode(self, block: memoryview) -> Sequence[Buffer]:
-        size, headers = self.cell_size(len(block)), self._headers(len(block))
+        size = self.cell_size(len(block))
         with self._lock:
-            return self._encode(block, size, headers)
+            return self._encode(block, size)
 
-    def _encode(self, block: memoryview, size: int, headers: list[bytes]) -> list[Buffer]:
+    def _encode(self, block: memoryview, size: int) -> list[Buffer]:
         coded = self._driver.encode(bytes(block))
         whole = len(block) // size  # data cells without padding need no copy of their own
         return [
-            block[i * size : (i + 1) * size] if i < whole else memoryview(coded[i])[len(headers[i]) :]
+            block[i * size : (i + 1) * size] if i < whole else memoryview(coded[i])[_LIBRARY_HEADER:]
             for i in range(self.policy.width)
         ]
 

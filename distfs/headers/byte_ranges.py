@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from distfs.headers import lengths
+from distfs.headers import fields, lengths
 
 _RANGE = re.compile(r"([0-9]*+)-([0-9]*+)")
 
@@ -23,7 +23,7 @@ def read(text: str) -> list[Asked] | None:
     if unit.lower() != "bytes":
         return None
     found = []
-    for element in filter(None, (part.strip(" \t") for part in listed.split(","))):
+    for element in fields.elements(listed):
         numbers = _RANGE.fullmatch(element)
         if numbers is None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from email.utils import format_datetime
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -44,6 +45,4 @@ def _with_century(year: int, this_year: int) -> int:
 
 def write(moment: datetime) -> str:
     """As every header has it (RFC 9110, 5.6.7): ``Sun, 06 Nov 1994 08:49:37 GMT``."""
-    at = moment.astimezone(UTC)
-    day, month = _WEEKDAYS[at.weekday()], _MONTHS[at.month - 1]
-    return f"{day}, {at.day:02} {month} {at.year:04} {at.hour:02}:{at.minute:02}:{at.second:02} GMT"
+    return format_datetime(moment.astimezone(UTC), usegmt=True)

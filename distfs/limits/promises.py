@@ -170,10 +170,6 @@ class Admission:
             promise.cover(size)
         return promise
 
-    def fewest(self, policy: Policy) -> int:
-        """On how many nodes a file must be safe at least."""
-        return self.storage.fewest(policy)
-
     def reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
         """Raises what ``admit`` raises."""
         return self._with_room(lambda: self.reserve_at_once(size, policy, deadline), deadline)
@@ -215,7 +211,7 @@ class Admission:
         for _ in range(TRIES):
             state, fresh = self._known(deadline, fresh=fresh)
             width = width_for(
-                state.disks, self._demands(state, policy), policy.width, self.fewest(policy), share
+                state.disks, self._demands(state, policy), policy.width, self.storage.fewest(policy), share
             )
             if not width:
                 if fresh:
@@ -277,7 +273,7 @@ class Admission:
         """Under ``_counting``: the share a file may have, worked out once for each state."""
         known = self._rooms.get(policy)
         if known is None or state is not self._state:
-            known = room(state.disks, state.demands, policy.width, self.fewest(policy))
+            known = room(state.disks, state.demands, policy.width, self.storage.fewest(policy))
             if state is self._state:
                 self._rooms[policy] = known
         return known
@@ -307,7 +303,7 @@ class Admission:
 
     def _refusal(self, state: AdmissionState, size: int, policy: Policy, margin: int = 0) -> Unavailable:
         """``margin``: bytes a node that it has to leave. The trash, if it may, was asked first to give way."""
-        fewest = self.fewest(policy)
+        fewest = self.storage.fewest(policy)
         if (able := sum(disk.nodes for disk in state.disks)) < fewest:
             return Unavailable(shortage(fewest, able, state.known, state.up))
         wish = Wish(size, policy, fewest, self.storage.slice_size, self._small, margin)

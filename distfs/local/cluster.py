@@ -191,7 +191,7 @@ class LocalCluster:
         embedded = embedded_postgres.is_embedded(url) and "?" not in url
         login = ["--metadb", f"{url}?user={NODE_ROLE}"] if embedded else []
         host = self._config.node.host
-        self._make_homes(names, self._ports)
+        self._make_homes(names)
         ports = {name: self._ports.of(name) for name in names}
         self._ports.save()  # after their folders: what it names was there once
         for name, port in ports.items():
@@ -202,7 +202,7 @@ class LocalCluster:
             node.start()
         return set(ports.values())
 
-    def _make_homes(self, names: Sequence[str], remembered: NodePorts) -> None:
+    def _make_homes(self, names: Sequence[str]) -> None:
         """Folders of nodes that there never were: at the first start, and when there are to be more of them. One
         that was there before is never made anew: its disk may not be mounted. Raises ConfigError."""
         homes = [int(name[4:]) for name in names if read_identity(self._data / name)]
@@ -210,7 +210,7 @@ class LocalCluster:
             folder = self._data / name
             if int(name[4:]) in homes:
                 continue
-            if name in remembered or int(name[4:]) < max(homes, default=0):
+            if name in self._ports or int(name[4:]) < max(homes, default=0):
                 raise ConfigError(
                     f"{folder} was a storage node's and is no more: mount its disk, or, if what it kept is lost for "
                     f"good, run `distfs node init --data {quoted(folder)}`, start again, and "

@@ -16,7 +16,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -167,7 +167,7 @@ def check_may_join(data: Path, meta: MetaDB, deadline: Deadline) -> None:
     elif theirs is not None and theirs.has_nodes and not meta.is_in(data):
         raise ConfigError(
             f"the MetaDB {meta.place} is of a cluster with storage nodes elsewhere, none in {data}: "
-            f"{_remedy(os.environ)}, or join that cluster with --join"
+            f"{_remedy()}, or join that cluster with --join"
         )
 
 
@@ -191,9 +191,9 @@ def _check_same(data: Path, ours: UUID, theirs: UUID | None, meta: MetaDB, other
     whose = f"is of cluster {theirs}" if theirs else "is empty"
     raise ConfigError(
         f"the storage nodes in {data} are of cluster {ours}, and the MetaDB {meta.place} {whose}: "
-        f"{_remedy(os.environ)}, or {otherwise}"
+        f"{_remedy()}, or {otherwise}"
     )
 
 
-def _remedy(environ: Mapping[str, str]) -> str:
-    return f"unset {METADB_VARIABLE}" if METADB_VARIABLE in environ else "correct metadb.url"
+def _remedy() -> str:
+    return f"unset {METADB_VARIABLE}" if METADB_VARIABLE in os.environ else "correct metadb.url"

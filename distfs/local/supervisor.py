@@ -77,11 +77,6 @@ class Child:
         self._started_at = self._due = 0.0
         self._pause = BACKOFF_FIRST_S
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process while it runs."""
-        return self._process.pid if self._process and self._process.poll() is None else None
-
     def start(self) -> None:
         self._process = subprocess.Popen(
             self.argv,
@@ -148,9 +143,7 @@ class Child:
             return
         now = time.monotonic()
         if self._process.returncode == FORGOTTEN:
-            say(f"{self.name} {self._end()}: it is not started again")
-            self._close_pipes()
-            self._process = None
+            self.let_go(f"with exit code {FORGOTTEN}")
         elif not self._due:
             if now - self._started_at > SETTLED_S:
                 self._pause = BACKOFF_FIRST_S
@@ -173,11 +166,6 @@ class Child:
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
-
-    def stop(self, hurry: threading.Event) -> None:
-        """SIGTERM, then SIGKILL after its grace, or at once when ``hurry`` is set. Returns when it is gone."""
-        self.ask_to_stop()
-        self.wait_gone(hurry)
 
     def ask_to_stop(self) -> None:
         if self._process is not None and self._process.poll() is None:

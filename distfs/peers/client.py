@@ -165,7 +165,7 @@ class NodeClient(AsksAhead):
         caller = {
             "cluster": self._cluster.hex,
             "node": self.node.hex,
-            "deadline": round(deadline.remaining(f"node {self.address}: {type_.name}"), 3),
+            "deadline": round(deadline.remaining(f"{self.link.peer}: {type_.name}"), 3),
             "request": current_request_id(),
         }
         return wire.encode(type_, caller | fields)
@@ -196,7 +196,7 @@ class NodeClient(AsksAhead):
             self.link.breaker.succeeded()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as e:
             self.link.breaker.failed()
-            raise ProtocolError(f"node {self.address}: an answer that lacks what was asked for: {e}") from e
+            raise ProtocolError(f"{self.link.peer}: an answer that lacks what was asked for: {e}") from e
         except ProtocolError as e:
             self.link.breaker.failed()
-            raise ProtocolError(f"node {self.address}: a listing that cannot be: {e}") from e
+            raise ProtocolError(f"{self.link.peer}: a listing that cannot be: {e}") from e

@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 
 _WINDOW = 64  # samples of a node's recent history
 _RANK_EVERY = 4  # samples
@@ -18,8 +17,7 @@ BURST = 32
 class LatencyHistory:
     """A node's recent latencies to the first byte, in seconds. Thread-safe."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._samples: deque[float] = deque(maxlen=_WINDOW)
         self._recent: deque[float] = deque(maxlen=_RECENT)
@@ -36,7 +34,7 @@ class LatencyHistory:
             # Sorting costs more than a small read's worth: not for each, but at once for one that stands out.
             if self._unranked >= _RANK_EVERY or seconds > self._p95:
                 self._rank()
-            self.heard_at = self._clock()
+            self.heard_at = time.monotonic()
 
     def _rank(self) -> None:
         self._unranked = 0

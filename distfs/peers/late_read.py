@@ -58,7 +58,6 @@ class AsksAhead(ABC):
         count: int,
         deadline: Deadline,
         connect_within: float | None = None,
-        aside: bool = False,
     ) -> LateReader:
         """``FragmentStore.get`` without waiting for the answer."""
 

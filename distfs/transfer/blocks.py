@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from distfs.body.source import Source
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
 
@@ -200,6 +201,14 @@ class Block:
     def cut(self, n: int) -> None:
         """Only the first ``n`` bytes are the block."""
         self.view = self.view[:n]
+
+    def fill(self, source: Source) -> None:
+        """With what comes next of a source. Let go of when that fails."""
+        try:
+            self.cut(source.readinto(self.view))
+        except BaseException:
+            self.release()
+            raise
 
     def hold(self, more: int = 1) -> None:
         """``more`` further holders."""

@@ -105,8 +105,8 @@ class Downloader:
     def _first(self, file: NewFile, deadline: Deadline) -> bytes | First | None:
         """A small file as it is on the node that is asked first; or what came of asking. None: another is better."""
         [piece] = file.slices
-        held = [index for index, node in enumerate(piece.nodes) if node]
-        index = held[piece.id.int % len(held)] if held else 0  # as in _order
+        held = _held(piece, file.policy.k)
+        index = held[0] if held else 0
         store = self._directory.well(piece.nodes[index], deadline)
         if store is None:
             return None
@@ -255,18 +255,24 @@ class Downloader:
         return SliceReader(*shape, directory.store, order, span, deadline, *how)
 
     def _order(self, piece: Slice, code: Code, deadline: Deadline) -> list[int]:
-        """Fragment indexes: nodes that are up and well first.
-
-        Of copies a slice has one that all services prefer: slices share the nodes evenly, and what is read
-        again is in one node's page cache, not half of it in each.
-        """
+        """Fragment indexes: nodes that are up and well first."""
         alive = {node.id for node in self._directory.known(deadline) if node.alive}
         standing = self._directory.standing(piece.nodes)
-        held = [index for index, node in enumerate(piece.nodes) if node]
-        if code.policy.k == 1 and held:  # with k > 1 data cells come first: they need no decoding
-            preferred = piece.id.int % len(held)
-            held = held[preferred:] + held[:preferred]
+        held = _held(piece, code.policy.k)
         return sorted(held, key=lambda i: (piece.nodes[i] not in alive, standing[piece.nodes[i]]))
+
+
+def _held(piece: Slice, k: int) -> list[int]:
+    """Indexes of the fragments that a node has.
+
+    Of copies a slice has one that all services prefer, which comes first: slices share the nodes evenly, and what is
+    read again is in one node's page cache, not half of it in each.
+    """
+    held = [index for index, node in enumerate(piece.nodes) if node]
+    if k == 1 and held:  # with k > 1 data cells come first: they need no decoding
+        preferred = piece.id.int % len(held)
+        held = held[preferred:] + held[:preferred]
+    return held
 
 
 def is_small(file: NewFile) -> bool:

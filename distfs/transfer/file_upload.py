@@ -248,11 +248,7 @@ class FileUpload:
         except BaseException:
             self._window.release()
             raise
-        try:
-            block.cut(source.readinto(block.view))
-        except BaseException:
-            block.release()
-            raise
+        block.fill(source)
         if len(block.view):
             return block
         block.release()

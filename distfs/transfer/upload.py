@@ -195,8 +195,7 @@ class UploadSession:
             return False
         self._landed(plan)
         log.info("an upload waits for storage nodes: %s", "; ".join(map(str, failed.values())))
-        self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
-        directory.glance(self._deadline, _LOOK_S)
+        self._wait_for_nodes()
         return True
 
     def _landed(self, plan: SlicePlan) -> None:
@@ -246,9 +245,13 @@ class UploadSession:
             return False
         self._failed_nodes = bad
         log.info("an upload waits for storage nodes: %d of %d have slice %s", len(held), fewest, piece.id)
+        self._wait_for_nodes()
+        return True
+
+    def _wait_for_nodes(self) -> None:
+        """A moment, and look again. Raises TooSlow, Cancelled."""
         self._deadline.pause(_LOOK_S, "waiting for storage nodes to come back")
         self._uploader.directory.glance(self._deadline, _LOOK_S)
-        return True
 
     def _may_return(self, held: Sequence[int], failed: Container[int]) -> int:
         """How many nodes that have a part of a slice, or could take one, are up or may only be restarting."""
@@ -371,11 +374,7 @@ class UploadSession:
 
     def _read_block(self, source: Source, beside: int) -> Block:
         block = self._uploader.resources.pool.take(self._deadline, beside=beside)
-        try:
-            block.cut(source.readinto(block.view))
-        except BaseException:
-            block.release()
-            raise
+        block.fill(source)
         return block
 
     @staticmethod

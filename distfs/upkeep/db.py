@@ -298,7 +298,7 @@ class UpkeepDB:
     def expired_trash(self, ttl: float, limit: int, deadline: Deadline) -> list[TrashedFile]:
         """Files deleted more than ``ttl`` seconds ago, oldest first. From now on they cannot be undeleted."""
         rows = self._meta.write("expired_trash", deadline, ttl=ttl, limit=limit)
-        return [TrashedFile(row[0], tuple(map(_piece_from_json, row[1])), for_good=row[2]) for row in rows]
+        return [TrashedFile(row[0], tuple(map(Slice.from_json, row[1])), for_good=row[2]) for row in rows]
 
     def trash_after(self, after: Deleted | None, limit: int, deadline: Deadline) -> list[Deleted]:
         """Files in the trash, those deleted first first; ``after``: the last of the page before."""
@@ -482,8 +482,3 @@ def _repair_task(row: Sequence[Any]) -> RepairTask:
 def _piece(row: Sequence[Any]) -> Slice:
     slice_id, ordinal, size, digest, nodes = row
     return Slice(slice_id, ordinal, size, digest, tuple(nodes))
-
-
-def _piece_from_json(row: Sequence[Any]) -> Slice:
-    slice_id, ordinal, size, digest, nodes = row
-    return Slice(UUID(slice_id), ordinal, size, bytes.fromhex(digest), tuple(nodes))

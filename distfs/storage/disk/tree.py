@@ -159,7 +159,7 @@ class FragmentTree:
             if level not in self._known:
                 make_folder(Path(level))
                 self._known.add(level)
-        return os.open(levels[-1], os.O_RDONLY | os.O_DIRECTORY)
+        return _open(levels[-1])
 
     def _walk(self, cursor: str) -> Iterator[tuple[Path, FragmentId]]:
         """Files after ``cursor`` in name order. A folder that cannot be read raises: it is not empty."""
@@ -212,7 +212,7 @@ def _opened(folder: Path) -> Iterator[int]:
         os.close(fd)
 
 
-def _open(folder: Path) -> int:
+def _open(folder: str | Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
 
