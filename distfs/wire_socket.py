@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import socket
-import struct
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,9 +19,8 @@ from distfs.errors import Busy, DistfsError, NodeUnavailable, ProtocolError, Too
 from distfs.formats import wire
 from distfs.model import Buffer
 from distfs.process import descriptors
-from distfs.process.dial import dial, keep_alive
+from distfs.process.dial import dial, keep_alive, timeval
 
-_TIMEVAL = struct.Struct("@ll")
 _READ_AHEAD = 16 << 10
 _CLOSE_S = 0.0005  # so near to a limit is at it
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
@@ -94,33 +92,27 @@ class WireSocket:
     def _set_timeout(self, option: int, seconds: float) -> None:
         seconds = max(seconds, 0.001)  # zero would mean: wait for ever
         if self._timeouts.get(option) != seconds:
-            whole = int(seconds)
-            timeval = _TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
-            self.sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+            self.sock.setsockopt(socket.SOL_SOCKET, option, timeval(seconds))
             self._timeouts[option] = seconds
 
     @property
     def idle(self) -> bool:
         """Nothing to read: neither stray bytes nor the peer's end. What a pooled connection must be."""
-        if self._decoder.buffered:
-            return False
-        try:  # a peek and not select(), which takes no descriptor over 1023
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not self._decoder.buffered and self._peek() is None
 
     @property
     def ended(self) -> bool:
         """The peer has closed its side, or the connection is broken."""
-        try:
-            return not self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return self._peek() == b""
+
+    def _peek(self) -> bytes | None:
+        """What comes next; empty: the peer's end, or a broken connection; None: nothing yet."""
+        try:  # a peek and not select(), which takes no descriptor over 1023
+            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return False
+            return None
         except OSError:
-            return True
+            return b""
 
     # --- frames -----------------------------------------------------------------------------------
 

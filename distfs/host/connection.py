@@ -308,7 +308,6 @@ class Connection:
             self.ending = Ending.CUT
             raise
         finally:
-            self.waits = None
             if again and self.ending is None:
                 self.loop.serve(self)  # at the end of the line: others wait too
             else:

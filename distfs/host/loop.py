@@ -13,7 +13,6 @@ import itertools
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from distfs.host.time_limits import check
 from distfs.host.workers import Workers
 from distfs.limits.gate import Gate
 from distfs.process import descriptors
+from distfs.process.dial import timeval
 from distfs.transfer.blocks import BlockPool
 
 RECEIVE = 64 * KIB  # the most the loop reads at once
@@ -39,7 +39,7 @@ DRAIN_LOOK_S = 0.02  # how often it is looked whether all is done, when the serv
 ACCEPTS = 64  # connections taken at once, before others have their turn
 #: So long a worker waits for the next request of a connection before it leaves that to the loop.
 PATIENCE_S = 0.004
-_PATIENCE = struct.pack("ll", 0, int(PATIENCE_S * 1_000_000))
+_PATIENCE = timeval(PATIENCE_S)
 
 READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLONESHOT
 WRITE = select.EPOLLOUT | select.EPOLLONESHOT
@@ -67,7 +67,7 @@ class Loop(Host):
         self._accept_trouble = descriptors.AcceptTrouble(logger)
         self._times: list[tuple[float, int, Connection]] = []
         self._serial = itertools.count()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._to_close: deque[Connection] = deque()
         self._scratch = memoryview(bytearray(RECEIVE))
         self._looked = 0.0
         self._ended = (
@@ -81,11 +81,6 @@ class Loop(Host):
         listener.listen(1024)
 
     # --- from any thread ------------------------------------------------------------------------
-
-    def call(self, thunk: Callable[[], None]) -> None:
-        """In the loop's thread, soon. After the loop's end, nothing."""
-        self._calls.append(thunk)
-        self.wake()
 
     def wake(self) -> None:
         with self._ended:
@@ -108,7 +103,8 @@ class Loop(Host):
         if self._has_ended:
             connection.socket.close()
         else:
-            self.call(lambda: self.close(connection))
+            self._to_close.append(connection)
+            self.wake()
 
     def serve(self, connection: Connection) -> None:
         """A request is ready on it: a worker has it from now on, or gets it when one is free."""
@@ -142,8 +138,8 @@ class Loop(Host):
                     self._handle(connection)
             elif self._listener is not None:
                 self._accept(self._listener)
-        while self._calls:
-            self._calls.popleft()()
+        while self._to_close:
+            self.close(self._to_close.popleft())
         now = time.monotonic()
         self._check_times(now)
         if now >= self._looked + self.tick:

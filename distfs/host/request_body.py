@@ -184,6 +184,10 @@ class StreamedBody(io.RawIOBase):
             return count
         if self._error:
             raise self._error
+        return self._some_or_fail(view)
+
+    def _some_or_fail(self, view: memoryview) -> int:
+        """``_some``, whose error stays."""
         try:
             return self._some(view)
         except DistfsError as e:
@@ -240,11 +244,7 @@ class StreamedBody(io.RawIOBase):
     def _collect(self, size: int, aside: IO[bytes]) -> None:
         piece = memoryview(bytearray(LEAST_BUFFER))
         while self._aside_left < size:
-            try:
-                count = self._some(piece[: size - self._aside_left])
-            except DistfsError as e:
-                self._error = e
-                raise
+            count = self._some_or_fail(piece[: size - self._aside_left])
             if not count:
                 return
             if not _is_written(aside, piece[:count]):

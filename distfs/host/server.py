@@ -27,7 +27,7 @@ from distfs.config.settings import MIB, HttpConfig
 from distfs.host.loop import DRAIN_LOOK_S, LOOP_SECONDS, Loop
 from distfs.host.request_body import PutAside
 from distfs.limits.gate import Gate
-from distfs.process.dial import cannot_listen
+from distfs.process.dial import cannot_listen, to_listen
 from distfs.transfer.blocks import BlockPool
 
 #: Running requests get so long to end when the server closes (after drain(): drain_timeout); then they are cut.
@@ -112,10 +112,8 @@ def _listen(config: HttpConfig) -> socket.socket:
     """Raises ConfigError: the port, what is wrong, the remedy."""
     listener: socket.socket | None = None
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            config.host or None, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, proto)
+        family, address = to_listen(config.host, config.port)
+        listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as e:

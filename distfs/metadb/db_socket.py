@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import struct
 from typing import Any, cast
 
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, TooSlow
 from distfs.metadb.url import Host
-from distfs.process.dial import dial, keep_alive
+from distfs.process.dial import dial, keep_alive, timeval
 
 _KEEPALIVE = 30, 5, 3  # a server behind a firewall that went silent is noticed after 45 s
 
-_TIMEVAL = struct.Struct("@ll")
 _SHORTEST_S = 0.05  # is not halved
 
 #: Length 8 and the request's code (https://www.postgresql.org/docs/current/protocol-message-formats.html).
@@ -62,10 +60,8 @@ class DBSocket(socket.socket):
         """A call of no more than ``left`` seconds; of half of them, so that the next one may be as long."""
         if not 0 < self._waits <= left:
             self._waits = max(left / 2, min(left, _SHORTEST_S))
-            whole = int(self._waits)
-            timeval = _TIMEVAL.pack(whole, int((self._waits - whole) * 1e6) or 1)
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                self.setsockopt(socket.SOL_SOCKET, option, timeval)
+                self.setsockopt(socket.SOL_SOCKET, option, timeval(self._waits))
 
     def interrupt(self) -> None:
         """From any thread: whoever waits here fails at once, and the connection is of no more use."""

@@ -101,13 +101,13 @@ class ConnectionPool(Generic[C]):
                 with self._lock:
                     self._counts["reused"] += 1
                 return found, True
-            self._forget(found, "stale")
+            self._forget_stale(found)
             found.close()
         return self._make(deadline), False
 
     def replace(self, broken: C, deadline: Deadline) -> C:
         """A fresh connection in the place of one that proved stale after all. Raises what ``connect`` raises."""
-        self._forget(broken, "stale")
+        self._forget_stale(broken)
         broken.close()
         return self._make(deadline)
 
@@ -248,8 +248,8 @@ class ConnectionPool(Generic[C]):
             self._counts["made"] += 1
         return made
 
-    def _forget(self, connection: C, why: str) -> None:
+    def _forget_stale(self, connection: C) -> None:
         """Its place stays ours."""
         with self._lock:
             self._born.pop(connection, None)
-            self._counts[why] += 1
+            self._counts["stale"] += 1

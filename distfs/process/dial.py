@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -18,6 +19,7 @@ from distfs.process.threads import as_ours, start
 #: So long any address is given to answer.
 _LEAST_S = 0.05
 #: What getaddrinfo gives for each address: family, type, protocol, canonical name, address.
+_TIMEVAL = struct.Struct("@ll")
 _Found = list[tuple[Any, Any, int, str, Any]]
 
 
@@ -49,6 +51,12 @@ def to_listen(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     flags = socket.AI_PASSIVE
     family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)[0]
     return family, address
+
+
+def timeval(seconds: float) -> bytes:
+    """A time limit as SO_RCVTIMEO and SO_SNDTIMEO take it; never zero, which would be for ever."""
+    whole = int(seconds)
+    return _TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000) or not whole)
 
 
 def dial(host: str, port: int, timeout: float) -> socket.socket:
