@@ -43,7 +43,7 @@ def run(options: Options, cleanup: ExitStack) -> Footprint:
     time.sleep(_SETTLE_S)
     found = Footprint()
     for _ in range(_LOOKS):
-        found.memory.append(_by_role(processes.proportional_memory(distfs.processes())))
+        found.memory.append(processes.proportional_memory(distfs.processes()))
         time.sleep(1)
     url = distfs.download_url(curl.put(distfs.put_url, source))
     curl.fetch(url, size).expect(content, url)
@@ -67,14 +67,6 @@ def run(options: Options, cleanup: ExitStack) -> Footprint:
         goals.append(Goal(f"CPU of all parts, {way}", each, most, least=False, unit=" s/GB"))
     judge(goals, found)
     return found
-
-
-def _by_role(by_label: dict[str, int]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for label, size in by_label.items():
-        role = label.rstrip("0123456789 ")
-        sizes[role] = sizes.get(role, 0) + size
-    return sizes
 
 
 def _print(options: Options, found: Footprint) -> None:

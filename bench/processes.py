@@ -96,27 +96,29 @@ def _seconds(processes: Iterable[Process], fields: tuple[int, ...]) -> dict[str,
 
 def peak_memory(processes: Iterable[Process]) -> dict[str, int]:
     """Label -> the most resident memory in bytes (VmHWM) since the start or the last ``reset_peaks``."""
-    peaks = {}
-    for process in processes:
-        with contextlib.suppress(OSError):
-            for line in (_PROC / str(process.pid) / "status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    peaks[process.label] = int(line.split()[1]) * _KIB
-    return peaks
+    found = ((process.label, _size(process, "status", "VmHWM:")) for process in processes)
+    return {label: size for label, size in found if size is not None}
 
 
 def proportional_memory(processes: Iterable[Process]) -> dict[str, int]:
-    """Label -> resident bytes, each shared page dealt out to those that share it: what they cost together.
+    """Role -> resident bytes, each shared page dealt out to those that share it: what they cost together.
 
     Read from ``smaps_rollup``, which the kernel shows to the process's own account and to root.
     """
-    sizes = {}
+    sizes: dict[str, int] = {}
     for process in processes:
-        with contextlib.suppress(OSError):
-            for line in (_PROC / str(process.pid) / "smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    sizes[process.label] = int(line.split()[1]) * _KIB
+        if (size := _size(process, "smaps_rollup", "Pss:")) is not None:
+            sizes[process.role] = sizes.get(process.role, 0) + size
     return sizes
+
+
+def _size(process: Process, file: str, field: str) -> int | None:
+    """Bytes; None: it is gone, or does not show them."""
+    with contextlib.suppress(OSError):
+        for line in (_PROC / str(process.pid) / file).read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * _KIB
+    return None
 
 
 def summary(peaks: Mapping[str, int]) -> str:

@@ -47,7 +47,7 @@ def needed() -> None:
 def load(url: str, connections: int, seconds: int, what: Sequence[str]) -> Load:
     """``what``: the arguments of ``wrk.lua``. Raises Unavailable, TooSlow."""
     with running(url, connections, seconds, what) as wrk:
-        output, _ = wrk.communicate()
+        output, _ = wrk.communicate(timeout=seconds + _PATIENCE_S)
     try:
         return Load(**json.loads(output.splitlines()[-1]))
     except (IndexError, ValueError) as e:

@@ -228,13 +228,3 @@ def open_files() -> set[str]:
         with suppress(FileNotFoundError):  # the listing's own
             found.add(str(link.readlink()))
     return found
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what another thread is about to do."""
-    waiting = threading.Event()
-    for _ in range(int(PATIENCE / 0.01)):
-        if condition():
-            return
-        waiting.wait(0.01)
-    raise AssertionError(what)

@@ -16,8 +16,8 @@ import pytest
 from distfs.config.settings import Bytes, Config
 from distfs.model import Policy
 from tests.cluster.harness import wait_until
+from tests.contract.litter import eventually
 from tests.forms import FORM, file_part, form
-from tests.integration.raw_http import eventually
 from tests.postgres import run_sql
 from tests.service import MAX_FILE, SLICE, HttpAddress, TestService, running_service, small_config
 from tests.small_space import give_nodes_space

@@ -22,8 +22,8 @@ from distfs.limits.gate import Gate
 from distfs.limits.promises import Admission, Promise
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport, Policy
+from tests.contract.litter import eventually
 from tests.integration.meta_proxy import Proxy, proxied_url
-from tests.integration.raw_http import eventually
 from tests.postgres import run_sql
 
 MIB = 1 << 20

@@ -18,6 +18,7 @@ from distfs.deadline import Deadline
 from distfs.host import request_body
 from distfs.host.request_body import FAST
 from distfs.http_app import HttpApp
+from tests.contract.litter import eventually
 from tests.faults.proxied import PATIENT, proxied
 from tests.forms import some_bytes
 from tests.integration.meta_proxy import Cut, Proxy, proxied_url
@@ -27,7 +28,6 @@ from tests.integration.raw_http import (
     Environ,
     Held,
     RawClient,
-    eventually,
     open_files,
     put,
     request,

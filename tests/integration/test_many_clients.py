@@ -18,6 +18,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt
 from distfs.host import host, request_body
 from distfs.host.server import Server
+from tests.contract.litter import eventually
 from tests.forms import some_bytes
 from tests.integration.raw_http import (
     CONFIG,
@@ -27,7 +28,6 @@ from tests.integration.raw_http import (
     Held,
     RawClient,
     echo,
-    eventually,
     noise,
     open_files,
     put,
@@ -71,17 +71,11 @@ def service(config: Config, tmp_path: Path) -> Iterator[TestService]:
 @contextmanager
 def with_small_sockets(app: Any, config: Any, pool: Any = None) -> Iterator[Server]:
     """A server whose sockets hold little of what it sends."""
-    server = Server(app, replace(config, port=0), pool)
-    listener = server._loop._listener
-    assert listener is not None
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * KIB)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
+    with serving(app, replace(config, port=0), pool) as server:
+        listener = server._loop._listener
+        assert listener is not None
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * KIB)
         yield server
-    finally:
-        server.close()
-        thread.join()
 
 
 def slow_client(server: Server, sent: bytes) -> socket.socket:

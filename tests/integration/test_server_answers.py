@@ -13,6 +13,7 @@ import pytest
 
 from distfs.errors import ClientGone
 from distfs.telemetry import current_request_id
+from tests.contract.litter import eventually
 from tests.integration.raw_http import (
     HASTY,
     PATIENCE,
@@ -21,7 +22,6 @@ from tests.integration.raw_http import (
     Environ,
     RawClient,
     echo,
-    eventually,
     noise,
     request,
     serving,

@@ -20,6 +20,7 @@ from distfs.errors import ConfigError
 from distfs.host import workers
 from distfs.host.loop import Loop
 from distfs.host.server import Server
+from tests.contract.litter import eventually
 from tests.integration.raw_http import (
     CONFIG,
     PATIENCE,
@@ -28,7 +29,6 @@ from tests.integration.raw_http import (
     Held,
     RawClient,
     echo,
-    eventually,
     noise,
     open_files,
     put,

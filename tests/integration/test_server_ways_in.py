@@ -10,6 +10,7 @@ import pytest
 
 from distfs.errors import BodyCutShort, ClientGone, Refused
 from distfs.transfer.blocks import BlockPool
+from tests.contract.litter import eventually
 from tests.integration.raw_http import (
     CONFIG,
     HASTY,
@@ -20,7 +21,6 @@ from tests.integration.raw_http import (
     Held,
     RawClient,
     echo,
-    eventually,
     noise,
     put,
     put_chunked,

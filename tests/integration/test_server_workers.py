@@ -15,8 +15,9 @@ import pytest
 
 from distfs.config.settings import BandwidthConfig, Bytes, BytesPerSecond, Config, Seconds
 from distfs.host.connection import REST
+from tests.contract.litter import eventually
 from tests.forms import some_bytes
-from tests.integration.raw_http import CONFIG, PATIENCE, Environ, RawClient, eventually, serving
+from tests.integration.raw_http import CONFIG, PATIENCE, Environ, RawClient, serving
 from tests.service import TestService, running_service, small_config
 
 THREADS = 6

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
-from pathlib import Path
 
 import pytest
 
@@ -14,17 +13,13 @@ from distfs.errors import Corrupt, NodeUnavailable, NotFound
 from distfs.fragment_store import check_page
 from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore
-from tests.contract.litter import assert_no_litter
-from tests.contract.nodes import NODE, new_store
-from tests.contract.samples import CLUSTER, cut, header, put, random_bytes, soon, whole
+from tests.contract.samples import cut, header, put, random_bytes, soon, whole
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[DiskStore]:
-    store = new_store(tmp_path / "node", CLUSTER, NODE)
-    yield store
-    assert_no_litter(store)
-    store.close()
+def spoil(store: DiskStore, id: FragmentId, data: bytes) -> None:
+    """Zeros where ``data`` begins."""
+    path = store.path(id)
+    path.write_bytes(path.read_bytes().replace(data[:100], bytes(100)))
 
 
 def test_of_two_bad_fragments_that_were_replaced_in_place_neither_is_deleted(store: DiskStore) -> None:
@@ -33,8 +28,7 @@ def test_of_two_bad_fragments_that_were_replaced_in_place_neither_is_deleted(sto
     first, _, last = blocks = cut(data, head.block_size)
     for bad in (first, last):
         id = put(store, head, data)
-        path = store.path(id)
-        path.write_bytes(path.read_bytes().replace(bad[:100], bytes(100)))
+        spoil(store, id, bad)
         assert len(store.verify(id, soon())) == 1
     put(store, head, data)
     assert store.verify(id, soon()) == ()
@@ -66,8 +60,7 @@ def two_aside(store: DiskStore, first_bad: bool = False) -> tuple[FragmentId, by
     for number in range(3):
         id = put(store, head, data)
         if first_bad and not number:
-            path = store.path(id)
-            path.write_bytes(path.read_bytes().replace(data[:100], bytes(100)))
+            spoil(store, id, data)
     return id, data
 
 
@@ -136,8 +129,7 @@ def test_a_good_second_aside_comes_back_when_the_first_is_bad(store: DiskStore) 
 
 def test_a_bad_one_in_use_gives_way_to_a_good_second_aside(store: DiskStore) -> None:
     id, data = two_aside(store, first_bad=True)
-    path = store.path(id)
-    path.write_bytes(path.read_bytes().replace(data[:100], bytes(100)))
+    spoil(store, id, data)
     assert store.quarantine(id, 0, soon())
     assert store.release(id, soon())
     assert whole(store, id) == data

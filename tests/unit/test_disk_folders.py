@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from distfs.errors import NodeUnavailable
 from distfs.storage.disk.store import DiskStore
-from tests.contract.litter import assert_no_litter
-from tests.contract.nodes import NODE, new_store
-from tests.contract.samples import CLUSTER, MIB, header, listed, put, random_bytes, soon, whole
+from tests.contract.samples import MIB, header, listed, put, random_bytes, soon, whole
 
 SMALL, DIRECT = b"small", random_bytes(5 * MIB)  # one through the page cache, one past it
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[DiskStore]:
-    store = new_store(tmp_path / "node", CLUSTER, NODE)
-    yield store
-    assert_no_litter(store)
-    store.close()
 
 
 @pytest.mark.parametrize("data", [SMALL, DIRECT], ids=["small", "direct"])

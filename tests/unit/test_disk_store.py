@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +26,6 @@ from tests.contract.litter import assert_no_litter, open_files
 from tests.contract.nodes import NODE, new_store
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.small_disk import SMALL, readonly, small_disk
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[DiskStore]:
-    store = new_store(tmp_path / "node", CLUSTER, NODE)
-    yield store
-    assert_no_litter(store)
-    store.close()
 
 
 def test_a_folder_keeps_its_identity_and_its_fragments(tmp_path: Path) -> None:
