@@ -20,7 +20,7 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, dict[str, list[Latenc
     """PUT and GET of both sizes, as many turns as ``--runs`` says."""
     folder = cleanup.enter_context(workspace(options.work))
     distfs = cleanup.enter_context(Distfs.running(folder))
-    with set_environment({"DISTFS_NODE_CONNECTIONS": "0"}):
+    with set_environment({"DISTFS_PEERS_CONNECTIONS": "0"}):
         off = cleanup.enter_context(distfs.service("distfs"))
     services = {"pool off": off, "pool on": f"http://127.0.0.1:{distfs.port}"}
     results: dict[str, dict[str, list[Latencies]]] = {}

@@ -53,7 +53,8 @@ def _run(words: Sequence[str]) -> int:
 
 def _run_command(words: Sequence[str]) -> int:
     given = _parser().parse_args(words)
-    config = configuration.load(given.config)
+    of_parent = "exit_with_parent" in given and given.exit_with_parent
+    config = configuration.load(given.config, warn=output.warner("distfs", of_parent=of_parent))
     if "act" in given:
         return operate(config, given)
     match given.command:

@@ -42,7 +42,7 @@ class Services:
 
     def answer_deadline(self, hang_up: Scope | None) -> Deadline:
         """For a request that moves no file."""
-        return Deadline(self.config.node.base_timeout, scope=hang_up)
+        return Deadline(self.config.peers.base_timeout, scope=hang_up)
 
     def transfer_deadline(self, size: int | None, hang_up: Scope | None) -> Deadline:
         """For a request that moves ``size`` bytes to or from a client; None: as many as are allowed.
@@ -50,9 +50,9 @@ class Services:
         Generous, since a client may be slow: one that stops is noticed sooner, by the server's stall limit,
         and so is a node, by its own.
         """
-        http, node = self.config.http, self.config.node
+        http, peers = self.config.http, self.config.peers
         most = http.max_file_size + http.max_form_overhead if size is None else size
-        return Deadline(node.base_timeout + most / http.client_min_rate, scope=hang_up)
+        return Deadline(peers.base_timeout + most / http.client_min_rate, scope=hang_up)
 
     def upload_deadline(self, size: int | None, hang_up: Scope | None) -> Deadline:
         """The same for an upload: the orphan sweep takes fragments that are older for nobody's."""
@@ -76,7 +76,7 @@ class Services:
 def build(config: Config) -> Services:
     """The services of one process. Raises ConfigError for what cannot work."""
     meta = MetaDB(config.metadb, config.node.down_after)
-    directory = NodeDirectory(meta, config.node)
+    directory = NodeDirectory(meta, config.peers)
     storage = config.storage
     for policy in storage.policies.values():
         code_for(policy)  # what it needs and is not installed is said now, not to the first who uploads

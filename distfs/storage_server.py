@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from distfs.config import file as configuration
-from distfs.config.settings import Config, NodeConfig
+from distfs.config.settings import Config, NodeConfig, Seconds
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import folder_of
 from distfs.model import Address
 from distfs.process import descriptors, parent_watch
 from distfs.process.dial import cannot_listen, to_listen
-from distfs.process.output import DONE, PART_CODES, Parser, command
+from distfs.process.output import DONE, PART_CODES, Parser, command, warner
 from distfs.process.signals import on_stop, say_stop, wait_for
 from distfs.process.threads import as_ours, start
 from distfs.storage.connection import LINGER_S, Connection
@@ -51,8 +51,10 @@ class StorageServer(socketserver.ThreadingTCPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, store: DiskStore, config: NodeConfig) -> None:
-        self.store, self.config = store, config
+    def __init__(
+        self, host: str, port: int, store: DiskStore, config: NodeConfig, stall_timeout: Seconds
+    ) -> None:
+        self.store, self.config, self.stall_timeout = store, config, stall_timeout
         self.address_family, address = to_listen(host, port)
         self._transfers = self._connections = self._requests = 0
         self._draining = False
@@ -164,7 +166,8 @@ def _arguments(argv: list[str]) -> tuple[Config, Namespace]:
     parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
     parser.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
     given = parser.parse_args(argv)
-    config = configuration.load(given.config)
+    warn = warner("storage_server", of_parent=given.exit_with_parent)
+    config = configuration.load(given.config, warn=warn)
     config = configuration.override(
         config, "node", port=given.port, host=given.host, data=given.data, zone=given.zone
     )
@@ -192,7 +195,9 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
         make_home(folder)
     store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node, folder_of(config.metadb.url))
     try:
-        server = StorageServer(config.node.host, config.node.port, store, config.node)
+        server = StorageServer(
+            config.node.host, config.node.port, store, config.node, config.peers.stall_timeout
+        )
     except OSError as e:
         host, port, another = config.node.host, config.node.port, "choose another with"
         raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e

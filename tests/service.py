@@ -124,7 +124,7 @@ def running_node(folder: Path, config: Config) -> Iterator[StorageServer]:
     """A storage node in threads of this process, registered in MetaDB."""
     meta = MetaDB(config.metadb)
     store = new_store(folder, meta.cluster_id(Deadline(10)), config.node)
-    server = StorageServer("127.0.0.1", 0, store, config.node)
+    server = StorageServer("127.0.0.1", 0, store, config.node, config.peers.stall_timeout)
     refusals: list[DistfsError] = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

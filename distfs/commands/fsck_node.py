@@ -127,7 +127,7 @@ class NodeCheck:
             != task.piece.digest
         ):
             raise Corrupt("its table is not the slice's")
-        limits = self._operator.config.node
+        limits = self._operator.config.peers
         reading = Deadline(limits.base_timeout + task.fragment_size / limits.min_rate)
         if bad := self._store.verify(task.fragment, reading):
             raise Corrupt(f"cells {', '.join(map(str, bad[:10]))} fail their checksums")

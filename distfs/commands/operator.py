@@ -81,7 +81,7 @@ def operator(config: Config) -> Iterator[Operator]:
         agreed = with_times(config, meta.settings(Deadline(CALL_LIMIT_S)))
         meta.down_after = agreed.node.down_after
         _hear_nodes(meta)
-        with closing(NodeDirectory(meta, agreed.node)) as directory:
+        with closing(NodeDirectory(meta, agreed.peers)) as directory:
             yield Operator(agreed, config, meta, UpkeepDB(meta), directory)
 
 

@@ -14,7 +14,7 @@ from distfs.transfer.download import Downloader
 
 def is_readable(operator: Operator, id: UUID, slices: Container[int] | None = None) -> bool:
     """Block by block, from all that is left on any node, also put aside. ``slices``: only those; None: all."""
-    limits = operator.config.node
+    limits = operator.config.peers
     try:
         file = operator.meta.file(id, operator.deadline())
         reader = Downloader(operator.directory, BlockPool(file.block_size, 4 * file.policy.width))

@@ -10,6 +10,7 @@ Scalars of the file are read as text and the key's type decides: YAML's own gues
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import typing
@@ -21,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from distfs.config import renamed
 from distfs.config.callers import CallerMatch, Network, parse_network
 from distfs.config.rules import check_relations
 from distfs.config.settings import (
@@ -38,12 +40,18 @@ from distfs.errors import ConfigError
 from distfs.model import Policy
 from distfs.process.redact import redacted
 
+log = logging.getLogger("distfs.config")
 
-def load(path: str | None = None, environ: Mapping[str, str] | None = None) -> Config:
+
+def load(
+    path: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    warn: renamed.Warn = log.warning,
+) -> Config:
     """The configuration of this process.
 
     ``path`` None means ``./config.yml`` where it exists, else the defaults; a path that was named must
-    exist. Raises ConfigError: one line that says which key and what would be right.
+    exist. ``warn`` hears of old names. Raises ConfigError: one line that says which key and what would be right.
     """
     environ = os.environ if environ is None else environ
     source = Path("config.yml" if path is None else path)
@@ -55,7 +63,9 @@ def load(path: str | None = None, environ: Mapping[str, str] | None = None) -> C
             raise ConfigError(f"cannot read {source}: {e.strerror}") from e
         except UnicodeDecodeError as e:
             raise ConfigError(f"{source} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    return parse(_with_environment(tree, environ))
+    if isinstance(tree, dict):
+        tree = _with_environment(renamed.in_file(tree, warn), environ, renamed.in_environment(environ, warn))
+    return parse(tree)
 
 
 def parse(tree: object) -> Config:
@@ -78,16 +88,14 @@ def override(config: Config, section: str, **values: object) -> Config:
     return changed
 
 
-def _with_environment(tree: Any, environ: Mapping[str, str]) -> Any:
+def _with_environment(tree: Any, environ: Mapping[str, str], old_names: Mapping[str, str]) -> Any:
     """``DISTFS_HTTP_PORT=80`` -> tree["http"]["port"] = 80. Unknown names are refused like unknown keys."""
-    if not isinstance(tree, dict):
-        return tree
     tree = {k: dict(v) if isinstance(v, dict) else v or {} for k, v in tree.items()}
     sections = typing.get_type_hints(Config)
     for name, text in environ.items():
         if not name.startswith("DISTFS_") or _is_of_others(name, text):
             continue
-        section, _, key = name.removeprefix("DISTFS_").lower().partition("_")
+        section, _, key = old_names.get(name, name).removeprefix("DISTFS_").lower().partition("_")
         if section not in sections:
             raise _unknown_variable(name, sections)
         types = typing.get_type_hints(sections[section])

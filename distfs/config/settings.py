@@ -130,7 +130,7 @@ class MetaDBConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """A storage node, and how the service talks to nodes."""
+    """A storage node."""
 
     host: HostName = HostName("127.0.0.1")
     port: int = 0  # 0: any free port; the node registers where it listens
@@ -146,12 +146,19 @@ class NodeConfig:
     probe_interval: Seconds = Seconds(10)  # between two such writes, to see how it does
     heartbeat: Seconds = Seconds(2)
     down_after: Seconds = Seconds(10)  # of silence: no new fragments are placed there
+    drain_timeout: Seconds = Seconds(20)  # after SIGTERM, for the transfers that run
+
+
+@dataclass(frozen=True, slots=True)
+class PeersConfig:
+    """How services talk to nodes."""
+
     connections: int = 32  # idle connections a service keeps to each node
     max_connections: int = 128  # in all to each node; who needs one more waits its turn
     connection_idle: Seconds = Seconds(60)  # a connection unused for so long is not used again,
     connection_age: Seconds = Seconds(600)  # nor one as old as this
     connect_timeout: Seconds = Seconds(1)
-    stall_timeout: Seconds = Seconds(10)  # no byte for this long ends a transfer to or from a node
+    stall_timeout: Seconds = Seconds(10)  # no byte for this long ends a transfer, at either end
     patience: Seconds = Seconds(15)  # a transfer waits so long for nodes that restart
     base_timeout: Seconds = Seconds(20)  # a slice's bound is base_timeout + bytes / min_rate
     min_rate: BytesPerSecond = BytesPerSecond(MIB)
@@ -159,7 +166,6 @@ class NodeConfig:
     hedge_budget: Fraction = Fraction(0.05)  # extra reads, as a share of all reads, at most
     breaker_failures: int = 5  # failures in a row after which a node is left alone
     breaker_pause: Seconds = Seconds(5)  # before it is probed; doubles with every probe that fails
-    drain_timeout: Seconds = Seconds(20)  # after SIGTERM, for the transfers that run
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +216,7 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     metadb: MetaDBConfig = field(default_factory=MetaDBConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
+    peers: PeersConfig = field(default_factory=PeersConfig)
     upkeep: UpkeepConfig = field(default_factory=UpkeepConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     log: LogConfig = field(default_factory=LogConfig)

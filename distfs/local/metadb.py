@@ -22,7 +22,7 @@ from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import BROKEN, Link
 from distfs.metadb.url import MetaURL
 from distfs.process import parent_watch
-from distfs.process.output import DONE, Parser, announce, command
+from distfs.process.output import DONE, Parser, announce, command, warner
 from distfs.process.signals import on_stop, set_soon
 from distfs.telemetry import setup_logging
 
@@ -99,7 +99,8 @@ def _run(argv: list[str] | None) -> int:
     on_stop(lambda: set_soon(stopping))
     if given.exit_with_parent:
         parent_watch.exit_with_parent(STOP_GRACE)
-    setup_logging(configuration.load(given.config).log)
+    warn = warner("metadb", of_parent=given.exit_with_parent)
+    setup_logging(configuration.load(given.config, warn=warn).log)
     serve(EmbeddedPostgres(given.folder), stopping)
     return DONE
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from distfs.config.settings import NodeConfig
+from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.formats import wire
@@ -27,7 +27,7 @@ from distfs.telemetry import current_request_id
 class NodeClient(AsksAhead):
     """FragmentStore over the wire. Thread-safe."""
 
-    def __init__(self, node: UUID, address: Address, cluster: UUID, config: NodeConfig) -> None:
+    def __init__(self, node: UUID, address: Address, cluster: UUID, config: PeersConfig) -> None:
         self.node, self.address = node, address
         self._cluster = cluster
         self.link = NodeLink(address, config)

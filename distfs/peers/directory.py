@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import Any
 from uuid import UUID
 
-from distfs.config.settings import NodeConfig
+from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, NodeUnavailable
 from distfs.fragment_store import FragmentStore
@@ -43,7 +43,7 @@ class Standing(IntEnum):
 class NodeDirectory:
     """Thread-safe. Keeps nothing that another service needs. ``hedging``: the service's budget of extra reads."""
 
-    def __init__(self, meta: MetaDB, config: NodeConfig) -> None:
+    def __init__(self, meta: MetaDB, config: PeersConfig) -> None:
         self._meta, self._config = meta, config
         self.hedging = HedgeBudget(config.hedge_budget)
         self._lock = threading.Lock()
@@ -93,7 +93,7 @@ class NodeDirectory:
 
     def may_return(self, ids: Iterable[int], deadline: Deadline) -> int:
         """How many of these nodes heartbeat, or did so lately: one that is restarted is back within seconds."""
-        lately = self._config.down_after + self._config.patience
+        lately = self._meta.down_after + self._config.patience
         known = self._list.known(deadline)
         return sum(id in known and known[id].heartbeat_age < lately for id in ids)
 

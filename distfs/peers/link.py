@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from distfs.config.settings import NodeConfig
+from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError, TooSlow
 from distfs.formats.wire import Frame
@@ -25,14 +25,14 @@ _REFUSAL_WAIT_S = 1.0  # for the rest of an answer that has begun to come
 class NodeLink:
     """Thread-safe; shared by all requests of a service to one node."""
 
-    def __init__(self, address: Address, config: NodeConfig) -> None:
+    def __init__(self, address: Address, config: PeersConfig) -> None:
         self.peer, self.address, self.config = f"node {address}", address, config
         limits = Limits(
             config.max_connections,
             config.connections,
             config.connection_idle,
             config.connection_age,
-            "node.max_connections",
+            "peers.max_connections",
         )
         self.pool: ConnectionPool[WireSocket] = ConnectionPool(self.peer, self._connect, limits)
         self.breaker = Breaker(config.breaker_failures, config.breaker_pause)
@@ -74,7 +74,7 @@ class WaitBudget:
     Only waiting counts: an upload or download may pause for its client for as long as its deadline lets it.
     """
 
-    def __init__(self, config: NodeConfig, deadline: Deadline) -> None:
+    def __init__(self, config: PeersConfig, deadline: Deadline) -> None:
         self._rate, self._deadline = config.min_rate, deadline
         self._left = self._bound = float(config.base_timeout)
         self._started = 0.0

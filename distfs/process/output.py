@@ -88,6 +88,16 @@ def complain(line: str) -> None:
     show(f"{redacted(line)}\n")
 
 
+def warner(name: str, *, of_parent: bool = False) -> Callable[[str], None]:
+    """Tells what a command's configuration is warned of. ``of_parent``: nobody, since who started it was told."""
+
+    def warn(line: str) -> None:
+        if not of_parent:
+            complain(f"{name}: {line}")
+
+    return warn
+
+
 def show(text: str) -> None:
     """``text`` on standard error as it is, such as a line that is written over and over."""
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import xxhash
 
-from distfs.config.settings import NodeConfig
+from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, Unavailable
 from distfs.formats import wire
@@ -38,7 +38,7 @@ class NodeServer(Protocol):
     """What a connection asks of its node."""
 
     store: DiskStore
-    config: NodeConfig
+    stall_timeout: Seconds
 
     def begin_request(self) -> bool:
         """A request is served, until ``end_request``; False: it must not be, this node stops."""
@@ -65,7 +65,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.store = self.node.store
         self.cluster, self.own = self.store.cluster.hex, self.store.node.hex
         try:
-            self.sock = WireSocket(self.request, peer, self.node.config.stall_timeout)
+            self.sock = WireSocket(self.request, peer, self.node.stall_timeout)
             while self._serve_one():
                 pass
         except DistfsError as e:
@@ -76,7 +76,7 @@ class Connection(socketserver.BaseRequestHandler):
     def _serve_one(self) -> bool:
         """One request; whether the connection may serve another."""
         try:
-            frame = self.sock.receive_request(IDLE_LIMIT_S, self.node.config.stall_timeout)
+            frame = self.sock.receive_request(IDLE_LIMIT_S, self.node.stall_timeout)
         except (NodeUnavailable, TooSlow):
             return False  # closed, idle for too long, or a request that does not come to an end: none is news
         except ProtocolError as e:  # another version, above all: its operator should read why

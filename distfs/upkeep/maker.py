@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from distfs.config.settings import NodeConfig
+from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
     Corrupt,
@@ -62,7 +62,7 @@ class FragmentMaker:
         meta: MetaDB,
         db: UpkeepDB,
         directory: NodeDirectory,
-        config: NodeConfig,
+        config: PeersConfig,
         pool: BlockPool,
         note_damage: NoteDamage,
     ) -> None:

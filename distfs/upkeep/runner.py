@@ -68,17 +68,17 @@ class Upkeep:
         self.db = UpkeepDB(self._meta)
         self._config = config.upkeep
         self._executor = Threads(3 * PARALLEL, thread_name_prefix="upkeep")
-        maker = FragmentMaker(self._meta, self.db, directory, config.node, pool, note_damage)
+        maker = FragmentMaker(self._meta, self.db, directory, config.peers, pool, note_damage)
         db, upkeep, executor = self.db, config.upkeep, self._executor
         workers: Mapping[str, MakeWorker] = {
             Repair.name: lambda: Repair(maker, upkeep, executor),
-            Scrub.name: lambda: Scrub(db, directory, upkeep, config.node, executor),
+            Scrub.name: lambda: Scrub(db, directory, upkeep, config.peers, executor),
             Orphans.name: lambda: Orphans(maker, upkeep),
             Trash.name: lambda: Trash(db, directory, upkeep),
             Rebalance.name: lambda: Rebalance(maker, upkeep, config.node.heartbeat, executor),
         }
         self._stopping = threading.Event()
-        slice_limit = 2 * config.node.base_timeout + config.storage.slice_size / config.node.min_rate
+        slice_limit = 2 * config.peers.base_timeout + config.storage.slice_size / config.peers.min_rate
         limits = upkeep.interval, max(STEP_LIMIT_S, slice_limit)
         self._runners = [
             Runner(name, make, db, *limits, self._stopping, allowed) for name, make in workers.items()

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from distfs.config.settings import NodeConfig, UpkeepConfig
+from distfs.config.settings import PeersConfig, UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
 from distfs.fragment_store import FragmentStore, Page
@@ -46,10 +46,10 @@ class Scrub:
         db: UpkeepDB,
         directory: NodeDirectory,
         config: UpkeepConfig,
-        node_config: NodeConfig,
+        peers: PeersConfig,
         executor: Executor,
     ) -> None:
-        self._db, self._directory, self._config, self._node_config = db, directory, config, node_config
+        self._db, self._directory, self._config, self._peers = db, directory, config, peers
         self._executor = executor
         self._rounds: dict[int, Round] = {}
         self._due: dict[int, float] = {}  # by node: when to begin, on the monotonic clock
@@ -191,8 +191,7 @@ class Scrub:
 
     def _verify(self, store: FragmentStore, node: int, turn: _Turn, deadline: Deadline) -> bool:
         """Whether a fragment proved bad. Raises when its node cannot say."""
-        config = self._node_config
-        limit = deadline.sooner(config.base_timeout + turn.size / config.min_rate)
+        limit = deadline.sooner(self._peers.base_timeout + turn.size / self._peers.min_rate)
         id, began = turn.id, time.monotonic()
         useless = False
         try:

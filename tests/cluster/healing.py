@@ -19,7 +19,8 @@ from tests.postgres import run_sql
 
 #: Nodes are down after a second, given up half a second later; slices and blocks are small, rates unlimited.
 QUICK: Settings = {
-    "node": {"heartbeat": "100ms", "down_after": "1s", "stall_timeout": "5s", "breaker_pause": "200ms"},
+    "node": {"heartbeat": "100ms", "down_after": "1s"},
+    "peers": {"stall_timeout": "5s", "breaker_pause": "200ms"},
     "storage": {"slice_size": "256KiB", "block_size": "32KiB", "window": "1MiB"},
     "upkeep": {
         "interval": "100ms",

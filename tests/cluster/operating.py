@@ -16,7 +16,8 @@ SLICE = 64 * 1024
 
 #: Nodes are noticed to be down within a second; upkeep looks ten times a second; slices are small.
 QUICK: Settings = {
-    "node": {"heartbeat": "100ms", "down_after": "1s", "stall_timeout": "5s"},
+    "node": {"heartbeat": "100ms", "down_after": "1s"},
+    "peers": {"stall_timeout": "5s"},
     "storage": {"slice_size": SLICE, "block_size": "16KiB"},
     "upkeep": {"interval": "100ms"},
 }

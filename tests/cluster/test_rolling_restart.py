@@ -71,7 +71,7 @@ def second_service(data: Path, folder: Path) -> Iterator[str]:
     environ = clean_environment(
         DISTFS_METADB_URL=f"embedded:{data / 'metadb'}",
         DISTFS_METADB_PATIENCE="50s",  # on a busy machine a restart takes longer
-        DISTFS_NODE_BASE_TIMEOUT="50s",
+        DISTFS_PEERS_BASE_TIMEOUT="50s",
     )
     argv = [sys.executable, "-m", "distfs", "serve", "--port", "0"]
     with (folder / "second.log").open("w") as log:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
-from distfs.config.settings import Bytes, Fraction, NodeConfig, Seconds
+from distfs.config.settings import Bytes, Fraction, NodeConfig, PeersConfig, Seconds
 from distfs.peers.client import NodeClient
 from distfs.storage.disk.home import make_home, read_identity
 from distfs.storage.disk.store import DiskStore
@@ -18,8 +18,9 @@ from distfs.storage_server import StorageServer
 from tests.contract.samples import CLUSTER
 
 #: No reserve, so that tests need no disk of a certain size.
-#: Nor is anybody waited for who was killed.
-NODE = NodeConfig(reserve=Fraction(0), reserve_bytes=Bytes(0), patience=Seconds(0.1))
+NODE = NodeConfig(reserve=Fraction(0), reserve_bytes=Bytes(0))
+#: Nobody is waited for who was killed.
+PEERS = PeersConfig(patience=Seconds(0.1))
 
 
 _RESET = struct.pack("ii", 1, 0)  # linger: for no time
@@ -28,9 +29,16 @@ _RESET = struct.pack("ii", 1, 0)  # linger: for no time
 class KillableServer(StorageServer):
     """Can end the way a killed process does: every connection cut at once, nothing finished."""
 
-    def __init__(self, host: str, port: int, store: DiskStore, config: NodeConfig) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        store: DiskStore,
+        config: NodeConfig,
+        stall_timeout: Seconds = PEERS.stall_timeout,
+    ) -> None:
         self.connections: list[socket.socket] = []
-        super().__init__(host, port, store, config)
+        super().__init__(host, port, store, config, stall_timeout)
 
     def get_request(self) -> tuple[socket.socket, object]:
         connection, address = super().get_request()
@@ -56,10 +64,15 @@ def new_store(folder: Path, cluster: UUID = CLUSTER, config: NodeConfig = NODE) 
 
 
 @contextmanager
-def serving(folder: Path, config: NodeConfig = NODE, cluster: UUID = CLUSTER) -> Iterator[KillableServer]:
+def serving(
+    folder: Path,
+    config: NodeConfig = NODE,
+    cluster: UUID = CLUSTER,
+    stall_timeout: Seconds = PEERS.stall_timeout,
+) -> Iterator[KillableServer]:
     """A node on a free port."""
     store = new_store(folder, cluster, config)
-    server = KillableServer("127.0.0.1", 0, store, config)
+    server = KillableServer("127.0.0.1", 0, store, config, stall_timeout)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -73,7 +86,7 @@ def serving(folder: Path, config: NodeConfig = NODE, cluster: UUID = CLUSTER) ->
 
 
 @contextmanager
-def client_of(server: StorageServer, config: NodeConfig = NODE) -> Iterator[NodeClient]:
+def client_of(server: StorageServer, config: PeersConfig = PEERS) -> Iterator[NodeClient]:
     client = NodeClient(server.store.node, server.address, server.store.cluster, config)
     try:
         yield client

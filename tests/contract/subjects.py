@@ -56,7 +56,7 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
             found = Subject(FaultyStore(memory) if request.param == "faulty" else memory, None)
         elif request.param.startswith("node"):
             server = stack.enter_context(serving(tmp_path / "node", config))
-            found = Subject(stack.enter_context(client_of(server, config)), server.store)
+            found = Subject(stack.enter_context(client_of(server)), server.store)
         else:
             disk = new_store(tmp_path / "node", CLUSTER, config)
             stack.callback(disk.close)

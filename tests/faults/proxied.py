@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distfs.config.settings import BytesPerSecond, NodeConfig, Seconds
+from distfs.config.settings import BytesPerSecond, PeersConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
 from distfs.model import File, FragmentId, Node, NodeReport, Policy
@@ -106,17 +106,19 @@ class Proxied(Ways):
 
 
 @contextmanager
-def proxied(url: str, folder: Path, count: int = 3, **node: Any) -> Iterator[Proxied]:
-    """``node``: settings of the service about nodes; the nodes themselves have the usual ones."""
+def proxied(url: str, folder: Path, count: int = 3, **peers: Any) -> Iterator[Proxied]:
+    """``peers``: settings of the service about nodes; the nodes themselves have the usual ones."""
     config = config_of(url)
-    changed: NodeConfig = replace(config.node, **node)
-    services = build(replace(config, node=changed))
+    changed: PeersConfig = replace(config.peers, **peers)
+    services = build(replace(config, peers=changed))
     cluster = services.meta.cluster_id(soon())
     ledger = Ledger()
     with ExitStack() as stack:
         nodes, proxies = {}, {}
         for number in range(count):
-            server = stack.enter_context(serving(folder / f"n{number}", config.node, cluster))
+            server = stack.enter_context(
+                serving(folder / f"n{number}", config.node, cluster, config.peers.stall_timeout)
+            )
             proxy = stack.enter_context(Proxy(server.address, ledger))
             info = server.store.info(Deadline(60))
             sizes = info.capacity, info.used, info.free

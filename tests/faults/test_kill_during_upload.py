@@ -35,7 +35,7 @@ SERVICE_STEPS = [step for step in STEPS if step.startswith("service")]
 @pytest.fixture(scope="module")
 def shared(share_cluster: MakeCluster) -> Cluster:
     """Its processes can be told to die, and run again at the end of each test."""
-    return share_cluster(3, {**SMALL_SLICES, "node": {"breaker_failures": 1_000_000}}, MODULE)
+    return share_cluster(3, {**SMALL_SLICES, "peers": {"breaker_failures": 1_000_000}}, MODULE)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.privileges import need_root
 DATA = random.Random(3).randbytes(3_000_000)
 SETTINGS = {
     "storage": {"block_size": "64KiB", "slice_size": "512KiB", "window": "2MiB"},
-    "node": {"stall_timeout": "1s", "breaker_pause": "1s"},
+    "peers": {"stall_timeout": "1s", "breaker_pause": "1s"},
 }
 
 

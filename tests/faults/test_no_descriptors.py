@@ -26,7 +26,7 @@ from distfs.peers.client import NodeClient
 from distfs.process.descriptors import WANTED
 from tests.cluster.harness import Cluster, MakeCluster, wait_until
 from tests.contract.litter import assert_no_litter
-from tests.contract.nodes import NODE, KillableServer, serving
+from tests.contract.nodes import PEERS, KillableServer, serving
 from tests.contract.samples import header, put, soon, whole
 from tests.integration.raw_http import RawClient, echo, noise, put_chunked, request
 from tests.integration.raw_http import put as put_body
@@ -40,7 +40,8 @@ BLOCK, SLICE = 64 * 1024, 256 * 1024
 #: No connection to a node is kept: each request needs a new one.
 SETTINGS = {
     "storage": {"block_size": BLOCK, "slice_size": SLICE, "window": 8 * BLOCK, "parallel_slices": 2},
-    "node": {"connections": 0, "reserve": 0},
+    "node": {"reserve": 0},
+    "peers": {"connections": 0},
     "http": {"stream_threshold": BLOCK},
     "upkeep": {"enabled": False},
 }
@@ -135,12 +136,12 @@ def test_a_put_that_finds_no_descriptor_leaves_nothing(tmp_path: Path) -> None:
 def test_a_service_without_descriptors_does_not_blame_its_nodes(tmp_path: Path, host: str) -> None:
     with serving(tmp_path / "node") as node:
         address = Address(host, node.address.port)
-        client = NodeClient(node.store.node, address, node.store.cluster, replace(NODE, connections=0))
+        client = NodeClient(node.store.node, address, node.store.cluster, replace(PEERS, connections=0))
         with contextlib.closing(client):
             client.info(soon())
             wait_until(lambda: all(each.fileno() < 0 for each in node.connections), "the node has let it go")
             with starved():
-                for _ in range(2 * NODE.breaker_failures):
+                for _ in range(2 * PEERS.breaker_failures):
                     with pytest.raises(Busy, match=REMEDY):
                         client.info(soon())
             assert client.link.breaker.state is State.CLOSED

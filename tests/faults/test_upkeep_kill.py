@@ -133,7 +133,7 @@ def dies_and_resumes(cluster: Cluster, step: str, cause: Callable[[], None]) -> 
 
 
 def test_repair_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(4, settings("1+1", upkeep=AGES, node=NO_BREAKER), MODULE)
+    cluster = make_cluster(4, settings("1+1", upkeep=AGES, peers=NO_BREAKER), MODULE)
     files = fill(cluster)
     steps = ["upkeep-mid-slice", "upkeep-made", "upkeep-switched", "node-mid-slice", "node-after-rename"]
     for seed, step in enumerate(steps, 1):
@@ -154,7 +154,7 @@ def test_repair_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
 
 
 def test_drain_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(4, settings("1+1", upkeep=AGES, node=NO_BREAKER), MODULE)
+    cluster = make_cluster(4, settings("1+1", upkeep=AGES, peers=NO_BREAKER), MODULE)
     steps = ["upkeep-made", "upkeep-switched", "upkeep-put-aside", "keeper-put-aside"]
     for seed, step in enumerate(steps):
         files = fill_node(cluster, 1, seed)
@@ -173,7 +173,7 @@ def test_drain_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
 
 
 def test_a_sweep_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(3, settings("1+1", upkeep=AGES, node=NO_BREAKER), MODULE)
+    cluster = make_cluster(3, settings("1+1", upkeep=AGES, peers=NO_BREAKER), MODULE)
     files = fill(cluster, count=6)
     steps = ["upkeep-put-aside", "upkeep-before-discard", "keeper-put-aside", "keeper-before-discard"]
     for seed, step in enumerate(steps):
@@ -190,7 +190,7 @@ def test_a_sweep_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
 
 
 def test_trash_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(3, settings("1+1", upkeep=AGES, node=NO_BREAKER), MODULE)
+    cluster = make_cluster(3, settings("1+1", upkeep=AGES, peers=NO_BREAKER), MODULE)
     files = fill(cluster, count=6)
     for seed, step in enumerate(("upkeep-put-aside", "upkeep-before-drop", "keeper-put-aside")):
         deleted = fill_node(cluster, 1, seed)
@@ -220,7 +220,7 @@ def test_trash_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
 
 
 def test_of_two_services_with_upkeep_none_does_what_the_other_did(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(5, settings("1+1", upkeep=AGES, node=NO_BREAKER))
+    cluster = make_cluster(5, settings("1+1", upkeep=AGES, peers=NO_BREAKER))
     files = fill(cluster, count=40)
     gone = fill(cluster, seed=1, count=10)
     lost_and_drained = {cluster.node(0).id, cluster.node(1).id}

@@ -14,7 +14,7 @@ from distfs.formats.fragment import FragmentHeader
 from distfs.model import File, FragmentId, NodeReport, Policy
 from distfs.services import Services, build
 from tests.contract.litter import assert_no_litter, eventually
-from tests.contract.nodes import NODE, KillableServer, serving
+from tests.contract.nodes import NODE, PEERS, KillableServer, serving
 from tests.contract.samples import soon
 from tests.faults.ledger import of_the_test
 
@@ -32,9 +32,8 @@ def config_of(url: str, stall: float = 5, **storage: int) -> Config:
         ),
         metadb=MetaDBConfig(url=url),
         # Nodes here say once that they live. They take a connection, or refuse it, as soon as the machine lets them.
-        node=replace(
-            NODE, down_after=Seconds(3600), stall_timeout=Seconds(stall), connect_timeout=Seconds(30)
-        ),
+        node=replace(NODE, down_after=Seconds(3600)),
+        peers=replace(PEERS, stall_timeout=Seconds(stall), connect_timeout=Seconds(30)),
     )
 
 
@@ -144,14 +143,14 @@ def byte_ways(url: str, folder: Path, count: int = 3, stall: float = 5, **storag
     """Services over ``count`` nodes that MetaDB at ``url`` knows."""
     config = config_of(url, stall, **storage)
     # Nobody is asked twice before a node has stalled: whom a busy machine makes wait decides nothing.
-    config = replace(config, node=replace(config.node, hedge_min=Seconds(stall)))
+    config = replace(config, peers=replace(config.peers, hedge_min=Seconds(stall)))
     services = build(config)
     cluster = services.meta.cluster_id(soon())
     with ExitStack() as stack:
         stack.callback(services.close)
         nodes = {}
         for number in range(count):
-            server = stack.enter_context(serving(folder / f"n{number}", config.node, cluster))
+            server = stack.enter_context(serving(folder / f"n{number}", config.node, cluster, Seconds(stall)))
             nodes[register(services, server)] = server
         yield Ways(services, nodes)
 

@@ -10,19 +10,19 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from distfs.config.settings import BytesPerSecond, NodeConfig, Seconds
+from distfs.config.settings import BytesPerSecond, PeersConfig, Seconds
 from distfs.formats import wire
 from distfs.formats.wire import Type
 from distfs.model import Address, FragmentId
 from distfs.peers.client import NodeClient
-from tests.contract.nodes import NODE
+from tests.contract.nodes import PEERS
 from tests.contract.samples import CLUSTER
 from tests.faults.ledger import of_the_test
 
 ID = FragmentId(uuid4(), 0)
 #: Slow is known soon.
 IMPATIENT = replace(
-    NODE,
+    PEERS,
     base_timeout=Seconds(0.15),
     stall_timeout=Seconds(0.3),
     min_rate=BytesPerSecond(1 << 40),
@@ -31,7 +31,9 @@ IMPATIENT = replace(
 
 
 @contextlib.contextmanager
-def scripted(*scripts: Callable[[socket.socket], object], config: NodeConfig = NODE) -> Iterator[NodeClient]:
+def scripted(
+    *scripts: Callable[[socket.socket], object], config: PeersConfig = PEERS
+) -> Iterator[NodeClient]:
     """A client of a node that does what the scripts say, one a connection, and then closes it. Each has to come."""
     listener = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()

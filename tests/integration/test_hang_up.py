@@ -69,7 +69,7 @@ def config(proxy: Proxy, metadb_url: str) -> Config:
         storage=replace(config.storage, memory_budget=Bytes(2 * BLOCK)),
         metadb=MetaDBConfig(url=url, statement_timeout=NEVER, pool_size=1),
         bandwidth=BandwidthConfig(cap_out=BytesPerSecond(1)),
-        node=replace(config.node, base_timeout=NEVER),
+        peers=replace(config.peers, base_timeout=NEVER),
     )
 
 

@@ -22,7 +22,7 @@ from distfs.peers.client import NodeClient
 from distfs.storage_server import StorageServer
 from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter, eventually
-from tests.contract.nodes import NODE, KillableServer, client_of, serving
+from tests.contract.nodes import NODE, PEERS, KillableServer, client_of, serving
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted
 from tests.ports import refusing
@@ -47,7 +47,7 @@ def test_one_connection_serves_many_requests(server: KillableServer) -> None:
 
 
 def test_no_more_connections_are_kept_than_configured(server: KillableServer) -> None:
-    config = replace(NODE, connections=2)
+    config = replace(PEERS, connections=2)
     with client_of(server, config) as client:
         fragment = put(client, header(), random_bytes(10_000))
         readers = [client.get(fragment, 0, 3, soon()) for _ in range(5)]
@@ -114,7 +114,7 @@ def test_a_fresh_connection_that_the_node_closes_is_an_error() -> None:
 
 
 def test_connections_idle_for_long_are_not_trusted(server: KillableServer) -> None:
-    with client_of(server, replace(NODE, connection_idle=Seconds(0))) as client:
+    with client_of(server, replace(PEERS, connection_idle=Seconds(0))) as client:
         client.info(soon())
         client.info(soon())
         assert len(server.connections) == 2
@@ -155,7 +155,7 @@ def test_descriptors_over_a_thousand_are_no_trouble(server: KillableServer) -> N
 
 def test_a_node_that_does_not_listen_is_unavailable() -> None:
     with refusing() as port:
-        client = NodeClient(uuid4(), Address("127.0.0.1", port), CLUSTER, NODE)
+        client = NodeClient(uuid4(), Address("127.0.0.1", port), CLUSTER, PEERS)
         with pytest.raises(NodeUnavailable, match="cannot connect"):
             client.info(soon())
         with pytest.raises(NodeUnavailable, match="cannot connect"):
@@ -163,7 +163,7 @@ def test_a_node_that_does_not_listen_is_unavailable() -> None:
 
 
 def test_a_node_whose_name_nobody_knows_is_unavailable() -> None:
-    client = NodeClient(uuid4(), Address("no-such-host.invalid", 9), CLUSTER, NODE)
+    client = NodeClient(uuid4(), Address("no-such-host.invalid", 9), CLUSTER, PEERS)
     with pytest.raises((NodeUnavailable, TooSlow)):
         client.info(soon())
 
@@ -194,7 +194,7 @@ def test_a_deadline_that_has_passed_takes_no_connection(server: KillableServer) 
 
 
 def test_another_node_at_the_address_is_not_taken_for_this_one(server: KillableServer) -> None:
-    client = NodeClient(uuid4(), server.address, CLUSTER, NODE)
+    client = NodeClient(uuid4(), server.address, CLUSTER, PEERS)
     with pytest.raises(ProtocolError, match="another node than this one"):
         client.info(soon())
     with pytest.raises(ProtocolError, match="another node than this one"):
@@ -273,7 +273,7 @@ def test_a_socket_that_cannot_be_set_up_is_closed() -> None:
 
 def test_the_pool_of_a_large_write_buffer_is_given_back(tmp_path: Path) -> None:
     config = replace(NODE, write_buffer=Bytes(MIB), direct_io_threshold=Bytes(0))
-    with serving(tmp_path / "n", config) as server, client_of(server, config) as client:
+    with serving(tmp_path / "n", config) as server, client_of(server) as client:
         assert isinstance(server, StorageServer)
         writers = [client.put(header(), MIB, soon()) for _ in range(6)]
         for writer in writers:  # more than there are buffers for: the last are written plainly

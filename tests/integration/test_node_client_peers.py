@@ -30,7 +30,7 @@ from distfs.formats.wire import Type
 from distfs.model import Address
 from distfs.peers.client import NodeClient
 from distfs.peers.link import Exchange
-from tests.contract.nodes import NODE, KillableServer, client_of
+from tests.contract.nodes import PEERS, KillableServer, client_of
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted, trickling
 from tests.ports import refusing
@@ -39,7 +39,7 @@ from tests.ports import refusing
 
 
 def test_a_node_that_says_nothing_is_too_slow() -> None:
-    config = replace(NODE, stall_timeout=Seconds(0.1))
+    config = replace(PEERS, stall_timeout=Seconds(0.1))
     with scripted(answering(), config=config) as client:
         with pytest.raises(TooSlow, match=r"first byte: receive made no progress for 0\.1 s"):
             client.info(soon())
@@ -107,7 +107,7 @@ def test_a_node_that_never_acknowledges_is_too_slow() -> None:
 
 def test_a_cancelled_request_says_nothing_of_its_node() -> None:
     """It did not answer: whoever gave up must not close the breaker of a node that is silent."""
-    config = replace(NODE, breaker_failures=1)
+    config = replace(PEERS, breaker_failures=1)
     with scripted(answering(), config=config) as client:
         client.link.breaker.failed()
         with Deadline(60).scope() as deadline:
@@ -120,7 +120,7 @@ def test_a_cancelled_request_says_nothing_of_its_node() -> None:
 
 
 def test_a_node_that_went_between_two_requests_has_failed_once() -> None:
-    config = replace(NODE, breaker_failures=2)
+    config = replace(PEERS, breaker_failures=2)
     with scripted(answering(ok({"cursor": None})), config=config) as client, refusing() as port:
         client.list("", 5, soon())
         [(idle, _)] = client.link.pool._idle
@@ -140,7 +140,7 @@ def test_a_user_who_pauses_is_not_the_nodes_fault(
 ) -> None:
     """The node's time limit counts what it kept us waiting, not what we kept it waiting."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # a busy disk would be the node's fault
-    config = replace(NODE, base_timeout=Seconds(2), stall_timeout=Seconds(2), min_rate=IMPATIENT.min_rate)
+    config = replace(PEERS, base_timeout=Seconds(2), stall_timeout=Seconds(2), min_rate=IMPATIENT.min_rate)
     pause = threading.Event()
     blocks = cut(random_bytes(2 * 4096), 4096)
     with client_of(server, config) as client:
@@ -259,8 +259,8 @@ NOT_SAYABLE = [cls.kind for cls in _all(DistfsError) if cls.kind not in wire.ERR
 def test_a_kind_of_error_that_no_node_may_raise_is_held_against_it(kind: object) -> None:
     assert {"busy", "cancelled", "client_gone", "outcome_unknown", "too_many"} <= set(NOT_SAYABLE)
     said = wire.encode(Type.ERROR, {"kind": kind, "message": "who knows"})
-    with scripted(*[answering(said)] * NODE.breaker_failures) as client:
-        for _ in range(NODE.breaker_failures):
+    with scripted(*[answering(said)] * PEERS.breaker_failures) as client:
+        for _ in range(PEERS.breaker_failures):
             assert client.trusted
             with pytest.raises(ProtocolError, match="no node may raise.*who knows"):
                 client.info(soon())
@@ -268,8 +268,8 @@ def test_a_kind_of_error_that_no_node_may_raise_is_held_against_it(kind: object)
 
 
 def test_answers_that_make_no_sense_are_held_against_their_node() -> None:
-    with scripted(*[answering(ok({"node": 5}))] * NODE.breaker_failures) as client:
-        for _ in range(NODE.breaker_failures):
+    with scripted(*[answering(ok({"node": 5}))] * PEERS.breaker_failures) as client:
+        for _ in range(PEERS.breaker_failures):
             client.close()
             with pytest.raises(ProtocolError):
                 client.info(soon())

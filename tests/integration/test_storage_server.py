@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,7 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs import storage_server
-from distfs.config.settings import Bytes, Seconds
+from distfs.config.settings import Seconds
 from distfs.errors import (
     Corrupt,
     NodeUnavailable,
@@ -30,7 +29,7 @@ from distfs.formats.wire import Type
 from distfs.model import FragmentId
 from distfs.storage import connection as node_connection
 from tests.contract.litter import assert_no_litter, eventually
-from tests.contract.nodes import NODE, KillableServer, serving
+from tests.contract.nodes import NODE, PEERS, KillableServer, serving
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole
 from tests.integration.raw_wire import Raw, assert_serves, handlers
 
@@ -330,8 +329,7 @@ def test_an_idle_connection_is_closed_quietly(
 @pytest.mark.parametrize("ahead", [0, wire.PREFIX_SIZE, 100])
 def test_a_request_that_comes_a_byte_now_and_then_holds_no_thread(tmp_path: Path, ahead: int) -> None:
     """``ahead``: so much of it came with the one before. Its header has as long as the stall limit, in all."""
-    config = replace(NODE, stall_timeout=Seconds(0.3))
-    with serving(tmp_path / "node", config) as server:
+    with serving(tmp_path / "node", stall_timeout=Seconds(0.3)) as server:
         raw = Raw(server)
         header = wire.encode(Type.INFO, raw.request(request="x" * 10_000))
         raw.sock.sendall(wire.encode(Type.INFO, raw.request()) + header[:ahead])
@@ -390,7 +388,7 @@ def test_connections_that_cannot_have_a_thread_are_closed(
 def test_a_busy_port_is_an_error_that_leaves_nothing(server: KillableServer, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="in use"):
         storage_server.StorageServer(
-            server.address.host, server.address.port, server.store, replace(NODE, write_buffer=Bytes(4096))
+            server.address.host, server.address.port, server.store, NODE, PEERS.stall_timeout
         )
     assert_serves(server)
 

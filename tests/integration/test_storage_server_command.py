@@ -23,7 +23,7 @@ from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.peers.client import NodeClient
 from tests.contract.litter import eventually
-from tests.contract.nodes import NODE
+from tests.contract.nodes import PEERS
 from tests.contract.samples import entry_of, header, put, random_bytes, soon, whole
 from tests.postgres import run_sql
 
@@ -83,7 +83,7 @@ def test_a_node_registers_serves_and_ends_at_sigterm(metadb_url: str, meta: Meta
             [node] = meta.nodes(Deadline(60))  # at its second start it is the same node, elsewhere
             addresses.append(node.address)
             assert (node.zone, node.state) == ("attic", "active")
-            client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), NODE)
+            client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), PEERS)
             if sign is signal.SIGTERM:
                 put(client, head, data)
             assert whole(client, head.id) == data
@@ -99,7 +99,7 @@ def test_a_node_killed_in_the_middle_of_a_put_starts_clean(
 ) -> None:
     with process(command(tmp_path / "n", metadb_url), DISTFS_NODE_RESERVE="0") as running:
         [node] = registered(meta)
-        client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), NODE)
+        client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), PEERS)
         writer = client.put(header(), 8 << 20, soon())
         block = random_bytes(4096)
         writer.write_cell(entry_of(block), memoryview(block))

@@ -267,8 +267,8 @@ def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
 def test_a_node_that_hangs_holds_up_no_end(cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its threads are waited for when the process ends, so they must not wait for the node."""
     monkeypatch.setattr(distfs.upkeep.runner, "_STOP_LIMIT_S", 0.1)
-    patient = replace(cluster.config.node, stall_timeout=Seconds(300), base_timeout=Seconds(600))
-    config = replace(cluster.config, node=patient)
+    patient = replace(cluster.config.peers, stall_timeout=Seconds(300), base_timeout=Seconds(600))
+    config = replace(cluster.config, peers=patient)
     file = cluster.upload(bytes_of(1))
     [(_, node), *_] = cluster.fragments(file)
     cluster.stop_node(cluster.node(node))

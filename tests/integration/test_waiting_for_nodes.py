@@ -128,7 +128,8 @@ def test_nodes_that_are_long_silent_are_not_waited_for(ways: Ways, waits: Waits)
     for number in ways.nodes:
         ways.kill(number)
     directory = ways.services.directory
-    directory._config = replace(directory._config, down_after=Seconds(0), patience=Seconds(0))
+    directory._config = replace(directory._config, patience=Seconds(0))
+    ways.services.meta.down_after = 0
     with pytest.raises(Unavailable, match="cannot be read"):
         next(ways.services.downloader.read(file, 0, file.size, soon()))
     assert not waits()

@@ -18,7 +18,7 @@ from distfs.model import FragmentId
 from distfs.process.output import NOT_TOLD
 from distfs.upkeep.rebalance import as_if_swept
 from distfs.upkeep.step import Worker
-from tests.contract.nodes import NODE, KillableServer, client_of, serving
+from tests.contract.nodes import NODE, PEERS, KillableServer, client_of, serving
 from tests.contract.samples import header, put
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import HOUR, UpkeepCluster, bytes_of, drive
@@ -74,7 +74,7 @@ def test_a_page_that_cannot_be_is_a_protocol_error(
     server: KillableServer, page: Page, aside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.store, "list_quarantine" if aside else "list", lambda *_: page)
-    with client_of(server, NODE) as client:
+    with client_of(server, PEERS) as client:
         with pytest.raises(ProtocolError, match="a listing that cannot be"):
             (client.list_quarantine if aside else client.list)(str(A.id), 5, soon())
 
@@ -84,7 +84,7 @@ def test_a_page_that_can_be_is_taken(
     server: KillableServer, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.store, "list", lambda *_: page)
-    with client_of(server, NODE) as client:
+    with client_of(server, PEERS) as client:
         assert client.list(str(A.id), 5, soon()) == page
 
 

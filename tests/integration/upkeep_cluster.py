@@ -95,7 +95,7 @@ class RunningNode:
         else:
             new_store(folder, cluster, config.node).close()
             self.store = SmallDiskStore(folder, cluster, config, capacity)
-        self._config = config.node
+        self._config, self._stall_timeout = config.node, config.peers.stall_timeout
         self.open_port(port)
         self._membership = Membership(self.store, meta, self.server.address, config.node, lambda _: None)
 
@@ -106,7 +106,7 @@ class RunningNode:
 
     def open_port(self, port: int) -> None:
         """0: any free one."""
-        self.server = StorageServer("127.0.0.1", port, self.store, self._config)
+        self.server = StorageServer("127.0.0.1", port, self.store, self._config, self._stall_timeout)
         poll = {"poll_interval": 0.02}
         self._thread = threading.Thread(target=self.server.serve_forever, kwargs=poll)
         self._thread.start()
@@ -144,7 +144,7 @@ class UpkeepCluster:
         self.meta = MetaDB(config.metadb, config.node.down_after)
         self._stack.callback(self.meta.close)
         self.db = UpkeepDB(self.meta)
-        self.directory = NodeDirectory(self.meta, config.node)
+        self.directory = NodeDirectory(self.meta, config.peers)
         self._stack.callback(self.directory.close)
         self.pool = BlockPool(config.storage.block_size, 64)
         self.uploader = Uploader(
@@ -287,13 +287,13 @@ class UpkeepCluster:
     # --- workers --------------------------------------------------------------------------------------
 
     def maker(self) -> FragmentMaker:
-        return FragmentMaker(self.meta, self.db, self.directory, self.config.node, self.pool, self.damage)
+        return FragmentMaker(self.meta, self.db, self.directory, self.config.peers, self.pool, self.damage)
 
     def repair(self, parallel: int = 4) -> Repair:
         return Repair(self.maker(), self.config.upkeep, self.executor, parallel)
 
     def scrub(self) -> Scrub:
-        return Scrub(self.db, self.directory, self.config.upkeep, self.config.node, self.executor)
+        return Scrub(self.db, self.directory, self.config.upkeep, self.config.peers, self.executor)
 
     def orphans(self) -> Orphans:
         return Orphans(self.maker(), self.config.upkeep)

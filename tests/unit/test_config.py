@@ -197,7 +197,7 @@ def test_a_share_is_below_all(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "rate"), [("1MiB/s", 1 << 20), ("1MiB", 1 << 20), (1000, 1000)])
 def test_rates_are_bytes_a_second(text: object, rate: int) -> None:
-    assert config_file.parse({"node": {"min_rate": text}}).node.min_rate == rate
+    assert config_file.parse({"peers": {"min_rate": text}}).peers.min_rate == rate
 
 
 @pytest.mark.parametrize("value", ["many", -1, "-1", 1.5, True, None, "", [3], "٣"])
@@ -414,10 +414,10 @@ def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
         ("node", {"direct_io": "always"}, "node.direct_io must be 'auto' or 'off'"),
         ("node", {"heartbeat": 0}, "node.heartbeat"),
         ("node", {"down_after": "4s"}, "node.down_after must be more than twice node.heartbeat"),
-        ("node", {"connect_timeout": 0}, "node.connect_timeout"),
-        ("node", {"stall_timeout": 0}, "node.stall_timeout"),
-        ("node", {"base_timeout": 0}, "node.base_timeout"),
-        ("node", {"min_rate": 0}, "node.min_rate"),
+        ("peers", {"connect_timeout": 0}, "peers.connect_timeout"),
+        ("peers", {"stall_timeout": 0}, "peers.stall_timeout"),
+        ("peers", {"base_timeout": 0}, "peers.base_timeout"),
+        ("peers", {"min_rate": 0}, "peers.min_rate"),
         ("local", {"nodes": 0}, "local.nodes"),
         ("log", {"format": "xml"}, "log.format"),
         ("log", {"level": "LOUD"}, "log.level"),

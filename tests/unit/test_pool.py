@@ -12,7 +12,7 @@ from distfs.errors import Busy, Cancelled, NodeUnavailable
 from distfs.process.connection_pool import ConnectionPool, Limits
 from tests.contract.litter import eventually
 
-LIMITS = Limits(most=2, idle=2, idle_s=60, age_s=600, setting="node.max_connections")
+LIMITS = Limits(most=2, idle=2, idle_s=60, age_s=600, setting="peers.max_connections")
 
 
 @dataclass(eq=False)
