@@ -18,6 +18,9 @@ from distfs.errors import Corrupt, ProtocolError
 from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable, checksum
 from distfs.model import MAX_K, MAX_M, FragmentId
 
+#: How many bad cells of a fragment a message names.
+_NAMED = 10
+
 
 @dataclass(frozen=True, slots=True)
 class StoreInfo:
@@ -166,6 +169,20 @@ def check_page(page: Page, after: str, limit: int) -> None:
         raise ProtocolError(f"no fragment after {after!r}, and yet there is more")
     if parse_name(page.cursor) is None or page.cursor < at:
         raise ProtocolError(f"a cursor that does not go on from {at}: {page.cursor[:100]!r}")
+
+
+def fault(
+    store: FragmentStore, id: FragmentId, digest: bytes | None, block_size: int, deadline: Deadline
+) -> str:
+    """What is wrong with a fragment of which some cells are good, read in full where it is; empty: nothing.
+
+    ``digest``: of its slice; None: nobody knows it. Raises Corrupt when none of it is good, and what the store does.
+    """
+    if digest is not None:
+        store.stat(id, deadline).check(digest, block_size)
+    bad = store.verify(id, deadline)
+    more = ", ..." if len(bad) > _NAMED else ""
+    return f"cells {', '.join(map(str, bad[:_NAMED]))}{more} fail their checksums" if bad else ""
 
 
 def parse_name(name: str) -> FragmentId | None:

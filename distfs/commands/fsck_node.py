@@ -14,7 +14,7 @@ from uuid import UUID
 from distfs.commands.operator import Operator
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
-from distfs.fragment_store import FragmentStore, Listed
+from distfs.fragment_store import FragmentStore, Listed, fault
 from distfs.model import FragmentId, Node
 from distfs.quantity import counted
 from distfs.upkeep.model import Claim, MoveTask
@@ -122,15 +122,10 @@ class NodeCheck:
 
     def _verify(self, task: MoveTask) -> None:
         """Raises Corrupt, NotFound."""
-        if (
-            self._store.stat(task.fragment, self._operator.deadline()).digest(task.block_size)
-            != task.piece.digest
-        ):
-            raise Corrupt("its table is not the slice's")
         limits = self._operator.config.peers
         reading = Deadline(limits.base_timeout + task.fragment_size / limits.min_rate)
-        if bad := self._store.verify(task.fragment, reading):
-            raise Corrupt(f"cells {', '.join(map(str, bad[:10]))} fail their checksums")
+        if reason := fault(self._store, task.fragment, task.piece.digest, task.block_size, reading):
+            raise Corrupt(reason)
 
     def _suspect_missing(self, task: MoveTask) -> None:
         self._missing.append(task)

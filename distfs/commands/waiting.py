@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -19,7 +20,7 @@ def wait_until_none(
     operator: Operator, worker: str, what: str, left: Callable[[], int], patience: float
 ) -> str:
     """Return "" when nothing is ``left``; else, after ``patience`` seconds without any progress, the reason."""
-    total = fewest = left()
+    total, fewest = 0, math.inf
     progress = Progress(what)
     moved_at = time.monotonic()
     try:

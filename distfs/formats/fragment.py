@@ -154,6 +154,11 @@ class FragmentTable:
     def digest(self, block_size: int) -> bytes:
         return slice_digest((e.plain for e in self.entries), self.slice_size, block_size)
 
+    def check(self, digest: bytes, block_size: int) -> None:
+        """Raises Corrupt unless it is of the slice that has this digest."""
+        if self.digest(block_size) != digest:
+            raise Corrupt("its table is not the slice's")
+
 
 def slice_digest(plains: Iterable[int], size: int, block_size: int) -> bytes:
     """xxh3-128 over the plain blocks' checksums, the slice's size and the block size; 16 bytes."""

@@ -128,23 +128,16 @@ class Workers(Generic[T]):
             worker.task = self._waiting.popleft()[1] if self._waiting else None
             if worker.task is not None:
                 return
-            if self._closed:
-                self._all.discard(worker)
-                return
-            self._idle.append(worker)
-        if worker.wake.acquire(timeout=IDLE_S):
-            if worker.task is None:  # it is closed
-                self._end(worker)
-            return
-        with self._lock:
-            if worker in self._idle:
-                self._idle.remove(worker)
-                self._all.discard(worker)
-                return
-        worker.wake.acquire()  # it was given something at the last moment
-        if worker.task is None:
-            self._end(worker)
+            if not self._closed:
+                self._idle.append(worker)
+        woken = not self._closed and worker.wake.acquire(timeout=IDLE_S)
+        self._end_or_go_on(worker, woken)
 
-    def _end(self, worker: Worker[T]) -> None:
+    def _end_or_go_on(self, worker: Worker[T], woken: bool) -> None:
         with self._lock:
-            self._all.discard(worker)
+            if worker.task is None:  # both in one step: else who comes would wait for a worker that ends
+                self._all.discard(worker)
+                if worker in self._idle:
+                    self._idle.remove(worker)
+            elif not woken:  # it was given something at the last moment
+                worker.wake.acquire()

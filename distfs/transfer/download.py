@@ -286,8 +286,7 @@ def _at_once(reader: LateReader, file: NewFile) -> bytes | None:
     if not reader.start_or_late():
         return None
     table = reader.table
-    if table.digest(file.block_size) != file.slices[0].digest:
-        raise Corrupt("its table is not the slice's")
+    table.check(file.slices[0].digest, file.block_size)
     [entry] = table.entries
     check_length(entry, file.size, 0)
     data = bytearray(file.size)

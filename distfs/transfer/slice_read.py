@@ -219,8 +219,7 @@ class SliceReader:
 
     def _accept(self, table: FragmentTable) -> None:
         """Raises Corrupt unless a fragment's table is the slice's."""
-        if table.digest(self._block_size) != self._slice.digest:
-            raise Corrupt("its table is not the slice's")
+        table.check(self._slice.digest, self._block_size)
         self._plains = [entry.plain for entry in table.entries]
         self.last = table.last
 

@@ -28,6 +28,7 @@ from distfs.errors import (
 )
 from distfs.formats.coding import code_for
 from distfs.formats.fragment import MAX_CELLS, checksum
+from distfs.fragment_store import fault
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Node
 from distfs.peers.directory import NodeDirectory
@@ -83,10 +84,8 @@ class FragmentMaker:
         deadline = self.time_for(task.fragment_size, deadline)
         store = self.directory.store(node, deadline)
         id = FragmentId(task.piece.id, index)
-        if store.stat(id, deadline).digest(task.block_size) != task.piece.digest:
-            raise Corrupt(f"fragment {id}: its table is not the slice's")
-        if bad := store.verify(id, deadline):
-            raise Corrupt(f"fragment {id}: cells {', '.join(map(str, bad))} fail their checksums")
+        if reason := fault(store, id, task.piece.digest, task.block_size, deadline):
+            raise Corrupt(reason)
 
     def confirm(self, task: SliceTask, index: int, node: int, deadline: Deadline) -> None:
         """``check`` a fragment just written. What is wrong with it is the node's fault: raises NodeUnavailable."""
@@ -127,8 +126,7 @@ class FragmentMaker:
             with _reading(id, source):
                 opened = self.directory.store(source, deadline).get(id, 0, MAX_CELLS, deadline)
             reader = held.enter_context(contextlib.closing(opened))
-            if reader.table.digest(task.block_size) != task.piece.digest:
-                raise Corrupt(f"fragment {id} on node {source}: its table is not the slice's")
+            reader.table.check(task.piece.digest, task.block_size)
             entries = reader.table.entries
             header = self._identity(task, deadline).header(task.piece.id, task.piece.ordinal, index)
             store = self.directory.store(target, deadline)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from distfs.config.settings import PeersConfig, UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
-from distfs.fragment_store import FragmentStore, Page
+from distfs.fragment_store import FragmentStore, Page, fault
 from distfs.model import FragmentId
 from distfs.peers.directory import NodeDirectory
 from distfs.upkeep.db import UpkeepDB
@@ -195,7 +195,8 @@ class Scrub:
         id, began = turn.id, time.monotonic()
         useless = False
         try:
-            reason = _fault(store, turn, limit)
+            digest, block_size = (turn.kept.digest, turn.kept.block_size) if turn.kept else (None, 0)
+            reason = fault(store, id, digest, block_size, limit)
         except Corrupt as e:
             reason, useless = str(e), True
         except NotFound:
@@ -246,14 +247,6 @@ class _Turn:
     size: int
     kept: Kept | None  # what MetaDB says of it; None: nothing
     listed: bool = True
-
-
-def _fault(store: FragmentStore, turn: _Turn, deadline: Deadline) -> str:
-    """What is wrong with a fragment of which some cells are good; empty: nothing. Raises Corrupt when none is."""
-    if turn.kept and store.stat(turn.id, deadline).digest(turn.kept.block_size) != turn.kept.digest:
-        raise Corrupt(f"fragment {turn.id}: its table is not the slice's")
-    cells = store.verify(turn.id, deadline)
-    return f"cells {', '.join(map(str, cells))} fail their checksums" if cells else ""
 
 
 def _check_answering(store: FragmentStore, error: DistfsError, deadline: Deadline) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
 from distfs.formats.fragment import CellEntry, FragmentHeader, checksum
-from distfs.fragment_store import FragmentStore, FragmentWriter
+from distfs.fragment_store import FragmentStore, FragmentWriter, fault
 from distfs.model import MAX_NAME_BYTES, FragmentId, Policy
 from tests.contract.litter import eventually, temp_files
 from tests.contract.samples import (
@@ -328,6 +328,23 @@ def test_a_damaged_header_table_or_footer_is_corrupt(subject: Subject, offset: i
         with pytest.raises(Corrupt):
             ask(fragment, soon())
     assert subject.store.delete(fragment, soon())
+
+
+def test_what_is_wrong_with_a_fragment_is_told_in_the_same_words_for_all(subject: Subject) -> None:
+    count = 12
+    fragment = put(subject.store, header(), random_bytes(count * 4096))
+    digest = subject.store.stat(fragment, soon()).digest(4096)
+    assert fault(subject.store, fragment, digest, 4096, soon()) == ""
+    assert fault(subject.store, fragment, None, 4096, soon()) == ""
+    with pytest.raises(Corrupt, match=r"^its table is not the slice's$"):
+        fault(subject.store, fragment, bytes(16), 4096, soon())
+    first = -(count * 4096 + count * 21 + 54)
+    damage(subject, fragment, first + 2 * 4096)
+    assert fault(subject.store, fragment, digest, 4096, soon()) == "cells 2 fail their checksums"
+    for cell in set(range(count)) - {2}:
+        damage(subject, fragment, first + cell * 4096)
+    said = "cells 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... fail their checksums"
+    assert fault(subject.store, fragment, digest, 4096, soon()) == said
 
 
 def test_verify_names_the_damaged_cells(subject: Subject) -> None:
