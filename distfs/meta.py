@@ -1,16 +1,14 @@
-"""MetaDB: the only source of truth. What services and nodes ask of it, and how every statement is run.
+"""MetaDB: the only source of truth. What services and nodes ask of it.
 
 ``upkeep.db`` and ``limits.db`` run theirs through this, too. A statement is one transaction, and a method is
-one statement; a second follows only where an earlier try may have done what the first was to do. Every statement may
-be run again without harm (``sql/queries.sql``); on that rests what happens when a connection is lost: a read is run
-once more on a new connection, a change is run again until MetaDB has said what became of it.
+one statement; a second follows only where an earlier try may have done what the first was to do. How they are run is
+in ``metadb.transactions``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,23 +18,11 @@ from pg8000.native import DatabaseError
 
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import (
-    Away,
-    Busy,
-    ConfigError,
-    DistfsError,
-    NotFound,
-    OutcomeUnknown,
-    Refused,
-    SchemaBehind,
-    TooSlow,
-    Unavailable,
-)
-from distfs.metadb import ballast, embedded_postgres
+from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, SchemaBehind, Unavailable
+from distfs.metadb import embedded_postgres
 from distfs.metadb import schema as meta_schema
-from distfs.metadb.link import Link, translate
-from distfs.metadb.pool import Pool
-from distfs.metadb.url import MetaURL
+from distfs.metadb.link import translate
+from distfs.metadb.transactions import Transactions
 from distfs.model import (
     MAX_NAME_BYTES,
     MAX_TYPE_BYTES,
@@ -52,14 +38,7 @@ from distfs.quantity import counted
 
 MAX_LISTED = 1000
 
-#: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
-_GRACE_S = 0.5
-_RETRY_FIRST_S, _RETRY_MOST_S = 0.02, 0.25
-#: Nodes are heard of again within this after MetaDB was away.
-_HEARD_AGAIN_S = 10.0
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-Rows = Sequence[Sequence[Any]]
 
 
 def storable_name(name: str) -> str:
@@ -88,23 +67,14 @@ class Cluster(NamedTuple):
 SETTLE_S = 60.0
 
 
-class MetaDB:
-    """Thread-safe; connects when it is first asked for something.
-
-    Every method but ``migrate`` ends within ``statement_timeout`` + 0.5 s or at its deadline, whichever is
-    sooner; while MetaDB is restarted, ``patience`` later. It raises Unavailable (503) with the reason while MetaDB is
-    away, at once if that is for longer than ``patience``, and needs no restart after that.
-    """
+class MetaDB(Transactions):
+    """What is asked, by name; every method but ``migrate`` ends as ``Transactions`` says."""
 
     def __init__(self, config: MetaDBConfig, down_after: float = 10.0) -> None:
         """``down_after``: seconds of silence after which a node is down. Raises ConfigError for the URL."""
-        self._config = config
+        super().__init__(config)
         self.down_after = down_after
-        self._budget, self._patience = config.statement_timeout + _GRACE_S, config.patience
         self._cluster_id: UUID | None = None
-        self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.of(config)
-        limits = config.pool_size, config.connect_timeout, config.statement_timeout
-        self._pool = Pool(self._where, *limits, trouble=self._trouble)
 
     def migrate(self) -> list[int]:
         """Bring the schema to this version's; -> the numbers of the migrations applied now.
@@ -120,9 +90,6 @@ class MetaDB:
         finally:
             link.close()
 
-    def close(self) -> None:
-        self._pool.close()
-
     # --- the cluster and its nodes ------------------------------------------------------------------
 
     @property
@@ -131,25 +98,9 @@ class MetaDB:
         return 0.0 if embedded_postgres.is_embedded(self._config.url) else SETTLE_S
 
     @property
-    def is_restarting(self) -> bool:
-        """Nobody could connect just now, and that may end soon."""
-        return self._pool.may_be_back and 0 < self._pool.away_for() < self._patience
-
-    @property
-    def is_gone(self) -> bool:
-        """Nobody can connect, for longer than a restart takes: nobody waits for it any more."""
-        away = self._pool.away_for()
-        return away > 0 and away >= self._patience
-
-    @property
     def silence(self) -> float:
         """Seconds after which a node that says nothing is down."""
         return self.excused(self.down_after)
-
-    def excused(self, silence: float) -> float:
-        """``silence`` and the time that MetaDB was away just before: meanwhile no node could say anything, and all of
-        them would look silent until their next heartbeat."""
-        return silence + self._pool.was_away(_HEARD_AGAIN_S)
 
     def ping(self, deadline: Deadline) -> None:
         """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""
@@ -266,12 +217,13 @@ class MetaDB:
             return []
         budget = self._budget_of(deadline)  # of both statements together
         files_json = json.dumps([_as_json(file) for file in stored])
-        rows = self._write("commit_files", budget, None, {"files": files_json})
+        rows = self._run("commit_files", budget, {"files": files_json}, change=True)
         created = {row[0]: row[1] for row in rows}
         if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
             budget.uncancel()
             try:
-                rows = self._read("committed", budget, {"ids": [file.id for file in stored]})
+                ids = {"ids": [file.id for file in stored]}
+                rows = self._run("committed", budget, ids, change=False)
                 created = {row[0]: row[1] for row in rows}
             except DistfsError as e:
                 raise OutcomeUnknown(str(e), public=e.public) from e
@@ -300,127 +252,6 @@ class MetaDB:
         """Take a file back out of the trash. Raises NotFound when it is not there, or its end has begun."""
         if not self.write("undelete_file", deadline, id=id, again="is_file"):
             raise NotFound(f"no file {id} in the trash")
-
-    # --- running statements: for the methods above, upkeep.db and limits.db ------------------------
-
-    def connect(self, deadline: Deadline) -> Link:
-        """A connection of the caller's own, who closes it. Raises Unavailable."""
-        return self._pool.connect(deadline.sooner(self._budget), self._config.statement_timeout)
-
-    def read(self, query: str, deadline: Deadline, **params: Any) -> Rows:
-        """Until MetaDB has answered; also if it is restarted meanwhile. One that has been away for longer than that
-        takes is not waited for."""
-        return self._read(query, self._budget_of(deadline), params)
-
-    def _read(self, query: str, budget: _Budget, params: dict[str, Any]) -> Rows:
-        pause = _RETRY_FIRST_S
-        error: DistfsError | None = None
-        while True:
-            lost = stale = False  # a connection broke; one that had been kept, as after a restart
-            try:
-                with self._pool.link(budget.left) as link:
-                    try:
-                        return link.run(query, budget.left, params)
-                    finally:
-                        lost, stale = link.broken, link.broken and link.reused
-            except (Unavailable, Busy, OutcomeUnknown) as e:
-                again = self._waits(e, budget) or lost
-                if error is None or _has_time(budget.left):  # else what failed before says more
-                    error = Unavailable(str(e), public=e.public) if isinstance(e, OutcomeUnknown) else e
-                if not (again and _has_time(budget.left, pause)):
-                    raise error from e
-            if not stale:
-                time.sleep(pause)
-                pause = min(2 * pause, _RETRY_MOST_S)
-
-    def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
-        """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.
-
-        ``again``: the query that, after a try was lost, tells from an empty answer whether that try had
-        already done it. Raises OutcomeUnknown when a try was lost and could not be settled, whatever the tries
-        after it met: their error says nothing of that one.
-        """
-        return self._write(query, self._budget_of(deadline), again, params)
-
-    def _write(self, query: str, budget: _Budget, again: str | None, params: dict[str, Any]) -> Rows:
-        lost: OutcomeUnknown | None = None
-        error: DistfsError | None = None
-        pause = _RETRY_FIRST_S
-        while True:
-            try:
-                whole = budget.left.uncancelled()
-                limit = whole if lost else budget.left
-                with self._pool.link(limit) as link:
-                    limit.check_cancelled()
-                    rows = link.run(query, whole, params)
-                    if not rows and lost and again:
-                        rows = link.run(again, whole, params)
-                    return rows
-            except OutcomeUnknown as e:
-                lost = error = e
-            except TooSlow as e:
-                raise error or e from e  # what failed before says more
-            except (Unavailable, Busy) as e:
-                error = lost or e
-                if not self._waits(e, budget) and lost is None and self.is_gone:
-                    raise
-            except DistfsError as e:
-                if lost is None:
-                    raise
-                raise lost from e
-            if not _has_time(budget.left.uncancelled(), pause):
-                raise error
-            time.sleep(pause)
-            pause = min(2 * pause, _RETRY_MOST_S)
-
-    def _budget_of(self, deadline: Deadline) -> _Budget:
-        return _Budget(deadline, self._budget, self._patience)
-
-    def _waits(self, error: DistfsError, budget: _Budget) -> bool:
-        """Whether MetaDB is waited for after ``error``. While it is restarted that costs nothing of the time that its
-        answer may take; for one that does not answer at all there is no more than that."""
-        if isinstance(error, Away):
-            return not self.is_gone and budget.begin_anew()
-        return 0 < self._pool.away_for() < min(self._budget, self._patience)
-
-    def _trouble(self) -> str:
-        here = embedded_postgres.folder_of(self._config.url)
-        return ballast.trouble(here) if here else ""
-
-    def _where(self) -> MetaURL:
-        if self._fixed is None:
-            return MetaURL.parse(embedded_postgres.resolve(self._config.url))
-        try:
-            return MetaURL.of(self._config)  # its password may be another by now
-        except ConfigError as e:  # and was right at the start: somebody is about to change it
-            raise Unavailable(f"MetaDB cannot be used: {e}") from e
-
-
-class _Budget:
-    """What a call may take: so many ``seconds`` while MetaDB is there, and its restart in between."""
-
-    def __init__(self, deadline: Deadline, seconds: float, patience: float) -> None:
-        self._deadline, self._seconds = deadline, seconds
-        self._until = time.monotonic() + patience
-        self.left = deadline.sooner(seconds)
-
-    def begin_anew(self) -> bool:
-        """False: the restart takes longer than ``patience``."""
-        patient = time.monotonic() < self._until
-        if patient:
-            self.left = self._deadline.sooner(self._seconds)
-        return patient
-
-    def uncancel(self) -> None:
-        """From now on nobody cancels it."""
-        self._deadline, self.left = self._deadline.uncancelled(), self.left.uncancelled()
-
-
-def _has_time(deadline: Deadline, seconds: float = 0.0) -> bool:
-    try:
-        return deadline.remaining() > seconds
-    except TooSlow:
-        return False
 
 
 def _storable(what: str, text: str, most: int) -> str:

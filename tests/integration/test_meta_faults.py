@@ -149,11 +149,15 @@ def test_a_commit_that_cannot_be_confirmed_is_unknown(
 ) -> None:
     """The second try finds the file there, and then MetaDB cannot say when it was committed."""
 
-    def fails(*_: object, **__: object) -> None:
-        raise DistfsError("MetaDB: invalid page in block 7 (SQLSTATE XX001)")
+    run = through._run
+
+    def fails(query: str, *args: Any, **how: Any) -> Any:
+        if query == "committed":
+            raise DistfsError("MetaDB: invalid page in block 7 (SQLSTATE XX001)")
+        return run(query, *args, **how)
 
     file = new_file()
-    monkeypatch.setattr(through, "_read", fails)
+    monkeypatch.setattr(through, "_run", fails)
     proxy.cut(str(file.id), Cut.AFTER)
     with pytest.raises(OutcomeUnknown, match="invalid page"):
         through.commit_files([file], soon())
@@ -164,16 +168,17 @@ def test_a_commit_that_cannot_be_confirmed_tells_a_client_no_address(
     meta: MetaDB, hasty: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second try finds the file there, and then MetaDB is away."""
-    file, read = new_file(), hasty._read
+    file, run = new_file(), hasty._run
 
-    def leaves(*args: Any) -> Any:
-        proxy.refuses = True
-        with hasty._pool.link(soon()) as link:
-            link.raw._usock.interrupt()
-        return read(*args)
+    def leaves(query: str, *args: Any, **how: Any) -> Any:
+        if query == "committed":
+            proxy.refuses = True
+            with hasty._pool.link(soon()) as link:
+                link.raw._usock.interrupt()
+        return run(query, *args, **how)
 
     _at_last(hasty.nodes)
-    monkeypatch.setattr(hasty, "_read", leaves)
+    monkeypatch.setattr(hasty, "_run", leaves)
     proxy.cut(str(file.id), Cut.AFTER)
     with pytest.raises(OutcomeUnknown, match=f"127.0.0.1:{proxy.port}") as caught:
         hasty.commit_files([file], soon())

@@ -13,8 +13,9 @@ from pg8000.native import DatabaseError
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import Refused
-from distfs.meta import MetaDB, Rows
+from distfs.meta import MetaDB
 from distfs.metadb.link import Link
+from distfs.metadb.transactions import Rows
 from distfs.metadb.url import MetaURL
 from distfs.model import FragmentId
 from distfs.upkeep import db as upkeep_db

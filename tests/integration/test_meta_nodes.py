@@ -18,7 +18,8 @@ from pg8000.native import DatabaseError
 from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, NotFound, Refused
-from distfs.meta import MetaDB, Rows
+from distfs.meta import MetaDB
+from distfs.metadb.transactions import Rows
 from distfs.model import Node
 from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually

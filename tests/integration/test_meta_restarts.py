@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-import distfs.meta
+import distfs.metadb.transactions
 from distfs.commands import operator as operators
 from distfs.config.settings import Config, MetaDBConfig, Seconds
 from distfs.deadline import Deadline
@@ -114,7 +114,7 @@ def test_nodes_that_could_not_heartbeat_while_metadb_was_away_are_not_down(
     meta: MetaDB, patient: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They say that they live as soon as they can; until then nothing could be placed anywhere."""
-    monkeypatch.setattr(distfs.meta, "_HEARD_AGAIN_S", 3600.0)
+    monkeypatch.setattr(distfs.metadb.transactions, "_HEARD_AGAIN_S", 3600.0)
     patient.down_after = 2.0
     meta.heartbeat(report(), soon())
     [file] = meta.commit_files([new_file()], soon())
@@ -130,7 +130,7 @@ def test_nodes_that_could_not_heartbeat_while_metadb_was_away_are_not_down(
     assert lost(patient, file.id) == (0, 0, [], [])
     with pytest.raises(Refused, match="is alive"):
         UpkeepDB(patient).forget_node(node.id, soon())
-    monkeypatch.setattr(distfs.meta, "_HEARD_AGAIN_S", 0.0)
+    monkeypatch.setattr(distfs.metadb.transactions, "_HEARD_AGAIN_S", 0.0)
     [node] = patient.nodes(soon())
     assert not node.alive
     assert lost(patient, file.id) == (1, 1, [node.id], [node.id])

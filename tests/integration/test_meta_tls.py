@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import distfs.meta
+import distfs.metadb.transactions
 from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, OutcomeUnknown, Unavailable
@@ -160,7 +160,7 @@ def test_a_commit_whose_link_fails_while_it_is_sent_or_answered_is_unknown_and_m
     line: Line, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        distfs.meta, "_GRACE_S", 3.0
+        distfs.metadb.transactions, "_GRACE_S", 3.0
     )  # a busy machine is not to have time for a shorter limit only
     for flow, after in ((line.cable.up, 50_000), (line.cable.down, 10)):
         file = new_file((1,) * 2000)
