@@ -38,13 +38,13 @@ from distfs.model import Node
 from distfs.process.parent_watch import FLAG
 from distfs.storage.disk.home import read_identity
 from tests import nursery
+from tests.contract.litter import eventually
 from tests.postgres import databases
 
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Generous: reached only when something is broken, or the machine is very busy.
 PATIENCE_S = 60.0
-_POLL_S = 0.02
 
 Settings = Mapping[str, Mapping[str, object]]
 
@@ -60,14 +60,6 @@ class Answer:
     @property
     def text(self) -> str:
         return self.body.decode()
-
-
-def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_S) -> None:
-    """Return when ``condition`` is true; fail, naming ``what``, when it stays false."""
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, f"waited {seconds:.0f} s in vain until {what}"
-        time.sleep(_POLL_S)
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -242,7 +234,7 @@ class Cluster:
         """Start it again, on the port it had, and wait until MetaDB hears of it."""
         started = time.monotonic()
         self.nodes[i].start()
-        wait_until(lambda: self._heard_of(i, started), f"node {i} is back")
+        eventually(lambda: self._heard_of(i, started), f"node {i} is back")
 
     def _heard_of(self, i: int, started: float) -> bool:
         """Whether it has said that it lives since then: its last word of before may be as young as it likes."""
@@ -258,7 +250,7 @@ class Cluster:
         argv = ["--init", "--port", "0", "--data", name, *flags]
         self.nodes.append(self._process(name, "distfs.storage_server", *argv))
         self.nodes[i].start()
-        wait_until(partial(self.is_registered, i), f"node {i} is registered")
+        eventually(partial(self.is_registered, i), f"node {i} is registered")
         return i
 
     def pause_node(self, i: int) -> None:
@@ -316,9 +308,9 @@ class Cluster:
         """Until /readyz is 200 and every node that runs is in MetaDB."""
         for i, process in enumerate(self.nodes):
             if process.alive:
-                wait_until(partial(self.is_registered, i), f"node {i} is registered")
+                eventually(partial(self.is_registered, i), f"node {i} is registered")
                 process.argv[process.argv.index("--port") + 1] = str(self.node(i).address.port)
-        wait_until(self._is_ready, "the service is ready")
+        eventually(self._is_ready, "the service is ready")
 
     def is_registered(self, i: int) -> bool:
         self._require_alive(self.nodes[i])

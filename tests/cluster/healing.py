@@ -14,7 +14,8 @@ from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskReader
-from tests.cluster.harness import Cluster, Process, Settings, wait_until
+from tests.cluster.harness import Cluster, Process, Settings
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 #: Nodes are down after a second, given up half a second later; slices and blocks are small, rates unlimited.
@@ -69,7 +70,7 @@ def wait_whole(cluster: Cluster, uuids: Iterable[str], m: int, seconds: float = 
             waiting.pop()
         return not waiting
 
-    wait_until(all_whole, "the files are at full redundancy", seconds)
+    eventually(all_whole, "the files are at full redundancy", seconds)
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def surplus(cluster: Cluster) -> set[Place]:
 
 def wait_no_surplus(cluster: Cluster, seconds: float = 60.0) -> None:
     """Until sweeps, with ages as short as the test's, have left nothing."""
-    wait_until(lambda: not surplus(cluster), "no orphan is left", seconds)
+    eventually(lambda: not surplus(cluster), "no orphan is left", seconds)
 
 
 def is_sound(path: Path) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import nursery
-from tests.cluster.harness import PATIENCE_S, Cluster, Settings, clean_environment, wait_until
+from tests.cluster.harness import PATIENCE_S, Cluster, Settings, clean_environment
+from tests.contract.litter import eventually
 
 SLICE = 64 * 1024
 
@@ -65,5 +66,5 @@ def all_read_back(cluster: Cluster, files: dict[str, bytes]) -> bool:
 def kill_and_notice(cluster: Cluster, i: int) -> int:
     """kill -9 a node and wait until it is down for everyone; -> its id."""
     cluster.kill_node(i)
-    wait_until(lambda: not cluster.node(i).alive, f"node {i} is down")
+    eventually(lambda: not cluster.node(i).alive, f"node {i} is down")
     return cluster.node(i).id

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from tests.cluster.harness import Answer, Cluster, MakeCluster, Settings, wait_until
+from tests.cluster.harness import Answer, Cluster, MakeCluster, Settings
+from tests.contract.litter import eventually
 
 #: With others that take all of the machine or measure it, one after another.
 pytestmark = pytest.mark.xdist_group("heavy")
@@ -76,7 +77,7 @@ def change(cluster: Cluster, words: str, **bandwidth: object) -> None:
     file.write_text(json.dumps({**kept, **settings(**bandwidth)}))
     before = cluster.service.log.read_text().count(words)
     os.kill(cluster.service.pid, signal.SIGHUP)
-    wait_until(lambda: cluster.service.log.read_text().count(words) > before, f"it says {words!r}")
+    eventually(lambda: cluster.service.log.read_text().count(words) > before, f"it says {words!r}")
 
 
 def upload_unhindered(cluster: Cluster, size: int) -> str:
@@ -117,7 +118,7 @@ def test_batch_serves_eight_clients_a_few_at_a_time_in_order(make_cluster: MakeC
         race = Race(cluster, uuid, [{}] * 8)
         for number in range(8):
             race.start(number)
-            wait_until(lambda n=number: race.got[n] > 0, "it has begun")  # type: ignore[misc]
+            eventually(lambda n=number: race.got[n] > 0, "it has begun")  # type: ignore[misc]
         race.finish()
         order = [number for number, _ in race.when_ended]
         assert set(order[:2]) == {0, 1}
@@ -221,7 +222,7 @@ def test_a_caller_has_a_limit_of_its_own_for_a_file_and_sighup_changes_it(make_c
     file = cluster.folder / "config.yml"
     file.write_text(json.dumps({**json.loads(file.read_text()), "callers": callers("3MB")}))
     os.kill(cluster.service.pid, signal.SIGHUP)
-    wait_until(lambda: "callers.rules [" in cluster.service.log.read_text(), "it has the new limit")
+    eventually(lambda: "callers.rules [" in cluster.service.log.read_text(), "it has the new limit")
     assert status(data, small) == status(form, small | in_form, "POST", "/upload") == 201
     assert status(data + b"x", small) == 413
 
@@ -243,7 +244,7 @@ def test_a_caller_has_so_many_uploads_at_once_and_others_go_on(make_cluster: Mak
         held.putheader("Content-Length", str(len(data)))
         held.endheaders(data[:MB])
 
-        wait_until(lambda: running() == {"X-Team (rule 1)": 1}, "the first one is counted")
+        eventually(lambda: running() == {"X-Team (rule 1)": 1}, "the first one is counted")
         answer = cluster.request("PUT", "/upload/second", b"small", few)
         assert answer.status == 429
         assert int(answer.headers["retry-after"]) > 0
@@ -259,8 +260,8 @@ def test_a_caller_has_so_many_uploads_at_once_and_others_go_on(make_cluster: Mak
         gone.putheader("X-Team", "few")
         gone.putheader("Content-Length", str(len(data)))
         gone.endheaders(data[:MB])
-        wait_until(lambda: running() == {"X-Team (rule 1)": 1}, "it is counted")
-    wait_until(lambda: running() == {}, "a client that hung up counts no more")
+        eventually(lambda: running() == {"X-Team (rule 1)": 1}, "it is counted")
+    eventually(lambda: running() == {}, "a client that hung up counts no more")
     assert cluster.request("PUT", "/upload/fourth", data, few).status == 201
 
 

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from distfs.deadline import Deadline
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import clean_environment, wait_until
+from tests.cluster.harness import clean_environment
 from tests.cluster.operating import (
     BY_HAND,
     QUICK,
@@ -22,6 +22,7 @@ from tests.cluster.operating import (
     kill_and_notice,
     url_of,
 )
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 # --- nodes, status --------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_status_shows_the_workers(make_cluster: MakeCluster) -> None:
     def workers() -> set[str]:
         return {worker["name"] for worker in distfs(cluster, "status", "--json").entry["workers"]}
 
-    wait_until(lambda: workers() >= {"repair", "rebalance"}, "the workers have shown themselves")
+    eventually(lambda: workers() >= {"repair", "rebalance"}, "the workers have shown themselves")
     assert "\nrepair " in distfs(cluster, "status").out
 
 
@@ -221,7 +222,7 @@ def test_what_no_file_needs_is_unknown_once_it_is_old_enough(make_cluster: MakeC
         assert len(found) + ended.entry["recent"] == 2
         return found
 
-    wait_until(lambda: len(unknown()) == 2, "the orphans are old enough to be called so")
+    eventually(lambda: len(unknown()) == 2, "the orphans are old enough to be called so")
     assert len({finding["node"] for finding in unknown()}) == 2
 
 
@@ -311,6 +312,6 @@ def test_a_node_that_is_stopped_says_so_and_may_start_at_another_port_at_once(
     argv = cluster.nodes[0].argv
     argv[argv.index("--port") + 1] = "0"
     cluster.nodes[0].start()
-    wait_until(lambda: cluster.node(0).alive, "the node is back")
+    eventually(lambda: cluster.node(0).alive, "the node is back")
     assert cluster.node(0).id == before.id
     assert "no heartbeat" not in cluster.nodes[0].log.read_text()

@@ -14,8 +14,9 @@ import pytest
 
 from distfs.metadb.embedded_postgres import resolve
 from distfs.storage.disk.home import read_identity
-from tests.cluster.harness import Cluster, MakeCluster, clean_environment, wait_until
+from tests.cluster.harness import Cluster, MakeCluster, clean_environment
 from tests.cluster.test_up import StartUp, curl, processes_in, refused
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 
@@ -128,5 +129,5 @@ def test_a_drained_node_that_is_told_to_stop_is_not_started_again_and_can_be_for
     assert distfs("drain", address) == 0
     os.kill(running.children()["node2"], signal.SIGTERM)
     running.says("node2 ended while it is drained: it is not started again")
-    wait_until(lambda: distfs("forget", address) == 0, "it is forgotten")
+    eventually(lambda: distfs("forget", address) == 0, "it is forgotten")
     assert "node2" not in running.children()

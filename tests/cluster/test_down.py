@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.harness import clean_environment, wait_until
+from tests.cluster.harness import clean_environment
 from tests.cluster.test_up import StartUp, processes_in, refused
+from tests.contract.litter import eventually
 from tests.privileges import do_without
 
 #: Takes its standard input as its controlling terminal and becomes another program, with SIGHUP ignored or not.
@@ -62,7 +63,7 @@ def test_down_ends_all_of_it(up: StartUp, data: Path, tmp_path: Path) -> None:
 
 def test_down_ends_one_that_starts(up: StartUp, data: Path, tmp_path: Path) -> None:
     starting = up(new=True)
-    wait_until((data / "metadb").exists, "MetaDB is being made")
+    eventually((data / "metadb").exists, "MetaDB is being made")
     assert down("--data", str(data), cwd=tmp_path).returncode == 0
     assert processes_in(data) == []
     assert starting.wait() == 0
@@ -109,12 +110,12 @@ class InTerminal:
                 start_new_session=True,
             )
         os.close(slave)
-        wait_until(lambda: "ready at" in self._said.read_text(), "it is ready")
+        eventually(lambda: "ready at" in self._said.read_text(), "it is ready")
         leads = psutil.Process(self.leader.pid)
         [self.up] = [one for one in (leads, *leads.children()) if one.cmdline()[2:4] == ["distfs", "up"]]
 
     def says(self, words: str) -> None:
-        wait_until(lambda: words in self._log.read_text(), f"it says {words!r}")
+        eventually(lambda: words in self._log.read_text(), f"it says {words!r}")
 
     def close_terminal(self) -> None:
         if self._master >= 0:
@@ -131,7 +132,7 @@ class InTerminal:
         self.leader.kill()
         self.leader.wait()
         print(self._log.read_text(), file=sys.stderr)
-        wait_until(lambda: not processes_in(self._data), "everything is gone")
+        eventually(lambda: not processes_in(self._data), "everything is gone")
 
 
 UP = [sys.executable, "-m", "distfs", "up", "--port", "0"]
@@ -159,7 +160,7 @@ def test_closing_the_terminal_ends_it(
 ) -> None:
     terminals.append(running := InTerminal(data_of_one, *words))
     running.close_terminal()
-    wait_until(running.is_gone, "it ends")
+    eventually(running.is_gone, "it ends")
     assert processes_in(data_of_one) == []
 
 
@@ -167,7 +168,7 @@ def test_a_shell_that_is_killed_takes_it_along(terminals: list[InTerminal], data
     terminals.append(running := InTerminal(data_of_one, *IN_A_SHELL))
     assert running.up.pid != running.leader.pid
     running.leader.kill()
-    wait_until(running.is_gone, "it ends")
+    eventually(running.is_gone, "it ends")
     assert processes_in(data_of_one) == []
 
 
@@ -191,7 +192,7 @@ def test_one_that_ignores_sighup_outlives_its_terminal(
     running.close_terminal()
     running.says("the configuration was read anew: nothing to apply")  # of the kernel's own SIGHUP
     running.up.send_signal(signal.SIGHUP)
-    wait_until(lambda: running._log.read_text().count("was read anew") == 2, "it is read again")
+    eventually(lambda: running._log.read_text().count("was read anew") == 2, "it is read again")
     assert not running.is_gone()
     assert down(cwd=tmp_path).returncode == 0
     assert running.is_gone()

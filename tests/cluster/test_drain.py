@@ -21,8 +21,8 @@ from distfs.metadb.url import MetaURL
 from distfs.process.output import FORGOTTEN
 from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import wait_until
 from tests.cluster.operating import BY_HAND, QUICK, all_read_back, distfs, fill, kill_and_notice, url_of
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 
@@ -47,7 +47,7 @@ def test_a_drained_node_is_empty_safe_to_unplug_and_can_be_forgotten(make_cluste
         f"Stop it with SIGTERM, then take it off the list: `distfs forget {node.id}`\n"
     )
     cluster.kill_node(0)
-    wait_until(lambda: not cluster.node(0).alive, "it is down")
+    eventually(lambda: not cluster.node(0).alive, "it is down")
     assert all_read_back(cluster, files)
     assert distfs(cluster, "forget", str(node.id)).code == 0
     assert len(distfs(cluster, "nodes", "--json").entry) == 2
@@ -62,7 +62,7 @@ def test_a_drained_node_is_not_named_by_an_upload_that_saw_it_before(make_cluste
         waiting = (
             "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        wait_until(lambda: run_sql(url, waiting), "its commit is under way")
+        eventually(lambda: run_sql(url, waiting), "its commit is under way")
         node = next(cluster.node(i).id for i in range(3) if cluster.fragments(i))
         threading.Timer(0.3, let_commit).start()
         with operator(configuration.load(str(cluster.folder / "config.yml"))) as one:
@@ -93,7 +93,7 @@ def test_a_move_that_waits_since_before_the_drain_keeps_the_node_from_being_unpl
         waiting = (
             "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        wait_until(lambda: run_sql(url, waiting), "the move waits for the slice")
+        eventually(lambda: run_sql(url, waiting), "the move waits for the slice")
         ended = distfs(by_hand, "drain", str(node.id), "--patience", "6")
         assert (ended.code, ended.out) == (1, "")
         assert "is empty, but a change in MetaDB that began before it drained may still put" in ended.err
@@ -177,7 +177,7 @@ def test_a_forgotten_node_that_is_started_again_stops_for_good(
     else:
         shutil.rmtree(cluster.node_folder(0))
     cluster.nodes[0].start()  # with --init, which makes a new node of an empty folder alone
-    wait_until(lambda: cluster.is_registered(0), "node 0 is registered")
+    eventually(lambda: cluster.is_registered(0), "node 0 is registered")
     new = cluster.node(0)
     assert (new.id > old.id, new.uuid == old.uuid) == (True, remedy == "undo")
     assert all_read_back(cluster, files)

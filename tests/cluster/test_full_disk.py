@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from distfs.metadb.embedded_postgres import processes_in, resolve
-from tests.cluster.harness import clean_environment, wait_until
+from tests.cluster.harness import clean_environment
 from tests.cluster.test_up import StartUp, Up, curl
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 from tests.privileges import need_root
 
@@ -112,7 +113,7 @@ def test_metadb_outlives_a_disk_full_of_files_and_thousands_of_small_changes(up:
     for uuid in kept[:4]:
         assert client.ask("HEAD", f"/download/{uuid}")[0] == 200
     client.delete(kept[0])
-    wait_until(lambda: client.put(8 * MIB)[0] == 201, "what was deleted gives way")
+    eventually(lambda: client.put(8 * MIB)[0] == 201, "what was deleted gives way")
     assert running.children()["metadb"] == metadb
     assert "PostgreSQL died" not in running.log
 
@@ -140,7 +141,7 @@ def crashed(running: Up, data: Path) -> Iterator[None]:
         for pid in list(processes_in(data)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not list(processes_in(data)), "PostgreSQL has ended")
+        eventually(lambda: not list(processes_in(data)), "PostgreSQL has ended")
         yield
     finally:
         os.kill(supervisor, signal.SIGCONT)
@@ -156,13 +157,13 @@ def test_the_ballast_is_given_up_for_metadb_and_made_again(up: StartUp, disk: Pa
     with foreign.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free(disk) - MIB)
     running.says("MetaDB IS ABOUT TO STOP FOR WANT OF ROOM")
-    wait_until(lambda: ballast.stat().st_blocks * 512 < SEGMENT, "most of the ballast is gone")
+    eventually(lambda: ballast.stat().st_blocks * 512 < SEGMENT, "most of the ballast is gone")
     assert client.put(1000)[0] == 507
     assert client.ask("GET", f"/download/{uuid}")[0] == 200
     client.delete(uuid)
     foreign.unlink()
-    wait_until(lambda: ballast.stat().st_blocks * 512 >= 2 * SEGMENT, "there is a whole ballast again")
-    wait_until(lambda: client.put(1000)[0] == 201, "uploads are taken again")
+    eventually(lambda: ballast.stat().st_blocks * 512 >= 2 * SEGMENT, "there is a whole ballast again")
+    eventually(lambda: client.put(1000)[0] == 201, "uploads are taken again")
 
 
 def test_a_metadb_that_finds_no_room_to_start_in_starts_in_that_of_the_ballast(
@@ -189,7 +190,7 @@ def test_metadb_lives_on_a_disk_without_a_byte_and_outlives_a_crash_there(up: St
     wait_prepared(running)
     take_all(disk, foreign)
     running.says("MetaDB IS ABOUT TO STOP FOR WANT OF ROOM")
-    wait_until(lambda: ballast.stat().st_blocks * 512 < SEGMENT, "most of the ballast is gone")
+    eventually(lambda: ballast.stat().st_blocks * 512 < SEGMENT, "most of the ballast is gone")
     take_all(disk, foreign)
     url = resolve(f"embedded:{disk / 'metadb'}")
     for _ in range(CHANGED * 2 // SEGMENT):
@@ -202,7 +203,7 @@ def test_metadb_lives_on_a_disk_without_a_byte_and_outlives_a_crash_there(up: St
         take_all(disk, foreign)
     running.says("ABOUT TO STOP FOR WANT OF ROOM: it starts, and only ")
     assert not ballast.exists()
-    wait_until(lambda: client.ask("GET", f"/download/{kept}")[0] == 200, "MetaDB is back")
+    eventually(lambda: client.ask("GET", f"/download/{kept}")[0] == 200, "MetaDB is back")
     client.delete(deleted)
 
 
@@ -232,7 +233,7 @@ def test_without_any_room_left_the_log_says_so_and_metadb_comes_back_by_itself(
     running.says("free 32.0 MiB on that disk")
     assert "start it with" not in running.log
     os.truncate(foreign, foreign.stat().st_size - 32 * MIB)
-    wait_until(lambda: client.ask("GET", f"/files/{uuid}")[0] == 200, "MetaDB is back")
+    eventually(lambda: client.ask("GET", f"/files/{uuid}")[0] == 200, "MetaDB is back")
     client.delete(uuid)
 
 
@@ -242,13 +243,13 @@ def test_the_trash_is_emptied_by_hand_where_it_does_not_give_way(up: StartUp, di
     kept = client.fill()
     for uuid in kept[:3]:
         client.delete(uuid)
-    wait_until(lambda: "`distfs trash empty` frees them" in client.put(8 * MIB)[1], "the remedy is named")
+    eventually(lambda: "`distfs trash empty` frees them" in client.put(8 * MIB)[1], "the remedy is named")
     empty = [sys.executable, "-m", "distfs", "trash", "empty", "--metadb", f"embedded:{disk / 'metadb'}"]
     done = subprocess.run(empty, env=clean_environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "3 files, 48.0 MiB on the storage nodes: erased\n"), (
         done.stderr
     )
-    wait_until(lambda: client.put(8 * MIB)[0] == 201, "there is room again")
+    eventually(lambda: client.put(8 * MIB)[0] == 201, "there is room again")
 
 
 def test_a_cluster_out_of_inodes_says_so_and_not_that_it_is_out_of_bytes(
@@ -263,11 +264,11 @@ def test_a_cluster_out_of_inodes_says_so_and_not_that_it_is_out_of_bytes(
     spare = FILES // 20  # less than nodes leave to MetaDB
     for number in range(os.statvfs(disk).f_ffree - spare):
         (foreign / str(number)).touch()
-    wait_until(lambda: "no inodes are left there" in client.put(1000)[1], "the upload hears what is missing")
+    eventually(lambda: "no inodes are left there" in client.put(1000)[1], "the upload hears what is missing")
     status, text = client.put(1000)
     assert status == 507
     assert re.search(r"0 bytes free above their reserve.*; 1 disk with \d{3}\.\d MiB free beside", text), text
     running.says("the disk has no inodes left for new files")
     client.delete(uuid)
     shutil.rmtree(foreign)
-    wait_until(lambda: client.put(1000)[0] == 201, "uploads are taken again")
+    eventually(lambda: client.put(1000)[0] == 201, "uploads are taken again")

@@ -11,8 +11,8 @@ from http.client import HTTPConnection, HTTPResponse
 import pytest
 
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import wait_until
 from tests.cluster.healing import health, is_whole, noise, settings, wait_whole
+from tests.contract.litter import eventually
 
 #: Bytes of the file that goes through the losses.
 SIZE = int(os.environ.get("HEALING_MB", "200")) * 1_000_000
@@ -35,7 +35,7 @@ def test_two_copies_survive_a_node_lost_for_ever_and_then_another(
     cluster.kill_node(0)
     assert cluster.download(uuid) == data
     fresh = cluster.add_node()
-    wait_until(lambda: not cluster.node(0).alive, "the loss is noticed")
+    eventually(lambda: not cluster.node(0).alive, "the loss is noticed")
     wait_whole(cluster, [uuid], m=1)
     assert cluster.node(0).id not in health(cluster, uuid)["nodes"]
 
@@ -43,7 +43,7 @@ def test_two_copies_survive_a_node_lost_for_ever_and_then_another(
         cluster.upload(b"more")
         return bool(cluster.fragments(fresh))
 
-    wait_until(takes_part, "the new node takes part")
+    eventually(takes_part, "the new node takes part")
     cluster.kill_node(1)
     assert cluster.download(uuid) == data
 
@@ -72,14 +72,14 @@ def test_a_node_lost_during_an_upload_does_not_stop_it(make_cluster: MakeCluster
 
     def losing_one() -> Iterator[bytes]:
         yield data[:half]
-        wait_until(lambda: all(cluster.fragments(i) for i in range(7)), "every node keeps a fragment")
+        eventually(lambda: all(cluster.fragments(i) for i in range(7)), "every node keeps a fragment")
         cluster.kill_node(0)
         yield data[half:]
 
     answer = cluster.request("PUT", "/upload/x", losing_one())
     assert answer.status == 201, answer.text
     uuid = answer.text.strip()
-    wait_until(lambda: not cluster.node(0).alive, "the loss is noticed")
+    eventually(lambda: not cluster.node(0).alive, "the loss is noticed")
     wait_whole(cluster, [uuid], m=2)
     assert cluster.node(0).id not in health(cluster, uuid)["nodes"]
     for i in (1, 2):
@@ -94,7 +94,7 @@ def test_a_node_that_comes_back_is_the_same_and_its_surplus_goes(make_cluster: M
     files = {cluster.upload(noise(300_000, seed)): noise(300_000, seed) for seed in range(6)}
     before, kept = cluster.node(0).id, {p.name for p in cluster.fragments(0)}
     cluster.kill_node(0)
-    wait_until(lambda: not cluster.node(0).alive, "the loss is noticed")
+    eventually(lambda: not cluster.node(0).alive, "the loss is noticed")
     wait_whole(cluster, files, m=1)
     assert kept
     argv = cluster.nodes[0].argv
@@ -106,7 +106,7 @@ def test_a_node_that_comes_back_is_the_same_and_its_surplus_goes(make_cluster: M
         aside = (cluster.node_folder(0) / "quarantine").rglob("*.*")
         return kept & ({p.name for p in cluster.fragments(0)} | {p.name for p in aside})
 
-    wait_until(lambda: not surplus(), "nothing is left of what others keep now")
+    eventually(lambda: not surplus(), "nothing is left of what others keep now")
     for uuid, data in files.items():
         assert cluster.download(uuid) == data
         assert is_whole(cluster, uuid, m=1)

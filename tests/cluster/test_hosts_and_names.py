@@ -11,8 +11,8 @@ import pytest
 from distfs.config import file as configuration
 from distfs.config.callers import CallerMatch
 from distfs.errors import ConfigError
-from tests.cluster.harness import wait_until
 from tests.cluster.test_up import StartUp, Up, answers, refused
+from tests.contract.litter import eventually
 
 
 def has_ipv6() -> bool:
@@ -31,7 +31,7 @@ def test_it_runs_on_ipv6_in_both_spellings(up: StartUp, host: str) -> None:
     first = running.process.stdout.readline()
     assert "ready at http://[::1]:" in first, running.log
     assert answers(first.split()[4] + "/readyz")
-    wait_until(lambda: "registered as node 1 at [::1]:" in running.log, "its log says so")
+    eventually(lambda: "registered as node 1 at [::1]:" in running.log, "its log says so")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, wait_until
+from tests.cluster import Cluster
 from tests.cluster.harness import ROOT, clean_environment
+from tests.contract.litter import eventually
 from tests.processes import commands_naming
 
 SCRIPT = ROOT / "tests" / "integration-test.sh"
@@ -64,7 +65,7 @@ def test_it_cleans_up_when_it_is_ended_in_the_middle(temp: Path) -> None:
         assert any(line.startswith("up") for line in script.stdout)
         script.send_signal(signal.SIGTERM)
         assert script.wait(60) == 143
-    wait_until(lambda: not commands_naming(temp), "its processes are gone")
+    eventually(lambda: not commands_naming(temp), "its processes are gone")
     assert list(temp.iterdir()) == []
 
 

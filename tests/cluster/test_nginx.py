@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import ROOT, Process, wait_until
+from tests.cluster.harness import ROOT, Process
+from tests.contract.litter import eventually
 from tests.ports import free_port
 from tests.privileges import need_commands
 
@@ -53,7 +54,7 @@ class Nginx:
         )
         flags = ["-p", str(folder), "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
         self.process = subprocess.Popen([_nginx(), *flags, "-g", "daemon off; master_process off;"])
-        wait_until(self._listens, "nginx listens")
+        eventually(self._listens, "nginx listens")
 
     def _listens(self) -> bool:
         assert self.process.poll() is None
@@ -127,7 +128,7 @@ def test_files_of_any_size_pass_as_they_come(nginx: Nginx, cluster: Cluster) -> 
         connection.putheader("Content-Length", str(len(data)))
         connection.endheaders()
         connection.send(data[: len(data) // 2])
-        wait_until(
+        eventually(
             lambda: any((cluster.node_folder(i) / "tmp").glob("[!p]*") for i in range(3)),
             "a node has some of it before the client has sent it all",
         )
@@ -149,7 +150,7 @@ def test_urls_are_nginx_s_and_callers_those_before_it(nginx: Nginx, cluster: Clu
 
     for number in (7, 8):
         line = f"client=198.51.100.{number} via=127.0.0.1"
-        wait_until(lambda line=line: line in logs(), "it is logged")  # type: ignore[misc]
+        eventually(lambda line=line: line in logs(), "it is logged")  # type: ignore[misc]
 
 
 def test_two_services_restarted_one_after_the_other_are_not_noticed(
@@ -186,4 +187,4 @@ def test_two_services_restarted_one_after_the_other_are_not_noticed(
 def asked_on(answers: Counter[object]) -> None:
     """Wait for more of them."""
     before = answers.total()
-    wait_until(lambda: answers.total() > before + 50, "clients go on")
+    eventually(lambda: answers.total() > before + 50, "clients go on")

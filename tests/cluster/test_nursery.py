@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from tests import nursery
-from tests.cluster.harness import PATIENCE_S, Cluster, clean_environment, wait_until
+from tests.cluster.harness import PATIENCE_S, Cluster, clean_environment
+from tests.contract.litter import eventually
 
 MIRROR = [sys.executable, "-m", "tests.mirror", "7"]
 
@@ -72,7 +73,7 @@ def test_its_end_is_known_whatever_ended_it(tmp_path: Path) -> None:
             part.wait(0.05)
         assert part.poll() is None
         part.send_signal(signal.SIGSTOP)
-        wait_until(lambda: psutil.Process(part.pid).status() == psutil.STATUS_STOPPED, "it stands still")
+        eventually(lambda: psutil.Process(part.pid).status() == psutil.STATUS_STOPPED, "it stands still")
         part.kill()
         assert (part.wait(PATIENCE_S), part.poll()) == (-signal.SIGKILL, -signal.SIGKILL)
         assert not psutil.pid_exists(part.pid)

@@ -18,9 +18,10 @@ import pytest
 
 from distfs.deadline import Deadline
 from distfs.process import output
-from tests.cluster.harness import Cluster, clean_environment, wait_until
+from tests.cluster.harness import Cluster, clean_environment
 from tests.cluster.operating import Ended, fill
 from tests.cluster.test_up import answers, curl, processes_in
+from tests.contract.litter import eventually
 from tests.ports import free_port
 from tests.privileges import do_without
 
@@ -214,9 +215,9 @@ def serve_and_stop(
     process = subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=out, stderr=out)
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(f"{url}/readyz"), "it is ready")
+        eventually(lambda: answers(f"{url}/readyz"), "it is ready")
         uuid = curl("-T", str(Path(__file__)), f"{url}/upload/x").decode().strip()
-        wait_until(pressed, "it feels what its output is like")
+        eventually(pressed, "it feels what its output is like")
         for _ in range(8):  # more than the pipes between it and its children hold, too
             curl(*[f"{url}/healthz"] * 100)
         assert curl(f"{url}/download/{uuid}") == Path(__file__).read_bytes()
@@ -230,7 +231,7 @@ def serve_and_stop(
             process.stdout.close()
         if process.stderr:
             process.stderr.close()
-        wait_until(lambda: not processes_in(data), "everything is gone")
+        eventually(lambda: not processes_in(data), "everything is gone")
 
 
 @pytest.mark.parametrize("redirect", ["2>/dev/full >/dev/full", "2>&- >&-"])
@@ -242,7 +243,7 @@ def test_a_node_lives_without_output(by_hand: Cluster, tmp_path: Path, redirect:
         python("distfs.storage_server", *flags, redirect=redirect), cwd=tmp_path, env=clean_environment()
     )
     try:
-        wait_until(
+        eventually(
             lambda: {n.id for n in by_hand.meta.nodes(deadline()) if n.alive} - before, "it has registered"
         )
         process.send_signal(signal.SIGTERM)

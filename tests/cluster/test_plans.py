@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import Settings, wait_until
+from tests.cluster.harness import Settings
 from tests.cluster.operating import BY_HAND, QUICK, SLICE, distfs, fill, url_of
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 MIB = 1 << 20
@@ -130,7 +131,7 @@ def test_a_dry_drain_of_an_empty_node_and_of_one_that_is_down(by_hand: Cluster) 
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.endswith(f"node {node.id} ({node.address}) is empty: nothing to move\n")
     by_hand.kill_node(0)
-    wait_until(lambda: not by_hand.node(0).alive, "node 0 is down")
+    eventually(lambda: not by_hand.node(0).alive, "node 0 is down")
     ended = distfs(by_hand, "drain", str(node.id), "--dry-run")
     assert (ended.code, ended.out) == (1, "")
     assert "is down, so it cannot be drained" in ended.err
@@ -217,7 +218,7 @@ def test_rebalance_wakes_the_worker(make_cluster: MakeCluster) -> None:
     def woken() -> object:
         return run_sql(url_of(cluster), "SELECT woken_at FROM worker WHERE name = 'rebalance'")
 
-    wait_until(lambda: woken() == [[None]], "the worker has shown itself")
+    eventually(lambda: woken() == [[None]], "the worker has shown itself")
     ended = distfs(cluster, "rebalance")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("rebalance is woken: ")

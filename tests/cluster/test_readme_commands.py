@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from tests.cluster.harness import PATIENCE_S, ROOT, wait_until
+from tests.cluster.harness import PATIENCE_S, ROOT
+from tests.contract.litter import eventually
 from tests.ports import free_port
 from tests.postgres import database_url, run_sql, scratch_folder
 
@@ -81,7 +82,7 @@ class Shell:
             assert all(process.poll() is None for process in self._running), text
             return words in text
 
-        wait_until(said, f"it says {words!r}", limit)
+        eventually(said, f"it says {words!r}", limit)
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_one_machine(shell: Shell) -> None:
     for line in block_with("distfs restore"):
         shell.run(active + line)
     shell.start(run)
-    wait_until(lambda: shell.try_to("curl -sf http://127.0.0.1:8080/readyz").returncode == 0, "it is back")
+    eventually(lambda: shell.try_to("curl -sf http://127.0.0.1:8080/readyz").returncode == 0, "it is back")
     shell.run(f"curl -sf http://127.0.0.1:8080/download/{uuid} | cmp - big.iso")
 
 
@@ -215,6 +216,6 @@ def test_the_parts_on_machines_of_their_own(shell: Shell, tmp_path: Path) -> Non
     [port] = re.findall(r"127\.0\.0\.1:(\d+)", shell.here("127.0.0.1:8080"))
     assert serve.endswith("--port 8080")
     shell.start(f"{active}exec {serve.replace('8080', port)}")
-    wait_until(lambda: shell.try_to("curl -sf http://127.0.0.1:8080/readyz").returncode == 0, "it is ready")
+    eventually(lambda: shell.try_to("curl -sf http://127.0.0.1:8080/readyz").returncode == 0, "it is ready")
     uuid = shell.run("curl -sS -T README.md http://127.0.0.1:8080/upload/").strip()
     shell.run(f"curl -sS http://127.0.0.1:8080/download/{uuid} | cmp - README.md")

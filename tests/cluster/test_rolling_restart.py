@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from tests.cluster.harness import clean_environment, wait_until
+from tests.cluster.harness import clean_environment
 from tests.cluster.test_up import Up, answers, curl, postmaster, processes_in
+from tests.contract.litter import eventually
 
 #: Longer than a statement may take.
 _AWAY_S = 6.0
@@ -40,7 +41,7 @@ class Clients:
     def go_on(self) -> None:
         """Wait until each has begun and ended a transfer from now on."""
         aim = {way: rounds + 2 for way, rounds in self.rounds.items()}
-        wait_until(lambda: all(self.rounds[way] >= aim[way] for way in aim), "the clients go on")
+        eventually(lambda: all(self.rounds[way] >= aim[way] for way in aim), "the clients go on")
 
     def close(self) -> None:
         self._stop.set()
@@ -97,7 +98,7 @@ def restart(running: Up, name: str) -> None:
     """SIGTERM; its parent starts it again."""
     before = running.children()[name]
     os.kill(before, signal.SIGTERM)
-    wait_until(lambda: running.children().get(name, before) != before, f"{name} is started again")
+    eventually(lambda: running.children().get(name, before) != before, f"{name} is started again")
 
 
 def restart_metadb(running: Up, data: Path, url: str, number: signal.Signals, away: float) -> None:
@@ -107,11 +108,11 @@ def restart_metadb(running: Up, data: Path, url: str, number: signal.Signals, aw
         os.kill(keeper, signal.SIGSTOP)
     os.kill(before if away else keeper, number)
     if away:
-        wait_until(lambda: not answers(f"{url}/readyz"), "MetaDB is missed")
+        eventually(lambda: not answers(f"{url}/readyz"), "MetaDB is missed")
         time.sleep(away)
         os.kill(keeper, signal.SIGCONT)
-    wait_until(lambda: postmaster(data) not in (0, before), "PostgreSQL is started again")
-    wait_until(lambda: answers(f"{url}/readyz"), "it is ready again")
+    eventually(lambda: postmaster(data) not in (0, before), "PostgreSQL is started again")
+    eventually(lambda: answers(f"{url}/readyz"), "it is ready again")
 
 
 def test_a_restart_of_each_part_in_turn_cuts_no_transfer(tmp_path: Path, pristine_postgres: Path) -> None:
@@ -126,11 +127,11 @@ def test_a_restart_of_each_part_in_turn_cuts_no_transfer(tmp_path: Path, pristin
     ):
         for name in ("node1", "node2", "node3", "serve"):
             restart(running, name)
-            wait_until(lambda: nodes_up(url) == 3 and answers(f"{running.url}/readyz"), "all are back")
+            eventually(lambda: nodes_up(url) == 3 and answers(f"{running.url}/readyz"), "all are back")
             clients.go_on()
             assert clients.errors == [], name
         for number, away in [(signal.SIGKILL, _AWAY_S), (signal.SIGTERM, 0.0)]:
             restart_metadb(running, data, url, number, away)
             clients.go_on()
             assert clients.errors == [], f"MetaDB, {number.name}"
-    wait_until(lambda: not processes_in(data), "everything is gone")
+    eventually(lambda: not processes_in(data), "everything is gone")

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from tests.cluster.harness import Cluster, MakeCluster, Process, clean_environment, wait_until
+from tests.cluster.harness import Cluster, MakeCluster, Process, clean_environment
 from tests.cluster.operating import distfs
+from tests.contract.litter import eventually
 
 ONE_DAY = {"upkeep": {"upload_ttl": "24h", "interval": "100ms"}}
 
@@ -89,12 +90,12 @@ def test_what_is_adopted_holds_for_all_and_stops_who_runs_with_the_old(make_clus
     def refuses() -> bool:
         return cluster.request("PUT", "/upload/x", b"x").status == 503
 
-    wait_until(refuses, "the service that runs takes no uploads")
+    eventually(refuses, "the service that runs takes no uploads")
     words = "the cluster agreed on upkeep.upload_ttl 2h and not 1d"
     assert words in cluster.request("PUT", "/upload/x", b"x").text
     ready = cluster.request("GET", "/readyz")
     assert (ready.status, words in ready.text) == (503, True)
-    wait_until(lambda: f"upkeep orphans: {words}" in cluster.logs(), "nor does it do upkeep")
+    eventually(lambda: f"upkeep orphans: {words}" in cluster.logs(), "nor does it do upkeep")
     cluster.stop_service()
     cluster.start_service()
     assert cluster.download(cluster.upload(b"by the new ones")) == b"by the new ones"

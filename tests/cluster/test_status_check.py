@@ -8,8 +8,8 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import wait_until
 from tests.cluster.operating import QUICK, SLICE, Ended, distfs, kill_and_notice
+from tests.contract.litter import eventually
 
 NOBODY = "http://127.0.0.1:1"
 
@@ -22,7 +22,7 @@ def check(cluster: Cluster, *services: str, **environ: str) -> Ended:
 def test_the_exit_code_says_how_well_the_cluster_is(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(config=QUICK)
     uuid = cluster.upload(os.urandom(6 * SLICE))
-    wait_until(lambda: check(cluster).code == 0, "the upkeep has begun, and all is well")
+    eventually(lambda: check(cluster).code == 0, "the upkeep has begun, and all is well")
     assert check(cluster).out.endswith("\ncheck: all is well\n")
 
     [pair, *_] = [piece.nodes for piece in cluster.meta.file(UUID(uuid), Deadline(60)).slices]
@@ -48,7 +48,7 @@ def test_the_exit_code_says_how_well_the_cluster_is(make_cluster: MakeCluster) -
 
     cluster.start_node(first)
     cluster.start_node(second)
-    wait_until(lambda: check(cluster).code == 0, "all is well again")
+    eventually(lambda: check(cluster).code == 0, "all is well again")
 
 
 def test_what_cannot_be_told_is_3_whatever_the_reason(cluster: Cluster) -> None:
@@ -59,7 +59,7 @@ def test_what_cannot_be_told_is_3_whatever_the_reason(cluster: Cluster) -> None:
 
 def test_a_full_cluster_is_ready_and_says_that_it_is_full(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(config=QUICK)
-    wait_until(lambda: check(cluster).code == 0, "the upkeep has begun, and all is well")
+    eventually(lambda: check(cluster).code == 0, "the upkeep has begun, and all is well")
     uuid = cluster.upload(content := os.urandom(SLICE))
     assert cluster.request("GET", "/readyz").text == "ready\n"
     cluster.settings["node"] = {**QUICK["node"], "reserve": "99.9%"}
@@ -67,7 +67,7 @@ def test_a_full_cluster_is_ready_and_says_that_it_is_full(make_cluster: MakeClus
     for i in range(3):
         cluster.stop_node(i)
         cluster.start_node(i)
-    wait_until(lambda: cluster.request("PUT", "/upload/x", b"x").status == 507, "nothing fits any more")
+    eventually(lambda: cluster.request("PUT", "/upload/x", b"x").status == 507, "nothing fits any more")
 
     ready = cluster.request("GET", "/readyz")
     assert ready.status == 200

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import wait_until
 from tests.cluster.operating import QUICK, distfs, url_of
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 
@@ -46,7 +46,7 @@ def test_the_trash_is_listed_and_emptied_of_one_file_or_of_all(make_cluster: Mak
     run_sql(url_of(cluster), "UPDATE trash SET erase_at = now()")  # as if a minute had passed
     told = distfs(cluster, "trash", "empty")
     assert (told.code, told.out.endswith(": erased\n")) == (0, True)
-    wait_until(lambda: on_disk(cluster) == 0, "the bytes are gone")
+    eventually(lambda: on_disk(cluster) == 0, "the bytes are gone")
     assert distfs(cluster, "trash", "list").out == "0 files, 0 bytes on the storage nodes\n"
 
 

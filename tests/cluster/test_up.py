@@ -21,7 +21,8 @@ import pytest
 
 from distfs.metadb.embedded_postgres import resolve
 from distfs.storage.disk.home import make_home
-from tests.cluster.harness import ROOT, clean_environment, wait_until
+from tests.cluster.harness import ROOT, clean_environment
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 from tests.processes import command_of, commands_naming
 
@@ -79,7 +80,7 @@ class Up:
 
     def says(self, words: str) -> None:
         """Wait until it has written a line with ``words`` on standard error."""
-        wait_until(lambda: any(words in line for line in self.lines), f"it says {words!r}:\n{self.log}")
+        eventually(lambda: any(words in line for line in self.lines), f"it says {words!r}:\n{self.log}")
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -145,7 +146,7 @@ def up(tmp_path: Path, data: Path, pristine_postgres: Path) -> Iterator[StartUp]
     for one in started:
         one.close()
         print(one.log, file=sys.stderr)  # pytest shows it when the test failed
-    wait_until(lambda: not processes_in(data), "everything is gone")
+    eventually(lambda: not processes_in(data), "everything is gone")
 
 
 def refused(up: Up, code: int = 2) -> str:
@@ -193,7 +194,7 @@ def test_ctrl_c_stops_it_cleanly(up: StartUp, data: Path) -> None:
 
 def test_a_signal_while_it_starts_stops_it_cleanly(up: StartUp, data: Path) -> None:
     starting = up(new=True)
-    wait_until((data / "metadb").exists, "MetaDB is being made")
+    eventually((data / "metadb").exists, "MetaDB is being made")
     assert starting.stop() == 0
     assert processes_in(data) == []
     assert up().wait_ready().stop() == 0
@@ -206,7 +207,7 @@ def test_all_nodes_killed_at_once_are_seen_by_no_download(up: StartUp, data: Pat
     uuid = curl("--upload-file", str(kept), f"{running.url}/upload/x").decode().strip()
     rate = ["--limit-rate", "30M", "--output", str(came)]  # so that much of it is still to come
     with subprocess.Popen(["curl", "-sSf", *rate, f"{running.url}/download/{uuid}"]) as client:
-        wait_until(lambda: came.exists() and came.stat().st_size > 10 << 20, "it has begun")
+        eventually(lambda: came.exists() and came.stat().st_size > 10 << 20, "it has begun")
         for name, pid in running.children().items():
             if name.startswith("node"):
                 os.kill(pid, signal.SIGKILL)
@@ -214,7 +215,7 @@ def test_all_nodes_killed_at_once_are_seen_by_no_download(up: StartUp, data: Pat
         assert came.stat().st_size < 90 << 20
         assert client.wait(120) == 0
     assert came.read_bytes() == kept.read_bytes()
-    wait_until(lambda: running.log.count("was killed by SIGKILL") == 3, "its log says so")
+    eventually(lambda: running.log.count("was killed by SIGKILL") == 3, "its log says so")
     assert running.stop() == 0
 
 
@@ -225,10 +226,10 @@ def test_a_child_that_dies_is_started_again_and_that_is_said(up: StartUp, data: 
     before = postmaster(data)
     os.kill(running.children()[name], signal.SIGKILL)
     running.says("was killed by SIGKILL; starting it again")
-    wait_until(lambda: len(running.children()) == 5, "five children again")
+    eventually(lambda: len(running.children()) == 5, "five children again")
     if name == "metadb":  # its PostgreSQL runs on until then, and answers as if nothing had happened
-        wait_until(lambda: postmaster(data) not in (0, before), "PostgreSQL was replaced")
-    wait_until(lambda: answers(f"{running.url}/readyz"), "it is ready again")
+        eventually(lambda: postmaster(data) not in (0, before), "PostgreSQL was replaced")
+    eventually(lambda: answers(f"{running.url}/readyz"), "it is ready again")
     assert curl(f"{running.url}/download/{uuid}") == b"kept"
     assert running.stop() == 0
 
@@ -252,7 +253,7 @@ def test_postgresql_itself_is_started_again_when_it_dies(up: StartUp, data: Path
     uuid = curl("--data-binary", "kept", "-X", "PUT", f"{running.url}/upload/x").decode().strip()
     os.kill(postmaster(data), signal.SIGKILL)
     running.says("PostgreSQL died; starting it again")
-    wait_until(lambda: answers(f"{running.url}/readyz"), "it is ready again")
+    eventually(lambda: answers(f"{running.url}/readyz"), "it is ready again")
     assert curl(f"{running.url}/download/{uuid}") == b"kept"
 
 
@@ -273,7 +274,7 @@ def test_a_child_that_will_not_stop_is_ended(up: StartUp, data: Path) -> None:
     os.kill(running.children()["node1"], signal.SIGSTOP)
     running.signal(signal.SIGTERM)
     running.says("stopping")
-    wait_until(lambda: "serve" not in running.children(), "the service has stopped")
+    eventually(lambda: "serve" not in running.children(), "the service has stopped")
     running.signal(signal.SIGTERM)  # the second one: at once
     assert running.wait() == 0
     assert "distfs: node1 does not stop by itself; ending it" in running.lines
@@ -290,7 +291,7 @@ def test_kill_9_leaves_nothing_behind_and_the_next_start_works_at_once(up: Start
     assert sorted(second.children()) == ["metadb", "node1", "node2", "node3", "serve"]
 
     second.signal(signal.SIGKILL)
-    wait_until(lambda: not processes_in(data), "the children are gone by themselves")
+    eventually(lambda: not processes_in(data), "the children are gone by themselves")
 
 
 # --- settings -----------------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def test_a_node_of_a_running_up_is_not_made_anew_where_its_folder_was(up: StartU
     running.says("is no storage node's: is its disk mounted?")
     assert not folder.exists()
     unmounted.rename(folder)
-    wait_until(lambda: "node2" in running.children(), "it is started again")
+    eventually(lambda: "node2" in running.children(), "it is started again")
     assert running.stop() == 0
 
 

@@ -8,15 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from distfs.storage.disk.store import DiskStore
 
 
 def eventually(holds: Callable[[], object], what: str | Callable[[], str], seconds: float = 60.0) -> None:
-    """Wait until ``holds``; fails, saying ``what``, when it does not in time."""
-    end = time.monotonic() + seconds
+    """Wait until ``holds``; fails, saying ``what``, when it does not in time. It may be asked of other processes."""
+    end, pause = time.monotonic() + seconds, 0.001
     while not holds():
-        assert time.monotonic() < end, what if isinstance(what, str) else what()
-        time.sleep(0.005)
+        if time.monotonic() >= end:
+            pytest.fail(f"waited {seconds:.0f} s in vain until {what if isinstance(what, str) else what()}")
+        time.sleep(pause)
+        pause = min(0.02, 2 * pause)
 
 
 def temp_files(folder: Path) -> list[str]:

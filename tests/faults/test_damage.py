@@ -15,8 +15,8 @@ from distfs.deadline import Deadline
 from distfs.formats.fragment import ENTRY_SIZE, FOOTER_SIZE, Footer
 from distfs.model import Policy
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import wait_until
 from tests.cluster.healing import is_sound, noise, settings, wait_whole
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 SIZE = 600_000  # three slices of at most 256 KiB
@@ -104,7 +104,7 @@ def test_every_damage_is_read_around_found_by_scrub_and_healed(
     cluster.settings["upkeep"]["enabled"] = "true"
     cluster.write_settings()
     cluster.start_service()
-    wait_until(lambda: all_sound(cluster, uuids), "scrub and repair have healed every fragment")
+    eventually(lambda: all_sound(cluster, uuids), "scrub and repair have healed every fragment")
     wait_whole(cluster, uuids, m)
     for uuid, data in files.items():
         assert cluster.download(uuid) == data
@@ -162,7 +162,7 @@ def test_a_folder_gone_read_only_is_read_from_and_its_damage_made_anew_elsewhere
             _flip(path, 40)
         for uuid, data in files.items():
             assert cluster.download(uuid) == data
-        wait_until(lambda: all_sound(cluster, list(files)), "what was damaged is made anew")
+        eventually(lambda: all_sound(cluster, list(files)), "what was damaged is made anew")
         wait_whole(cluster, files, m=1)
     for uuid, data in files.items():
         assert cluster.download(uuid) == data
@@ -182,10 +182,10 @@ def test_damage_on_a_read_only_folder_does_not_hold_up_the_scrub_of_the_rest(
     cluster.write_settings()
     with unchangeable(cluster.node_folder(0)):
         cluster.service.start()  # it cannot be ready: one node alone takes no file
-        wait_until(lambda: damaged(cluster) >= {path.name for path in hurt}, "scrub has noted all of them")
+        eventually(lambda: damaged(cluster) >= {path.name for path in hurt}, "scrub has noted all of them")
     cluster.kill_service()
     cluster.start_service()
-    wait_until(lambda: all_sound(cluster, uuids), "healed as soon as the folder can be written")
+    eventually(lambda: all_sound(cluster, uuids), "healed as soon as the folder can be written")
     wait_whole(cluster, uuids, m=1)
 
 

@@ -19,7 +19,8 @@ from distfs.deadline import Deadline
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
 from distfs.metadb.url import MetaURL
 from distfs.model import File
-from tests.cluster.harness import Answer, Cluster, MakeCluster, Settings, wait_until
+from tests.cluster.harness import Answer, Cluster, MakeCluster, Settings
+from tests.contract.litter import eventually
 from tests.faults.dying import MODULE, STEPS, die_at
 from tests.integration.meta_proxy import Cut, Proxy
 
@@ -80,7 +81,7 @@ def test_a_node_killed_during_an_upload_loses_nothing(mortal: Cluster, step: str
         return not mortal.nodes[0].alive
 
     with die_at(step, mortal.folder, mortal.nodes[0].name):
-        wait_until(dies, "the service knows of the node, and it has come to the step")
+        eventually(dies, "the service knows of the node, and it has come to the step")
     for uuid, data in acknowledged.items():
         assert mortal.download(uuid) == data
     assert {file.id for file in files(mortal)} - before == set(map(UUID, acknowledged))
@@ -106,7 +107,7 @@ def test_a_service_killed_during_an_upload_leaves_all_of_the_file_or_none(mortal
         assert mortal.download(str(file.id)) == DATA
     assert mortal.download(kept) == b"from before"
     for node in range(3):
-        wait_until(partial(is_empty, mortal.node_folder(node) / "tmp"), "no temp file is left")
+        eventually(partial(is_empty, mortal.node_folder(node) / "tmp"), "no temp file is left")
 
 
 def test_a_file_sent_again_after_the_service_was_killed_is_stored(mortal: Cluster) -> None:
@@ -129,7 +130,7 @@ def test_metadb_killed_during_an_upload_leaves_no_partial_file(
                 (own_postgres.folder / "postgres" / "postmaster.pid").read_text().splitlines()[0]
             )
             os.kill(postmaster, 9)
-            wait_until(partial(is_gone, own_postgres), "PostgreSQL is gone")
+            eventually(partial(is_gone, own_postgres), "PostgreSQL is gone")
             yield DATA[500_000:]
 
         answer = cluster.request("PUT", "/upload/x", dying_midway())
@@ -203,4 +204,4 @@ def kill_all(server: EmbeddedPostgres) -> None:
     for pid in list(processes_in(server.data)):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_until(partial(is_gone, server), "PostgreSQL is gone")
+    eventually(partial(is_gone, server), "PostgreSQL is gone")

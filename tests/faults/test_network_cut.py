@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from distfs.deadline import Deadline
-from tests.cluster.harness import Cluster, wait_until
+from tests.cluster.harness import Cluster
+from tests.contract.litter import eventually
 from tests.privileges import need_root
 
 DATA = random.Random(3).randbytes(3_000_000)
@@ -100,7 +101,7 @@ def test_a_cut_network_costs_no_request_and_its_node_is_used_again_when_it_is_he
 ) -> None:
     cluster, far = cut_off
     number = cluster.node(0).id
-    wait_until(partial(lands_on, cluster, number), "the node on the island has fragments")
+    eventually(partial(lands_on, cluster, number), "the node on the island has fragments")
     before = [cluster.upload(DATA) for _ in range(3)]
     far.cut()
     for uuid in before:
@@ -114,7 +115,7 @@ def test_a_cut_network_costs_no_request_and_its_node_is_used_again_when_it_is_he
         assert cluster.download(uuid) == DATA
     assert cluster.request("GET", "/healthz").status == 200
     far.heal()
-    wait_until(partial(lands_on, cluster, number), "the node is written to again")
+    eventually(partial(lands_on, cluster, number), "the node is written to again")
     for uuid in (*before, *during):
         assert cluster.download(uuid) == DATA
 
@@ -129,7 +130,7 @@ def test_a_network_cut_in_the_middle_of_a_download_does_not_end_it(cut_off: tupl
     but whether from that node is up to the service. A cut that it does not notice is made again."""
     cluster, far = cut_off
     number = cluster.node(0).id
-    wait_until(partial(lands_on, cluster, number), "the node on the island has fragments")
+    eventually(partial(lands_on, cluster, number), "the node on the island has fragments")
     data = random.Random(4).randbytes(16_000_000)
     uuid = cluster.upload(data)
     assert number in nodes_of(cluster, uuid)
@@ -151,4 +152,4 @@ def test_a_network_cut_in_the_middle_of_a_download_does_not_end_it(cut_off: tupl
         return noticed
 
     for _ in range(3):
-        wait_until(a_cut_is_noticed, "the service was reading from the node that was cut off", 200)
+        eventually(a_cut_is_noticed, "the service was reading from the node that was cut off", 200)

@@ -24,8 +24,8 @@ from distfs.model import Address, FragmentId
 from distfs.peers.breaker import State
 from distfs.peers.client import NodeClient
 from distfs.process.descriptors import WANTED
-from tests.cluster.harness import Cluster, MakeCluster, wait_until
-from tests.contract.litter import assert_no_litter
+from tests.cluster.harness import Cluster, MakeCluster
+from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import PEERS, KillableServer, serving
 from tests.contract.samples import header, put, soon, whole
 from tests.integration.raw_http import RawClient, echo, noise, put_chunked, request
@@ -92,7 +92,7 @@ def test_a_node_without_descriptors_serves_who_is_connected_and_the_others_later
         assert before.ask(Type.INFO)[0]["state"] == "active"
         with starved(pid):
             waiting = [raw(few, stack) for _ in range(3)]
-            wait_until(lambda: "new connections have to wait" in log.read_text(), "it says so")
+            eventually(lambda: "new connections have to wait" in log.read_text(), "it says so")
             wait_until_calm(pid)
             for _ in range(5):
                 before.sock.sendall(wire.encode(Type.GET, before.request(**of_it, first=0, count=1)))
@@ -139,7 +139,7 @@ def test_a_service_without_descriptors_does_not_blame_its_nodes(tmp_path: Path, 
         client = NodeClient(node.store.node, address, node.store.cluster, replace(PEERS, connections=0))
         with contextlib.closing(client):
             client.info(soon())
-            wait_until(lambda: all(each.fileno() < 0 for each in node.connections), "the node has let it go")
+            eventually(lambda: all(each.fileno() < 0 for each in node.connections), "the node has let it go")
             with starved():
                 for _ in range(2 * PEERS.breaker_failures):
                     with pytest.raises(Busy, match=REMEDY):
@@ -162,7 +162,7 @@ def assert_refused(cluster: Cluster, answer: http.client.HTTPResponse) -> None:
     assert (answer.status, answer.headers["Retry-After"]) == (503, "5"), text
     assert "127.0.0.1" not in text
     log = cluster.service.log
-    wait_until(
+    eventually(
         lambda: any(id in line and REMEDY in line for line in log.read_text().splitlines()),
         "the log says why",
     )
@@ -181,7 +181,7 @@ def test_a_service_without_descriptors_answers_who_is_connected_and_the_others_l
     with contextlib.closing(connected(few)) as before, contextlib.closing(few.connect()) as waiting:
         with starved(pid):
             waiting.request("GET", "/healthz")
-            wait_until(lambda: "new connections have to wait" in log.read_text(), "it says so")
+            eventually(lambda: "new connections have to wait" in log.read_text(), "it says so")
             wait_until_calm(pid)
             for method, path, body in (("GET", f"/download/{uuid}", None), ("PUT", "/upload/a", b"small")):
                 before.request(method, path, body)
@@ -198,20 +198,20 @@ def test_an_upload_whose_service_runs_out_of_descriptors_in_its_middle_leaves_no
         client.putheader("Content-Length", str(len(DATA)))
         client.endheaders()
         client.send(DATA[: 2 * BLOCK])
-        wait_until(lambda: len(kept(few)) == 2, "the first slice is on its way to both nodes")
+        eventually(lambda: len(kept(few)) == 2, "the first slice is on its way to both nodes")
         with starved(few.service.pid):
             for i in range(2):
                 few.pause_node(i)  # so that no connection comes free
             sending = threads.submit(client.send, DATA[2 * BLOCK :])
             try:
-                wait_until(lambda: REMEDY in few.service.log.read_text(), "the second has failed")
+                eventually(lambda: REMEDY in few.service.log.read_text(), "the second has failed")
             finally:
                 for i in range(2):
                     few.resume_node(i)
             assert_refused(few, client.getresponse())
             with contextlib.suppress(OSError):  # it is told before it has sent all
                 sending.result()
-    wait_until(lambda: not kept(few), "nothing is left")
+    eventually(lambda: not kept(few), "nothing is left")
     assert_well(few)
 
 

@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from distfs.config.file import parse_bytes
-from tests.cluster.harness import Cluster, MakeCluster, wait_until
+from tests.cluster.harness import Cluster, MakeCluster
+from tests.contract.litter import eventually
 from tests.faults.slow_clients import CHUNKED_BODY, HEADERS, LARGE_BODY, SMALL_BODY, reader, slow_clients
 
 #: With others that take all of the machine or measure it, one after another.
@@ -80,7 +81,7 @@ def assert_calm(cluster: Cluster, before: dict[str, int]) -> None:
         return not busy and all(now <= before[what] + KEPT for what, now in held(cluster).items())
 
     try:
-        wait_until(is_calm, "the service is as it was")
+        eventually(is_calm, "the service is as it was")
     except AssertionError as e:
         raise AssertionError(f"{e}: {before}; it holds {held(cluster)}, {status(cluster)}") from e
 
@@ -124,9 +125,9 @@ def warmed_up(cluster: Cluster) -> Iterator[dict[str, int]]:
     body = random.Random(1).randbytes(3 * MIB)
     with ThreadPoolExecutor(UPLOADS) as clients:
         list(
-            clients.map(lambda _: wait_until(lambda: is_stored(cluster, body), "stored"), range(2 * UPLOADS))
+            clients.map(lambda _: eventually(lambda: is_stored(cluster, body), "stored"), range(2 * UPLOADS))
         )
-    wait_until(lambda: not any(status(cluster)["uploads"].values()), "it rests")
+    eventually(lambda: not any(status(cluster)["uploads"].values()), "it rests")
     yield held(cluster)
 
 
@@ -142,7 +143,7 @@ def test_five_hundred_slow_clients_stop_neither_uploads_nor_health_checks(make_c
     kinds = all_kinds(cluster)
     with warmed_up(cluster) as before, Watch(cluster) as health:
         with slow_clients(address(cluster), SLOW, kinds) as slow:
-            wait_until(lambda: held(cluster)["files"] > before["files"] + SLOW, "all of them are connected")
+            eventually(lambda: held(cluster)["files"] > before["files"] + SLOW, "all of them are connected")
             for _ in range(5):
                 assert cluster.upload(small)
             uuid = cluster.upload(large)
@@ -162,7 +163,7 @@ def test_slow_clients_are_ended(make_cluster: MakeCluster) -> None:
     kinds = all_kinds(cluster)
     count = SLOW // 2  # each keeps a worker for the time it is given
     with warmed_up(cluster) as before, slow_clients(address(cluster), count, kinds) as slow:
-        wait_until(lambda: slow.ended == count, "every one of them is ended", 240)
+        eventually(lambda: slow.ended == count, "every one of them is ended", 240)
         assert_calm(cluster, before)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.harness import Cluster, MakeCluster, wait_until
+from tests.cluster.harness import Cluster, MakeCluster
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
 MIB = 1 << 20
@@ -58,9 +59,9 @@ def test_a_service_that_stops_ends_the_upload_that_runs_and_takes_no_other(make_
     idle.request("GET", "/healthz")
     assert idle.getresponse().read() == b"ok\n"
     held = HeldUpload(cluster)
-    wait_until(lambda: on_disk(cluster) > 2, "the upload is on its way")
+    eventually(lambda: on_disk(cluster) > 2, "the upload is on its way")
     term(cluster.service.pid)
-    wait_until(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
+    eventually(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
     ready = cluster.request("GET", "/readyz")
     assert "draining" in ready.text
     assert ready.headers["connection"] == "close"
@@ -91,7 +92,7 @@ def test_a_download_that_runs_is_sent_to_its_end(make_cluster: MakeCluster) -> N
         response = connection.getresponse()
         got = response.read(MIB)
         term(cluster.service.pid)
-        wait_until(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
+        eventually(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
         assert got + response.read() == large
     assert cluster.service.wait() == 0
 
@@ -110,10 +111,10 @@ def test_what_does_not_end_is_cut(way: str, make_cluster: MakeCluster) -> None:
     timeout = "1h" if way == "a second SIGTERM" else "1s"
     cluster = make_cluster(config={"storage": SMALL_BLOCKS, "http": {"drain_timeout": timeout}})
     held = HeldUpload(cluster)
-    wait_until(lambda: on_disk(cluster) > 0, "the upload is on its way")
+    eventually(lambda: on_disk(cluster) > 0, "the upload is on its way")
     term(cluster.service.pid)
     if way == "a second SIGTERM":
-        wait_until(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
+        eventually(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
         term(cluster.service.pid)
     answer = held.connection.getresponse()
     assert answer.status == 503, "an upload hears who ended it"
@@ -121,7 +122,7 @@ def test_what_does_not_end_is_cut(way: str, make_cluster: MakeCluster) -> None:
     assert int(answer.headers["Retry-After"]) > 0
     held.connection.close()
     assert cluster.service.wait() == 0
-    wait_until(lambda: on_disk(cluster) == 0, "what was written is removed")
+    eventually(lambda: on_disk(cluster) == 0, "what was written is removed")
     assert lines_of(cluster, "PUT") == [503]
     cluster.start_service()
     assert cluster.request("GET", "/files").text.count("uuid") == 0
@@ -134,7 +135,7 @@ def test_a_small_body_that_does_not_end_is_told_so_too(make_cluster: MakeCluster
         held.putheader("Content-Length", "1000")
         held.endheaders()
         held.send(b"some of it")
-        wait_until(lambda: cluster.request("GET", "/healthz").status == 200, "the service reads")
+        eventually(lambda: cluster.request("GET", "/healthz").status == 200, "the service reads")
         term(cluster.service.pid)
         answer = held.getresponse()
         assert answer.status == 503
@@ -178,9 +179,9 @@ def test_a_node_that_stops_ends_what_it_sends_and_receives(make_cluster: MakeClu
     """Two nodes and two copies: nothing can go elsewhere, so that both transfers prove it."""
     cluster = make_cluster(nodes=2, config={"node": {"drain_timeout": "60s", "down_after": "10min"}})
     held = HeldUpload(cluster)
-    wait_until(lambda: on_disk(cluster) == 2, "both nodes receive")
+    eventually(lambda: on_disk(cluster) == 2, "both nodes receive")
     term(cluster.nodes[0].pid)
-    wait_until(lambda: not cluster.node(0).alive, "the node has left the cluster")
+    eventually(lambda: not cluster.node(0).alive, "the node has left the cluster")
     assert cluster.nodes[0].alive
     # A commit a second after the nodes were chosen asks who is there still, and would be refused.
     run_sql(cluster.metadb_url, "UPDATE node SET stopped = false WHERE id = :id", id=cluster.node(0).id)
@@ -196,10 +197,10 @@ def test_a_node_that_stops_ends_what_it_sends_and_receives(make_cluster: MakeClu
 def test_a_second_sigterm_stops_a_node_now(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(config={"node": {"drain_timeout": "1h"}})
     held = HeldUpload(cluster)
-    wait_until(lambda: on_disk(cluster) == 2, "two nodes receive")
+    eventually(lambda: on_disk(cluster) == 2, "two nodes receive")
     [first, *_] = [i for i in range(3) if unfinished(cluster, i)]
     term(cluster.nodes[first].pid)
-    wait_until(lambda: not cluster.node(first).alive, "the node has left the cluster")
+    eventually(lambda: not cluster.node(first).alive, "the node has left the cluster")
     assert cluster.nodes[first].alive
     term(cluster.nodes[first].pid)
     assert cluster.nodes[first].wait() == 0
@@ -212,10 +213,10 @@ def test_a_second_sigterm_stops_a_node_now(make_cluster: MakeCluster) -> None:
 def test_a_node_that_stops_takes_nothing_new(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(config={"node": {"drain_timeout": "60s"}})
     held = HeldUpload(cluster)
-    wait_until(lambda: on_disk(cluster) == 2, "two nodes receive")
+    eventually(lambda: on_disk(cluster) == 2, "two nodes receive")
     [first, *_] = [i for i in range(3) if unfinished(cluster, i)]
     term(cluster.nodes[first].pid)
-    wait_until(lambda: not cluster.node(first).alive, "the node has left the cluster")
+    eventually(lambda: not cluster.node(first).alive, "the node has left the cluster")
     uuids = [cluster.upload(b"%d" % number) for number in range(6)]
     assert cluster.fragments(first) == []
     for number, uuid in enumerate(uuids):

@@ -19,7 +19,6 @@ from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.peers.node_list import STALE_MOST_S
 from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster, Process
-from tests.cluster.harness import wait_until
 from tests.cluster.healing import (
     another_service,
     noise,
@@ -28,6 +27,7 @@ from tests.cluster.healing import (
     wait_no_surplus,
     wait_whole,
 )
+from tests.contract.litter import eventually
 from tests.faults.dying import MODULE, die_at, of_node
 from tests.postgres import run_sql
 
@@ -79,7 +79,7 @@ def lose(cluster: Cluster, i: int) -> None:
 
 def give_up(cluster: Cluster, i: int) -> None:
     """Do not wait for a node that was killed."""
-    wait_until(lambda: not cluster.node(i).alive, f"node {i} is down")
+    eventually(lambda: not cluster.node(i).alive, f"node {i} is down")
     db(cluster).give_up_silent_nodes(Deadline(30))
 
 
@@ -91,7 +91,7 @@ def check(cluster: Cluster, files: dict[str, bytes], step: str) -> None:
 
 
 def wait_drained(cluster: Cluster, node: int) -> None:
-    wait_until(lambda: not db(cluster).fragments_left(node, Deadline(30)), f"node {node} is drained")
+    eventually(lambda: not db(cluster).fragments_left(node, Deadline(30)), f"node {node} is drained")
 
 
 def trashed(cluster: Cluster) -> int:
@@ -118,7 +118,7 @@ def dying(cluster: Cluster, process: Process, step: str) -> Iterator[None]:
     """In the body the process may come to the step, and must; it is dead afterwards, and ready to be started."""
     with die_at(step, cluster.folder, process.name):
         yield
-        wait_until(lambda: not process.alive, f"{process.name} has come to {step}")
+        eventually(lambda: not process.alive, f"{process.name} has come to {step}")
         assert process.wait() == -9
 
 
@@ -169,7 +169,7 @@ def test_drain_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
         assert drained not in {node for node, _ in on_disk(cluster)}
         check(cluster, files, step)
         db(cluster).set_node_state(drained, "active", Deadline(30))
-        wait_until(lambda: cluster.node(1).writable, "it takes part again")
+        eventually(lambda: cluster.node(1).writable, "it takes part again")
 
 
 def test_a_sweep_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
@@ -211,10 +211,10 @@ def test_trash_goes_on_after_a_kill(make_cluster: MakeCluster) -> None:
             for uuid in uuids:
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     cluster.request("DELETE", f"/files/{uuid}")
-            wait_until(died, f"it has come to {step}")
+            eventually(died, f"it has come to {step}")
 
         dies_and_resumes(cluster, step, delete)
-        wait_until(lambda: trashed(cluster) == 0, f"{step}: the trash is empty")
+        eventually(lambda: trashed(cluster) == 0, f"{step}: the trash is empty")
         wait_no_surplus(cluster)
         check(cluster, files, step)
 
@@ -272,14 +272,14 @@ def test_a_disk_that_fills_up_during_repair_is_not_the_only_one(make_cluster: Ma
     (cluster.folder / "full").touch()  # before anything can be moved there
     full.start()
     try:
-        wait_until(lambda: any(n.zone == "other" for n in cluster.meta.nodes(Deadline(30))), "it is there")
+        eventually(lambda: any(n.zone == "other" for n in cluster.meta.nodes(Deadline(30))), "it is there")
         known = time.monotonic() + STALE_MOST_S  # the service's nodes are those of a moment ago
         cluster.kill_node(0)
-        wait_until(lambda: time.monotonic() > known, "repair knows of the full one")
+        eventually(lambda: time.monotonic() > known, "repair knows of the full one")
         give_up(cluster, 0)
         check(cluster, files, "disk full")
         for words in ("cannot take it", "the disk is full"):
-            wait_until(lambda w=words: w in cluster.service.log.read_text(), "its log says so")  # type: ignore[misc]
+            eventually(lambda w=words: w in cluster.service.log.read_text(), "its log says so")  # type: ignore[misc]
         assert not list((cluster.folder / name / "data").rglob("*.*"))
     finally:
         full.kill()
@@ -291,7 +291,7 @@ def test_repair_goes_on_when_metadb_was_restarted(own_postgres: EmbeddedPostgres
         files = fill(cluster, count=40)
         lost = len(cluster.fragments(0))
         lose(cluster, 0)
-        wait_until(lambda: made(cluster.service.log.read_text()), "repair has begun")
+        eventually(lambda: made(cluster.service.log.read_text()), "repair has begun")
         own_postgres.stop()
         assert len(made(cluster.service.log.read_text())) < lost, "and had not ended"
         own_postgres.start()

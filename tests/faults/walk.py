@@ -32,7 +32,7 @@ from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import Policy
 from distfs.upkeep.db import UpkeepDB
-from tests.cluster.harness import Cluster, Settings, wait_until
+from tests.cluster.harness import Cluster, Settings
 from tests.cluster.healing import (
     Place,
     health,
@@ -44,6 +44,7 @@ from tests.cluster.healing import (
     wait_no_surplus,
     wait_whole,
 )
+from tests.contract.litter import eventually
 from tests.postgres import FAST, database_url, run_sql, scratch_folder
 
 #: Nodes that a cluster begins with, and how many it may come to have.
@@ -257,7 +258,7 @@ class Walk:
 
     def _heal(self) -> bool:
         """Wait until nothing is lost any more."""
-        wait_until(self._is_whole, "everything is whole", _PATIENCE_S)
+        eventually(self._is_whole, "everything is whole", _PATIENCE_S)
         self._losses = 0
         return True
 

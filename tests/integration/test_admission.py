@@ -15,7 +15,6 @@ import pytest
 
 from distfs.config.settings import Bytes, Config
 from distfs.model import Policy
-from tests.cluster.harness import wait_until
 from tests.contract.litter import eventually
 from tests.forms import FORM, file_part, form
 from tests.postgres import run_sql
@@ -272,7 +271,7 @@ def status_of(service: TestService) -> dict[str, Any]:
 def test_status_tells_what_the_process_holds(serve: Callable[[Config], TestService], config: Config) -> None:
     service = serve(config)
     with held_upload(service, 2 * MIB):
-        wait_until(lambda: status_of(service)["memory"]["blocks"] > 0, "the upload has a block to read into")
+        eventually(lambda: status_of(service)["memory"]["blocks"] > 0, "the upload has a block to read into")
         entry = status_of(service)
         assert entry["uploads"] == {"large_uploads": 1, "declared_bytes": 2 * MIB, "reservations": 1}
         assert entry["memory"]["limit"] == config.storage.memory_budget

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distfs.deadline import Deadline
 from distfs.meta import MetaDB
-from tests.cluster import wait_until
+from tests.contract.litter import eventually
 from tests.service import running_node, running_service, small_config
 
 
@@ -18,6 +18,6 @@ def test_an_upload_uses_nodes_that_came_after_the_list_was_read(
     with running_service(config, tmp_path, nodes=1) as service, ExitStack() as later:
         assert service.ask("PUT", "/upload/x", b"too early").status == 503  # and the list is read
         later.enter_context(running_node(tmp_path / "late", config))
-        wait_until(lambda: len(meta.nodes(Deadline(60))) == 2, "the second node is registered")
+        eventually(lambda: len(meta.nodes(Deadline(60))) == 2, "the second node is registered")
         assert service.ask("GET", "/readyz").status == 200
         assert service.ask("PUT", "/upload/x", b"now").status == 201

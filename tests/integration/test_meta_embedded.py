@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from distfs.errors import ConfigError, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb import unprivileged
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, processes_in
+from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, soon
 from tests.postgres import FAST, run_sql, scratch_folder
 
@@ -130,8 +130,7 @@ def test_a_killed_postmaster_is_started_again_with_all_data(folder: Path, copy_o
         killed = server.pid
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
-        while server.running():
-            time.sleep(0.01)
+        eventually(lambda: not server.running(), "it has ended")
         assert (server.data / "postmaster.pid").exists()
         assert server.ensure_running()
         assert server.pid not in (None, killed)

@@ -429,8 +429,7 @@ def test_commits_go_on_while_metadb_is_killed_and_restarted(own_postgres: Embedd
 
 
 def _wait_for_end(server: EmbeddedPostgres) -> None:
-    while server.running():
-        time.sleep(0.01)
+    eventually(lambda: not server.running(), "it has ended")
 
 
 def _busy_at_once(meta: MetaDB, count: int) -> None:

@@ -19,6 +19,7 @@ from distfs.upkeep.decisions import fullness
 from distfs.upkeep.model import SliceTask
 from distfs.upkeep.rebalance import Rebalance, dry_run
 from distfs.upkeep.step import Pace
+from tests.contract.litter import eventually
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import FAST, UpkeepCluster, bytes_of, drive, flip
 
@@ -59,7 +60,7 @@ def settled(cluster: UpkeepCluster) -> None:
         known = {n.uuid: n.free for n in cluster._nodes()}
         return all(known[n.store.node] == n.store.info(soon()).free for n in cluster.nodes.values())
 
-    cluster.wait(heard, "MetaDB knows how full the nodes are")
+    eventually(heard, "MetaDB knows how full the nodes are")
 
 
 # --- drain ---------------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ def test_a_new_node_takes_its_share(small: UpkeepCluster) -> None:
         drive(worker)
         return spread(small) < 0.1
 
-    small.wait(balanced, "the nodes are about equally full")
+    eventually(balanced, "the nodes are about equally full")
     settled(small)
     small.assert_whole(*files)
     for number in map(small.id, small.nodes):

@@ -17,6 +17,7 @@ from distfs.model import Policy
 from distfs.upkeep.model import SliceTask
 from distfs.upkeep.repair import Repair
 from distfs.upkeep.step import Pace
+from tests.contract.litter import eventually
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of, drive, flip
 
@@ -356,7 +357,7 @@ def test_a_node_whose_folder_is_gone_is_down_until_it_is_back(cluster: UpkeepClu
     folder, away = cluster.store(node).folder, cluster.folder / "away"
     folder.rename(away)
     folder.mkdir()  # as an unmounted disk leaves it
-    cluster.wait(lambda: not cluster.alive(node), "it is down")
+    eventually(lambda: not cluster.alive(node), "it is down")
     assert cluster.download(file) == data
     drive(cluster.scrub())
     assert cluster.db.damage_count(soon()) == 0, "what cannot be told is not missing"
@@ -365,6 +366,6 @@ def test_a_node_whose_folder_is_gone_is_down_until_it_is_back(cluster: UpkeepClu
     assert list(folder.iterdir()) == []
     folder.rmdir()
     away.rename(folder)
-    cluster.wait(lambda: cluster.alive(node), "it is back")
+    eventually(lambda: cluster.alive(node), "it is back")
     assert cluster.fragments(file) == before
     cluster.assert_whole(file)

@@ -223,13 +223,13 @@ def test_a_cluster_heals_without_anybody(cluster: UpkeepCluster) -> None:
         cluster.db.note_damage(id.slice, id.index, node, "a reader's word", soon())
         lost = cluster.stop_node(next(i for i in cluster.nodes if cluster.id(i) not in (node, other)))
         assert lost in {holder for _, holder in before}
-        cluster.wait(
+        eventually(
             lambda: all(n not in (0, lost) for _, n in cluster.fragments(file, hurt)),
             "nothing is on the lost node any more",
         )
-        cluster.wait(lambda: cluster.db.damage_count(soon()) == 0, "the damage is mended")
+        eventually(lambda: cluster.db.damage_count(soon()) == 0, "the damage is mended")
         cluster.assert_whole(file, hurt)
-        cluster.wait(lambda: len(cluster.db.workers(soon())) == 5, "every worker has told its result")
+        eventually(lambda: len(cluster.db.workers(soon())) == 5, "every worker has told its result")
     finally:
         for service in services:
             service.close()
@@ -250,7 +250,7 @@ def test_upkeep_that_is_switched_off_does_nothing(cluster: UpkeepCluster) -> Non
 def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
     service = Upkeep(cluster.config, cluster.directory, cluster.pool, not_noted, lambda _: None)
     service.start()
-    cluster.wait(lambda: len(cluster.db.workers(soon())) == 5, "every worker has stepped")
+    eventually(lambda: len(cluster.db.workers(soon())) == 5, "every worker has stepped")
     service.close()
     eventually(
         lambda: not [t for t in threading.enumerate() if t.name.startswith("upkeep")],
@@ -260,7 +260,7 @@ def test_nothing_runs_on_after_close(cluster: UpkeepCluster) -> None:
     again.start()
     file = cluster.upload(bytes_of(1))
     cluster.sql("UPDATE slice SET nodes[1] = 0")
-    cluster.wait(lambda: all(n for _, n in cluster.fragments(file)), "the next one leads")
+    eventually(lambda: all(n for _, n in cluster.fragments(file)), "the next one leads")
     again.close()
 
 

@@ -19,6 +19,7 @@ from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable, TooSlow
 from distfs.model import FragmentId, Policy
 from distfs.upkeep.step import Pace
+from tests.contract.litter import eventually
 from tests.contract.samples import header, put
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import FAST, UpkeepCluster, bytes_of, drive, flip
@@ -195,7 +196,7 @@ def test_a_fragment_that_cannot_be_verified_does_not_hold_up_the_others(
         scrub.step(Deadline(30))
         return cluster.db.scrub_state(node, soon()).last_round_age is not None
 
-    cluster.wait(done, "the round ends")
+    eventually(done, "the round ends")
     assert cluster.sql("SELECT slice_id, index, node_id FROM damage") == [[id.slice, id.index, node]]
     assert cluster.db.health(file.id, soon()).missing == 1, "nobody takes it for verified"
     monkeypatch.undo()
@@ -316,7 +317,7 @@ def test_a_download_notes_what_it_found_and_repair_heals_it(cluster: UpkeepClust
         assert cluster.download(file) == data  # a node that is slow just now is not the first to be read
         return cluster.db.damage_count(soon()) == len(hurt)
 
-    cluster.wait(all_noted, "the notes are written")
+    eventually(all_noted, "the notes are written")
     noted = cluster.sql("SELECT slice_id, index, node_id FROM damage")
     assert sorted(map(tuple, noted)) == sorted((id.slice, id.index, node) for id, node in hurt)
     drive(cluster.repair())

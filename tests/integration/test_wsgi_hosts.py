@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.cluster.harness import wait_until
+from tests.contract.litter import eventually
 from tests.forms import FORM, FORM_TYPE, file_part, form, some_bytes
 from tests.service import BLOCK, MAX_FILE, SLICE, Answer, HttpAddress, TestService
 
@@ -157,7 +157,7 @@ def test_bad_uploads_are_refused_as_under_our_own_server(host: HttpAddress, serv
         same(host.ask(method, path, body, headers), expected)
     assert host.ask("PUT", "/upload/x", iter([large])).status == 413
     # What an earlier upload left may go meanwhile: some hosts close a connection before the app has cleaned up.
-    wait_until(lambda: set(service.fragments()) <= set(before), "nothing of them is stored")
+    eventually(lambda: set(service.fragments()) <= set(before), "nothing of them is stored")
 
 
 def test_a_body_in_another_coding_is_refused(host: HttpAddress) -> None:
@@ -192,7 +192,7 @@ def test_a_body_cut_short_stores_nothing(
     assert not answer or answer.split()[1] == b"400", answer
     # A host may close the connection before the app has cleaned up behind it.
     # What an earlier upload left may go meanwhile, too.
-    wait_until(lambda: set(service.fragments()) <= set(before), "nothing of it is stored")
+    eventually(lambda: set(service.fragments()) <= set(before), "nothing of it is stored")
 
 
 def test_the_connection_is_cut_when_the_rest_of_a_file_cannot_be_trusted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -35,6 +35,7 @@ from distfs.upkeep.repair import Repair
 from distfs.upkeep.scrub import Scrub
 from distfs.upkeep.step import Pace, Step, Worker
 from distfs.upkeep.trash import Trash
+from tests.contract.litter import eventually
 from tests.contract.nodes import new_store
 from tests.integration.meta_examples import silence_node, soon
 from tests.service import SLICE, small_config
@@ -177,7 +178,7 @@ class UpkeepCluster:
             folder = self.folder / f"node{i}"
             self.nodes[i] = RunningNode(folder, config, self.meta, capacity or self.capacity)
         started = {node.store.node for node in self.nodes.values()}
-        self.wait(lambda: started <= {n.uuid for n in self._nodes() if n.alive}, "the nodes are up")
+        eventually(lambda: started <= {n.uuid for n in self._nodes() if n.alive}, "the nodes are up")
 
     def cut_off(self, number: int) -> None:
         """Nobody can reach the node with that id any more, and yet it heartbeats."""
@@ -197,7 +198,7 @@ class UpkeepCluster:
         number = self.id(i)
         self.nodes.pop(i).stop()
         silence_node(self.url, number, silent_for)
-        self.wait(lambda: not self.alive(number), f"node {i} is down")
+        eventually(lambda: not self.alive(number), f"node {i} is down")
         return number
 
     def alive(self, number: int) -> bool:
@@ -218,12 +219,6 @@ class UpkeepCluster:
     def store(self, number: int) -> DiskStore:
         """The disk of the node with that id."""
         return self.nodes[self.node(number)].store
-
-    def wait(self, condition: Callable[[], object], what: str) -> None:
-        ends = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < ends, f"waited in vain until {what}"
-            time.sleep(0.02)
 
     # --- files ----------------------------------------------------------------------------------------
 
