@@ -198,7 +198,7 @@ def _serve(config: Config, given: argparse.Namespace) -> None:
     descriptors.raise_limit()
     app = create_app(config)
     _agree(app.services)
-    server = Server(app, config.http, app.services.pool, app.services.admission.gate)
+    server = Server(app, config.http, app.services.pool)
     services = app.services
     upkeep = Upkeep(config, services.directory, services.pool, services.damage, services.agreement.require)
     on_stop(server.drain)

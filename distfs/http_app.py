@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,23 @@ class HttpApp:
 
         Raises TooLarge, TooMany.
         """
-        self.services.admission.check(self._callers.rule(Caller(address, header)), size)
+        self.services.admission.check(Caller(address, header), size)
+
+    def admit_body(
+        self, address: str, header: Callable[[str], str | None], size: int
+    ) -> AbstractContextManager[None]:
+        """Entered by a large body of ``size`` bytes (0: not said) at its header, left at its answer.
+
+        Entering raises TooMany, Busy.
+        """
+        return self.services.admission.large(Caller(address, header), size)
+
+    def connected(self, address: str) -> None:
+        """A connection is open, until ``disconnected``. Raises TooMany."""
+        self.services.admission.callers.connect(address)
+
+    def disconnected(self, address: str) -> None:
+        self.services.admission.callers.disconnect(address)
 
     def who(self, address: str, header: Callable[[str], str | None]) -> dict[str, str]:
         """Who sent a request, as the access log says it."""
@@ -124,7 +141,7 @@ class HttpApp:
 
     @property
     def _callers(self) -> CallersConfig:
-        return self.services.admission.callers
+        return self.services.admission.callers.config
 
     def _route(self, method: str, path: str) -> tuple[View, dict[str, str]]:
         """The view of a request and its arguments. Raises HTTPException.

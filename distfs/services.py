@@ -10,6 +10,7 @@ from distfs.config.settings import Config
 from distfs.deadline import Deadline, Scope
 from distfs.formats.coding import code_for
 from distfs.limits.bandwidth import Bandwidth
+from distfs.limits.callers import Callers
 from distfs.limits.db import ReservationDB
 from distfs.limits.gate import Gate
 from distfs.limits.promises import Admission
@@ -61,7 +62,7 @@ class Services:
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""
         self.bandwidth.configure(config.bandwidth, config.callers)
-        self.admission.callers = config.callers
+        self.admission.callers.config = config.callers
 
     def close(self) -> None:
         """Let go of every thread and connection."""
@@ -88,7 +89,7 @@ def build(config: Config) -> Services:
         gate,
         storage,
         config.http,
-        config.callers,
+        Callers(config.callers, config.http),
         trash_gives_way=config.upkeep.trash_gives_way,
     )
     damage = DamageNotes(UpkeepDB(meta))

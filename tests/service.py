@@ -144,7 +144,7 @@ def running_node(folder: Path, config: Config) -> Iterator[StorageServer]:
 @contextmanager
 def listening(app: HttpApp, config: Config) -> Iterator[tuple[str, int]]:
     """``app`` under our own server."""
-    server = Server(app, replace(config.http, port=0), app.services.pool, app.services.admission.gate)
+    server = Server(app, replace(config.http, port=0), app.services.pool)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 Network = IPv4Network | IPv6Network
 IPAddress = IPv4Address | IPv6Address
 
+LOOPBACK: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+
 FORWARDED_FOR = "X-Forwarded-For"
 FORWARDED_PROTO = "X-Forwarded-Proto"
 

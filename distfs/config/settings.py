@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
 
-from distfs.config.callers import Caller, CallerMatch, Identity, Network
+from distfs.config.callers import LOOPBACK, Caller, CallerMatch, Identity, IPAddress, Network
 from distfs.model import Policy
 
 Secret = NewType("Secret", str)  # never shown
@@ -71,10 +71,18 @@ class CallersConfig:
 
     rules: tuple[CallerRule, ...] = ()  # the first that matches counts
     trusted_proxies: tuple[Network, ...] = ()  # whose X-Forwarded-For and other headers are believed
+    address_share: Fraction = Fraction(
+        0.5
+    )  # what one address may have of what http allows in all; 0: all of it
+    exempt: tuple[Network, ...] = LOOPBACK  # for whom that does not hold
 
     def identify(self, caller: Caller) -> Identity:
         """Whom our proxies let us believe that is."""
         return caller.identify(self.trusted_proxies)
+
+    def is_exempt(self, address: IPAddress | None) -> bool:
+        """Whether it may have all there is; so may a proxy, since others are behind it."""
+        return address is None or any(address in each for each in (*self.exempt, *self.trusted_proxies))
 
     def rule(self, caller: Caller) -> CallerRule | None:
         """The row about a caller."""

@@ -456,7 +456,7 @@ class Connection:
     def _write_rest(self, views: list[memoryview], rewind: Rewind | None) -> int:
         """What the socket does not take at once."""
         if sum(map(len, views)) > REST:
-            seconds = FULL_CROWDED_S if self.loop.pool.crowded else FULL_S
+            seconds = FULL_CROWDED_S if self.loop.memory.crowded else FULL_S
             views = self.client.send(views, full_after=seconds if rewind else None)
             self.full = bool(views)
         more = max(0, sum(map(len, views)) - REST)

@@ -7,14 +7,13 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from distfs.config.settings import HttpConfig
 from distfs.deadline import Scope
 from distfs.errors import Busy, DistfsError
-from distfs.host.request_body import PutAside
-from distfs.limits.gate import Gate
-from distfs.transfer.blocks import BlockPool
+from distfs.host.request_body import Memory, PutAside
 
 #: A client that still sends when its answer is complete is read for so long before the close: closing with unread
 #: bytes would reset the connection, and take the answer from it.
@@ -29,6 +28,8 @@ _TURN_LOOK_S = 1.0  # how often it is looked whether who waits for his turn stil
 
 #: An app's word against a body before any of it came: from whom, its headers by name, bytes (0: not said).
 CheckBody = Callable[[str, Callable[[str], str | None], int], None]
+#: An app's word on a large body: to be entered at its head, which may raise, and left at its answer.
+AdmitBody = Callable[[str, Callable[[str], str | None], int], AbstractContextManager[None]]
 #: An app's word for the access log on whom a request is from: address, its headers by name -> facts.
 Who = Callable[[str, Callable[[str], str | None]], dict[str, str]]
 
@@ -36,10 +37,8 @@ Who = Callable[[str, Callable[[str], str | None]], dict[str, str]]
 class Host(ABC):
     """A connection knows it as this, and asks it for the next step."""
 
-    def __init__(
-        self, app: Any, http: HttpConfig, port: int, pool: BlockPool, put_aside: PutAside, gate: Gate
-    ) -> None:
-        self.app, self.http, self.pool, self.put_aside, self.gate = app, http, pool, put_aside, gate
+    def __init__(self, app: Any, http: HttpConfig, port: int, memory: Memory, put_aside: PutAside) -> None:
+        self.app, self.http, self.memory, self.put_aside = app, http, memory, put_aside
         self.name, self.port = http.host or "localhost", str(port)
         self.closing = self.draining = False
         self.answers_at_once: Callable[[str], bool] = getattr(app, "answers_at_once", lambda path: False)
@@ -47,6 +46,9 @@ class Host(ABC):
             app, "answers_while_draining", lambda path: False
         )
         self.check_body: CheckBody = getattr(app, "check_body", lambda address, header, size: None)
+        self.admit_body: AdmitBody = getattr(app, "admit_body", lambda address, header, size: nullcontext())
+        self.connected: Callable[[str], None] = getattr(app, "connected", lambda address: None)
+        self.disconnected: Callable[[str], None] = getattr(app, "disconnected", lambda address: None)
         self.who: Who = getattr(app, "who", lambda address, header: {"client": address or "-"})
         self.paces_bodies: Callable[[], bool] = getattr(app, "paces_bodies", lambda: False)
         self.turns = threading.Semaphore(TURNS)

@@ -20,18 +20,17 @@ from collections.abc import Callable
 from typing import Any
 
 from distfs.config.settings import KIB, HttpConfig
-from distfs.errors import Busy, ClientGone
+from distfs.errors import Busy, ClientGone, DistfsError
 from distfs.host import host
 from distfs.host.connection import RESET, Connection, Ending
 from distfs.host.host import Host
-from distfs.host.request_body import PutAside
+from distfs.host.request_body import Memory, PutAside
 from distfs.host.response import logger
 from distfs.host.time_limits import check
+from distfs.host.turned_away import TurnedAway
 from distfs.host.workers import Workers
-from distfs.limits.gate import Gate
 from distfs.process import descriptors
 from distfs.process.dial import timeval
-from distfs.transfer.blocks import BlockPool
 
 RECEIVE = 64 * KIB  # the most the loop reads at once
 LOOP_SECONDS = 1.0  # how often those who are served are looked after, at least
@@ -53,11 +52,10 @@ class Loop(Host):
         app: Any,
         http: HttpConfig,
         listener: socket.socket,
-        pool: BlockPool,
+        memory: Memory,
         put_aside: PutAside,
-        gate: Gate,
     ) -> None:
-        super().__init__(app, http, listener.getsockname()[1], pool, put_aside, gate)
+        super().__init__(app, http, listener.getsockname()[1], memory, put_aside)
         self.workers: Workers[Connection] = Workers(http.threads)
         self.tick = min(LOOP_SECONDS, http.client_stall_timeout / 4, http.idle_timeout / 4)
         self.connections: dict[int, Connection] = {}
@@ -65,6 +63,7 @@ class Loop(Host):
         self._accepting = False
         self._accept_after = 0.0
         self._accept_trouble = descriptors.AcceptTrouble(logger)
+        self._turned_away = TurnedAway()
         self._times: list[tuple[float, int, Connection]] = []
         self._serial = itertools.count()
         self._to_close: deque[Connection] = deque()
@@ -180,7 +179,7 @@ class Loop(Host):
         """Accept while there is room for another connection, and a socket to be had."""
         if self._listener is None:
             return
-        wanted = len(self.connections) < self.http.max_connections and now >= self._accept_after
+        wanted = self._places > 0 and now >= self._accept_after
         if wanted != self._accepting:
             self._accepting = wanted
             if wanted:
@@ -188,8 +187,13 @@ class Loop(Host):
             else:
                 self._epoll.unregister(self._listener)
 
+    @property
+    def _places(self) -> int:
+        """For more connections; those that are turned away have none."""
+        return self.http.max_connections - len(self.connections) + len(self._turned_away)
+
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(min(ACCEPTS, self.http.max_connections - len(self.connections))):
+        for _ in range(min(ACCEPTS, self._places)):
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
@@ -198,16 +202,32 @@ class Loop(Host):
                 if self._accept_trouble.pauses(e):
                     self._accept_after = time.monotonic() + descriptors.ACCEPT_PAUSE_S
                 return
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
-                connection = Connection(self, sock, address)
-                self._epoll.register(sock, READ)
-            except OSError:  # it was closed before we came to it
+            self._admit(sock, address)
+
+    def _admit(self, sock: socket.socket, address: Any) -> None:
+        """A connection that was accepted; unless it is one too many for its address."""
+        whose, too_many = _host_of(address), None
+        try:
+            self.connected(whose)
+        except DistfsError as e:
+            too_many = e
+            if not self._turned_away.may_linger(sock, e):
                 sock.close()
-                continue
-            self.connections[connection.fd] = connection
-            self._schedule(connection)
+                return
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+            connection = Connection(self, sock, address)
+            self._epoll.register(sock, READ)
+        except OSError:  # it was closed before we came to it
+            sock.close()
+            if not too_many:
+                self.disconnected(whose)
+            return
+        self.connections[connection.fd] = connection
+        if too_many:
+            self._turned_away.linger(connection)
+        self._schedule(connection)
 
     def close(self, connection: Connection) -> None:
         """Now; by Ending.CUT with a reset. Descriptors are closed in this thread only: nobody else ever finds the
@@ -215,6 +235,8 @@ class Loop(Host):
         if self.connections.get(connection.fd) is not connection or connection.with_worker:
             return
         del self.connections[connection.fd]
+        if not self._turned_away.forget(connection):
+            self.disconnected(_host_of(connection.address))
         if connection.request:
             connection.request.close()
         if connection.ending is Ending.CUT:
@@ -294,3 +316,8 @@ class Loop(Host):
             if not self.connections or left <= 0:
                 return
             self.turn(min(left, DRAIN_LOOK_S))
+
+
+def _host_of(address: Any) -> str:
+    """Of an IP socket's address; a Unix socket's has none."""
+    return str(address[0]) if address else ""

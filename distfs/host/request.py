@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from distfs.config.settings import KIB, HttpConfig
@@ -13,7 +14,6 @@ from distfs.host.head import Head
 from distfs.host.host import Host
 from distfs.host.http1 import Parser
 from distfs.host.request_body import SmallBody, StreamedBody
-from distfs.limits.gate import Ticket
 from distfs.quantity import compared
 from distfs.quantity import size as readable
 
@@ -24,7 +24,7 @@ PACED = 16 * KIB
 class Request:
     """``error``: one of distfs's own, ready to be answered; after one, the connection cannot be trusted."""
 
-    __slots__ = ("announced", "asks", "body", "error", "head", "parser", "small", "streamed", "ticket")
+    __slots__ = ("admitted", "announced", "asks", "body", "error", "head", "parser", "small", "streamed")
 
     def __init__(self, head: Head, parser: Parser, error: DistfsError | None = None) -> None:
         self.head, self.parser, self.error = head, parser, error
@@ -33,7 +33,7 @@ class Request:
         self.body: StreamedBody | None = None
         self.asks = False  # the client waits for a 100
         self.announced = 0  # bytes the body is to have at most, or has; 0: not said
-        self.ticket: Ticket | None = None  # of a large body, from its head to its answer
+        self.admitted: ExitStack | None = None  # of a large body, from its head to its answer
 
     def choose_way(self, host: Host, address: str) -> bool:
         """How the body comes in; whether a worker is to have the request at once, at its head.
@@ -60,13 +60,14 @@ class Request:
         self._measure(host.http)
         large = head.chunked or head.length > host.http.stream_threshold
         if large:
-            self.ticket = host.gate.enter(self.announced)
+            self.admitted = ExitStack()
+            self.admitted.enter_context(host.admit_body(address, head.header, self.announced))
         # At a pace, what is not at hand anyway is left in the socket, so that the client feels it.
         if large or self.asks or (head.length > PACED and host.paces_bodies()):
             self.streamed = True
         else:
             host.check_body(address, head.header, head.length)
-            self.small = SmallBody(host.pool)
+            self.small = SmallBody(host.memory)
 
     def _measure(self, http: HttpConfig) -> None:
         """How large the body is to be at most, by length or by what the client says of chunks; what is no number is
@@ -103,8 +104,8 @@ class Request:
 
     def close(self) -> None:
         """Give back what it holds."""
-        if self.ticket is not None:
-            self.ticket.leave()
+        if self.admitted is not None:
+            self.admitted.close()
         if self.body is not None:
             self.body.close()
         if self.small is not None:

@@ -10,13 +10,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from distfs.config.settings import KIB, HttpConfig
 from distfs.errors import BodyCutShort, ClientGone, ConfigError, DistfsError
 from distfs.host.client_socket import ClientSocket
 from distfs.host.http1 import Failed, Parser
-from distfs.transfer.blocks import BlockPool
 
 #: Chunks are read through a buffer, so that small ones do not cost a system call each. It grows for who fills it.
 LEAST_BUFFER, RAW_BUFFER = 16 * KIB, 256 * KIB
@@ -39,12 +38,47 @@ _STORING_LOOK_S = 1.0  # how often who waits for that looks whether his client i
 CUT_SHORT = "the connection closed before the body's end: send it again, all of it"
 
 
+class Memory(Protocol):
+    """What bodies on their way in share with whatever else is in flight. Thread-safe."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether who takes some for long takes it from others."""
+
+    def borrow(self, count: int) -> bool:
+        """Count so many bytes more, if there is room for them."""
+
+    def repay(self, count: int) -> None: ...
+
+
+class OwnMemory(Memory):
+    """For an app that brings none: so much, for nothing else."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self.used = most, 0
+        self._lock = threading.Lock()
+
+    @property
+    def crowded(self) -> bool:
+        return False
+
+    def borrow(self, count: int) -> bool:
+        with self._lock:
+            fits = self.used + count <= self._most
+            self.used += count if fits else 0
+            return fits
+
+    def repay(self, count: int) -> None:
+        with self._lock:
+            self.used -= count
+
+
 class PutAside:
     """Where bodies that come slowly are put aside, and when that is to be done."""
 
-    def __init__(self, http: HttpConfig, pool: BlockPool) -> None:
+    def __init__(self, http: HttpConfig, memory: Memory) -> None:
         """Raises ConfigError when the folder takes no file."""
-        self._pool = pool
+        self._memory = memory
         self._lock = threading.Lock()
         self._direct = 0  # bodies that have entered
         self.storing = threading.Semaphore(STORING)
@@ -59,7 +93,7 @@ class PutAside:
 
     @property
     def crowded(self) -> bool:
-        return self._pool.crowded
+        return self._memory.crowded
 
     def enter(self) -> bool:
         """Whether a body may be received where it is wanted, however slowly it comes; until ``leave``."""
@@ -300,12 +334,12 @@ class StreamedBody(io.RawIOBase):
 
 
 class SmallBody:
-    """A body on its way in, in memory: of what a pool lends it, once it has to wait for more."""
+    """A body on its way in, in memory: of what is lent to it, once it has to wait for more."""
 
-    __slots__ = ("_borrowed", "_data", "_pool")
+    __slots__ = ("_borrowed", "_data", "_memory")
 
-    def __init__(self, pool: BlockPool) -> None:
-        self._pool = pool
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self._borrowed = 0
         self._data: bytes | bytearray = b""
 
@@ -322,11 +356,11 @@ class SmallBody:
             self._data += data
 
     def borrow(self, left: int) -> bool:
-        """Before it waits, for what it has and some of the ``left`` bytes that come; whether the pool had as much."""
+        """Before it waits, for what it has and some of the ``left`` bytes that come; whether there was as much."""
         needed = self.received + min(STEP, left)
         needed += needed >> 3  # what it takes in advance when it grows
         if needed > self._borrowed:
-            if not self._pool.borrow(needed - self._borrowed):
+            if not self._memory.borrow(needed - self._borrowed):
                 return False
             self._borrowed = needed
         return True
@@ -341,4 +375,4 @@ class SmallBody:
         borrowed, self._borrowed = self._borrowed, 0
         self._data = b""
         if borrowed:
-            self._pool.repay(borrowed)
+            self._memory.repay(borrowed)

@@ -246,7 +246,7 @@ class Response:
         environ["wsgi.input"] = self.request.input()
         if self.request.body is not None:
             environ["distfs.collect"] = self.request.body.collect
-        environ["distfs.admitted"] = self.request.ticket is not None
+        environ["distfs.admitted"] = self.request.admitted is not None
         environ["distfs.trailers"] = self.request.trailers
         environ["distfs.hang_up"] = connection.hang_up
         environ["distfs.draining"] = connection.loop.draining

@@ -12,8 +12,8 @@ runs on it; ours also uses what `environ` then promises:
   have them put aside if they come slowly and others need that;
 - ``distfs.trailers()``: what came behind a chunked body, by names in small letters, once it was read to its end.
 
-And ours says of itself which answers never wait, which are given to the end, what it has against a body, whether it
-reads bodies at a pace of its own, and whom a request is from: see ``HttpApp``.
+And ours says of itself which answers never wait, which are given to the end, what it has against a body or one more
+connection, whether it reads bodies at a pace of its own, and whom a request is from: see ``HttpApp``.
 """
 
 from __future__ import annotations
@@ -25,34 +25,29 @@ from typing import Any
 
 from distfs.config.settings import MIB, HttpConfig
 from distfs.host.loop import DRAIN_LOOK_S, LOOP_SECONDS, Loop
-from distfs.host.request_body import PutAside
-from distfs.limits.gate import Gate
+from distfs.host.request_body import Memory, OwnMemory, PutAside
 from distfs.process.dial import cannot_listen, to_listen
-from distfs.transfer.blocks import BlockPool
 
 #: Running requests get so long to end when the server closes (after drain(): drain_timeout); then they are cut.
 CLOSE_GRACE = 5.0
 CUT_GRACE = 2.0
-#: Without a service's pool, small bodies share so much memory.
+#: Without a service's memory, small bodies share so much memory.
 OWN_MEMORY = 64 * MIB
 
 
 class Server:
     """Serves ``app``. Listens from the beginning; answers from ``run`` on."""
 
-    def __init__(
-        self, app: Any, config: HttpConfig, pool: BlockPool | None = None, gate: Gate | None = None
-    ) -> None:
-        """``pool``: the memory that spooled bodies share with whatever else is in flight; None: some of their own.
-        ``gate``: counts large bodies; None: they are not.
+    def __init__(self, app: Any, config: HttpConfig, memory: Memory | None = None) -> None:
+        """``memory``: what spooled bodies share with whatever else is in flight; None: they have some of their own.
 
         Raises ConfigError, one line, when it cannot listen at ``config.host:port`` or has no room for temp files.
         """
-        pool = pool or BlockPool(MIB, OWN_MEMORY // MIB)
-        put_aside = PutAside(config, pool)
+        memory = memory or OwnMemory(OWN_MEMORY)
+        put_aside = PutAside(config, memory)
         listener = _listen(config)
         self.address: tuple[str, int] = listener.getsockname()[:2]
-        self._loop = Loop(app, config, listener, pool, put_aside, gate or Gate())
+        self._loop = Loop(app, config, listener, memory, put_aside)
         self._drain_timeout = config.drain_timeout
         self._drain_until = 0.0
         self._closing = False

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,9 +19,11 @@ from typing import TypeVar
 from uuid import uuid4
 
 from distfs.body.source import Source
-from distfs.config.settings import CallerRule, CallersConfig, HttpConfig, StorageConfig
+from distfs.config.callers import Caller
+from distfs.config.settings import HttpConfig, StorageConfig
 from distfs.deadline import Deadline
-from distfs.errors import Away, Busy, DistfsError, Full, TooLarge, TooMany, TooSlow, Unavailable
+from distfs.errors import Away, Busy, DistfsError, Full, TooLarge, TooSlow, Unavailable
+from distfs.limits.callers import Callers
 from distfs.limits.db import AdmissionState, Reservation, ReservationDB, TrashRoom
 from distfs.limits.gate import Gate
 from distfs.limits.ledger import Ledger
@@ -62,11 +63,10 @@ class Admission:
         gate: Gate,
         storage: StorageConfig,
         http: HttpConfig,
-        callers: CallersConfig,
+        callers: Callers,
         *,
         trash_gives_way: bool = False,
     ) -> None:
-        """``callers`` may be replaced at any time."""
         self.trash_gives_way = trash_gives_way
         self.gate, self.http, self.storage, self.callers = gate, http, storage, callers
         self._db = db
@@ -74,37 +74,16 @@ class Admission:
         self.ledger = Ledger(db)
         self._counting = threading.Lock()
         self._small = 0  # shares of the small files in flight
-        self._uploads_of = Counter[str]()  # by whom rules match
         self._state: AdmissionState | None = None
         self._read_at = float("-inf")
         self._rooms: dict[Policy, int] = {}  # shares, by ``_state``
         self._trash_room, self._trash_read_at = TrashRoom(), float("-inf")
         self._waiting = threading.BoundedSemaphore(WAITING)
 
-    @contextmanager
-    def counted(self, rule: CallerRule | None) -> Iterator[None]:
-        """One more upload of those a rule is about, for as long as it lasts. Raises TooMany."""
-        if rule is None:
-            yield
-            return
-        of = str(rule.match)
-        with self._counting:
-            self._check_count(rule)
-            self._uploads_of[of] += 1
-        try:
-            yield
-        finally:
-            with self._counting:
-                self._uploads_of[of] -= 1
-                if not self._uploads_of[of]:
-                    del self._uploads_of[of]
-
-    def check(self, rule: CallerRule | None, size: int) -> None:
+    def check(self, caller: Caller, size: int) -> None:
         """What is to be said against a body of ``size`` bytes without asking anybody. Raises TooLarge, TooMany."""
-        self._check_size(size, self.largest(rule))
-        if rule is not None:
-            with self._counting:
-                self._check_count(rule)
+        self._check_size(size, self.largest(caller))
+        self.callers.check(caller)
 
     def _check_size(self, size: int, largest: int) -> None:
         """Of a body, whose files may have ``largest`` bytes."""
@@ -116,28 +95,18 @@ class Admission:
                 f"a body of {body} is more than the {taken} that are taken ({by}): send less at once"
             )
 
-    def _check_count(self, rule: CallerRule) -> None:
-        """Under ``_counting``."""
-        if rule.max_uploads and self._uploads_of[str(rule.match)] >= rule.max_uploads:
-            raise TooMany(
-                f"{self._names().get(str(rule.match), 'you')} may have {counted(rule.max_uploads, 'upload')} at once "
-                "(callers.rules), and has: try again when one has ended"
-            )
+    @contextmanager
+    def large(self, caller: Caller, size: int) -> Iterator[None]:
+        """A large upload of ``size`` declared bytes (0: not said) by ``caller``, from its header to its answer.
 
-    def running(self) -> dict[str, int]:
-        """Uploads in flight of those that rules are about, by whom each matches."""
-        with self._counting:
-            uploads = dict(self._uploads_of)
-        names = self._names()
-        return {names.get(of, "a rule of before"): count for of, count in uploads.items()}
+        Raises TooMany, Busy.
+        """
+        with self.callers.large_upload(caller, size), self.gate.enter(size):
+            yield
 
-    def _names(self) -> dict[str, str]:
-        """What anybody may read of each rule, by whom it matches."""
-        return {str(rule.match): _shown(number, rule) for number, rule in enumerate(self.callers.rules, 1)}
-
-    def largest(self, rule: CallerRule | None) -> int:
-        """How many bytes a file may have of those a rule is about."""
-        most = self.http.max_file_size
+    def largest(self, caller: Caller) -> int:
+        """How many bytes a file of theirs may have."""
+        rule, most = self.callers.config.rule(caller), self.http.max_file_size
         return min(rule.max_file_size, most) if rule and rule.max_file_size else most
 
     def admit(
@@ -448,8 +417,3 @@ class _Watched:
         count = self._source.readinto(view)
         self._promise.received(count)
         return count
-
-
-def _shown(number: int, rule: CallerRule) -> str:
-    """A rule for anybody to read: the value of a header that tells callers apart is as good as a password."""
-    return f"{rule.match.header} (rule {number})" if rule.match.header else str(rule.match)

@@ -45,7 +45,7 @@ def get_status(services: Services, request: Request) -> Answer:
     entry = {
         "memory": asdict(services.pool.usage()),
         "uploads": services.admission.usage(),
-        "uploads_by_rule": services.admission.running(),
+        "uploads_by_rule": services.admission.callers.by_rule(),
         "waiting_for_bandwidth": {
             "in": services.bandwidth.waiting("in"),
             "out": services.bandwidth.waiting("out"),

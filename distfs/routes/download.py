@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 
 from werkzeug.wrappers import Response
 
@@ -91,16 +92,18 @@ class _Body:
         parts: ByteRanges | None,
         deadline: Deadline,
     ) -> None:
-        """Raises what Downloader.read raises."""
+        """Raises TooMany, and what Downloader.read raises."""
         self._services, self._file, self._spans, self._parts = services, file, spans, parts
         self._deadline = deadline
         self._share = services.bandwidth.transfer(request.caller, "out")
         self._as_views = bool(request.environ.get("distfs.writes_views"))
         self._given = self._last = 0  # bytes in all, and by the last view
+        self._counted = ExitStack()
         self._stretch = 0  # blocks to ask for at a time; 0: all there are
         self._views: Iterator[memoryview] | None = None
         self._first: bytes | memoryview | None = None
         try:
+            self._counted.enter_context(services.admission.callers.download(request.caller))
             self._first = next(self, None)
         except BaseException:
             self.close()
@@ -131,6 +134,7 @@ class _Body:
         """Whoever hangs up early gets the nodes' connections released."""
         self._let_go()
         self._share.close()
+        self._counted.close()
 
     def _let_go(self) -> None:
         views, self._views = self._views, None

@@ -100,23 +100,23 @@ def _store(services: Services, request: Request, files_in: Files, *, is_the_file
 
 def _largest(services: Services, request: Request) -> int:
     """Bytes a file of this caller may have."""
-    return services.admission.largest(services.admission.callers.rule(request.caller))
+    return services.admission.largest(request.caller)
 
 
 @contextmanager
 def _admitted(services: Services, request: Request, policy: Policy, deadline: Deadline) -> Iterator[Promise]:
     """Room for the body, found before any of it is read; given back at the end, whatever that is."""
     environ, http, admission = request.environ, services.config.http, services.admission
-    rule = admission.callers.rule(request.caller)
+    caller = request.caller
     size, declared = declared_size(environ), True
     if size is None and is_chunked(environ):
         size, declared = announced_size(environ), False
     large = size is None or size > http.stream_threshold
     with ExitStack() as stack:
-        stack.enter_context(admission.counted(rule))
+        stack.enter_context(admission.callers.upload(caller))
         if large and not environ.get("distfs.admitted"):  # our own server has counted it already
-            stack.enter_context(admission.gate.enter(size or 0))
-        largest = admission.largest(rule)
+            stack.enter_context(admission.large(caller, size or 0))
+        largest = admission.largest(caller)
         yield stack.enter_context(admission.admit(size, policy, deadline, declared=declared, largest=largest))
 
 

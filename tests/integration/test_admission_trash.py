@@ -12,6 +12,7 @@ import pytest
 from distfs.config.settings import CallersConfig, HttpConfig
 from distfs.deadline import Deadline
 from distfs.errors import Full
+from distfs.limits.callers import Callers
 from distfs.limits.db import ReservationDB
 from distfs.limits.gate import Gate
 from distfs.limits.promises import Admission
@@ -29,7 +30,9 @@ def services(metadb_url: str) -> Iterator[Services]:
 
 def service(services: Services, gives_way: bool = True) -> Admission:
     db = ReservationDB(services.meta, uuid4())
-    admission = Admission(db, Gate(), STORAGE, HttpConfig(), CallersConfig(), trash_gives_way=gives_way)
+    admission = Admission(
+        db, Gate(), STORAGE, HttpConfig(), Callers(CallersConfig(), HttpConfig()), trash_gives_way=gives_way
+    )
     services._stack.callback(admission.close)
     return admission
 

@@ -312,7 +312,8 @@ def test_whatever_ends_a_request_its_connection_and_place_are_given_back(
             with RawClient(server) as client:
                 client.send(put(b"x", path="/free"))
                 assert client.answer().body == b"x", "the one worker goes on"
-        assert server._loop.pool.usage().spooled == 0
+        assert isinstance(server._loop.memory, request_body.OwnMemory)
+        assert server._loop.memory.used == 0
     assert "the app failed" in caplog.text or "the answer was cut short" in caplog.text
 
 

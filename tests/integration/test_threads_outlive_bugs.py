@@ -14,6 +14,7 @@ import pytest
 import distfs.limits.ledger
 from distfs.config.settings import CallersConfig, HttpConfig, Seconds, StorageConfig
 from distfs.errors import Corrupt
+from distfs.limits.callers import Callers
 from distfs.limits.db import ReservationDB
 from distfs.limits.gate import Gate
 from distfs.limits.promises import Admission
@@ -60,7 +61,11 @@ def test_promises_are_renewed_after_a_bug(
         meta.heartbeat(report(port=port), soon())
     run_sql(metadb_url, "UPDATE node SET free = 1::bigint << 40, capacity = 1::bigint << 40")
     admission = Admission(
-        ReservationDB(meta, uuid4()), Gate(), StorageConfig(), HttpConfig(), CallersConfig()
+        ReservationDB(meta, uuid4()),
+        Gate(),
+        StorageConfig(),
+        HttpConfig(),
+        Callers(CallersConfig(), HttpConfig()),
     )
     with admission.admit(50 << 20, Policy(1, 1), soon()):
         renewals = _Failing(monkeypatch, admission._db, "settle")

@@ -22,11 +22,11 @@ LAYERS = """
     process
     config formats headers
     body fragment_store metadb problem telemetry wire_socket
-    meta
+    host meta
     agreement peers
     storage transfer
     limits storage_server upkeep
-    host services
+    services
     local routes
     commands http_app
     cli

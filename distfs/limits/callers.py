@@ -1,0 +1,203 @@
+"""How much each caller has of a service, so that none has all of it.
+
+Uploads of those that a row of ``callers.rules`` with a ``max_uploads`` is about are counted together. Everything else
+is counted by address, in IPv6 a /64: one may have ``callers.address_share`` of what there is. Pure counting: of who
+has nothing, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv6Address, ip_network
+from typing import NamedTuple
+
+from distfs.config.callers import Caller, IPAddress, parse_address
+from distfs.config.settings import CallerRule, CallersConfig, HttpConfig
+from distfs.errors import TooMany
+from distfs.quantity import compared, counted
+
+#: An address of IPv6 that nobody else has is a network of so many bits: who has it has all of its addresses.
+_IPV6_BITS = 64
+
+
+class Held(NamedTuple):
+    """Who has how much of what."""
+
+    what: str
+    who: str
+
+
+class Tally:
+    """How much is held. Thread-safe; what is 0 is forgotten."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: dict[Held, int] = {}
+
+    def take(self, held: Held, amount: int, most: int) -> int | None:
+        """``amount`` more, if that is ``most`` at most (0: no limit) or nothing is held -> None, or what is held."""
+        with self._lock:
+            before = self._held.get(held, 0)
+            if most and before and before + amount > most:
+                return before
+            self._held[held] = before + amount
+            return None
+
+    def give_back(self, held: Held, amount: int) -> None:
+        with self._lock:
+            left = self._held.get(held, 0) - amount
+            if left > 0:
+                self._held[held] = left
+            else:
+                self._held.pop(held, None)
+
+    def of(self, what: str) -> dict[str, int]:
+        """By who has it."""
+        with self._lock:
+            return {held.who: count for held, count in self._held.items() if held.what == what}
+
+
+class Callers:
+    """Counts. Thread-safe. ``config`` may be replaced at any time."""
+
+    def __init__(self, config: CallersConfig, http: HttpConfig) -> None:
+        self.config, self._http = config, http
+        self.tally = Tally()
+
+    # --- connections: of whoever is at their other end ------------------------------------------------
+
+    def connect(self, address: str) -> None:
+        """One more connection, until ``disconnect``. Raises TooMany."""
+        at = parse_address(address)
+        most = self._share(self._http.max_connections, at)
+        held = Held("connections", _whose(at))
+        if (has := self.tally.take(held, 1, most)) is not None:
+            raise _too_many(held.who, counted(has, "connection"), "close some")
+
+    def disconnect(self, address: str) -> None:
+        self.tally.give_back(Held("connections", _whose(parse_address(address))), 1)
+
+    # --- requests --------------------------------------------------------------------------------
+
+    @contextmanager
+    def download(self, caller: Caller) -> Iterator[None]:
+        """A request that sends a file, for as long as it lasts. Raises TooMany."""
+        with self._transfer(caller):
+            yield
+
+    @contextmanager
+    def upload(self, caller: Caller) -> Iterator[None]:
+        """A request that brings files, for as long as it lasts. Raises TooMany."""
+        rule = self.config.rule(caller)
+        with ExitStack() as stack:
+            if rule is not None:
+                stack.enter_context(self._held_by_rule(rule))
+            if rule is None or not rule.max_uploads:
+                stack.enter_context(self._transfer(caller))
+            yield
+
+    def check(self, caller: Caller) -> None:
+        """What ``upload`` would say of who a rule is about. Raises TooMany."""
+        rule = self.config.rule(caller)
+        if rule is not None and rule.max_uploads:
+            has = self.tally.of("uploads by rule").get(str(rule.match), 0)
+            if has >= rule.max_uploads:
+                raise self._too_many_by_rule(rule)
+
+    @contextmanager
+    def large_upload(self, caller: Caller, size: int) -> Iterator[None]:
+        """Of ``size`` declared bytes (0: not said), from its header to its answer. Raises TooMany."""
+        rule = self.config.rule(caller)
+        if rule is not None and rule.max_uploads:
+            self.check(caller)
+            yield
+            return
+        at = self.config.identify(caller).address
+        uploads, declared = Held("large uploads", _whose(at)), Held("declared bytes", _whose(at))
+        if (has := self.tally.take(uploads, 1, self._share(self._http.max_uploads, at))) is not None:
+            raise _too_many(uploads.who, counted(has, "large upload"), "try again when one has ended")
+        try:
+            most = self._share(self._http.max_bytes_in_flight, at)
+            if (has := self.tally.take(declared, size, most)) is not None:
+                running, more, limit = compared(has, size, most)
+                raise TooMany(
+                    f"uploads of {running} from {declared.who} run already, {more} more would pass the {limit} that "
+                    "one address may have (callers.address_share): try again when one has ended"
+                )
+            try:
+                yield
+            finally:
+                self.tally.give_back(declared, size)
+        finally:
+            self.tally.give_back(uploads, 1)
+
+    @contextmanager
+    def _transfer(self, caller: Caller) -> Iterator[None]:
+        at = self.config.identify(caller).address
+        held = Held("transfers", _whose(at))
+        if (has := self.tally.take(held, 1, self._share(self._http.threads, at))) is not None:
+            raise _too_many(held.who, counted(has, "transfer"), "try again when one has ended")
+        try:
+            yield
+        finally:
+            self.tally.give_back(held, 1)
+
+    def whose(self, caller: Caller) -> str:
+        """By which address it is counted; empty: none of its limits hold for it."""
+        at = self.config.identify(caller).address
+        return "" if self.config.is_exempt(at) else _whose(at)
+
+    def _share(self, whole: int, address: IPAddress | None) -> int:
+        """Of what there is, for one address; 0: as much as it likes."""
+        share = self.config.address_share
+        if not whole or not share or self.config.is_exempt(address):
+            return 0
+        return max(1, int(whole * share))
+
+    # --- rules -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _held_by_rule(self, rule: CallerRule) -> Iterator[None]:
+        held = Held("uploads by rule", str(rule.match))
+        if self.tally.take(held, 1, rule.max_uploads) is not None:
+            raise self._too_many_by_rule(rule)
+        try:
+            yield
+        finally:
+            self.tally.give_back(held, 1)
+
+    def _too_many_by_rule(self, rule: CallerRule) -> TooMany:
+        return TooMany(
+            f"{self._names().get(str(rule.match), 'you')} may have {counted(rule.max_uploads, 'upload')} at once "
+            "(callers.rules), and has: try again when one has ended"
+        )
+
+    def by_rule(self) -> dict[str, int]:
+        """Uploads in flight of those that rules are about, by whom each matches."""
+        names, found = self._names(), Counter[str]()
+        for of, count in self.tally.of("uploads by rule").items():
+            found[names.get(of, "a rule of before")] += count
+        return dict(found)
+
+    def _names(self) -> dict[str, str]:
+        """What anybody may read of each rule, by whom it matches."""
+        return {str(rule.match): _shown(number, rule) for number, rule in enumerate(self.config.rules, 1)}
+
+
+def _whose(address: IPAddress | None) -> str:
+    """Who is counted as one."""
+    if isinstance(address, IPv6Address):
+        return str(ip_network((int(address), _IPV6_BITS), strict=False))
+    return str(address or "a client without an address")
+
+
+def _too_many(who: str, has: str, remedy: str) -> TooMany:
+    return TooMany(f"{who} has {has}, as many as one address may have (callers.address_share): {remedy}")
+
+
+def _shown(number: int, rule: CallerRule) -> str:
+    """A rule for anybody to read: the value of a header that tells callers apart is as good as a password."""
+    return f"{rule.match.header} (rule {number})" if rule.match.header else str(rule.match)
