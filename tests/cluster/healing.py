@@ -13,7 +13,7 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.model import FragmentId
-from distfs.storage.disk.store import DiskReader
+from distfs.storage.disk.reader import DiskReader
 from tests.cluster.harness import Cluster, Process, Settings
 from tests.contract.litter import eventually
 from tests.postgres import run_sql

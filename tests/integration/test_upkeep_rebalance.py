@@ -14,7 +14,8 @@ from distfs.config.settings import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable, Refused, Unavailable
 from distfs.model import File, FragmentId, Policy
-from distfs.storage.disk.store import DiskReader, DiskStore
+from distfs.storage.disk.reader import DiskReader
+from distfs.storage.disk.store import DiskStore
 from distfs.upkeep.decisions import fullness
 from distfs.upkeep.model import SliceTask
 from distfs.upkeep.rebalance import Rebalance, dry_run

@@ -32,9 +32,7 @@ from distfs.formats.fragment import (
     CellEntry,
     FragmentHeader,
     FragmentTable,
-    checksum,
     pack_footer,
-    read_layout,
 )
 from distfs.fragment_store import (
     Page,
@@ -42,12 +40,12 @@ from distfs.fragment_store import (
     check_cell,
     check_counts,
     check_length,
-    failing_cells,
     go_on,
 )
 from distfs.model import FragmentId
 from distfs.storage.disk import home
 from distfs.storage.disk.health import DiskHealth
+from distfs.storage.disk.reader import DiskReader, passes
 from distfs.storage.disk.space import Space, space
 from distfs.storage.disk.tree import FragmentTree, make_folder, page_of_both, translated
 from distfs.storage.disk.writer import BufferPool, Sink, open_sink
@@ -55,8 +53,6 @@ from distfs.storage.disk.writer import BufferPool, Sink, open_sink
 log = logging.getLogger("distfs.disk")
 
 _PROBE = 4096  # bytes
-#: A fragment of so many bytes is read as a whole: its cells, up to 64 KiB, and what is around them.
-SMALL = (64 << 10) + MAX_HEADER
 
 
 @cache
@@ -199,8 +195,8 @@ class DiskStore:
         self._check_home(f"quarantine {id}")
         with translated(f"quarantine {id}"):
             judged = self._files.identity(id)
-            if judged and self._aside.identity(id) and not _passes(self.path(id), id, deadline):
-                good = any(_passes(tree.path(id), id, deadline) for tree in self._trees_aside(id))
+            if judged and self._aside.identity(id) and not passes(self.path(id), id, deadline):
+                good = any(passes(tree.path(id), id, deadline) for tree in self._trees_aside(id))
                 return good and self._files.remove(id, min_age, judged)
             return self._files.move_to(self._aside, id, min_age)
 
@@ -210,7 +206,7 @@ class DiskStore:
         if not trees or self._files.identity(id):
             return False
         for tree in trees:
-            if _passes(tree.path(id), id, deadline):
+            if passes(tree.path(id), id, deadline):
                 with translated(f"release {id}"):
                     return tree.move_to(self._files, id, over=math.inf)
         raise Corrupt(f"fragment {id} stays in quarantine: cells of it fail their checksums")
@@ -408,91 +404,3 @@ class DiskWriter:
             view[:] = data[at : at + len(view)]
             self._sink.advance(len(view))
             at += len(view)
-
-
-class DiskReader:
-    """An open fragment, checked to be whole and to be the one its name says. Cells follow in order."""
-
-    def __init__(self, path: str | Path, id: FragmentId, first: int) -> None:
-        with translated(f"read {id}", reading=True):
-            self.fd = os.open(path, os.O_RDONLY)
-            try:
-                size = os.fstat(self.fd).st_size
-                self.all = self._read_small(size)
-                said, self.table, self.packed, self.cells_at = read_layout(size, self._pread)
-                if said != id:
-                    raise Corrupt(f"fragment {id} says it is {said}: files were swapped")
-            except BaseException:
-                os.close(self.fd)
-                raise
-        self._next = first
-        self._id = id
-
-    def _read_small(self, size: int) -> bytes | None:
-        """All bytes of a small fragment; None of another, and of one of which the disk cannot read a part.
-
-        Of what it cannot read it gives no error when there are good pages before: it gives these.
-        """
-        try:
-            data = os.pread(self.fd, size, 0) if size <= SMALL else b""
-        except OSError:
-            return None
-        return data if len(data) == size else None
-
-    def extent(self, first: int, count: int) -> tuple[int, int]:
-        """Offset in the file and length in bytes of a run of cells: raw bytes for ``sendfile``."""
-        offsets = self.table.offsets
-        first = min(first, len(offsets) - 1)
-        end = min(first + count, len(offsets) - 1)
-        return self.cells_at + offsets[first], offsets[end] - offsets[first]
-
-    def read_cell(self, view: memoryview) -> None:
-        at = self.cells_at + self.table.offsets[self._next]
-        self._next += 1
-        done = 0
-        with translated(f"read {self._id}", reading=True):
-            while done < len(view):
-                n = os.preadv(self.fd, [view[done:]], at + done)
-                if not n:
-                    raise Corrupt(f"fragment {self._id} is cut short")
-                done += n
-
-    def is_good(self, number: int) -> bool:
-        """Whether that cell passes its check; it is the next to be read all the same."""
-        before, self._next = self._next, number
-        try:
-            entry = self.table.entries[number]
-            view = memoryview(bytearray(entry.length))
-            self.read_cell(view)
-            return checksum(view) == entry.checksum
-        except (Corrupt, IndexError):
-            return False
-        finally:
-            self._next = before
-
-    def verify(self, deadline: Deadline, between: Callable[[], object] = go_on) -> tuple[int, ...]:
-        """The numbers of the cells that fail, read from the disk itself; the page cache keeps none of them."""
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            return failing_cells(self, deadline, between)
-        finally:
-            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def _pread(self, length: int, offset: int) -> bytes:
-        if self.all is not None:
-            return self.all[offset : offset + length]
-        return os.pread(self.fd, length, offset)
-
-
-def _passes(path: Path, id: FragmentId, deadline: Deadline) -> bool:
-    """Whether a file is all of that fragment, every cell good."""
-    try:
-        with contextlib.closing(DiskReader(path, id, 0)) as reader:
-            return not reader.verify(deadline)
-    except (Corrupt, NotFound):
-        return False

@@ -1,0 +1,106 @@
+"""A fragment that is read from a disk: opened, checked to be whole, its cells in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from distfs.deadline import Deadline
+from distfs.errors import Corrupt, NotFound
+from distfs.formats.fragment import MAX_HEADER, checksum, read_layout
+from distfs.fragment_store import failing_cells, go_on
+from distfs.model import FragmentId
+from distfs.storage.disk.tree import translated
+
+#: A fragment of so many bytes is read as a whole: its cells, up to 64 KiB, and what is around them.
+SMALL = (64 << 10) + MAX_HEADER
+
+
+class DiskReader:
+    """An open fragment, checked to be whole and to be the one its name says. Cells follow in order."""
+
+    def __init__(self, path: str | Path, id: FragmentId, first: int) -> None:
+        with translated(f"read {id}", reading=True):
+            self.fd = os.open(path, os.O_RDONLY)
+            try:
+                size = os.fstat(self.fd).st_size
+                self.all = self._read_small(size)
+                said, self.table, self.packed, self.cells_at = read_layout(size, self._pread)
+                if said != id:
+                    raise Corrupt(f"fragment {id} says it is {said}: files were swapped")
+            except BaseException:
+                os.close(self.fd)
+                raise
+        self._next = first
+        self._id = id
+
+    def _read_small(self, size: int) -> bytes | None:
+        """All bytes of a small fragment; None of another, and of one of which the disk cannot read a part.
+
+        Of what it cannot read it gives no error when there are good pages before: it gives these.
+        """
+        try:
+            data = os.pread(self.fd, size, 0) if size <= SMALL else b""
+        except OSError:
+            return None
+        return data if len(data) == size else None
+
+    def extent(self, first: int, count: int) -> tuple[int, int]:
+        """Offset in the file and length in bytes of a run of cells: raw bytes for ``sendfile``."""
+        offsets = self.table.offsets
+        first = min(first, len(offsets) - 1)
+        end = min(first + count, len(offsets) - 1)
+        return self.cells_at + offsets[first], offsets[end] - offsets[first]
+
+    def read_cell(self, view: memoryview) -> None:
+        at = self.cells_at + self.table.offsets[self._next]
+        self._next += 1
+        done = 0
+        with translated(f"read {self._id}", reading=True):
+            while done < len(view):
+                n = os.preadv(self.fd, [view[done:]], at + done)
+                if not n:
+                    raise Corrupt(f"fragment {self._id} is cut short")
+                done += n
+
+    def is_good(self, number: int) -> bool:
+        """Whether that cell passes its check; it is the next to be read all the same."""
+        before, self._next = self._next, number
+        try:
+            entry = self.table.entries[number]
+            view = memoryview(bytearray(entry.length))
+            self.read_cell(view)
+            return checksum(view) == entry.checksum
+        except (Corrupt, IndexError):
+            return False
+        finally:
+            self._next = before
+
+    def verify(self, deadline: Deadline, between: Callable[[], object] = go_on) -> tuple[int, ...]:
+        """The numbers of the cells that fail, read from the disk itself; the page cache keeps none of them."""
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            return failing_cells(self, deadline, between)
+        finally:
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        if self.all is not None:
+            return self.all[offset : offset + length]
+        return os.pread(self.fd, length, offset)
+
+
+def passes(path: Path, id: FragmentId, deadline: Deadline) -> bool:
+    """Whether a file is all of that fragment, every cell good."""
+    try:
+        with contextlib.closing(DiskReader(path, id, 0)) as reader:
+            return not reader.verify(deadline)
+    except (Corrupt, NotFound):
+        return False
