@@ -11,12 +11,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench import curl, noise
+from bench import curl, noise, requests
+from bench.clock import timed
 from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
 from bench.turns import Overhead
 from distfs.config.settings import KIB, MIB
-from distfs.errors import Unavailable
 
 SMALL, MIDDLE = 4 * KIB, MIB  # bytes: no row in MetaDB, and the smallest with one
 GOAL = 0.03  # of the time, at most
@@ -44,9 +44,7 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
 
 def _large(off: str, on: str, source: Path, size: int, runs: int) -> Overhead:
     def upload(admitted: bool) -> float:
-        start = time.perf_counter()
-        curl.put(f"{on if admitted else off}/upload/noise.bin", source)
-        return time.perf_counter() - start
+        return timed(lambda: curl.put(f"{on if admitted else off}/upload/noise.bin", source))[1]
 
     return _overhead(size, runs, upload)
 
@@ -70,11 +68,7 @@ def _batch(url: str, body: bytes, count: int) -> float:
     with closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
         start = time.perf_counter()
         for _ in range(count):
-            connection.request("PUT", "/upload/small", body)
-            answer = connection.getresponse()
-            words = answer.read().decode(errors="replace")
-            if answer.status != http.HTTPStatus.CREATED:
-                raise Unavailable(f"an upload was answered with {answer.status}: {words}")
+            requests.ask(connection, "PUT", "/upload/small", body)
         return (time.perf_counter() - start) / count
 
 

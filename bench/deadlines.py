@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 from bench import curl, noise
+from bench.clock import timed
 from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
 from bench.turns import Overhead
@@ -41,14 +41,12 @@ def _measure(overheads: list[Overhead], off: str, on: str, source: Path) -> None
 
     def upload(bounded: bool) -> float:
         nonlocal uuid
-        start = time.perf_counter()
-        uuid = curl.put(f"{on if bounded else off}/upload/noise.bin", source)
-        return time.perf_counter() - start
+        uuid, seconds = timed(lambda: curl.put(f"{on if bounded else off}/upload/noise.bin", source))
+        return seconds
 
     def download(bounded: bool) -> float:
-        start = time.perf_counter()
-        curl.discard(f"{on if bounded else off}/download/{uuid}", overheads[1].size)
-        return time.perf_counter() - start
+        url = f"{on if bounded else off}/download/{uuid}"
+        return timed(lambda: curl.discard(url, overheads[1].size))[1]
 
     for overhead, transfer in zip(overheads, (upload, download), strict=True):
         for bounded in (False, True):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import curl, noise
+from bench.clock import timed
 from bench.report import Options, spread, table
 from bench.targets import Distfs, need_room, workspace
 from bench.turns import Overhead
@@ -110,9 +111,7 @@ def _overheads(distfs: Distfs, source: Path, size: int, runs: int) -> list[Overh
 def _timed(distfs: Distfs, transfer: Callable[[], object], capped: bool) -> float:
     cap = _UNLIMITED if capped else "0"
     distfs.configure(f"bandwidth: {{cap_in: {cap}, cap_out: {cap}}}")
-    start = time.perf_counter()
-    transfer()
-    return time.perf_counter() - start
+    return timed(transfer)[1]
 
 
 def _take_ns() -> float:

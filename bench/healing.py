@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from bench import curl, disk, noise, processes
+from bench.clock import rate, timed
 from bench.curl import Content
 from bench.processes import Process
 from bench.report import Options, spread, table
@@ -31,7 +31,6 @@ _BASE = {"upload 4+2": "upload 1+1"}
 IDLE_GOAL = 0.01  # of one core
 _IDLE_FILES = 100
 _POLL_S = 0.05
-Result = TypeVar("Result")
 _LIMIT_S = 600.0
 
 
@@ -98,9 +97,9 @@ def run_codes(options: Options, cleanup: ExitStack) -> list[Way]:
     cluster = cleanup.enter_context(cluster_of(folder, CODE_NODES, config))
     ways = {name: Way(name) for name in ("upload 1+1", "upload 4+2", "download 1+1", *list(GOALS)[1:])}
     for turn in range(options.runs + 1):
-        for name, rate in _turn(cluster, source, content, turn):
+        for name, reached in _turn(cluster, source, content, turn):
             if turn:  # the first one warms up
-                ways[name].rates.append(rate)
+                ways[name].rates.append(reached)
     for way in ways.values():
         if way.name in GOALS:
             base = ways[_BASE.get(way.name, "download 1+1")]
@@ -114,28 +113,21 @@ def _turn(cluster: Cluster, source: Path, content: Content, turn: int) -> Iterat
     uuids = {}
     for policy, query in (("1+1", ""), ("4+2", "?policy=archive")):
         url = f"{cluster.url}/upload/noise.bin{query}"
-        uuids[policy], seconds = _timed(partial(curl.put, url, source))
+        uuids[policy], seconds = timed(partial(curl.put, url, source))
         yield f"upload {policy}", content.size / 1e6 / seconds
     urls = {policy: f"{cluster.url}/download/{uuid}" for policy, uuid in uuids.items()}
     for url in urls.values():
         curl.fetch(url, content.size).expect(content, url)
     for policy, url in urls.items():
-        _, seconds = _timed(partial(curl.discard, url, content.size))
-        yield f"download {policy}", content.size / 1e6 / seconds
+        yield f"download {policy}", rate(content.size, partial(curl.discard, url, content.size))
     lost = [(2 * turn + i) % CODE_NODES for i in (0, 1)]
     for i in lost:
         cluster.kill_node(i)
     curl.fetch(urls["4+2"], content.size).expect(content, "with two nodes down")
-    _, seconds = _timed(lambda: curl.discard(urls["4+2"], content.size))
-    yield "download 4+2, two nodes down", content.size / 1e6 / seconds
+    crippled = rate(content.size, lambda: curl.discard(urls["4+2"], content.size))
+    yield "download 4+2, two nodes down", crippled
     for i in lost:
         cluster.start_node(i)
-
-
-def _timed(do: Callable[[], Result]) -> tuple[Result, float]:
-    began = time.perf_counter()
-    result = do()
-    return result, time.perf_counter() - began
 
 
 def _print_codes(ways: Sequence[Way], size: int) -> None:

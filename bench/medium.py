@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from bench import curl, noise
+from bench.clock import rate
 from bench.curl import Content
 from bench.report import Goal, Options, judge, spread, table
 from bench.targets import Distfs, need_room, workspace
@@ -51,11 +51,11 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, Way]:
     curl.discard_many(urls, SIZE, CONNECTIONS)
     down, up = Way("download"), Way("upload")
     for _ in range(options.runs):
-        down.large.append(_rate(size, lambda: curl.discard(distfs.download_url(stored), size)))
-        down.medium.append(_rate(count * SIZE, lambda: curl.discard_many(urls, SIZE, CONNECTIONS)))
-        up.large.append(_rate(size, lambda: curl.put(distfs.put_url, large)))
+        down.large.append(rate(size, lambda: curl.discard(distfs.download_url(stored), size)))
+        down.medium.append(rate(count * SIZE, lambda: curl.discard_many(urls, SIZE, CONNECTIONS)))
+        up.large.append(rate(size, lambda: curl.put(distfs.put_url, large)))
         up.medium.append(
-            _rate(count * SIZE, lambda: curl.put_many(distfs.put_url, medium, count, CONNECTIONS))
+            rate(count * SIZE, lambda: curl.put_many(distfs.put_url, medium, count, CONNECTIONS))
         )
     ways = [down, up]
     _print(options, count, ways)
@@ -64,13 +64,6 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, Way]:
         [Goal(f"{way.name}, of the large file's", statistics.median(way.ratios), GOAL) for way in ways], found
     )
     return found
-
-
-def _rate(size: int, transfer: Callable[[], object]) -> float:
-    """MB/s, from starting curl to its end."""
-    start = time.perf_counter()
-    transfer()
-    return size / 1e6 / (time.perf_counter() - start)
 
 
 def _print(options: Options, count: int, ways: Sequence[Way]) -> None:

@@ -52,17 +52,17 @@ def _all(
 ) -> tuple[list[str], Latencies]:
     answers = [""] * len(requests)
     seconds = [0.0] * len(requests)
-    errors: list[Exception] = []
+    errors: list[Unavailable] = []
 
     def work(first: int) -> None:
         try:
             with closing(_connection(url)) as connection:
                 for number in range(first, len(requests), clients):
                     began = time.perf_counter()
-                    body = _ask(connection, *requests[number])
+                    body = ask(connection, *requests[number])
                     seconds[number] = time.perf_counter() - began
                     answers[number] = body.hex() if binary else body.decode().strip()
-        except (Unavailable, OSError, http.client.HTTPException) as e:
+        except Unavailable as e:
             errors.append(e)
 
     began = time.perf_counter()
@@ -72,7 +72,7 @@ def _all(
     for thread in threads:
         thread.join()
     if errors:
-        raise Unavailable(f"{url}: {errors[0]!r}")
+        raise Unavailable(f"{url}: {errors[0]}")
     return answers, _latencies(seconds, time.perf_counter() - began)
 
 
@@ -87,10 +87,14 @@ def _connection(url: str) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(place.hostname or "", place.port, timeout=_PATIENCE_S)
 
 
-def _ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes) -> bytes:
-    connection.request(method, path, body or None)
-    response = connection.getresponse()
-    answer = response.read()
+def ask(connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"") -> bytes:
+    """-> the body of a good answer. Raises Unavailable."""
+    try:
+        connection.request(method, path, body or None)
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as e:
+        raise Unavailable(f"{method} {path}: {e!r}") from e
     if response.status >= http.HTTPStatus.BAD_REQUEST:
         raise Unavailable(f"{method} {path}: {response.status} {answer.decode(errors='replace').strip()}")
     return answer

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import curl, noise, processes
+from bench.clock import rate
 from bench.curl import Content
 from bench.report import Goal, Options, judge, spread
 from bench.targets import Distfs, http_room, need_room, python, reap, set_environment, workspace
@@ -131,9 +132,7 @@ def _crowd(distfs: Distfs, arguments: list[str], fast: tuple[str, int], options:
 
 def _rate(url: str, size: int) -> float:
     """MB/s of a download."""
-    start = time.perf_counter()
-    curl.discard(url, size)
-    return size / 1e6 / (time.perf_counter() - start)
+    return rate(size, lambda: curl.discard(url, size))
 
 
 def _tried(url: str, size: int) -> float:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from bench import processes, small_floor, wrk
+from bench import processes, requests, small_floor, wrk
 from bench.report import Goal, Options, judge, spread, table
-from bench.targets import Distfs, http_setting, python, reap, set_environment, workspace
+from bench.targets import Distfs, first_line, http_setting, python, reap, set_environment, workspace
 from bench.wrk import Load
-from distfs.errors import Corrupt, Unavailable
+from distfs.errors import Corrupt
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 
 SIZE = 4096
@@ -67,11 +67,7 @@ class SmallFloor:
     def _spawn(self, folder: Path, *arguments: str) -> int:
         child = python(["-m", "bench.small_floor", *arguments], folder, subprocess.PIPE)
         self._children.append(child)
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            raise Unavailable(f"the floor's {arguments[0]} process did not start")
-        return int(line)
+        return int(first_line(child, f"the floor's {arguments[0]} process"))
 
 
 @dataclass(slots=True)
@@ -147,28 +143,14 @@ def fill(port: int, upload: str, download: str, count: int = FILES) -> list[str]
     try:
         for _ in range(count):
             content = source.randbytes(SIZE)
-            answer = _exchange(connection, "PUT", upload, content).decode().strip()
+            answer = requests.ask(connection, "PUT", upload, content).decode().strip()
             stored[download.format(answer)] = content
         for path, content in stored.items():
-            if _exchange(connection, "GET", path) != content:
+            if requests.ask(connection, "GET", path) != content:
                 raise Corrupt(f"{path} did not come back as it was sent")
     finally:
         connection.close()
     return list(stored)
-
-
-def _exchange(
-    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None
-) -> bytes:
-    try:
-        connection.request(method, path, body)
-        response = connection.getresponse()
-        answer = response.read()
-    except (OSError, http.client.HTTPException) as e:
-        raise Unavailable(f"{method} {path}: {e!r}") from e
-    if response.status >= http.HTTPStatus.BAD_REQUEST:
-        raise Unavailable(f"{method} {path}: {response.status} {answer.decode(errors='replace').strip()}")
-    return answer
 
 
 def _print(options: Options, works: dict[str, Work]) -> None:

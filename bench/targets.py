@@ -130,11 +130,7 @@ class Floor:
         """Start one process -> the port it listens on."""
         child = python(["-m", "bench.floor", role, *arguments], self._folder, subprocess.PIPE)
         self._children[role].append(child)
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            raise Unavailable(f"the floor's {role} process did not start")
-        return int(line)
+        return int(first_line(child, f"the floor's {role} process"))
 
     def _stop(self) -> None:
         processes.stop(self.processes(), _STOP_S)
@@ -199,11 +195,7 @@ class Distfs:
         with (self.log.parent / f"{module}.log").open("wb") as log:
             child = python([*arguments, parent_watch.FLAG], self.data, subprocess.PIPE, log)
         try:
-            assert child.stdout is not None
-            line = child.stdout.readline().decode().strip()
-            if not line:
-                raise Unavailable(f"python -m {module} ended with {child.wait(_STOP_S)}")
-            yield line
+            yield first_line(child, f"python -m {module}")
         finally:
             child.terminate()
             reap(child)
@@ -300,6 +292,15 @@ def python(
         stderr=errors,
         start_new_session=True,
     )
+
+
+def first_line(child: subprocess.Popen[bytes], what: str) -> str:
+    """What it says when it has started. Raises Unavailable."""
+    assert child.stdout is not None
+    line = child.stdout.readline().decode().strip()
+    if not line:
+        raise Unavailable(f"{what} did not start: it ended with {child.wait(_STOP_S)}")
+    return line
 
 
 def reap(child: subprocess.Popen[bytes]) -> None:
