@@ -16,23 +16,15 @@ from distfs.commands.status import or_not_told
 from distfs.config import file as configuration
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, OtherSettings, OutcomeUnknown, Unavailable
-from distfs.host.server import Server
-from distfs.http_app import create_app
 from distfs.local import cluster as local_cluster
 from distfs.local import supervisor
 from distfs.local.data_folder import check_is_meant, end
-from distfs.local.reload import Reload
 from distfs.meta import MetaDB
-from distfs.model import url_here
-from distfs.process import descriptors, output, parent_watch
-from distfs.process.signals import on_stop
-from distfs.services import Services
+from distfs.process import output, parent_watch
+from distfs.serve import Settings, serve
 from distfs.storage.disk.home import make_home, quoted
-from distfs.telemetry import flush_log, setup_logging
-from distfs.upkeep.runner import Upkeep
+from distfs.telemetry import setup_logging
 
-_AGREE_LIMIT_S = 5.0
 #: For all of `distfs up` to stop after its service, which has `http.drain_timeout`.
 _DOWN_LIMIT_S = 60.0
 _NODE_CODES = (
@@ -63,7 +55,7 @@ def _run_command(words: Sequence[str]) -> int:
         case "down":
             _down(config, given)
         case "serve":
-            _serve(config, given)
+            return _serve(config, given)
         case "migrate":
             _migrate(config, given)
         case "backup":
@@ -188,49 +180,18 @@ def _down(config: Config, given: argparse.Namespace) -> None:
     )
 
 
-def _serve(config: Config, given: argparse.Namespace) -> None:
-    """Writes its URL on standard output when it listens; SIGTERM and SIGINT end it, running requests first;
-    the second one does not wait for them. SIGHUP reads the configuration anew."""
+def _serve(config: Config, given: argparse.Namespace) -> int:
     as_read = config
     config = configuration.override(config, "http", host=given.host, port=given.port)
     config = configuration.override(config, "metadb", url=given.metadb)
-    setup_logging(config.log, aside=True)
-    descriptors.raise_limit()
-    app = create_app(config)
-    _agree(app.services)
-    server = Server(app, config.http, app.services.pool)
-    services = app.services
-    upkeep = Upkeep(config, services.directory, services.pool, services.damage, services.agreement.require)
-    on_stop(server.drain)
-    reload = Reload(lambda: configuration.load(given.config), as_read, app.services)
-    reload.on_signal(hung_up=server.drain)
-    if given.exit_with_parent:
-        parent_watch.exit_with_parent()
-    output.announce(url_here(*server.address))
-    upkeep.start()
-    try:
-        server.run()
-    finally:
-        upkeep.close()
-        app.close()
-        flush_log()
+    settings = Settings(config, as_read, lambda: configuration.load(given.config))
+    return serve(settings, exit_with_parent=given.exit_with_parent)
 
 
 def _metadb(config: Config, given: argparse.Namespace) -> MetaDBConfig:
     """For a command whose matter is PostgreSQL rather than the cluster."""
     setup_logging(configuration.override(config, "log", level="ERROR").log)
     return configuration.override(config, "metadb", url=given.metadb).metadb
-
-
-def _agree(services: Services) -> None:
-    """Raises OtherSettings. Without MetaDB it is asked later, before anything is done by them."""
-    try:
-        services.agreement.require(Deadline(_AGREE_LIMIT_S))
-    except OtherSettings:
-        services.close()
-        raise
-    except (Unavailable, Busy, OutcomeUnknown):
-        pass
 
 
 def _migrate(config: Config, given: argparse.Namespace) -> None:

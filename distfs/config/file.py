@@ -26,12 +26,14 @@ from distfs.config import renamed
 from distfs.config.callers import CallerMatch, Network, parse_network
 from distfs.config.rules import check_relations
 from distfs.config.settings import (
+    AUTO,
     Bytes,
     BytesPerSecond,
     CallerRule,
     Config,
     Fraction,
     HostName,
+    Processes,
     Seconds,
     Secret,
     Weight,
@@ -241,6 +243,14 @@ def _integer(value: object) -> int:
     return int(str(value))
 
 
+def _processes(value: object) -> int:
+    if value == "auto":
+        return AUTO
+    if isinstance(value, bool) or not re.fullmatch(r"0*[1-9]\d{0,2}", str(value), re.ASCII):
+        raise ValueError(f"{value!r} is not auto or a number from 1 to 999")
+    return int(str(value))
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{redacted(repr(value))} is not text")
@@ -323,6 +333,7 @@ _PARSERS: _Parsers = {
     Fraction: _fraction,
     Weight: _weight,
     HostName: _host,
+    Processes: _processes,
     Secret: _secret,
     CallerMatch: lambda value: CallerMatch.parse(_text(value)),
     int: _integer,

@@ -29,6 +29,7 @@ def check_relations(c: Config) -> None:
         _caller_rules(c.callers),
         _storage_rules(c.storage),
         _other_rules(c),
+        _process_rules(c),
     )
     for holds, message in itertools.chain(*sections):
         if not holds:
@@ -80,6 +81,19 @@ def _storage_rules(storage: StorageConfig) -> _Rules:
         f"storage.min_redundancy must be at most {most}: no policy has more to lose",
     )
     yield storage.parallel_slices >= 1, "storage.parallel_slices must be at least 1"
+
+
+def _process_rules(c: Config) -> _Rules:
+    """Each process has its part of what a service may have."""
+    count, each = c.http.processes, "times http.processes, since each has its part of it"
+    yield (
+        c.storage.memory_budget >= count * c.storage.window,
+        f"storage.memory_budget must be at least storage.window {each}",
+    )
+    yield c.metadb.pool_size >= count, f"metadb.pool_size must be at least 1 {each}"
+    yield c.http.max_connections >= count, f"http.max_connections must be at least 1 {each}"
+    yield c.http.threads >= count, f"http.threads must be at least 1 {each}"
+    yield c.peers.max_connections >= count, f"peers.max_connections must be at least 1 {each}"
 
 
 def _other_rules(c: Config) -> _Rules:

@@ -20,8 +20,10 @@ Seconds = NewType("Seconds", float)
 BytesPerSecond = NewType("BytesPerSecond", int)
 Fraction = NewType("Fraction", float)
 Weight = NewType("Weight", float)
+Processes = NewType("Processes", int)  # AUTO: one a core
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+AUTO = Processes(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class HttpConfig:
 
     host: HostName = HostName("127.0.0.1")
     port: int = 8080  # 0: any free port
+    processes: Processes = Processes(1)  # that `distfs serve` runs on this port; AUTO: one a core
     threads: int = 4000  # requests served at once: a thread each, made when it is needed
     max_file_size: Bytes = Bytes(10 * 10**9)
     max_form_overhead: Bytes = Bytes(MIB)  # everything in a request body that is not file bytes

@@ -1,4 +1,4 @@
 """distfs's own HTTP host: sockets, threads, HTTP/1.1. It knows no path of ours.
 
-Way in: ``server``.
+Way in: ``server``, ``shared``.
 """

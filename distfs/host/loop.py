@@ -26,6 +26,7 @@ from distfs.host.connection import RESET, Connection, Ending
 from distfs.host.host import Host
 from distfs.host.request_body import Memory, PutAside
 from distfs.host.response import logger
+from distfs.host.shared import Shared
 from distfs.host.time_limits import check
 from distfs.host.turned_away import TurnedAway
 from distfs.host.workers import Workers
@@ -54,12 +55,14 @@ class Loop(Host):
         listener: socket.socket,
         memory: Memory,
         put_aside: PutAside,
+        shared: Shared | None = None,
     ) -> None:
         super().__init__(app, http, listener.getsockname()[1], memory, put_aside)
         self.workers: Workers[Connection] = Workers(http.threads)
         self.tick = min(LOOP_SECONDS, http.client_stall_timeout / 4, http.idle_timeout / 4)
         self.connections: dict[int, Connection] = {}
         self._listener: socket.socket | None = listener
+        self._shared = shared
         self._accepting = False
         self._accept_after = 0.0
         self._accept_trouble = descriptors.AcceptTrouble(logger)
@@ -76,8 +79,6 @@ class Loop(Host):
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
-        listener.setblocking(False)
-        listener.listen(1024)
 
     # --- from any thread ------------------------------------------------------------------------
 
@@ -124,6 +125,8 @@ class Loop(Host):
         now = time.monotonic()
         self._watch_listener(now)
         until = min(now + seconds, self._looked + self.tick)
+        if now < self._accept_after:
+            until = min(until, self._accept_after)
         if self._times:
             until = min(until, self._times[0][0])
         for fd, events in self._epoll.poll(max(0.0, until - now), 256):
@@ -144,6 +147,10 @@ class Loop(Host):
         if now >= self._looked + self.tick:
             self._look_after(now)
             self._looked = now
+            if self._shared is not None and self._accepting and self._listener is not None:
+                # The one that was woken for a connection may have died of it, or stand still.
+                self._epoll.unregister(self._listener)
+                self._accepting = False
 
     def _handle(self, connection: Connection) -> None:
         try:
@@ -179,13 +186,26 @@ class Loop(Host):
         """Accept while there is room for another connection, and a socket to be had."""
         if self._listener is None:
             return
+        if self.draining and self._shared is not None and self._shared.others_accept():
+            self._stop_listening()
+            return
         wanted = self._places > 0 and now >= self._accept_after
         if wanted != self._accepting:
             self._accepting = wanted
             if wanted:
-                self._epoll.register(self._listener, select.EPOLLIN)
+                # Of those that share it, one wakes: the one that has waited longest.
+                only_one = select.EPOLLEXCLUSIVE if self._shared else 0
+                self._epoll.register(self._listener, select.EPOLLIN | only_one)
             else:
                 self._epoll.unregister(self._listener)
+
+    def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            if self._accepting:  # where it is shared, closing it does not end that
+                self._epoll.unregister(listener)
+            self._accepting = False
+            listener.close()
 
     @property
     def _places(self) -> int:
@@ -193,7 +213,11 @@ class Loop(Host):
         return self.http.max_connections - len(self.connections) + len(self._turned_away)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(min(ACCEPTS, self._places)):
+        most = ACCEPTS
+        if self._shared is not None:  # the others have their turn
+            self._epoll.unregister(listener)
+            self._accepting, most = False, 1
+        for _ in range(min(most, self._places)):
             try:
                 sock, address = listener.accept()
             except BlockingIOError:
@@ -271,15 +295,17 @@ class Loop(Host):
 
     @property
     def busy(self) -> bool:
-        """Something is being received, served or answered."""
-        return any(connection.busy for connection in self.connections.values())
+        """Something is being received, served or answered, also by others that stop together with this process: as
+        long as one of them listens, all do, or who was accepted last would be let down."""
+        busy = any(connection.busy for connection in self.connections.values())
+        if self._shared is None or self._shared.others_accept():
+            return busy
+        return self._shared.others_work(busy) or busy
 
     def shut_down(self, grace: float, cut_grace: float) -> None:
         """End everything, within these seconds: so long what runs may go on, and then be cut."""
         self.closing = True
-        if self._listener is not None:
-            self._listener.close()
-            self._listener, self._accepting = None, False
+        self._stop_listening()
         self._give_up(lambda connection: not connection.with_worker)  # what still comes in
         self._until_free(grace)
         self.end_waits()

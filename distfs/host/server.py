@@ -26,11 +26,13 @@ from typing import Any
 from distfs.config.settings import MIB, HttpConfig
 from distfs.host.loop import DRAIN_LOOK_S, LOOP_SECONDS, Loop
 from distfs.host.request_body import Memory, OwnMemory, PutAside
+from distfs.host.shared import Shared
 from distfs.process.dial import cannot_listen, to_listen
 
 #: Running requests get so long to end when the server closes (after drain(): drain_timeout); then they are cut.
 CLOSE_GRACE = 5.0
 CUT_GRACE = 2.0
+BACKLOG = 1024
 #: Without a service's memory, small bodies share so much memory.
 OWN_MEMORY = 64 * MIB
 
@@ -38,16 +40,24 @@ OWN_MEMORY = 64 * MIB
 class Server:
     """Serves ``app``. Listens from the beginning; answers from ``run`` on."""
 
-    def __init__(self, app: Any, config: HttpConfig, memory: Memory | None = None) -> None:
+    def __init__(
+        self,
+        app: Any,
+        config: HttpConfig,
+        memory: Memory | None = None,
+        listener: socket.socket | None = None,
+        shared: Shared | None = None,
+    ) -> None:
         """``memory``: what spooled bodies share with whatever else is in flight; None: they have some of their own.
+        ``listener``: one that it has already, and ``shared`` if others accept from it, too.
 
         Raises ConfigError, one line, when it cannot listen at ``config.host:port`` or has no room for temp files.
         """
         memory = memory or OwnMemory(OWN_MEMORY)
         put_aside = PutAside(config, memory)
-        listener = _listen(config)
+        listener = listener or listen(config)
         self.address: tuple[str, int] = listener.getsockname()[:2]
-        self._loop = Loop(app, config, listener, memory, put_aside)
+        self._loop = Loop(app, config, listener, memory, put_aside, shared)
         self._drain_timeout = config.drain_timeout
         self._drain_until = 0.0
         self._closing = False
@@ -103,14 +113,16 @@ class Server:
             self._closed.set()
 
 
-def _listen(config: HttpConfig) -> socket.socket:
-    """Raises ConfigError: the port, what is wrong, the remedy."""
+def listen(config: HttpConfig) -> socket.socket:
+    """Connections wait there from now on. Raises ConfigError: the port, what is wrong, the remedy."""
     listener: socket.socket | None = None
     try:
         family, address = to_listen(config.host, config.port)
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
     except OSError as e:
         if listener is not None:
             listener.close()

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import FrameType
 
 from distfs.config.settings import Config
@@ -20,6 +20,12 @@ log = logging.getLogger("distfs.reload")
 
 #: What applies at once; everything else of a changed file waits for a restart.
 LIVE = ("bandwidth", "callers", "log.level")
+
+
+def applied(config: Config, latest: Config) -> Config:
+    """``config`` with what of ``latest`` applies at once."""
+    log = replace(config.log, level=latest.log.level)
+    return replace(config, bandwidth=latest.bandwidth, callers=latest.callers, log=log)
 
 
 class Reload:

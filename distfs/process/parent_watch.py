@@ -22,16 +22,20 @@ FLAG_HELP = "stop when standard input ends, as it does when the process that sta
 GRACE = 15.0
 
 
-def exit_with_parent(grace: float = GRACE) -> None:
-    """Watch standard input; at its end SIGTERM this process, and end it ``grace`` seconds later.
+def exit_with_parent(grace: float = GRACE, pipe: int | None = None) -> None:
+    """Watch ``pipe``, or standard input; at its end SIGTERM this process, and end it ``grace`` seconds later.
 
     Call it once, from the main thread, after the handlers of SIGTERM are set.
     """
-    start(_watch, "parent-watch", grace)
+    start(_watch, "parent-watch", grace, standard_input() if pipe is None else pipe)
 
 
-def _watch(grace: float) -> None:
-    fd = sys.__stdin__.fileno() if sys.__stdin__ else 0
+def standard_input() -> int:
+    """Its descriptor."""
+    return sys.__stdin__.fileno() if sys.__stdin__ else 0
+
+
+def _watch(grace: float, fd: int) -> None:
     try:
         while os.read(fd, 4096):
             pass

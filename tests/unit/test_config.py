@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distfs.config import file as config_file
-from distfs.config.settings import Config, Seconds, StorageConfig
+from distfs.config.settings import AUTO, Config, Seconds, StorageConfig
 from distfs.errors import ConfigError
 from distfs.model import Policy
 
@@ -203,6 +203,17 @@ def test_rates_are_bytes_a_second(text: object, rate: int) -> None:
 @pytest.mark.parametrize("value", ["many", -1, "-1", 1.5, True, None, "", [3], "٣"])
 def test_counts_are_whole_numbers(value: object) -> None:
     assert refused({"http": {"threads": value}}).endswith("is not a whole number of 0 or more")
+
+
+@pytest.mark.parametrize(("value", "processes"), [("auto", AUTO), ("1", 1), (12, 12)])
+def test_processes_are_a_number_or_auto(value: object, processes: int) -> None:
+    room = {"storage": {"memory_budget": "1GiB"}, "metadb": {"pool_size": 12}}
+    assert config_file.parse({"http": {"processes": value}, **room}).http.processes == processes
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "Auto", "all", "1000", True, ""])
+def test_what_is_neither_is_refused(value: object) -> None:
+    assert refused({"http": {"processes": value}}).endswith("is not auto or a number from 1 to 999")
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": "b"}])
@@ -427,6 +438,28 @@ def test_relations_are_checked_and_name_their_keys(
     section: str, values: dict[str, object], words: str
 ) -> None:
     assert refused({section: values}).startswith(f"config: {words}")
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ("storage", "memory_budget"),
+        ("metadb", "pool_size"),
+        ("http", "max_connections"),
+        ("http", "threads"),
+        ("peers", "max_connections"),
+    ],
+)
+def test_every_process_has_a_part_of_what_a_service_may_have(section: str, key: str) -> None:
+    enough: dict[str, dict[str, object]] = {
+        "storage": {"memory_budget": "72MiB"},
+        "metadb": {"pool_size": 3},
+        "http": {"processes": 3, "max_connections": 3, "threads": 3},
+        "peers": {"max_connections": 3},
+    }
+    assert config_file.parse(enough).http.processes == 3
+    too_few = {**enough, section: {**enough[section], key: "71MiB" if key == "memory_budget" else 2}}
+    assert refused(too_few).startswith(f"config: {section}.{key} must be at least ")
 
 
 def test_flags_replace_what_they_name_only() -> None:

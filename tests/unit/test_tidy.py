@@ -29,6 +29,7 @@ LAYERS = """
     services
     local routes
     commands http_app
+    serve
     cli
     __main__
 """

@@ -1,0 +1,130 @@
+"""``distfs serve``: one service on one port, of one process or of several that share it.
+
+Of several, each is what the one would be, with its part of what is configured. The parent that supervises them opens
+the port and then only waits (``process.siblings``).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from distfs.config.processes import count_of, part_of
+from distfs.config.settings import Config
+from distfs.deadline import Deadline
+from distfs.errors import Busy, ConfigError, OtherSettings, OutcomeUnknown, Unavailable
+from distfs.host.server import Server, listen
+from distfs.host.shared import Shared
+from distfs.http_app import create_app
+from distfs.local.reload import Reload, applied
+from distfs.model import url_here
+from distfs.process import descriptors, output, parent_watch
+from distfs.process.siblings import Hooks, Sibling, Siblings
+from distfs.process.signals import on_stop
+from distfs.process.terminal import Terminal
+from distfs.services import Services
+from distfs.telemetry import flush_log, setup_logging
+from distfs.upkeep.runner import Upkeep
+
+log = logging.getLogger("distfs.serve")
+
+_AGREE_LIMIT_S = 5.0
+
+
+@dataclass
+class Settings:
+    """What a service goes by."""
+
+    config: Config  # with what flags say
+    as_read: Config  # the same without
+    read: Callable[[], Config]  # that anew; or ConfigError
+
+    def reload(self) -> None:
+        """For a process that is started later: what the others apply."""
+        try:
+            latest = self.read()
+        except ConfigError:  # they say so
+            return
+        self.config, self.as_read = applied(self.config, latest), applied(self.as_read, latest)
+
+
+def serve(settings: Settings, *, exit_with_parent: bool) -> int:
+    """Writes its URL on standard output when it listens; SIGTERM and SIGINT end it, running requests first; the
+    second one does not wait for them. SIGHUP reads the configuration anew. -> the exit code."""
+    descriptors.raise_limit()
+    count = count_of(settings.config)
+    if count == 1:
+        _serve(settings, exit_with_parent=exit_with_parent)
+        return output.DONE
+    setup_logging(settings.config.log)  # in the thread there is
+    listener = listen(settings.config.http)
+    url = url_here(*listener.getsockname()[:2])
+    terminal = Terminal()
+
+    def work(sibling: Sibling) -> int:
+        return output.command("distfs", lambda: _serve_beside_others(settings, count, listener, sibling))
+
+    hooks = Hooks(
+        ready=lambda: output.announce(url),
+        reload=settings.reload,
+        hung_up=lambda: terminal.hung_up,
+        stop=listener.close,
+        died=lambda number: None,
+    )
+    return Siblings("service", count, work, hooks).run(exit_with_parent=exit_with_parent)
+
+
+def _serve_beside_others(settings: Settings, count: int, listener: socket.socket, sibling: Sibling) -> int:
+    part = replace(settings, config=part_of(settings.config, count))
+    try:
+        _serve(part, listener=listener, sibling=sibling)
+    finally:
+        flush_log()
+    return output.DONE
+
+
+def _serve(
+    settings: Settings,
+    *,
+    exit_with_parent: bool = False,
+    listener: socket.socket | None = None,
+    sibling: Sibling | None = None,
+) -> None:
+    config = settings.config
+    setup_logging(config.log, aside=True)
+    app = create_app(config)
+    services = app.services
+    if sibling is None or (sibling.first and sibling.number == 0):
+        _agree(services)
+    shared = None if sibling is None else Shared(lambda: not sibling.all_stop, sibling.others_work)
+    server = Server(app, config.http, services.pool, listener, shared)
+    upkeep = Upkeep(config, services.directory, services.pool, services.damage, services.agreement.require)
+    on_stop(server.drain)
+    Reload(settings.read, settings.as_read, services).on_signal(hung_up=server.drain)
+    if exit_with_parent:
+        parent_watch.exit_with_parent()
+    if sibling is None:
+        output.announce(url_here(*server.address))
+    else:
+        sibling.begin()
+    if sibling is None or sibling.number == 0:  # one of them, and its successors
+        upkeep.start()
+    try:
+        server.run()
+    finally:
+        upkeep.close()
+        app.close()
+        flush_log()
+
+
+def _agree(services: Services) -> None:
+    """Raises OtherSettings. Without MetaDB it is asked later, before anything is done by them."""
+    try:
+        services.agreement.require(Deadline(_AGREE_LIMIT_S))
+    except OtherSettings:
+        services.close()
+        raise
+    except (Unavailable, Busy, OutcomeUnknown):
+        pass

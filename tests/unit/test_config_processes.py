@@ -1,0 +1,50 @@
+"""How many processes a service has, and which part of its limits each may use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from distfs.config.processes import count_of, part_of
+from distfs.config.settings import AUTO, Bytes, Config, HttpConfig, MetaDBConfig, Processes, StorageConfig
+
+MIB = 1 << 20
+
+
+def with_processes(count: int) -> Config:
+    return Config(http=HttpConfig(processes=Processes(count)))
+
+
+def test_as_many_as_configured() -> None:
+    assert [count_of(with_processes(count)) for count in (1, 2, 7)] == [1, 2, 7]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_auto_is_one_a_core(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert count_of(with_processes(AUTO)) == cores
+
+
+def test_auto_is_no_more_than_what_there_is_can_be_divided_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    config = with_processes(AUTO)
+    assert count_of(replace(config, metadb=MetaDBConfig(pool_size=5))) == 5
+    small = StorageConfig(memory_budget=Bytes(72 * MIB))
+    assert count_of(replace(config, storage=small)) == 3
+    assert count_of(replace(config, http=replace(config.http, max_connections=2))) == 2
+
+
+def test_one_process_has_all() -> None:
+    assert part_of(Config(), 1) == Config()
+
+
+def test_the_parts_together_are_never_more_than_the_service_may_have() -> None:
+    whole, part = Config(), part_of(Config(), 3)
+    assert 3 * part.storage.memory_budget <= whole.storage.memory_budget
+    assert 3 * part.metadb.pool_size <= whole.metadb.pool_size
+    assert 3 * part.http.max_connections <= whole.http.max_connections
+    assert 3 * part.peers.max_connections <= whole.peers.max_connections
+    assert 3 * part.http.threads >= whole.http.threads
+    assert part.peers.connections == 11
