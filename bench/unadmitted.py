@@ -36,8 +36,9 @@ def _admit(
     *,
     declared: bool = True,
     largest: int = 0,
+    whose: str = "",
 ) -> Promise:
-    return _LetIn(self, policy, size, deadline, strict=not declared)
+    return _LetIn(self, policy, size, deadline, whose, strict=not declared)
 
 
 def main() -> int:

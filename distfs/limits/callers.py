@@ -146,9 +146,10 @@ class Callers:
             self.tally.give_back(held, 1)
 
     def whose(self, caller: Caller) -> str:
-        """By which address it is counted; empty: none of its limits hold for it."""
-        at = self.config.identify(caller).address
-        return "" if self.config.is_exempt(at) else _whose(at)
+        """The address that has its share of what is promised to uploads; empty: it has what there is."""
+        rule, at = self.config.rule(caller), self.config.identify(caller).address
+        by_rule = rule is not None and rule.max_uploads
+        return "" if by_rule or not self.config.address_share or self.config.is_exempt(at) else _whose(at)
 
     def _share(self, whole: int, address: IPAddress | None) -> int:
         """Of what there is, for one address; 0: as much as it likes."""

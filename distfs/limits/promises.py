@@ -1,9 +1,9 @@
 """Who may upload: decided from what a request declares, before any of its body is read.
 
-A file that is larger than its first block is promised room in the whole cluster: a row in MetaDB, so that no two
-uploads, of whatever services, are promised the same bytes. Each decision names the state it rests on, and MetaDB
-takes it only while that is the latest. Smaller files cost no row: they are counted here, and must leave a margin
-for those of other services.
+A file that is larger than its first block is promised room in the whole cluster: rows in MetaDB, so that no two
+uploads, of whatever services, are promised the same bytes. A large one is promised it in steps, as it comes. Each
+decision names the state it rests on, and MetaDB takes it only while that is the latest. Smaller files cost no row:
+they are counted here, and must leave a margin for those of other services.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from distfs.limits.db import AdmissionState, Reservation, ReservationDB, TrashRo
 from distfs.limits.gate import Gate
 from distfs.limits.ledger import Ledger
 from distfs.limits.refusal import NoRoom, Wish, full, refusal
-from distfs.limits.room import room, share_of, width_for
+from distfs.limits.room import room, share_of, size_of, width_for
 from distfs.model import Policy
 from distfs.quantity import compared, counted
 from distfs.transfer.placement import shortage
@@ -41,7 +41,9 @@ Decision = TypeVar("Decision")
 STATE_AGE_S = 1.0
 #: How often a decision is made anew because another came before it.
 TRIES = 50
-#: Room for a body of unknown length is found in steps, each as long as all before it; this long at most.
+#: Room is promised ahead of a body's bytes, so much at a time: what is only declared takes none from others.
+STEP = 1 << 30
+#: For a body of unknown length each step is as long as all before it; this long at most.
 STEP_SLICES = 8
 #: How long an upload waits for the trash to give way, and of that for the nodes to report it; and how many may.
 GIVE_WAY_S, REPORTED_S = 30.0, 8.0
@@ -79,6 +81,7 @@ class Admission:
         self._rooms: dict[Policy, int] = {}  # shares, by ``_state``
         self._trash_room, self._trash_read_at = TrashRoom(), float("-inf")
         self._waiting = threading.BoundedSemaphore(WAITING)
+        self._promises: dict[str, set[Promise]] = {}  # that were given, by address; of who is excepted none
 
     def check(self, caller: Caller, size: int) -> None:
         """What is to be said against a body of ``size`` bytes without asking anybody. Raises TooLarge, TooMany."""
@@ -117,37 +120,63 @@ class Admission:
         *,
         declared: bool = True,
         largest: int | None = None,
+        whose: str = "",
     ) -> Promise:
         """Room for a body of ``size`` bytes; None: nobody knows how many, and room is found as they come.
 
         ``declared`` False: ``size`` is only what the client says beside a chunked body, and holds it to that.
-        ``largest``: what its files may have; None: ``http.max_file_size``.
+        ``largest``: what its files may have; None: ``http.max_file_size``. ``whose``: the address that may have only
+        its share of what is promised; empty: none.
         Leave the promise on every way out; ``keep`` it when the file is committed. Raises TooLarge; Full when the
         cluster has no room for it under this policy; Unavailable when too few nodes take writes.
         """
         if size is not None:
             self._check_size(size, self.http.max_file_size if largest is None else largest)
-        promise = Promise(self, policy, size, deadline, strict=not declared)
-        if size is None:
-            promise.cover(1)
-        elif size <= self.storage.block_size:
+        promise = Promise(self, policy, size, deadline, whose, strict=not declared)
+        if size is not None and size <= self.storage.block_size:
             promise.ends.callback(
                 self._with_room(lambda: self._admit_small(size, policy, deadline), deadline)
             )
             promise.covered = size
         else:
-            promise.cover(size)
+            promise.cover(1)
+            if whose:
+                with self._counting:
+                    self._promises.setdefault(whose, set()).add(promise)
         return promise
 
-    def reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
-        """Raises what ``admit`` raises."""
-        return self._with_room(lambda: self.reserve_at_once(size, policy, deadline), deadline)
+    def forget(self, promise: Promise) -> None:
+        """It has ended."""
+        with self._counting:
+            if given := self._promises.get(promise.whose):
+                given.discard(promise)
+                if not given:
+                    del self._promises[promise.whose]
 
-    def reserve_at_once(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
+    def may_be_ahead(self, size: int, promise: Promise, policy: Policy, deadline: Deadline) -> bool:
+        """Whether its address may be promised ``size`` bytes more that did not come yet: so much is not its share,
+        or nothing else is promised to it."""
+        with self._counting:
+            others = sum(each.ahead for each in self._promises.get(promise.whose, ()) if each is not promise)
+        if not others:
+            return True
+        state, _ = self._known(deadline, fresh=False)
+        with self._counting:
+            fits = size_of(self._room(state, policy), policy.k, self.storage.slice_size)
+        return others + size <= fits * self.callers.config.address_share
+
+    def reserve(self, size: int, policy: Policy, deadline: Deadline, whole: int = 0) -> Reservation:
+        """``whole``: what is to come in all; where that does not fit, none of it is promised.
+
+        Raises what ``admit`` raises.
+        """
+        return self._with_room(lambda: self.reserve_at_once(size, policy, deadline, whole), deadline)
+
+    def reserve_at_once(self, size: int, policy: Policy, deadline: Deadline, whole: int = 0) -> Reservation:
         """The same, with the room there is without making any."""
         try:
             with self._turn(deadline):
-                return self._decide(size, policy, deadline)
+                return self._decide(size, max(size, whole), policy, deadline)
         except TooSlow as e:
             deadline.remaining()  # if it is the request's own time that is over, that is to be said
             raise Busy(
@@ -166,25 +195,29 @@ class Admission:
         finally:
             self._deciding.release()
 
-    def _decide(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
+    def _decide(self, size: int, whole: int, policy: Policy, deadline: Deadline) -> Reservation:
         while True:
             try:
-                return self._reserve(size, policy, deadline.sooner(_DECIDE_LIMIT_S))
+                return self._reserve(size, whole, policy, deadline.sooner(_DECIDE_LIMIT_S))
             except Away:
                 if self._db.is_gone:
                     raise
 
-    def _reserve(self, size: int, policy: Policy, deadline: Deadline) -> Reservation:
-        share = share_of(size, policy.k, self.storage.slice_size)
+    def _reserve(self, size: int, whole: int, policy: Policy, deadline: Deadline) -> Reservation:
+        share, all_of_it = (share_of(each, policy.k, self.storage.slice_size) for each in (size, whole))
         fresh = False
         for _ in range(TRIES):
             state, fresh = self._known(deadline, fresh=fresh)
             width = width_for(
-                state.disks, self._demands(state, policy), policy.width, self.storage.fewest(policy), share
+                state.disks,
+                self._demands(state, policy),
+                policy.width,
+                self.storage.fewest(policy),
+                all_of_it,
             )
             if not width:
                 if fresh:
-                    raise self._refusal(state, size, policy)
+                    raise self._refusal(state, whole, policy)
                 fresh = True
                 continue
             wanted = Reservation(uuid4(), width, share)
@@ -332,8 +365,16 @@ class Promise:
     """Room for one request's files, until it is left."""
 
     def __init__(
-        self, admission: Admission, policy: Policy, size: int | None, deadline: Deadline, *, strict: bool
+        self,
+        admission: Admission,
+        policy: Policy,
+        size: int | None,
+        deadline: Deadline,
+        whose: str,
+        *,
+        strict: bool,
     ) -> None:
+        self.whose = whose
         self.covered = 0  # plain bytes there is room for
         self.ends = ExitStack()
         self._admission, self._policy, self._size, self._deadline = admission, policy, size, deadline
@@ -348,6 +389,7 @@ class Promise:
     def __exit__(self, *exc: object) -> None:
         reserved, self._reserved = self._reserved, []
         self.ends.close()
+        self._admission.forget(self)
         if self._kept:
             self._admission.ledger.commit(reserved)
             return
@@ -360,8 +402,13 @@ class Promise:
         """The files are committed: what was promised is used."""
         self._kept = True
 
+    @property
+    def ahead(self) -> int:
+        """Bytes that are promised and did not come yet."""
+        return self.covered - self._received
+
     def cover(self, size: int) -> None:
-        """Room for ``size`` bytes in all. Raises Full, Unavailable."""
+        """Room for ``size`` bytes in all, at least. Raises Full, Unavailable."""
         more = size - self.covered
         if more <= 0:
             return
@@ -376,14 +423,21 @@ class Promise:
         self.covered = end
 
     def _reserve(self, more: int) -> tuple[Reservation, int]:
-        """For ``more`` bytes; where nobody knows how many will come, for twice as many as came, if there is room."""
-        reserve, storage = self._admission.reserve, self._admission.storage
-        if self._size is None:
-            more = max(more, storage.block_size)
-            ahead = max(more, min(self.covered, STEP_SLICES * storage.slice_size))
+        """For ``more`` bytes and, where that may be, some ahead of those that came; -> for how many in all."""
+        admission, policy, deadline = self._admission, self._policy, self._deadline
+        block, slice_size = admission.storage.block_size, admission.storage.slice_size
+        if self._size is not None:
+            left = max(more, self._size - self.covered)
+            step = min(max(more, STEP), left)
+            if not admission.may_be_ahead(step, self, policy, deadline):
+                step = min(max(more, block), left)
+            return admission.reserve(step, policy, deadline, whole=left), step
+        more = max(more, block)
+        step = max(more, min(self.covered, STEP_SLICES * slice_size))
+        if admission.may_be_ahead(step, self, policy, deadline):
             with contextlib.suppress(Full):
-                return self._admission.reserve_at_once(ahead, self._policy, self._deadline), ahead
-        return reserve(more, self._policy, self._deadline), more
+                return admission.reserve_at_once(step, policy, deadline), step
+        return admission.reserve(more, policy, deadline), more
 
     def use(self, policy: Policy) -> None:
         """The next file is kept so: a form may say it only in its body. Raises what ``admit`` raises."""

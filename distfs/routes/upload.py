@@ -117,7 +117,16 @@ def _admitted(services: Services, request: Request, policy: Policy, deadline: De
         if large and not environ.get("distfs.admitted"):  # our own server has counted it already
             stack.enter_context(admission.large(caller, size or 0))
         largest = admission.largest(caller)
-        yield stack.enter_context(admission.admit(size, policy, deadline, declared=declared, largest=largest))
+        yield stack.enter_context(
+            admission.admit(
+                size,
+                policy,
+                deadline,
+                declared=declared,
+                largest=largest,
+                whose=admission.callers.whose(caller),
+            )
+        )
 
 
 def _refuse_encoded(request: Request) -> None:

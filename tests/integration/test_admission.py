@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from distfs.config.settings import Bytes, Config
+from distfs.limits import promises
 from distfs.model import Policy
 from tests.contract.litter import eventually
 from tests.forms import FORM, file_part, form
@@ -177,6 +178,24 @@ def test_the_last_bytes_are_promised_to_one_of_two_services(
             lambda: second.ask("PUT", "/upload/x", bytes(4 * MIB)).status == 201,
             "what the client that went had been promised is free again",
         )
+
+
+def test_an_upload_that_fits_no_more_is_told_so_in_its_middle(
+    serve: Callable[[Config], TestService], config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promises, "STEP", MIB)
+    service = serve(config)
+    with held_upload(service, 6 * MIB) as sock:
+        eventually(lambda: uploads(service)["reservations"] >= 3, "half of it has come")
+        assert service.ask("PUT", "/upload/other", bytes(5 * MIB)).status == 201
+        sock.sendall(bytes(3 * MIB))
+        answer = read_answer(sock)
+        assert (answer.status, answer.text.startswith("no room for "), answer.text.count("\n")) == (
+            507,
+            True,
+            1,
+        )
+    assert_nothing_is_held(service)
 
 
 def test_a_pipe_that_fills_the_cluster_is_refused_and_leaves_nothing(

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -207,6 +207,84 @@ def test_room_for_a_body_of_unknown_length_is_found_as_it_comes(services: Servic
         with pytest.raises(Full):
             promise.received(20 * MIB)
     eventually(lambda: not services.rows(), "all of its reservations are gone")
+
+
+def test_room_is_promised_ahead_of_the_bytes_and_not_for_all_that_is_declared(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distfs.limits.promises, "STEP", 4 * MIB)
+    services.nodes_have(100 * MIB, 100 * MIB)
+    first, second = services.service(), services.service()
+    with admit(first, 60 * MIB) as promise:
+        assert (promise.covered, services.rows()) == (4 * MIB, 1)
+        with admit(second, 90 * MIB):
+            pass
+        for received in range(1, 61):
+            promise.received(MIB)
+            assert received * MIB <= promise.covered <= min(received + 4, 60) * MIB
+        assert services.rows() == 15
+        with pytest.raises(Full, match="no room for 60.0 MiB"):
+            admit(second, 60 * MIB)
+    with pytest.raises(Full, match="no room for 101.0 MiB"):
+        admit(first, 101 * MIB)
+    eventually(lambda: not services.rows(), "every step is given back")
+
+
+def test_of_two_that_fit_one_by_one_the_other_is_refused_as_soon_as_it_shows(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither takes what the other needs for its end: one of them is stored."""
+    monkeypatch.setattr(distfs.limits.promises, "STEP", 4 * MIB)
+    services.nodes_have(100 * MIB, 100 * MIB)
+    with admit(services.service(), 80 * MIB) as first:
+        with admit(services.service(), 80 * MIB) as second:
+            while first.covered <= 20 * MIB and second.covered:
+                first.received(MIB)
+                with suppress(Full):
+                    second.received(MIB)
+            with pytest.raises(Full, match="no room for"):
+                second.received(MIB)
+        assert second.covered <= 24 * MIB, "it is told as soon as both do not fit"
+        while first.covered < 80 * MIB:
+            first.received(MIB)
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "of unknown length"])
+def test_an_address_is_promised_its_share_ahead_and_others_what_they_declare(
+    declared: bool, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distfs.limits.promises, "STEP", 20 * MIB)
+    services.nodes_have(100 * MIB, 100 * MIB)
+    admission = services.service()
+
+    def begin(address: str) -> Promise:
+        promise = admission.admit(60 * MIB if declared else None, TWO_COPIES, Deadline(20), whose=address)
+        for _ in range(0 if declared else 12):
+            promise.received(MIB)
+        return promise
+
+    with ExitStack() as stack:
+        hostile = [stack.enter_context(begin("198.51.100.7")) for _ in range(5)]
+        assert sum(promise.ahead for promise in hostile) <= 50 * MIB
+        assert hostile[-1].ahead <= MIB, "the last has what came, and no more than a block"
+        with begin("198.51.100.8") as other:
+            assert other.ahead >= (20 * MIB if declared else 4 * MIB)
+        hostile[-1].received(5 * MIB)
+        assert hostile[-1].ahead >= 0, "it goes on all the same"
+    assert not admission._promises
+
+
+def test_what_was_promised_in_steps_to_a_service_that_died_expires(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distfs.limits.promises, "STEP", 10 * MIB)
+    services.nodes_have(100 * MIB, 100 * MIB)
+    with admit(services.service(), 60 * MIB) as promise:
+        promise.received(25 * MIB)
+        assert services.promised() > 2 * 25 * MIB
+        run_sql(services.url, "UPDATE reservation SET expires_at = now() - interval '1 s'")
+        with admit(services.service(), 90 * MIB):
+            pass
 
 
 def test_who_announces_a_length_is_held_to_it(services: Services) -> None:
