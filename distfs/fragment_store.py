@@ -8,7 +8,8 @@ something that throttles, retries or breaks on purpose: all are FragmentStore, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -169,6 +170,17 @@ def check_page(page: Page, after: str, limit: int) -> None:
         raise ProtocolError(f"no fragment after {after!r}, and yet there is more")
     if parse_name(page.cursor) is None or page.cursor < at:
         raise ProtocolError(f"a cursor that does not go on from {at}: {page.cursor[:100]!r}")
+
+
+@contextmanager
+def committed(writer: FragmentWriter) -> Iterator[None]:
+    """What is written within, all of it, is durable afterwards; or nothing is left when that fails."""
+    try:
+        yield
+        writer.commit()
+    except BaseException:
+        writer.abort()
+        raise
 
 
 def fault(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from distfs.deadline import Deadline
 from distfs.formats.fragment import RAW, CellEntry, checksum
-from distfs.fragment_store import FragmentStore
+from distfs.fragment_store import FragmentStore, committed
 from distfs.model import Slice
 from distfs.transfer.slice_plan import FileIdentity
 from distfs.transfer.slice_read import SliceReader
@@ -30,7 +30,7 @@ def rebuild(
     """
     hint = file.code.cell_size(piece.size)
     writer = target.put(file.header(piece.id, piece.ordinal, index), hint, deadline)
-    try:
+    with committed(writer):
         for block in reader.blocks(buffer):
             plain = checksum(block)
             cell = file.code.encode(block)[index]
@@ -39,7 +39,3 @@ def rebuild(
         writer.finish(piece.size, reader.last)
         if ended is not None:
             ended()
-        writer.commit()
-    except BaseException:
-        writer.abort()
-        raise

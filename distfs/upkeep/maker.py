@@ -28,7 +28,7 @@ from distfs.errors import (
 )
 from distfs.formats.coding import code_for
 from distfs.formats.fragment import MAX_CELLS, checksum
-from distfs.fragment_store import fault
+from distfs.fragment_store import committed, fault
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Node
 from distfs.peers.directory import NodeDirectory
@@ -131,7 +131,7 @@ class FragmentMaker:
             header = self._identity(task, deadline).header(task.piece.id, task.piece.ordinal, index)
             store = self.directory.store(target, deadline)
             writer = store.put(header, sum(e.length for e in entries), deadline)
-            try:
+            with committed(writer):
                 for entry in entries:
                     cell = buffer[: entry.length]
                     with _reading(id, source):
@@ -140,10 +140,6 @@ class FragmentMaker:
                         raise Corrupt(f"fragment {id} on node {source} fails a checksum")
                     writer.write_cell(entry, cell)
                 writer.finish(reader.table.slice_size, reader.table.last)
-                writer.commit()
-            except BaseException:
-                writer.abort()
-                raise
 
     def place(
         self,

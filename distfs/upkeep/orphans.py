@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
@@ -129,15 +129,29 @@ class Orphans:
             suspects += [id for id in old if claims[id].unwanted]
             del suspects[_MOST_SUSPECTS:]
             cursor = page.cursor
-        done = self._counts["quarantined"]
+        return (yield from self._act_on(node, store, suspects, self._put_aside, "quarantined"))
+
+    def _act_on(
+        self,
+        node: int,
+        store: FragmentStore,
+        suspects: list[FragmentId],
+        act: Callable[[int, FragmentStore, FragmentId, Deadline], None],
+        counted: str,
+    ) -> Sweep:
+        """Those that are still nobody's, page by page. Whether there may be more, and something became of these."""
+        done = self._counts[counted]
         for some in _pages(suspects):
             deadline = yield
             self._check_clock(node, store, deadline)
             for id in self._nobodys(node, some, deadline):
-                if store.quarantine(id, self._min_age, deadline):
-                    log.info("orphan %s on node %d is put aside", id, node)
-                    self._counts["quarantined"] += 1
-        return len(suspects) == _MOST_SUSPECTS and self._counts["quarantined"] > done
+                act(node, store, id, deadline)
+        return len(suspects) == _MOST_SUSPECTS and self._counts[counted] > done
+
+    def _put_aside(self, node: int, store: FragmentStore, id: FragmentId, deadline: Deadline) -> None:
+        if store.quarantine(id, self._min_age, deadline):
+            log.info("orphan %s on node %d is put aside", id, node)
+            self._counts["quarantined"] += 1
 
     # --- what was put aside ----------------------------------------------------------------------------
 
@@ -157,13 +171,7 @@ class Orphans:
             suspects += [id for id in over if claims[id].unwanted]
             del suspects[_MOST_SUSPECTS:]
             cursor = page.cursor
-        done = self._counts["deleted"]
-        for some in _pages(suspects):
-            deadline = yield
-            self._check_clock(node, store, deadline)
-            for id in self._nobodys(node, some, deadline):
-                self._discard(node, store, id, deadline)
-        return len(suspects) == _MOST_SUSPECTS and self._counts["deleted"] > done
+        return (yield from self._act_on(node, store, suspects, self._discard, "deleted"))
 
     def _bring_back(self, node: int, store: FragmentStore, aside: Listed, deadline: Deadline) -> None:
         """What is to be here is put back in use, if it is good. If it was made anew in its place, the old one goes
