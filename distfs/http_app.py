@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
-from distfs.config.callers import Caller, Identity
+from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config
 from distfs.errors import DistfsError, Encoded
@@ -22,7 +22,7 @@ from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, upload
 from distfs.routes.messages import Answer, Request
 from distfs.services import Services, build
-from distfs.telemetry import current_request_id, enter_request, leave_request
+from distfs.telemetry import current_request_id, enter_request, leave_request, log_facts
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -83,12 +83,12 @@ class HttpApp:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         began = time.monotonic()
-        enter_request(str(environ.get("HTTP_X_REQUEST_ID", "")))
+        request_id = enter_request(environ.get("HTTP_X_REQUEST_ID", ""))
         request = Request(environ)
         identity = self._callers.identify(request.caller)
         request.scheme = identity.scheme(request.scheme)
         response = self._answer(request)
-        response.headers["X-Request-Id"] = current_request_id()
+        response.headers["X-Request-Id"] = request_id
         response.headers["X-Content-Type-Options"] = "nosniff"
         answer = response(environ, start_response)
         return _Answer(answer, request, response.status_code, began, who(identity, request.caller))
@@ -172,7 +172,7 @@ class HttpApp:
 
 def who(identity: Identity, caller: Caller) -> dict[str, str]:
     """The client, and the proxy it came by: an access log's facts."""
-    client = str(identity.address or caller.address or "-")
+    client = shown(identity.address) if identity.address else caller.address or "-"
     return (
         {"client": client} if client == caller.address else {"client": client, "via": caller.address or "-"}
     )
@@ -271,4 +271,4 @@ class _Answer:
             facts["outcome"] = "cut"
             if (reason := self._request.given_up) is not None:
                 facts["reason"] = reason
-        access_log.info("request", extra=facts)
+        log_facts(access_log, "request", facts)

@@ -46,6 +46,7 @@ class WireSocket:
         self._timeouts: dict[int, float] = {}
         self._send_stall = self._stall = self._notice = self._silent = 0.0
         self._closing = threading.Lock()
+        self._first, self._between = f"{peer}: first byte", f"{peer}: between bytes"  # phases of a wait
         try:
             sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -67,6 +68,12 @@ class WireSocket:
             kind = Busy if descriptors.used_up(e) else NodeUnavailable
             raise kind(f"{peer}: cannot connect: {descriptors.in_words(e)}") from e
         return cls(sock, peer, stall)
+
+    def begin(self, send_stall: float, receive_stall: float, notice: float | None) -> None:
+        """A new exchange, of which nothing is heard yet."""
+        self.heard = False
+        self.set_send_stall(send_stall)
+        self.set_receive_stall(receive_stall, notice)
 
     def set_send_stall(self, seconds: float) -> None:
         """A send that moves no byte for so long raises TooSlow."""
@@ -99,6 +106,11 @@ class WireSocket:
     def idle(self) -> bool:
         """Nothing to read: neither stray bytes nor the peer's end. What a pooled connection must be."""
         return not self._decoder.buffered and self._peek() is None
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were received and not taken."""
+        return self._decoder.buffered
 
     @property
     def ended(self) -> bool:
@@ -176,12 +188,19 @@ class WireSocket:
         """The same; None after a silence of ``notice``: call again to wait on."""
         while (frame := self._decoder.next_frame()) is None:
             if limit is not None:
-                limit.remaining(f"{self.peer}: {self._phase}")
+                limit.remaining(self._phase)
             n = self._receive(self._scratch, 0)
             if not n:
                 return None
             self._decoder.feed(self._scratch[:n])
         return frame
+
+    def take(self, view: memoryview) -> bool:
+        """Fill ``view`` with the next bytes of the body of the last frame, if all of them have come already."""
+        at_hand = self._decoder.buffered >= len(view)
+        if at_hand:
+            self._decoder.take(view)
+        return at_hand
 
     def receive_body(self, view: memoryview, limit: Limit | None = None) -> None:
         """Fill ``view`` with the next bytes of the body of the last frame.
@@ -205,7 +224,7 @@ class WireSocket:
                 break
             done += n
             if limit is not None and done < len(view):
-                limit.remaining(f"{self.peer}: {self._phase}, with {len(view) - done:,} bytes left,")
+                limit.remaining(f"{self._phase}, with {len(view) - done:,} bytes left,")
         return done
 
     def receive_answer(self, limit: Limit | None = None) -> tuple[dict[str, Any], int]:
@@ -248,9 +267,13 @@ class WireSocket:
         self._silent += seconds
         if self._silent >= self._stall - _CLOSE_S:
             raise TooSlow(
-                f"{self.peer}: {self._phase}: receive made no progress for {self._silent:.1f} s, "
+                f"{self._phase}: receive made no progress for {self._silent:.1f} s, "
                 f"the limit is {self._stall:.1f} s"
             )
+
+    @property
+    def _phase(self) -> str:
+        return self._between if self.heard else self._first
 
     def interrupt(self) -> None:
         """From any thread: whoever sends or receives here fails at once, and this connection is of no more use."""
@@ -260,10 +283,6 @@ class WireSocket:
     def close(self) -> None:
         with self._closing:
             self.sock.close()
-
-    @property
-    def _phase(self) -> str:
-        return "between bytes" if self.heard else "first byte"
 
     def _receive(self, view: memoryview, flags: int) -> int:
         """How many bytes came; 0: none for as long as ``notice``, which is less than the stall limit."""

@@ -60,7 +60,7 @@ class Caller:
     def identify(self, proxies: Sequence[Network]) -> Identity:
         """Whom ``proxies`` let us believe this is."""
         at = parse_address(self.address)
-        trusted = _listed(at, proxies)
+        trusted = bool(proxies) and _listed(at, proxies)
         if trusted:
             for entry in reversed(_entries(self.header(FORWARDED_FOR))):
                 before = parse_address(entry)
@@ -86,7 +86,10 @@ class Identity:
 
     def scheme(self, here: str) -> str:
         """``http`` or ``https``, as the client speaks it to the proxy; ``here``: as it came to us."""
-        said = [entry.lower() for entry in _entries(self.header(FORWARDED_PROTO))]
+        given = self.header(FORWARDED_PROTO)
+        if given is None:
+            return here
+        said = [entry.lower() for entry in _entries(given)]
         return said[-1] if said and said[-1] in ("http", "https") else here
 
 
@@ -113,6 +116,12 @@ def _read(text: str) -> IPAddress | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+@lru_cache(maxsize=1024)
+def shown(address: IPAddress) -> str:
+    """An address as the log has it."""
+    return str(address)
 
 
 def _listed(address: IPAddress | None, networks: Sequence[Network]) -> bool:

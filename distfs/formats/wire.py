@@ -132,6 +132,11 @@ def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) ->
     return _PREFIX.pack(MAGIC, VERSION, type_, 0, len(header), body_length) + header
 
 
+def members(fields: dict[str, Any]) -> str:
+    """What the JSON object has between its braces."""
+    return _ENCODE(fields)[1:-1]
+
+
 def encode_error(error: DistfsError) -> bytes:
     """An ERROR frame; what may not be said is said as the nearest that may."""
     later = isinstance(error, Busy | Cancelled | OutcomeUnknown)

@@ -40,6 +40,8 @@ class MediaType:
         return MediaType(self.essence, tuple(p for p in self.parameters if _RISKY.isdisjoint(p[1])))
 
     def __str__(self) -> str:
+        if not self.parameters:
+            return self.essence
         return "; ".join([self.essence, *(f"{n}={fields.quoted(v)}" for n, v in self.parameters)])
 
 

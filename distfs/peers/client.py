@@ -19,7 +19,7 @@ from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, 
 from distfs.model import Address, FragmentId
 from distfs.peers.breaker import State
 from distfs.peers.late_read import AsksAhead
-from distfs.peers.link import Exchange, NodeLink
+from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink
 from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
 from distfs.telemetry import current_request_id
 
@@ -29,8 +29,8 @@ class NodeClient(AsksAhead):
 
     def __init__(self, node: UUID, address: Address, cluster: UUID, config: PeersConfig) -> None:
         self.node, self.address = node, address
-        self._cluster = cluster
         self.link = NodeLink(address, config)
+        self._beginning = f'{{"cluster":"{cluster.hex}","node":"{node.hex}","deadline":'  # of every request
 
     def close(self) -> None:
         self.link.pool.close()
@@ -70,7 +70,8 @@ class NodeClient(AsksAhead):
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> FragmentWriter:
         # Not sent yet: it leaves with the first cell.
         request = self._request(Type.PUT, wire.encode_fragment(header) | {"size_hint": size_hint}, deadline)
-        return RemoteWriter(Exchange(self.link, deadline), request, header.block_size)
+        small = 0 < size_hint <= REPLAY_MOST // 2  # with its heads
+        return RemoteWriter(Exchange(self.link, deadline, small=small), request, header.block_size)
 
     def ask(
         self,
@@ -85,11 +86,12 @@ class NodeClient(AsksAhead):
 
         ``connect_within``: seconds after which a connection that is still not there is late already.
         """
-        fields = wire.encode_id(id) | {"first": first, "count": count}
-        request = self._request(Type.GET, fields | {"quarantine": True} if aside else fields, deadline)
-        notice = self.hedge_delay
+        fields = f'"slice":"{id.slice.hex}","index":{id.index},"first":{first},"count":{count}'
+        request = self._request(Type.GET, fields + ',"quarantine":true' if aside else fields, deadline)
         try:
-            exchange = Exchange(self.link, deadline, notice=notice, connect_within=connect_within)
+            exchange = Exchange(
+                self.link, deadline, notice=self.hedge_delay, connect_within=connect_within, small=True
+            )
         except TooSlow:
             if connect_within is not None:
                 self.link.latency.add(connect_within)
@@ -161,14 +163,13 @@ class NodeClient(AsksAhead):
             check_page(page, cursor, limit)
         return page
 
-    def _request(self, type_: Type, fields: dict[str, Any], deadline: Deadline) -> bytes:
-        caller = {
-            "cluster": self._cluster.hex,
-            "node": self.node.hex,
-            "deadline": round(deadline.remaining(f"{self.link.peer}: {type_.name}"), 3),
-            "request": current_request_id(),
-        }
-        return wire.encode(type_, caller | fields)
+    def _request(self, type_: Type, fields: dict[str, Any] | str, deadline: Deadline) -> bytes:
+        """``fields``: a dict, or what a JSON object has between its braces."""
+        left = deadline.remaining(self.link.peer)
+        text = fields if isinstance(fields, str) else wire.members(fields)
+        comma = "," if text else ""
+        header = f'{self._beginning}{left:.3f},"request":"{current_request_id()}"{comma}{text}}}'
+        return wire.encode(type_, header.encode())
 
     def _call(
         self, type_: Type, fields: dict[str, Any], deadline: Deadline, patient: bool = False

@@ -120,9 +120,11 @@ class Exchange:
         notice: float | None = None,
         connect_within: float | None = None,
         patient: bool = False,
+        small: bool = False,
     ) -> None:
         """``notice``: silence after which ``_or_late`` calls return; ``connect_within``: seconds to connect in;
-        ``patient``: the node works for long before it answers, so that only the deadline bounds its silence.
+        ``patient``: the node works for long before it answers, so that only the deadline bounds its silence;
+        ``small``: all that is sent will be at hand until the answer comes.
 
         Raises Busy, NodeUnavailable, TooSlow.
         """
@@ -132,22 +134,35 @@ class Exchange:
         self._kept: list[bytes] | None = []
         self._size = 0
         self._ended = False
-        wait = link.config.stall_timeout if connect_within is None else connect_within
-        self.sock, self._reused = link.pool.take(deadline.sooner(wait))
+        sock = link.pool.lend() if small else None
+        self._reused = sock is not None
+        if sock is None:
+            wait = link.config.stall_timeout if connect_within is None else connect_within
+            sock, self._reused = link.pool.take(deadline.sooner(wait))
+        self.sock = sock
         self._prepare()
 
     def send(self, *buffers: Buffer, more: bool = False) -> None:
         """Raises what the node said, if it hung up with a reason; else NodeUnavailable, TooSlow."""
-        with self:
+        size = sum(map(len, buffers))
+        try:
             try:
-                with self.budget.waiting(sum(map(len, buffers))) as limit:
+                with self.budget.waiting(size) as limit:
                     self.sock.send(*buffers, more=more, limit=limit)
             except (NodeUnavailable, TooSlow) as e:
                 self._raise_refusal()
                 if not self._is_stale(e):
                     raise
                 self._renew(*buffers)
-            self._keep(buffers)
+        except BaseException as e:
+            self._fail(e)
+            raise
+        if self._kept is not None:
+            self._size += size
+            if self._reused and self._size <= REPLAY_MOST:
+                self._kept += [bytes(buffer) for buffer in buffers]
+            else:
+                self._kept = None
 
     def check_refusal(self) -> None:
         """A node that cannot go on says so at once: do not push the rest at it."""
@@ -170,22 +185,31 @@ class Exchange:
 
     def frame_or_late(self) -> Frame | None:
         """The frame that answers; None after a silence of ``notice``."""
-        with self, self.budget.waiting(0) as bounded:
-            limit = self.deadline if self._patient else bounded
-            try:
-                return self.sock.receive_frame_or_late(limit)
-            except NodeUnavailable as e:
-                if not self._is_stale(e):
-                    raise
-                self._renew()
-                return self.sock.receive_frame_or_late(limit)
+        try:
+            with self.budget.waiting(0) as bounded:
+                limit = self.deadline if self._patient else bounded
+                try:
+                    return self.sock.receive_frame_or_late(limit)
+                except NodeUnavailable as e:
+                    if not self._is_stale(e):
+                        raise
+                    self._renew()
+                    return self.sock.receive_frame_or_late(limit)
+        except BaseException as e:
+            self._fail(e)
+            raise
 
     def accept(self, frame: Frame) -> tuple[dict[str, Any], int]:
-        with self:
+        try:
             return self.sock.accept_answer(frame)
+        except BaseException as e:
+            self._fail(e)
+            raise
 
     def receive_or_late(self, view: memoryview, done: int) -> int:
         """Body bytes into ``view`` from ``done`` on; -> where it came to: less than all after a silence."""
+        if not done and self.sock.take(view):
+            return len(view)
         with self, self.budget.waiting(0 if done else len(view)) as limit:
             return self.sock.receive_body_or_late(view, done, limit)
 
@@ -209,27 +233,36 @@ class Exchange:
 
     def done(self, understood: bool = True) -> None:
         """The answer was read to its end; ``understood`` False: whether it makes sense is still to be seen."""
-        if self._end():
-            if understood:
-                self.link.breaker.succeeded()
+        if self._ended:
+            return
+        self._ended = True
+        self._unwatch()
+        if understood:
+            self.link.breaker.succeeded()
+        if self.sock.buffered:  # more came than was asked for: nobody is to take that for an answer
+            self.link.pool.discard(self.sock)
+        else:
             self.link.pool.give_back(self.sock)
 
     def close(self) -> None:
         """Give up; nothing after ``done``. It is nobody's fault."""
-        if self._end():
+        if not self._ended:
+            self._ended = True
+            self._unwatch()
             self.link.pool.discard(self.sock)
 
     # --- how it ends ----------------------------------------------------------------------------------
 
-    def _end(self) -> bool:
-        """Whether it had not ended."""
-        if self._ended:
-            return False
-        self._ended = True
-        self._unwatch()
-        return True
+    # A connection is reused only after an answer that was read to its end: what fails ends it, whether by `_fail` or
+    # within `with self`, which is the same and takes longer.
 
-    # A connection is reused only after an answer that was read to its end: what fails within `with self` ends it.
+    def _fail(self, error: BaseException) -> None:
+        """Raises Cancelled when that is why."""
+        if isinstance(error, DistfsError) and not self._ended:
+            self.link.account(error, self.deadline)
+        self.close()
+        if isinstance(error, DistfsError):
+            self.deadline.check_cancelled()
 
     def __enter__(self) -> Exchange:
         return self
@@ -237,24 +270,20 @@ class Exchange:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            return
-        if isinstance(error, DistfsError) and not self._ended:
-            self.link.account(error, self.deadline)
-        self.close()
-        if isinstance(error, DistfsError):
-            self.deadline.check_cancelled()  # then that is why
+        if error is not None:
+            self._fail(error)
 
     # --- a stale connection ---------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         self._unwatch = self.deadline.watch(self.sock.interrupt)
-        with self:
+        try:
             stall = self.link.config.stall_timeout
             left = self.deadline.remaining(self.link.peer)
-            self.sock.heard = False
-            self.sock.set_send_stall(stall)
-            self.sock.set_receive_stall(left if self._patient else min(left, stall), self._notice)
+            self.sock.begin(stall, left if self._patient else min(left, stall), self._notice)
+        except BaseException as e:
+            self._fail(e)
+            raise
 
     def _is_stale(self, error: DistfsError) -> bool:
         at_hand = self._reused and self._kept is not None and not self.sock.heard
@@ -267,20 +296,11 @@ class Exchange:
         try:
             self.sock = self.link.pool.replace(self.sock, self.deadline)
         except DistfsError:
-            self._end()  # connecting has told the breaker: it is one failure
+            self._ended = True  # connecting has told the breaker: it is one failure
             raise
         self._prepare()
         with self.budget.waiting(0) as limit:
             self.sock.send(*(self._kept or ()), *buffers, limit=limit)
-
-    def _keep(self, buffers: tuple[Buffer, ...]) -> None:
-        if self._kept is None:
-            return
-        self._size += sum(map(len, buffers))
-        if self._reused and self._size <= REPLAY_MOST:
-            self._kept += [bytes(buffer) for buffer in buffers]
-        else:
-            self._kept = None
 
     def _raise_refusal(self) -> None:
         """What the node said before it hung up, if it did."""

@@ -36,14 +36,16 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
     file = services.meta.file(parse_uuid(uuid), services.answer_deadline(request.hang_up))
+    tag = etag(file)
     headers = {
-        "ETag": f'"{etag(file)}"',
+        "ETag": f'"{tag}"',
         "Last-Modified": dates.write(file.created_at),
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
-    } | SAFE
+        **SAFE,
+    }
     conditional = has_conditions(request.environ)
-    if conditional and (status := precondition(request.headers, etag(file), file.created_at)) is not None:
+    if conditional and (status := precondition(request.headers, tag, file.created_at)) is not None:
         return Response(status=status, headers=headers)
     asked = _asked(request, file)
     spans = asked or [Span(0, file.size)]
@@ -51,10 +53,8 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     parts = ByteRanges(spans, file.size, str(kind)) if len(spans) > 1 else None
     length = parts.length if parts else spans[0].stop - spans[0].start
     _check_size(request, length)
-    headers |= {
-        "Content-Length": str(length),
-        "Content-Disposition": disposition.for_download(file.name, shown=kind.shown),
-    }
+    headers["Content-Length"] = str(length)
+    headers["Content-Disposition"] = disposition.for_download(file.name, shown=kind.shown)
     if len(asked) == 1:
         headers["Content-Range"] = content_range(spans[0], file.size)
     body: Iterable[bytes | memoryview] = ()
@@ -69,7 +69,7 @@ def _bytes(
 ) -> Iterable[bytes | memoryview]:
     """The bytes, the first of them already here, or all. Raises what Downloader.read raises."""
     deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
-    if spans == [Span(0, file.size)] and is_small(file) and not services.bandwidth.capped("out"):
+    if is_small(file) and spans == [Span(0, file.size)] and not services.bandwidth.capped("out"):
         return [services.downloader.whole(file, deadline)]
     return _Body(services, request, file, spans, parts, deadline)
 
