@@ -65,6 +65,8 @@ class Callers:
 
     def __init__(self, config: CallersConfig, http: HttpConfig) -> None:
         self.config, self._http = config, http
+        processes = max(1, http.processes)  # that share the gate, each of which counts its own
+        self._uploads, self._bytes = -(-http.max_uploads // processes), http.max_bytes_in_flight // processes
         self.tally = Tally()
 
     # --- connections: of whoever is at their other end ------------------------------------------------
@@ -117,10 +119,10 @@ class Callers:
             return
         at = self.config.identify(caller).address
         uploads, declared = Held("large uploads", _whose(at)), Held("declared bytes", _whose(at))
-        if (has := self.tally.take(uploads, 1, self._share(self._http.max_uploads, at))) is not None:
+        if (has := self.tally.take(uploads, 1, self._share(self._uploads, at))) is not None:
             raise _too_many(uploads.who, counted(has, "large upload"), "try again when one has ended")
         try:
-            most = self._share(self._http.max_bytes_in_flight, at)
+            most = self._share(self._bytes, at)
             if (has := self.tally.take(declared, size, most)) is not None:
                 running, more, limit = compared(has, size, most)
                 raise TooMany(

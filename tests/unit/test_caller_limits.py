@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 
 import pytest
 
 from distfs.config.callers import LOOPBACK, Caller, CallerMatch, parse_network
-from distfs.config.settings import Bytes, CallerRule, CallersConfig, Fraction, HttpConfig
+from distfs.config.settings import Bytes, CallerRule, CallersConfig, Fraction, HttpConfig, Processes
 from distfs.errors import TooMany
 from distfs.limits.callers import Callers
 
@@ -65,6 +66,19 @@ def test_one_address_has_half_of_the_large_uploads_and_of_what_they_declare() ->
         pass  # who has nothing else may have what is larger than its share
     assert not callers.tally.of("large uploads")
     assert not callers.tally.of("declared bytes")
+
+
+def test_one_of_several_processes_gives_an_address_its_part_of_what_they_share() -> None:
+    callers = Callers(HALF, replace(HTTP, processes=Processes(2)))
+    one = caller("198.51.100.7")
+    with callers.large_upload(one, 100), pytest.raises(TooMany, match="has 1 large upload,"):
+        callers.large_upload(one, 1).__enter__()
+    callers = Callers(HALF, replace(HTTP, processes=Processes(2), max_uploads=0))
+    with (
+        callers.large_upload(one, 200),
+        pytest.raises(TooMany, match="51 bytes more would pass the 250 bytes"),
+    ):
+        callers.large_upload(one, 51).__enter__()
 
 
 def test_who_has_nothing_is_forgotten() -> None:
