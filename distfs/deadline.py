@@ -65,7 +65,7 @@ class Deadline:
 
     def remaining(self, phase: str = "request") -> float:
         """Seconds left, always positive. Raises TooSlow, naming ``phase``, when none are; Cancelled."""
-        if self._scope is not None:
+        if self._scope is not None and self._scope.reason is not None:
             self.check_cancelled()
         left = self.expires_at - self._clock()
         if left <= 0:

@@ -168,16 +168,19 @@ def decode_id(header: dict[str, Any]) -> FragmentId:
     return fragment
 
 
-def encode_fragment(fragment: FragmentHeader) -> dict[str, Any]:
-    """The header fields of PUT that become the fragment's own header."""
-    return encode_id(fragment.id) | {
-        "policy": [fragment.policy.k, fragment.policy.m],
-        "block_size": fragment.block_size,
-        "file": fragment.file.hex,
-        "ordinal": fragment.ordinal,
-        "name": bounded(fragment.name, MAX_NAME_BYTES).decode(),
-        "content_type": bounded(fragment.content_type, MAX_TYPE_BYTES).decode(),
-    }
+def encode_fragment(fragment: FragmentHeader) -> str:
+    """The members of PUT's header that become the fragment's own header."""
+    policy = fragment.policy
+    return (
+        f'"slice":"{fragment.slice.hex}","index":{fragment.index},"policy":[{policy.k},{policy.m}],'
+        f'"block_size":{fragment.block_size},"file":"{fragment.file.hex}","ordinal":{fragment.ordinal},'
+        f'"name":{_text(fragment.name, MAX_NAME_BYTES)},"content_type":{_text(fragment.content_type, MAX_TYPE_BYTES)}'
+    )
+
+
+@lru_cache(maxsize=64)  # each fragment of a file names the same
+def _text(text: str, most: int) -> str:
+    return _ENCODE(bounded(text, most).decode())
 
 
 def decode_fragment(header: dict[str, Any], cluster: UUID) -> FragmentHeader:
@@ -220,16 +223,17 @@ class Decoder:
 
     def next_frame(self) -> Frame | None:
         """The next frame, or None for more bytes. Raises ProtocolError on anything out of bounds."""
+        at, end = self._at, len(self._data)
         if self._prefix is None:
-            if self.buffered < PREFIX_SIZE:
+            if end - at < PREFIX_SIZE:
                 return None
-            self._prefix = _check_prefix(*_PREFIX.unpack_from(self._data, self._at))
-            self._at += PREFIX_SIZE
+            self._prefix = _check_prefix(*_PREFIX.unpack_from(self._data, at))
+            self._at = at = at + PREFIX_SIZE
         type_, header_length, body_length = self._prefix
-        if self.buffered < header_length:
+        if end - at < header_length:
             return None
-        raw = bytes(self._data[self._at : self._at + header_length])
-        self._at += header_length
+        self._at = at + header_length
+        raw = bytes(self._data[at : self._at])
         self._prefix = None
         return Frame(type_, raw, body_length)
 

@@ -29,6 +29,8 @@ def read(text: str) -> dict[str, float]:
 
 def names(text: str, kind: str, instead_of: str) -> bool:
     """Whether ``kind`` itself is named, and liked no less than the other; ``*/*`` names nothing."""
+    if not text:
+        return False
     weights = read(text)
     weight = weights.get(kind, 0.0)
     return weight > 0 and weight >= _weight(weights, instead_of)

@@ -17,6 +17,8 @@ def is_token(text: str) -> bool:
 
 def split(text: str, separator: str) -> list[str]:
     """The parts between separators that are in no quoted string, without the blanks around them."""
+    if separator not in text:
+        return [text.strip(" \t")]
     parts, start = [], 0
     for found in _SEPARATORS[separator].finditer(text):
         if found[0] == separator:

@@ -17,5 +17,7 @@ def number(text: str) -> int | None:
 
 def content_length(text: str) -> int | None:
     """The same number several times, as a list, is that number. None: it is none, or there are two."""
+    if "," not in text:
+        return number(text.strip(" \t"))
     first, *more = (part.strip(" \t") for part in text.split(","))
     return None if any(part != first for part in more) else number(first)

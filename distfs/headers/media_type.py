@@ -55,6 +55,8 @@ def announces_form(text: str) -> bool:
 
 def read(text: str) -> MediaType:
     """UNTYPED for what is no media type: a list of them, other than ASCII, parameters that are none; or too long."""
+    if not text:
+        return UNTYPED
     essence, *rest = fields.split(text, ";")
     kind, slash, subtype = essence.partition("/")
     parameters = fields.parameters(rest)

@@ -10,8 +10,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
+from itertools import chain
 from typing import Any, Protocol
 
 from distfs.errors import DistfsError
@@ -29,12 +30,14 @@ access_log = logging.getLogger("distfs.access")
 Rewind = Callable[[int], None]
 
 SERVER = "distfs"
+_SERVED_BY = f"Server: {SERVER}"
 _LINE_BREAK = re.compile(r"[\r\n\0]")
 #: The host's to set, not an app's (PEP 3333).
-_HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers"} | {
-    "transfer-encoding",
-    "upgrade",
-}
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers"}
+    | {"transfer-encoding", "upgrade"}
+)
+_BODILESS = ("1", "204", "304")
 #: What every environ has.
 _ENVIRON = {
     "SERVER_SOFTWARE": SERVER,
@@ -117,7 +120,7 @@ class Response:
     @property
     def _has_body(self) -> bool:
         """By its status; HEAD's answer has the header of such a one."""
-        return not self.status.startswith(("1", "204", "304"))
+        return not self.status.startswith(_BODILESS)
 
     def execute(self) -> None:
         app_iter: Iterable[Bytes] = self.connection.loop.app(self.environment(), self.start_response)
@@ -150,14 +153,13 @@ class Response:
         elif self.complete:
             raise AssertionError("start_response was called a second time without exc_info")
         self.complete = True
-        _check_text(status)
-        for name, value in headers:
-            _check_text(name)
-            _check_text(value)
-            if name.lower() in _HOP_BY_HOP:
-                raise AssertionError(f"{name} is the server's to set, not the app's (PEP 3333)")
-            if name.lower() == "content-length":
-                self.content_length = int(value)
+        _check_texts([status, *chain.from_iterable(headers)])
+        given = {name.lower(): value for name, value in headers}
+        if not _HOP_BY_HOP.isdisjoint(given):
+            names = ", ".join(_HOP_BY_HOP.intersection(given))
+            raise AssertionError(f"{names}: the server's to set, not the app's (PEP 3333)")
+        if (length := given.get("content-length")) is not None:
+            self.content_length = int(length)
         self.status = status
         self.response_headers.extend(headers)
         return self.write
@@ -201,40 +203,38 @@ class Response:
     def build_response_header(self) -> bytes:
         """The header; decides whether the connection goes on after this answer (``close_on_finish``)."""
         given = {name.lower() for name, _ in self.response_headers}
-        headers = [
-            (name, value)
-            for name, value in self.response_headers
-            if self._has_body or name.lower() != "content-length"
-        ]
+        headers, has_body = self.response_headers, self._has_body
+        if not has_body:
+            headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
+        lines = [f"HTTP/{self.version} {self.status}", *(f"{name}: {value}" for name, value in headers)]
         if "server" not in given:
-            headers.append(("Server", SERVER))
+            lines.append(_SERVED_BY)
         if "date" not in given:
-            headers.append(("Date", _date()))
-        if self.content_length is not None and "content-length" not in given and self._has_body:
-            headers.append(("Content-Length", str(self.content_length)))
-        if self.may_have_body and self.content_length is None:
+            lines.append(_date_line())
+        if has_body and self.content_length is not None and "content-length" not in given:
+            lines.append(f"Content-Length: {self.content_length}")
+        if self.content_length is None and self.may_have_body:
             if self.version == "1.1":
                 self.chunked_response = True
-                headers.append(("Transfer-Encoding", "chunked"))
+                lines.append("Transfer-Encoding: chunked")
             else:
                 self.close_on_finish = True  # nothing but the close tells the end
         if self.close_on_finish or not self.connection.may_go_on(self.request):
             self.close_on_finish = True
-            headers.append(("Connection", "close"))
+            lines.append("Connection: close")
         elif self.version == "1.0":
-            headers.append(("Connection", "keep-alive"))
-        lines = [f"HTTP/{self.version} {self.status}", *(f"{name}: {value}" for name, value in headers)]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+            lines.append("Connection: keep-alive")
+        lines += "", ""
+        return "\r\n".join(lines).encode("latin-1")
 
     def environment(self) -> dict[str, Any]:
         """PEP 3333's, and what our app asks for."""
         head, connection = self.request.head, self.connection
         host, port = (connection.address or ("", 0))[:2]
-        environ: dict[str, Any] = {f"HTTP_{name}": value for name, value in head.headers.items()}
+        environ: dict[str, Any] = {f"HTTP_{name}": value for name, value in head.headers.items()} | _ENVIRON
         for name in ("CONTENT_LENGTH", "CONTENT_TYPE"):
-            if (value := environ.pop(f"HTTP_{name}", None)) is not None:
-                environ[name] = value
-        environ.update(_ENVIRON)
+            if name in head.headers:
+                environ[name] = environ.pop(f"HTTP_{name}")
         environ["REMOTE_ADDR"] = environ["REMOTE_HOST"] = host
         environ["REMOTE_PORT"] = str(port)
         environ["REQUEST_METHOD"] = head.method
@@ -297,22 +297,30 @@ def as_text(path: str) -> str:
 _dates: list[tuple[int, str]] = [(0, "")]
 
 
-def _date() -> str:
-    """For the Date header; made once a second."""
+def _date_line() -> str:
+    """Made once a second."""
     now = int(time.time())
-    at, text = _dates[0]
+    at, line = _dates[0]
     if at != now:
-        text = formatdate(now, usegmt=True)
-        _dates[0] = now, text
-    return text
+        line = f"Date: {formatdate(now, usegmt=True)}"
+        _dates[0] = now, line
+    return line
 
 
 def _has_one(app_iter: object) -> bool:
     return isinstance(app_iter, list | tuple) and len(app_iter) == 1
 
 
-def _check_text(text: str) -> None:
-    if not isinstance(text, str):
-        raise AssertionError(f"a response's status and headers are text, not {text!r}")
-    if _LINE_BREAK.search(text):
-        raise ValueError(f"a line break in a response's status or header: {text!r}")
+def _check_texts(texts: Sequence[object]) -> None:
+    """All at once, since that takes a tenth of the time."""
+    try:
+        right = not _LINE_BREAK.search("".join(texts))  # type: ignore[arg-type]  # what is no text is said below
+    except TypeError:
+        right = False
+    if right:
+        return
+    for text in texts:
+        if not isinstance(text, str):
+            raise AssertionError(f"a response's status and headers are text, not {text!r}")
+        if _LINE_BREAK.search(text):
+            raise ValueError(f"a line break in a response's status or header: {text!r}")

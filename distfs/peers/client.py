@@ -69,7 +69,8 @@ class NodeClient(AsksAhead):
 
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> FragmentWriter:
         # Not sent yet: it leaves with the first cell.
-        request = self._request(Type.PUT, wire.encode_fragment(header) | {"size_hint": size_hint}, deadline)
+        fields = f'{wire.encode_fragment(header)},"size_hint":{size_hint}'
+        request = self._request(Type.PUT, fields, deadline)
         small = 0 < size_hint <= REPLAY_MOST // 2  # with its heads
         return RemoteWriter(Exchange(self.link, deadline, small=small), request, header.block_size)
 

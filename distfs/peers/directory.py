@@ -118,8 +118,8 @@ class NodeDirectory:
 
     def willing(self, nodes: Sequence[Node], width: int) -> list[Node]:
         """Those of ``nodes`` to write to: without the ones left alone, unless ``width`` cannot do without."""
-        standing = self.standing([node.id for node in nodes])
-        well = [node for node in nodes if standing[node.id] is not Standing.LEFT_ALONE]
+        clients = self._clients
+        well = [node for node in nodes if (client := clients.get(node.uuid)) is None or client.trusted]
         enough = sum(node.writable for node in well) >= width
         return well if enough else list(nodes)
 

@@ -27,6 +27,7 @@ class NodeLink:
 
     def __init__(self, address: Address, config: PeersConfig) -> None:
         self.peer, self.address, self.config = f"node {address}", address, config
+        self.disk_phase = f"{self.peer}: waiting for its disk"
         limits = Limits(
             config.max_connections,
             config.connections,
@@ -178,7 +179,7 @@ class Exchange:
         """
         if for_disk:
             with self, self.budget.waiting(0) as limit:
-                self.sock.set_receive_stall(limit.remaining(f"{self.link.peer}: waiting for its disk"))
+                self.sock.set_receive_stall(limit.remaining(self.link.disk_phase))
         while (frame := self.frame_or_late()) is None:
             pass
         return self.accept(frame)

@@ -45,7 +45,8 @@ class RemoteWriter:
             self._send(head, data, more=len(data) < self._block_size)
 
     def finish(self, slice_size: int, last: bool) -> None:
-        self._send(self._said_to(wire.encode(Type.END, {"slice_size": slice_size, "last": last})))
+        end = b'{"slice_size":%d,"last":%s}' % (slice_size, b"true" if last else b"false")
+        self._send(self._said_to(wire.encode(Type.END, end)))
 
     def commit(self) -> None:
         answer, _ = self._exchange.answer(for_disk=True)

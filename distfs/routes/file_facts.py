@@ -40,7 +40,7 @@ def created(request: Request, files: Sequence[File]) -> Answer:
         response = as_json(entries[0] if len(entries) == 1 else entries, 201)
     else:
         response = text("".join(f"{file.id}\n" for file in files), 201)
-    response.headers["Location"] = iri_to_uri(download_url(request, files[0]))
+    response.headers["Location"] = f"{iri_to_uri(request.root_path)}/download/{files[0].id}"
     if len(files) == 1:
         response.headers["Repr-Digest"] = repr_digest(files[0])
     return response

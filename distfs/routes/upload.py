@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from distfs.body.ingest import (
     POLICY_FIELD,
@@ -22,7 +22,7 @@ from distfs.headers import media_type
 from distfs.limits.promises import Promise
 from distfs.model import Policy
 from distfs.routes.body_digests import BodyDigests
-from distfs.routes.conditions import check_nothing_there
+from distfs.routes.conditions import check_nothing_there, has_conditions
 from distfs.routes.file_facts import created
 from distfs.routes.messages import Answer, Request
 from distfs.services import Services
@@ -45,11 +45,11 @@ def post_form(services: Services, request: Request) -> Answer:
 
 def put_raw(services: Services, request: Request, name: str = "") -> Answer:
     """Store the body as one file."""
-    if "Content-Range" in request.headers:
+    if "HTTP_CONTENT_RANGE" in request.environ:
         raise Refused("an upload cannot be resumed (Content-Range): send the file as a whole")
     if not request.environ.get("CONTENT_LENGTH") and not is_chunked(request.environ):
         raise LengthRequired("the body's length is not known: send a Content-Length, or chunks")
-    content_type = request.headers.get("Content-Type", "")
+    content_type = request.environ.get("CONTENT_TYPE", "")
     if media_type.announces_form(content_type) and request.argument("raw") != "1":
         raise Refused(
             "the body is a form, and PUT keeps a body as it is: send it by POST, curl -F file=@NAME URL/upload; "
@@ -69,7 +69,8 @@ def put_raw(services: Services, request: Request, name: str = "") -> Answer:
 def _store(services: Services, request: Request, files_in: Files, *, is_the_file: bool = False) -> Answer:
     """Keep all files of the body, or none. ``is_the_file``: it has one, and nothing else."""
     _refuse_encoded(request)
-    check_nothing_there(request.headers)
+    if has_conditions(request.environ):
+        check_nothing_there(request.headers)
     digests, known = BodyDigests(request), {}
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     size = declared_size(request.environ)
@@ -77,12 +78,14 @@ def _store(services: Services, request: Request, files_in: Files, *, is_the_file
     services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
     body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
     incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
-    with (
-        _admitted(services, request, policy, deadline) as promise,
-        services.uploader.begin(deadline, request.environ.get("distfs.collect")) as session,
-    ):
+    with ExitStack() as stack:
+        promise = _admitted(stack, services, request, policy, deadline, size)
+        session = stack.enter_context(
+            services.uploader.begin(deadline, request.environ.get("distfs.collect"))
+        )
         for file in incoming:
-            promise.use(policy := _policy(services, request, file.fields))
+            if file.fields:
+                promise.use(policy := _policy(services, request, file.fields))
             stored = session.add(
                 promise.watch(file),
                 name=file.name,
@@ -103,34 +106,30 @@ def _largest(services: Services, request: Request) -> int:
     return services.admission.largest(request.caller)
 
 
-@contextmanager
-def _admitted(services: Services, request: Request, policy: Policy, deadline: Deadline) -> Iterator[Promise]:
-    """Room for the body, found before any of it is read; given back at the end, whatever that is."""
-    environ, http, admission = request.environ, services.config.http, services.admission
-    caller = request.caller
-    size, declared = declared_size(environ), True
+def _admitted(
+    stack: ExitStack,
+    services: Services,
+    request: Request,
+    policy: Policy,
+    deadline: Deadline,
+    size: int | None,
+) -> Promise:
+    """Room for the body, found before any of it is read; given back with ``stack``. ``size``: its Content-Length."""
+    environ, admission, caller = request.environ, services.admission, request.caller
+    declared = True
     if size is None and is_chunked(environ):
         size, declared = announced_size(environ), False
-    large = size is None or size > http.stream_threshold
-    with ExitStack() as stack:
-        stack.enter_context(admission.callers.upload(caller))
-        if large and not environ.get("distfs.admitted"):  # our own server has counted it already
-            stack.enter_context(admission.large(caller, size or 0))
-        largest = admission.largest(caller)
-        yield stack.enter_context(
-            admission.admit(
-                size,
-                policy,
-                deadline,
-                declared=declared,
-                largest=largest,
-                whose=admission.callers.whose(caller),
-            )
-        )
+    large = size is None or size > services.config.http.stream_threshold
+    stack.enter_context(admission.callers.upload(caller))
+    if large and not environ.get("distfs.admitted"):  # our own server has counted it already
+        stack.enter_context(admission.large(caller, size or 0))
+    largest, whose = admission.largest(caller), admission.callers.whose(caller)
+    room = admission.admit(size, policy, deadline, declared=declared, largest=largest, whose=whose)
+    return stack.enter_context(room)
 
 
 def _refuse_encoded(request: Request) -> None:
-    codings = header_fields.words(request.headers.get("Content-Encoding", "")) - {"identity"}
+    codings = header_fields.words(request.environ.get("HTTP_CONTENT_ENCODING", "")) - {"identity"}
     if codings:
         named = ", ".join(sorted(codings))[:40]
         raise Encoded(

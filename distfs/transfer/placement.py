@@ -7,7 +7,6 @@ and what it was due never drift apart by more than a few fragments, which weight
 
 from __future__ import annotations
 
-import heapq
 import math
 import threading
 from collections import Counter
@@ -71,9 +70,9 @@ def choose(zones: Mapping[str, Mapping[int, float]], width: int) -> list[int]:
     offers = (  # of each zone its best, then its second, which counts for less than any zone's best ...
         (-turn, credit[node], node)
         for credit in zones.values()
-        for turn, node in enumerate(heapq.nlargest(width, credit, key=credit.__getitem__))
+        for turn, node in enumerate(sorted(credit, key=credit.__getitem__, reverse=True)[:width])
     )
-    return [node for _, _, node in heapq.nlargest(width, offers)]
+    return [node for _, _, node in sorted(offers, reverse=True)[:width]]
 
 
 class _Deal:

@@ -105,6 +105,7 @@ class UploadSession:
         self._failed_nodes: dict[int, DistfsError] = {}  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
         self._keep = self._committed = False
+        self._made_anew = False  # a slice or a fragment, so that there may be more than is committed
         self._sent_at = 0.0  # the commit, on the monotonic clock
 
     def __enter__(self) -> UploadSession:
@@ -113,7 +114,7 @@ class UploadSession:
     def __exit__(self, *exc: object) -> None:
         for plan in list(self._unsettled):
             self._landed(plan)
-        if self._committed:
+        if self._committed and self._made_anew:
             self._discard(self._unneeded(), self._uploader.after_commits)
         elif not self._keep:
             wait(self._discard(self._stored, self._uploader.resources.executor), DISCARD_LIMIT_S)
@@ -194,6 +195,7 @@ class UploadSession:
         if not away or lately < self._fewest(plan.file) or time.monotonic() >= until:
             return False
         self._landed(plan)
+        self._made_anew = True
         log.info("an upload waits for storage nodes: %s", "; ".join(map(str, failed.values())))
         self._wait_for_nodes()
         return True
@@ -211,6 +213,8 @@ class UploadSession:
         Raises Unavailable when less than k + min_redundancy of it is safe in the end.
         """
         self._landed(plan)
+        if not failed and len(plan.nodes) == plan.file.code.policy.width:
+            return plan.done()
         for error in failed.values():
             if isinstance(error, Cancelled):
                 raise error  # the slice was given up: no node is to blame, and nothing is to be made anew
@@ -343,6 +347,7 @@ class UploadSession:
 
     def _rebuilt(self, file: FileIdentity, piece: Slice, index: int, target: int) -> bool:
         """Whether fragment ``index`` is on ``target`` now. Raises Cancelled, and Unavailable when MetaDB is away."""
+        self._made_anew = True
         uploader, deadline = self._uploader, self._deadline
         up = {node.id for node in uploader.directory.nodes(deadline) if node.alive}
         held = [i for i, node in enumerate(piece.nodes) if node]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -20,6 +21,12 @@ from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import entry_of, header, put, soon, whole
+
+
+def fields_of(head: FragmentHeader) -> dict[str, Any]:
+    """What PUT says of a fragment."""
+    fields: dict[str, Any] = json.loads(f"{{{wire.encode_fragment(head)}}}")
+    return fields
 
 
 class Raw:
@@ -42,7 +49,7 @@ class Raw:
         return answer, bytes(body)
 
     def begin_put(self, head: FragmentHeader, hint: int = 0, **fields: Any) -> None:
-        header = self.request(**wire.encode_fragment(head), size_hint=hint) | fields
+        header = self.request(**fields_of(head), size_hint=hint) | fields
         self.sock.sendall(wire.encode(Type.PUT, header))
 
     def cell(self, data: bytes, entry: CellEntry | None = None) -> None:

@@ -31,7 +31,7 @@ from distfs.storage import connection as node_connection
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, PEERS, KillableServer, serving
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole
-from tests.integration.raw_wire import Raw, assert_serves, handlers
+from tests.integration.raw_wire import Raw, assert_serves, fields_of, handlers
 
 # --- who may ask what ------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ def test_requests_may_be_sent_before_the_answers_are_read(raw: Raw) -> None:
 
 def test_a_whole_put_in_one_segment_is_stored(raw: Raw) -> None:
     head = header()
-    put_frame = wire.encode(Type.PUT, raw.request(**wire.encode_fragment(head), size_hint=5))
+    put_frame = wire.encode(Type.PUT, raw.request(**fields_of(head), size_hint=5))
     cell = wire.encode(Type.CELL, entry_of(b"hello").pack(), 5) + b"hello"
     raw.sock.sendall(put_frame + cell + wire.encode(Type.END, {"slice_size": 5, "last": True}))
     assert raw.wire.receive_answer()[1] == 0
@@ -224,7 +224,7 @@ def test_a_client_that_sends_a_byte_at_a_time_is_served(raw: Raw) -> None:
     head = header()
     data = b"slow but good"
     stream = (
-        wire.encode(Type.PUT, raw.request(**wire.encode_fragment(head), size_hint=0))
+        wire.encode(Type.PUT, raw.request(**fields_of(head), size_hint=0))
         + wire.encode(Type.CELL, entry_of(data).pack(), len(data))
         + data
         + wire.encode(Type.END, {"slice_size": len(data), "last": True})
