@@ -64,9 +64,9 @@ def descendants(pid: int) -> list[int]:
 
 
 def command_line(pid: int) -> list[str]:
-    """The process's arguments; empty when it is gone."""
+    """The words it was started with, or shows instead, cut at blanks; empty when it is gone."""
     try:
-        return (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+        return (_PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ").split()
     except OSError:
         return []
 

@@ -167,7 +167,7 @@ def _up(config: Config, given: argparse.Namespace) -> None:
     config = configuration.override(config, "http", host=given.host, port=given.port)
     config = configuration.override(config, "local", data=given.data, nodes=given.nodes)
     setup_logging(config.log, part=supervisor.PARENT)
-    local_cluster.run(config, given.config, join=given.join)
+    local_cluster.run(config, supervisor.Program("distfs", main), given.config, join=given.join)
 
 
 def _down(config: Config, given: argparse.Namespace) -> None:

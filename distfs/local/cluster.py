@@ -21,13 +21,15 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
+from distfs import storage_server
 from distfs.agreement import times_of
 from distfs.config.file import override
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError
-from distfs.local import data_folder, supervisor
-from distfs.local.supervisor import Child, Stopped, say
+from distfs.local import data_folder, metadb, supervisor
+from distfs.local.outputs import Reader
+from distfs.local.supervisor import Child, Program, Stopped, say
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
 from distfs.metadb.schema import NODE_ROLE
@@ -37,6 +39,9 @@ from distfs.process.output import announce
 from distfs.process.signals import say_stop, set_soon
 from distfs.process.terminal import Terminal
 from distfs.storage.disk.home import make_home, quoted, read_identity
+
+_METADB = Program("distfs.local.metadb", metadb.main)
+_NODE = Program("distfs.storage_server", storage_server.main)
 
 _START_LIMIT_S = 90.0  # for one child to say that it is there; PostgreSQL may have to recover first
 _SAY_WHY_EVERY_S = 10.0
@@ -53,12 +58,12 @@ distfs is ready at {url}  (data in {data}; Ctrl-C stops it)
 """
 
 
-def run(config: Config, config_file: str | None = None, *, join: bool = False) -> None:
+def run(config: Config, serve: Program, config_file: str | None = None, *, join: bool = False) -> None:
     """Start everything, say so, keep it running; return when SIGTERM or SIGINT has stopped it all.
 
-    ``config_file``: what the children read; flags given to this process are passed on by it. ``join``: a new folder
-    may become part of a cluster that has storage nodes elsewhere. Raises ConfigError or Unavailable, with
-    everything stopped, when it cannot be started.
+    ``serve``: the command of that name. ``config_file``: what the children read; flags given to this process are
+    passed on by it. ``join``: a new folder may become part of a cluster that has storage nodes elsewhere. Raises
+    ConfigError or Unavailable, with everything stopped, when it cannot be started.
     """
     data = Path(config.local.data).absolute()
     if not data.exists():
@@ -68,7 +73,7 @@ def run(config: Config, config_file: str | None = None, *, join: bool = False) -
         contextlib.suppress(Stopped),
         data_folder.held(data, stopping) as lock,
     ):
-        cluster = LocalCluster(config, config_file, data, lock, stopping)
+        cluster = LocalCluster(config, serve, config_file, data, lock, stopping)
         try:
             cluster.start(join)
             cluster.watch(reload)
@@ -102,12 +107,19 @@ class LocalCluster:
     """The children of one ``distfs up``, in the order they start."""
 
     def __init__(
-        self, config: Config, config_file: str | None, data: Path, lock: int, stopping: threading.Event
+        self,
+        config: Config,
+        serve: Program,
+        config_file: str | None,
+        data: Path,
+        lock: int,
+        stopping: threading.Event,
     ) -> None:
         """``lock``: the descriptor every child inherits. ``stopping``: ends every wait."""
-        self._config, self._config_file = config, config_file
+        self._config, self._serve, self._config_file = config, serve, config_file
         self._data, self._lock, self._stopping = data, lock, stopping
         self._env = supervisor.environment()
+        self._reader = Reader()
         self.url = self._url = ""  # the service's, MetaDB's
         self._metadb: list[Child] = []
         self._nodes: list[Child] = []
@@ -137,7 +149,8 @@ class LocalCluster:
 
     def watch(self, reload: threading.Event) -> None:
         """Start again what dies, until told to stop; when ``reload`` is set, SIGHUP to the service."""
-        while not self._stopping.wait(_LOOK_EVERY_S):
+        while not self._stopping.is_set():
+            self._reader.listen(_LOOK_EVERY_S)
             if reload.is_set():
                 reload.clear()
                 for service in self._service:
@@ -180,7 +193,7 @@ class LocalCluster:
             url = f"{embedded_postgres.SCHEME}{self._data / 'metadb'}"
         folder = str(embedded_postgres.folder_of(url))
         embedded_postgres.binary("postgres")  # a missing wheel is said at once
-        metadb = self._child("metadb", "distfs.local.metadb", folder, grace=30.0)
+        metadb = self._child("metadb", _METADB, folder, grace=30.0)
         self._metadb.append(metadb)
         metadb.start()
         metadb.announcement(self._stopping, _START_LIMIT_S)
@@ -197,7 +210,7 @@ class LocalCluster:
         for name, port in ports.items():
             flags = ["--host", host, "--port", str(port), "--data", str(self._data / name), *login]
             grace = self._config.node.drain_timeout + 10
-            node = self._child(name, "distfs.storage_server", *flags, grace=grace)
+            node = self._child(name, _NODE, *flags, grace=grace)
             self._nodes.append(node)
             node.start()
         return set(ports.values())
@@ -230,7 +243,7 @@ class LocalCluster:
         http = self._config.http
         service = self._child(
             "service",
-            "distfs",
+            self._serve,
             "serve",
             "--host",
             http.host,
@@ -241,12 +254,12 @@ class LocalCluster:
         self._service.append(service)
         service.start()
         self.url = service.announcement(self._stopping, _START_LIMIT_S)
-        service.argv[service.argv.index("--port") + 1] = str(urlsplit(self.url).port)  # for its next start
+        service.flags[service.flags.index("--port") + 1] = str(urlsplit(self.url).port)  # for its next start
 
-    def _child(self, name: str, module: str, *flags: str, grace: float = 10.0) -> Child:
+    def _child(self, name: str, program: Program, *flags: str, grace: float = 10.0) -> Child:
         config = ["--config", self._config_file] if self._config_file else []
-        argv = supervisor.python(module, *flags, *config, parent_watch.FLAG)
-        return Child(name, argv, self._env, keep=[self._lock], grace=grace)
+        given = [*flags, *config, parent_watch.FLAG]
+        return Child(name, program, given, self._env, self._reader, keep=[self._lock], grace=grace)
 
     def _wait_ready(self, meta: MetaDB, ports: set[int]) -> None:
         """Until /readyz says so and every node is there. Say now and then what is missing; a child that dies
@@ -259,7 +272,7 @@ class LocalCluster:
             if time.monotonic() - told > _SAY_WHY_EVERY_S:
                 say(f"not ready yet: {reason}")
                 told = time.monotonic()
-            time.sleep(_LOOK_EVERY_S / 2)
+            self._reader.pause(_LOOK_EVERY_S / 2)
 
     def _check_stopping(self) -> None:
         if self._stopping.is_set():

@@ -1,5 +1,8 @@
 """Child processes that are kept running: started, listened to, started again when they die, stopped in order.
 
+Each is forked from this process, which has loaded all they need, or executed where that cannot be (``forked``). So
+there is one thread here: while it waits, it reads what they write (``outputs``).
+
 Each child leads a session of its own, so that Ctrl-C reaches only the parent, which then stops them in its own
 order. Its standard input is a pipe that is never written to (see ``parent_watch``); what it writes goes on to
 the parent's standard error, line by line, under its name, in the format of the log.
@@ -9,19 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from distfs.errors import Busy, ConfigError, Unavailable
+from distfs.errors import ConfigError, Unavailable
+from distfs.local.outputs import Output, Reader
+from distfs.process import descriptors, forked
 from distfs.process.output import FORGOTTEN, NOT_HOME, USAGE, show
-from distfs.process.threads import start
 from distfs.telemetry import json_line, logs_json
 
 #: Seconds before a child that died is started again: the first time, and at most.
@@ -29,14 +32,20 @@ BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 15.0
 #: A child that lived this long died for a new reason; its pause starts over.
 SETTLED_S = 30.0
 _POLL_S = 0.05
-#: Bytes read from a child at once; and of a line, the rest is another.
-_READ_MOST, _LINE_MOST = 64 << 10, 1 << 20
 #: The name under which the parent itself speaks.
 PARENT = "distfs"
 
 
 class Stopped(Exception):
     """The parent was told to stop while it waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a child runs: a module by ``python -m``, or ``main`` of it with the same flags; -> the exit code."""
+
+    module: str
+    main: Callable[[list[str]], int]
 
 
 def say(message: str, part: str = PARENT) -> None:
@@ -56,56 +65,66 @@ def say_all(messages: Sequence[str], part: str) -> None:
 
 
 class Child:
-    """One process that should run. ``argv`` may be changed for its next start."""
+    """One process that should run. ``flags`` may be changed for its next start."""
 
     def __init__(
         self,
         name: str,
-        argv: Sequence[str],
+        program: Program,
+        flags: Sequence[str],
         env: Mapping[str, str],
+        reader: Reader,
         *,
         keep: Sequence[int] = (),
         grace: float = 10.0,
     ) -> None:
         """``keep``: file descriptors it inherits. ``grace``: seconds it has to stop after SIGTERM."""
-        self.name, self.argv, self.grace = name, list(argv), grace
-        self.announced: queue.Queue[str] = queue.Queue()  # its lines on standard output
-        self._env, self._keep = env, tuple(keep)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._readers: list[threading.Thread] = []
+        self.name, self.flags, self.grace = name, list(flags), grace
+        self._program, self._env, self._reader, self._keep = program, env, reader, tuple(keep)
+        self._announced: deque[str] = deque()  # its lines on standard output
+        self._process: forked.Forked | subprocess.Popen[bytes] | None = None
+        self._stdin = -1  # our end
+        self._outputs: list[Output] = []
         self._last: deque[str] = deque(maxlen=1)
         self._started_at = self._due = 0.0
         self._pause = BACKOFF_FIRST_S
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            self.argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        """Raises Unavailable when there can be no further process, or pipe to it."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            try:
+                pipes = [_pipe(ours, theirs, we_write=number == 0) for number in range(3)]
+                self._process = self._begin([their for _, their in pipes])
+            except OSError as e:
+                raise Unavailable(f"{self.name} could not be started: {descriptors.in_words(e)}") from e
+            ours.pop_all()
+        self._started_at = time.monotonic()
+        self._stdin, stdout, stderr = (our for our, _ in pipes)
+        self._outputs = [
+            self._reader.add(stdout, self._announced.extend),
+            self._reader.add(stderr, self._say),
+        ]
+
+    def _begin(self, streams: Sequence[int]) -> forked.Forked | subprocess.Popen[bytes]:
+        program, flags = self._program, list(self.flags)
+        argv = python(program.module, *flags)
+        if forked.may_fork():
+            show = forked.Shown(self.name, argv)
+            return forked.fork(lambda: program.main(flags), streams, self._env, self._keep, show)
+        stdin, stdout, stderr = streams
+        return subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env=dict(self._env),
             pass_fds=self._keep,
             start_new_session=True,
-            bufsize=0,
         )
-        self._started_at = time.monotonic()
-        self._readers = []
-        try:
-            for stream, to_parent in ((self._process.stdout, False), (self._process.stderr, True)):
-                self._readers.append(start(self._read, f"{self.name}'s output", stream, to_parent))
-        except Busy:
-            self._process.kill()  # nobody reads what it writes: it would wait for that for ever
-            raise
 
-    def _read(self, stream: IO[bytes], to_parent: bool) -> None:
-        with stream:
-            for lines in _lines(stream):
-                if to_parent:
-                    self._last.append(lines[-1])
-                    say_all(lines, self.name)
-                else:
-                    for line in lines:
-                        self.announced.put(line)
+    def _say(self, lines: Sequence[str]) -> None:
+        self._last.append(lines[-1])
+        say_all(lines, self.name)
 
     def announcement(self, stopping: threading.Event, seconds: float) -> str:
         """The next line it writes on standard output. Raises Unavailable when it dies first or takes too long."""
@@ -113,15 +132,16 @@ class Child:
         while time.monotonic() < give_up:
             if stopping.is_set():
                 raise Stopped
-            with contextlib.suppress(queue.Empty):
-                return self.announced.get(timeout=_POLL_S)
+            self._reader.listen(_POLL_S)
+            if self._announced:
+                return self._announced.popleft()
             self.require_alive()
         raise Unavailable(f"{self.name} did not start within {seconds:.0f} s")
 
     def require_alive(self) -> None:
         """Raises ConfigError or Unavailable, with its last words, when it has died."""
         if self._process is not None and self._process.poll() is not None:
-            self._join_readers()
+            self._close_pipes()
             last = self._last[-1].removeprefix(f"{self.name}: ") if self._last else self._end()
             cause = ConfigError if self._process.returncode in (USAGE, NOT_HOME) else Unavailable
             raise cause(f"{self.name} could not start: {last}")
@@ -133,8 +153,8 @@ class Child:
 
     def let_go(self, why: str) -> None:
         """It has ended, and is not started again."""
-        say(f"{self.name} ended {why}: it is not started again")
         self._close_pipes()
+        say(f"{self.name} ended {why}: it is not started again")
         self._process = None
 
     def keep_running(self) -> None:
@@ -145,24 +165,24 @@ class Child:
         if self._process.returncode == FORGOTTEN:
             self.let_go(f"with exit code {FORGOTTEN}")
         elif not self._due:
+            self._close_pipes()
             if now - self._started_at > SETTLED_S:
                 self._pause = BACKOFF_FIRST_S
-            self._put_off(self._end())
+            self._put_off(f"{self.name} {self._end()}")
         elif now >= self._due:
             self._due = 0.0
-            self._close_pipes()
             try:
                 self.start()
-            except (OSError, Busy) as e:  # no memory for a process, no descriptors, no threads
-                self._put_off(f"could not be started: {e}")
+            except Unavailable as e:
+                self._put_off(str(e))
 
     def _put_off(self, why: str) -> None:
-        say(f"{self.name} {why}; starting it again in {self._pause:g} s")
+        say(f"{why}; starting it again in {self._pause:g} s")
         self._due = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, BACKOFF_MOST_S)
 
     def _end(self) -> str:
-        code = self._process.returncode if self._process else 0
+        code = (self._process.returncode if self._process else None) or 0
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
@@ -185,34 +205,28 @@ class Child:
                 say(f"{self.name} does not stop by itself; ending it")
                 self._process.kill()
                 self._process.wait()
-            time.sleep(_POLL_S / 5)
-        self._join_readers()
+            self._reader.listen(_POLL_S / 5)
         self._close_pipes()
         self._process = None
 
-    def _join_readers(self) -> None:
-        """What it wrote last is still in the pipes. A grandchild may hold them open: that is not waited for."""
-        for reader in self._readers:
-            reader.join(1.0)
-
     def _close_pipes(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        """What it wrote last is still in them."""
+        for output in self._outputs:
+            self._reader.finish(output)
+        if self._stdin >= 0:
+            os.close(self._stdin)
+        self._outputs, self._stdin = [], -1
 
 
-def _lines(stream: IO[bytes]) -> Iterator[list[str]]:
-    """What comes, a list of whole lines at a time: those that came together."""
-    rest = b""
-    while data := stream.read(_READ_MOST):
-        *whole, rest = (rest + data).split(b"\n")
-        if len(rest) > _LINE_MOST:
-            whole.append(rest)
-            rest = b""
-        if whole:
-            yield [line.decode(errors="replace").rstrip() for line in whole]
-    if rest:
-        yield [rest.decode(errors="replace").rstrip()]
+def _pipe(
+    ours: contextlib.ExitStack, theirs: contextlib.ExitStack, *, we_write: bool = False
+) -> tuple[int, int]:
+    """-> (our end, their end); each closes with its stack."""
+    reading, writing = os.pipe()
+    our, their = (writing, reading) if we_write else (reading, writing)
+    ours.callback(os.close, our)
+    theirs.callback(os.close, their)
+    return our, their
 
 
 def stop_all(groups: Sequence[Sequence[Child]], hurry: threading.Event) -> None:

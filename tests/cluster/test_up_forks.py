@@ -1,0 +1,91 @@
+"""The parts of ``distfs up`` are forked from it, and are what they would be had they been executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.harness import ROOT
+from tests.cluster.test_up import StartUp, curl, processes_in
+from tests.contract.litter import eventually
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they are executed")
+
+
+def shared_mb(pid: int) -> float:
+    """What it has in memory together with others and was written to since it was read, if ever: never after exec."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(size) for size in re.findall(r"Shared_Dirty: +(\d+) kB", text)) / 1000
+
+
+def links(pid: int) -> list[str]:
+    folder = Path(f"/proc/{pid}/fd")
+    found = []
+    for entry in folder.iterdir():
+        try:
+            found.append(str(entry.readlink()))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return found
+
+
+def state(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def test_each_part_shares_what_is_loaded_also_one_that_was_started_again(up: StartUp) -> None:
+    running = up().wait_ready()
+    first = running.children()
+    assert all(shared_mb(pid) > 5 for pid in first.values()), {n: shared_mb(p) for n, p in first.items()}
+    for name in ("node1", "serve"):
+        os.kill(first[name], signal.SIGKILL)
+    eventually(lambda: len(running.children().items() - first.items()) == 2, "they are there again")
+    again = running.children()
+    assert all(shared_mb(pid) > 5 for pid in again.values())
+    assert running.stop() == 0
+
+
+def test_each_part_is_named_and_has_nothing_of_another(up: StartUp, data: Path) -> None:
+    running = up().wait_ready()
+    parts = running.children()
+    ours = links(running.process.pid)
+    seen: dict[str, str] = {}
+    for name, pid in parts.items():
+        about = state(pid)
+        assert about["Name"] == name.replace("serve", "service")
+        assert int(about["SigBlk"], 16) == 0
+        assert (os.getpgid(pid), os.getsid(pid)) == (pid, pid)
+        theirs = links(pid)
+        assert str(data / "parts.lock") in theirs
+        assert str(data / "up.lock") not in theirs
+        pipes = {link for link in theirs if link.startswith("pipe:")}
+        assert len(pipes & set(ours)) == 3
+        assert not pipes & seen.keys(), f"{name} has pipes of {seen[next(iter(pipes & seen.keys()))]}"
+        seen.update(dict.fromkeys(pipes, name))
+        assert not any(link.startswith("socket:") for link in set(theirs) & set(ours))
+    assert len(os.listdir(f"/proc/{running.process.pid}/task")) == 1  # else it could not fork
+    assert running.stop() == 0
+
+
+def test_where_it_may_not_fork_the_parts_are_executed(up: StartUp, data: Path, tmp_path: Path) -> None:
+    """As another thread is there: Python runs this file first of all."""
+    script = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    (tmp_path / "sitecustomize.py").write_text(script)
+    running = up(PYTHONPATH=f"{tmp_path}:{ROOT}").wait_ready()
+    assert len(os.listdir(f"/proc/{running.process.pid}/task")) == 2
+    uuid = curl("--data-binary", "kept", "-X", "PUT", f"{running.url}/upload/x").decode().strip()
+    first = running.children()
+    assert sorted(first) == ["metadb", "node1", "node2", "node3", "serve"]
+    assert all(shared_mb(pid) == 0 for pid in first.values())
+    os.kill(first["node1"], signal.SIGKILL)
+    running.says("node1 was killed by SIGKILL; starting it again")
+    eventually(lambda: running.children().get("node1", first["node1"]) != first["node1"], "it is back")
+    assert curl(f"{running.url}/download/{uuid}") == b"kept"
+    assert running.stop() == 0
+    assert processes_in(data) == []
