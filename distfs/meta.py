@@ -215,19 +215,9 @@ class MetaDB(Transactions):
         stored = [_checked(file) for file in files]
         if not stored:
             return []
-        budget = self._budget_of(deadline)  # of both statements together
-        files_json = json.dumps([_as_json(file) for file in stored])
-        rows = self._run("commit_files", budget, {"files": files_json}, change=True)
+        rows = self.write("commit_files", deadline, files=json.dumps([_as_json(file) for file in stored]))
         created = {row[0]: row[1] for row in rows}
-        if len(created) < len(stored):  # an earlier try, whose answer was lost, had committed them
-            budget.uncancel()
-            try:
-                ids = {"ids": [file.id for file in stored]}
-                rows = self._run("committed", budget, ids, change=False)
-                created = {row[0]: row[1] for row in rows}
-            except DistfsError as e:
-                raise OutcomeUnknown(str(e), public=e.public) from e
-        if len(created) < len(stored):
+        if None in created.values():
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
         return [_committed(file, created[file.id]) for file in stored]
 
@@ -286,25 +276,20 @@ def _placed(piece: Slice, policy: Policy) -> bool:
 
 
 def _as_json(file: NewFile) -> dict[str, object]:
+    """What ``commit_file`` takes (sql/functions.sql)."""
     return {
         "id": str(file.id),
         "name": file.name,
         "content_type": file.content_type,
         "size": file.size,
-        "sha256": file.sha256.hex(),
+        "sha256": f"\\x{file.sha256.hex()}",
         "k": file.policy.k,
         "m": file.policy.m,
         "block_size": file.block_size,
-        "slices": [
-            {
-                "id": str(s.id),
-                "ordinal": s.ordinal,
-                "size": s.size,
-                "digest": s.digest.hex(),
-                "nodes": s.nodes,
-            }
-            for s in file.slices
-        ],
+        "slices": [str(piece.id) for piece in file.slices],
+        "sizes": [piece.size for piece in file.slices],
+        "digests": [f"\\x{piece.digest.hex()}" for piece in file.slices],
+        "nodes": [node for piece in file.slices for node in piece.nodes],
     }
 
 

@@ -38,33 +38,12 @@ SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :
 SELECT node_leave(:uuid, :address, CAST(:secret AS bytea));
 
 -- name: commit_files
--- All files of one request with their slices, in one statement. A file that is there already (or was, and is in
--- the trash) is left as it is and not returned; any other may name only nodes that stay.
-WITH given AS (
-    SELECT * FROM json_to_recordset(CAST(:files AS json)) AS g (
-        id uuid, name text, content_type text, size bigint, sha256 text,
-        k smallint, m smallint, block_size integer, slices json
-    )
-), new_file AS (
-    INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size)
-    SELECT id, name, content_type, size, decode(sha256, 'hex'), k, m, block_size FROM given
-    WHERE NOT EXISTS (SELECT FROM trash WHERE trash.id = given.id)
-        AND CASE WHEN EXISTS (SELECT FROM file WHERE file.id = given.id) THEN true ELSE require_staying(ARRAY(
-            SELECT DISTINCT unnest(s.nodes) FROM json_to_recordset(given.slices) AS s (nodes integer[])
-        )) END
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id, created_at
-), new_slice AS (
-    INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)
-    SELECT s.id, new_file.id, s.ordinal, s.size, decode(s.digest, 'hex'), s.nodes
-    FROM new_file JOIN given USING (id), json_to_recordset(given.slices) AS s (
-        id uuid, ordinal integer, size bigint, digest text, nodes integer[]
-    )
-)
-SELECT id, created_at FROM new_file;
-
--- name: committed
-SELECT id, created_at FROM file WHERE id = ANY(CAST(:ids AS uuid[]));
+-- All files of one request with their slices. A file that is there already is left as it is.
+SELECT id, commit_file(id, name, content_type, size, sha256, k, m, block_size, slices, sizes, digests, nodes)
+FROM json_to_recordset(CAST(:files AS json)) AS given (
+    id uuid, name text, content_type text, size bigint, sha256 bytea, k smallint, m smallint, block_size integer,
+    slices uuid[], sizes bigint[], digests bytea[], nodes integer[]
+);
 
 -- name: file
 SELECT id, name, content_type, size, sha256, k, m, block_size, created_at,

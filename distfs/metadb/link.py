@@ -64,6 +64,10 @@ _UNKNOWN = f"{AWAY}; whether it was done is not known"
 
 _TIMESTAMPTZ = 1184  # its OID
 
+#: Statements look a few rows up. A plan is kept for as long as its connection or until the table is analysed, and one
+#: that was made for a table of one page would go on reading all of it, row by row, while it grows by thousands.
+_SESSION = {"search_path": "public", "TimeZone": "UTC", "enable_seqscan": "off", "jit": "off"}
+
 #: How long before a request's end the server gives its statement up.
 _LISTEN_S = 0.2
 
@@ -96,11 +100,7 @@ class Link:
                 sock=self._socket,
                 ssl_context=False,  # that is done
                 application_name="distfs",
-                startup_params={
-                    "statement_timeout": str(round(statement_timeout * 1000)),
-                    "search_path": "public",
-                    "TimeZone": "UTC",
-                },
+                startup_params={"statement_timeout": str(round(statement_timeout * 1000)), **_SESSION},
             )
         except (DatabaseError, *BROKEN) as e:
             self._socket_close()

@@ -71,7 +71,7 @@ class Transactions:
     def read(self, query: str, deadline: Deadline, **params: Any) -> Rows:
         """Until MetaDB has answered; also if it is restarted meanwhile. One that has been away for longer than that
         takes is not waited for."""
-        return self._run(query, self._budget_of(deadline), params, change=False)
+        return self._run(query, deadline, params, change=False)
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
         """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.
@@ -80,11 +80,18 @@ class Transactions:
         already done it. Raises OutcomeUnknown when a try was lost and could not be settled, whatever the tries
         after it met: their error says nothing of that one.
         """
-        return self._run(query, self._budget_of(deadline), params, change=True, again=again)
+        return self._run(query, deadline, params, change=True, again=again)
 
     def _run(
-        self, query: str, budget: Budget, params: dict[str, Any], *, change: bool, again: str | None = None
+        self,
+        query: str,
+        deadline: Deadline,
+        params: dict[str, Any],
+        *,
+        change: bool,
+        again: str | None = None,
     ) -> Rows:
+        budget = _Budget(deadline, self._budget, self._patience)
         error: DistfsError | None = None  # what failed, if there is no time for another try
         unknown = False  # a change was lost: it may have happened
         pause = _RETRY_FIRST_S
@@ -118,10 +125,7 @@ class Transactions:
                 time.sleep(pause)
                 pause = min(2 * pause, _RETRY_MOST_S)
 
-    def _budget_of(self, deadline: Deadline) -> Budget:
-        return Budget(deadline, self._budget, self._patience)
-
-    def _waits(self, error: DistfsError, budget: Budget) -> bool:
+    def _waits(self, error: DistfsError, budget: _Budget) -> bool:
         """Whether MetaDB is waited for after ``error``. While it is restarted that costs nothing of the time that its
         answer may take; for one that does not answer at all there is no more than that."""
         if isinstance(error, Away):
@@ -141,7 +145,7 @@ class Transactions:
             raise Unavailable(f"MetaDB cannot be used: {e}") from e
 
 
-class Budget:
+class _Budget:
     """What a call may take: so many ``seconds`` while MetaDB is there, and its restart in between."""
 
     def __init__(self, deadline: Deadline, seconds: float, patience: float) -> None:
@@ -155,10 +159,6 @@ class Budget:
         if patient:
             self.left = self._deadline.sooner(self._seconds)
         return patient
-
-    def uncancel(self) -> None:
-        """From now on nobody cancels it."""
-        self._deadline, self.left = self._deadline.uncancelled(), self.left.uncancelled()
 
 
 def _has_time(deadline: Deadline, seconds: float = 0.0) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 from uuid import UUID, uuid4
 
 from distfs.deadline import Deadline
@@ -75,3 +77,42 @@ def silence_node(url: str, node: int, seconds: float) -> None:
         s=seconds,
         node=node,
     )
+
+
+#: What the release before runs; its JSON has an object for each slice.
+COMMIT_OF_BEFORE = """
+WITH given AS (
+    SELECT * FROM json_to_recordset(CAST(:files AS json)) AS g (
+        id uuid, name text, content_type text, size bigint, sha256 text,
+        k smallint, m smallint, block_size integer, slices json
+    )
+), new_file AS (
+    INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size)
+    SELECT id, name, content_type, size, decode(sha256, 'hex'), k, m, block_size FROM given
+    WHERE NOT EXISTS (SELECT FROM trash WHERE trash.id = given.id)
+        AND CASE WHEN EXISTS (SELECT FROM file WHERE file.id = given.id) THEN true ELSE require_staying(ARRAY(
+            SELECT DISTINCT unnest(s.nodes) FROM json_to_recordset(given.slices) AS s (nodes integer[])
+        )) END
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, created_at
+), new_slice AS (
+    INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)
+    SELECT s.id, new_file.id, s.ordinal, s.size, decode(s.digest, 'hex'), s.nodes
+    FROM new_file JOIN given USING (id), json_to_recordset(given.slices) AS s (
+        id uuid, ordinal integer, size bigint, digest text, nodes integer[]
+    )
+)
+SELECT id, created_at FROM new_file
+"""
+
+
+def commit_as_before(url: str, file: NewFile) -> list[list[Any]]:
+    """Commit as a service of the release before does; -> its row, none if the file was there already."""
+    slices = [
+        {"id": str(s.id), "ordinal": s.ordinal, "size": s.size, "digest": s.digest.hex(), "nodes": s.nodes}
+        for s in file.slices
+    ]
+    whole = {"id": str(file.id), "name": file.name, "content_type": file.content_type, "size": file.size}
+    how = {"k": file.policy.k, "m": file.policy.m, "block_size": file.block_size, "slices": slices}
+    files = json.dumps([whole | how | {"sha256": file.sha256.hex()}])
+    return run_sql(url, COMMIT_OF_BEFORE, files=files)

@@ -6,9 +6,8 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
@@ -147,43 +146,51 @@ def test_a_commit_whose_second_try_fails_for_good_is_still_unknown(
 def test_a_commit_that_cannot_be_confirmed_is_unknown(
     meta: MetaDB, through: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second try finds the file there, and then MetaDB cannot say when it was committed."""
+    """MetaDB cannot say whether the first try had made the file."""
+    tries: list[str] = []
+    run = Link.run
 
-    run = through._run
-
-    def fails(query: str, *args: Any, **how: Any) -> Any:
-        if query == "committed":
+    def fails(link: Link, query: str, *args: Any) -> Any:
+        tries.append(query)
+        if len(tries) > 1:
             raise DistfsError("MetaDB: invalid page in block 7 (SQLSTATE XX001)")
-        return run(query, *args, **how)
+        return run(link, query, *args)
 
     file = new_file()
-    monkeypatch.setattr(through, "_run", fails)
+    monkeypatch.setattr(Link, "run", fails)
     proxy.cut(str(file.id), Cut.AFTER)
-    with pytest.raises(OutcomeUnknown, match="invalid page"):
+    with pytest.raises(OutcomeUnknown, match="closed the connection") as caught:
         through.commit_files([file], soon())
+    assert "invalid page" in str(caught.value.__cause__)
+    assert tries == ["commit_files"] * 2
+    monkeypatch.setattr(Link, "run", run)
     assert meta.file(file.id, soon()).slices == file.slices
 
 
 def test_a_commit_that_cannot_be_confirmed_tells_a_client_no_address(
     meta: MetaDB, hasty: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second try finds the file there, and then MetaDB is away."""
-    file, run = new_file(), hasty._run
+    """The second try could tell, and then MetaDB is away."""
+    tries: list[str] = []
+    file, run = new_file(), Link.run
 
-    def leaves(query: str, *args: Any, **how: Any) -> Any:
-        if query == "committed":
+    def leaves(link: Link, query: str, *args: Any) -> Any:
+        tries.append(query)
+        if len(tries) == 2:
             proxy.refuses = True
-            with hasty._pool.link(soon()) as link:
-                link.raw._usock.interrupt()
-        return run(query, *args, **how)
+            link.raw._usock.interrupt()
+        return run(link, query, *args)
 
     _at_last(hasty.nodes)
-    monkeypatch.setattr(hasty, "_run", leaves)
+    monkeypatch.setattr(Link, "run", leaves)
     proxy.cut(str(file.id), Cut.AFTER)
     with pytest.raises(OutcomeUnknown, match=f"127.0.0.1:{proxy.port}") as caught:
         hasty.commit_files([file], soon())
     assert proxy.refused > 0
-    assert caught.value.for_client == "MetaDB cannot be reached at this moment: try again soon"
+    assert caught.value.for_client == (
+        "MetaDB cannot be reached at this moment: try again soon; whether it was done is not known"
+    )
+    monkeypatch.setattr(Link, "run", run)
     assert meta.file(file.id, soon()).slices == file.slices
 
 
@@ -270,34 +277,6 @@ def test_a_commit_that_waits_too_long_for_a_lock_is_undone(
     locker.raw.run("ROLLBACK")
     locker.close()
     assert _at_last(lambda deadline: impatient.list_files(None, 10, deadline)) == []
-
-
-def test_a_commit_that_has_to_ask_what_became_of_it_has_no_more_time_for_that(
-    own_postgres: EmbeddedPostgres,
-) -> None:
-    meta = MetaDB(MetaDBConfig(url=own_postgres.url, statement_timeout=Seconds(6)))
-    url = MetaURL.parse(own_postgres.url)
-    first, second = (Link(url, url.hosts[0], soon(), statement_timeout=60) for _ in range(2))
-    files = meta.commit_files([new_file()], soon())
-    first.raw.run("BEGIN; LOCK TABLE file IN EXCLUSIVE MODE")
-    with ThreadPoolExecutor(2) as threads:
-        began = time.monotonic()
-        commit = threads.submit(meta.commit_files, files, soon())
-        _wait_for_locks(own_postgres.url, 1)
-        locked = threads.submit(second.raw.run, "BEGIN; LOCK TABLE file IN ACCESS EXCLUSIVE MODE")
-        _wait_for_locks(own_postgres.url, 2)
-        time.sleep(max(0.0, began + 4 - time.monotonic()))
-        first.raw.run("ROLLBACK")  # now the commit is done, and its question waits for the second lock
-        locked.result()
-        # The statement's limit and half a second are for both: a question with a limit of its own would be answered.
-        wait([commit], timeout=max(0.0, began + 7.5 - time.monotonic()))
-        second.raw.run("ROLLBACK")
-        with pytest.raises(OutcomeUnknown):
-            commit.result()
-    for link in (first, second):
-        link.close()
-    assert meta.commit_files(files, soon()) == files
-    meta.close()
 
 
 def _wait_for_locks(url: str, count: int) -> None:

@@ -7,12 +7,14 @@ from datetime import UTC
 from uuid import UUID, uuid4
 
 import pytest
+from pg8000.native import DatabaseError
 
 from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused
 from distfs.meta import MetaDB, storable_name
 from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES, NewFile, Policy
 from distfs.quantity import counted
-from tests.integration.meta_examples import new_file, soon
+from distfs.upkeep.db import UpkeepDB
+from tests.integration.meta_examples import commit_as_before, new_file, register, soon
 from tests.postgres import run_sql
 
 
@@ -230,3 +232,20 @@ def test_one_fragment_can_be_moved_by_compare_and_set(meta: MetaDB, metadb_url: 
     assert run_sql(metadb_url, move, i=1, new=9, old=2, id=piece.id) == [[[1, 9, 3]]]
     assert run_sql(metadb_url, move, i=1, new=8, old=2, id=piece.id) == []
     assert meta.file(file.id, soon()).slices[0].nodes == (1, 9, 3)
+
+
+def test_the_release_before_commits_beside_this_one(meta: MetaDB, metadb_url: str) -> None:
+    """To nodes that stay only, and each sees the files of the other."""
+    register(meta, 2)
+    first, second = new_file((1, 2)), new_file((3,))
+
+    [[id, created_at]] = commit_as_before(metadb_url, first)
+    assert id == first.id
+    assert meta.commit_files([first], soon()) == [meta.file(first.id, soon())]
+    assert meta.file(first.id, soon()).created_at == created_at
+    assert meta.file(first.id, soon()).slices == first.slices
+    meta.commit_files([second], soon())
+    assert commit_as_before(metadb_url, second) == []
+    UpkeepDB(meta).set_node_state(1, "draining", soon())
+    with pytest.raises(DatabaseError, match="DF002"):
+        commit_as_before(metadb_url, new_file())

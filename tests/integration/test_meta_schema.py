@@ -24,7 +24,7 @@ from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
 from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
-from tests.integration.meta_examples import placed, register, soon
+from tests.integration.meta_examples import commit_as_before, placed, register, soon
 from tests.postgres import database_url, run_sql, scratch_folder
 
 
@@ -125,7 +125,7 @@ def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(
     meta, parsed = MetaDB(MetaDBConfig(url=url)), MetaURL.parse(url)
     register(meta, 2)
     files = [placed((1, 2)) for _ in range(4)]
-    meta.commit_files(files[:1], soon())
+    commit_as_before(url, files[0])
     made = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"
     with (
         ThreadPoolExecutor(1) as threads,
@@ -137,7 +137,7 @@ def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(
         eventually(
             lambda: run_sql(url, made, name="slice_places") == [["slice_places", False]], "it is begun"
         )
-        meta.commit_files(files[1:2], soon())
+        commit_as_before(url, files[1])
         migrating.kill()
         migrating.wait()
         building = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'CREATE INDEX%'"
@@ -155,7 +155,7 @@ def test_an_index_is_made_beside_uploads_and_anew_after_a_kill(
             "it waits for longer than for other locks",
         )
         assert not again.done(), again.exception()
-        meta.commit_files(files[2:3], soon())
+        commit_as_before(url, files[2])
         backup.raw.run("ROLLBACK")
     assert again.result() == list(range(beside.number, meta_schema.latest() + 1))
     meta.commit_files(files[3:], soon())

@@ -100,10 +100,15 @@ def test_a_move_that_began_before_the_drain_is_waited_for(
 
 
 def test_a_commit_that_began_before_the_drain_is_waited_for(patient: MetaDB, metadb_url: str) -> None:
+    """It has the lock, and waits for another slice of the same id, of which nothing comes."""
     file = placed((1, DRAINED))
-    sql = """INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size)
-        VALUES (:id, 'the same', 'text/plain', 1, sha256('a'), 1, 1, 4096)"""
-    with held(metadb_url, sql, id=file.id) as begin:
+    sql = """WITH other AS (
+            INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size)
+            VALUES (gen_random_uuid(), 'another', 'text/plain', 1, sha256('a'), 1, 1, 4096) RETURNING id
+        )
+        INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)
+        SELECT :id, id, 0, 1, 'd', '{1, 2}' FROM other"""
+    with held(metadb_url, sql, id=file.slices[0].id) as begin:
         commit = begin(lambda limit: patient.commit_files([file], limit))
         start_draining(patient)
         assert leaving(patient) == Leaving(0, safe=False)

@@ -1,0 +1,90 @@
+"""What a request costs MetaDB does not grow with what is kept there, whatever was there when it was planned; and it
+takes one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from distfs.meta import MetaDB
+from distfs.metadb.db_socket import DBSocket
+from distfs.model import NewFile
+from tests.integration.meta_examples import new_file, soon
+from tests.postgres import run_sql
+
+#: A prepared statement keeps the plan that its sixth run made.
+PLANNED = 10
+KEPT = ["file", "slice", "trash", "trash_slice"]
+
+Request = Callable[[MetaDB, UUID], object]
+
+
+def _there_and_back(meta: MetaDB, id: UUID) -> None:
+    meta.delete_file(id, soon())
+    meta.undelete_file(id, soon())
+
+
+REQUESTS: dict[str, Request] = {
+    "get": lambda meta, id: meta.file(id, soon()),
+    "put": lambda meta, _: meta.commit_files([new_file()], soon()),
+    "delete and undelete": _there_and_back,
+    "list": lambda meta, _: meta.list_files(uuid4(), 3, soon()),
+}
+
+
+def committed(meta: MetaDB, count: int) -> list[NewFile]:
+    files = [new_file() for _ in range(count)]
+    meta.commit_files(files, soon())
+    return files
+
+
+def scanned(meta: MetaDB) -> int:
+    """Rows of files and slices that were read from a table's beginning to its end, by whomever."""
+    with meta._pool.link(soon()) as link:
+        link.raw.run("SELECT pg_stat_force_next_flush()")
+        [[rows]] = link.raw.run(
+            "SELECT sum(seq_tup_read)::bigint FROM pg_stat_user_tables WHERE relname = ANY (:kept)", kept=KEPT
+        )
+    return int(rows)
+
+
+@pytest.mark.parametrize("request_of", REQUESTS.values(), ids=REQUESTS.keys())
+def test_no_request_reads_through_a_table_that_was_small_once(
+    meta: MetaDB, metadb_url: str, request_of: Request
+) -> None:
+    """It was planned when a look at the only page was the quickest, and the table has grown since."""
+    file, gone, *_ = committed(meta, 20)
+    meta.delete_file(gone.id, soon())
+    run_sql(metadb_url, "ANALYZE")
+    for _ in range(PLANNED):
+        request_of(meta, file.id)
+    committed(meta, 200)
+    before = scanned(meta)
+    for _ in range(PLANNED):
+        request_of(meta, file.id)
+    assert scanned(meta) == before
+
+
+@pytest.mark.parametrize("request_of", REQUESTS.values(), ids=REQUESTS.keys())
+def test_a_statement_is_one_message_and_its_answer_another(
+    meta: MetaDB, request_of: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [file] = committed(meta, 1)
+    for _ in range(PLANNED):
+        request_of(meta, file.id)
+    calls: list[str] = []
+    for name in ("send", "recv_into"):
+        monkeypatch.setattr(DBSocket, name, _noted(calls, name, getattr(DBSocket, name)))
+    request_of(meta, file.id)
+    assert calls == ["send", "recv_into"] * (2 if request_of is REQUESTS["delete and undelete"] else 1)
+
+
+def _noted(calls: list[str], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def called(*args: Any) -> Any:
+        calls.append(name)
+        return function(*args)
+
+    return called
