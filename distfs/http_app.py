@@ -21,7 +21,7 @@ from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, upload
 from distfs.routes.messages import Answer, Request
-from distfs.services import Services, build
+from distfs.services import Services, Together, build
 from distfs.telemetry import current_request_id, enter_request, leave_request, log_facts
 
 if TYPE_CHECKING:
@@ -58,12 +58,13 @@ _ROUTES: list[tuple[str, str, View]] = [
 ]
 
 
-def create_app(config: Config | None = None) -> HttpApp:
+def create_app(config: Config | None = None, together: Together | None = None) -> HttpApp:
     """The WSGI app, for any WSGI host: ``gunicorn 'distfs.http_app:create_app()'``.
 
     ``config`` None: from ``config.yml`` and the environment. Connects to nothing before the first request.
+    ``together``: it is one of several processes of a service.
     """
-    return HttpApp(build(load() if config is None else config))
+    return HttpApp(build(load() if config is None else config, together))
 
 
 class HttpApp:

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from uuid import uuid4, uuid5
 
 from distfs.config.processes import count_of, part_of
 from distfs.config.settings import Config
@@ -21,16 +22,20 @@ from distfs.http_app import create_app
 from distfs.local.reload import Reload, applied
 from distfs.model import url_here
 from distfs.process import descriptors, output, parent_watch
+from distfs.process.shared_table import SharedTable
 from distfs.process.siblings import Hooks, Sibling, Siblings
 from distfs.process.signals import on_stop
 from distfs.process.terminal import Terminal
-from distfs.services import Services
+from distfs.process.threads import start
+from distfs.services import Services, Together
 from distfs.telemetry import flush_log, setup_logging
 from distfs.upkeep.runner import Upkeep
 
 log = logging.getLogger("distfs.serve")
 
 _AGREE_LIMIT_S = 5.0
+#: Of how many that died before it, itself counted, a process gives back what they were promised.
+_LIVES = 16
 
 
 @dataclass
@@ -61,25 +66,30 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     setup_logging(settings.config.log)  # in the thread there is
     listener = listen(settings.config.http)
     url = url_here(*listener.getsockname()[:2])
-    terminal = Terminal()
+    terminal, table, service = Terminal(), SharedTable(count), uuid4()
 
     def work(sibling: Sibling) -> int:
-        return output.command("distfs", lambda: _serve_beside_others(settings, count, listener, sibling))
+        table.mine(sibling.number)
+        lives = [uuid5(service, f"{sibling.number} {life}") for life in range(sibling.life + 1)]
+        together = Together(settings.config, table, lives[-1], tuple(lives[-_LIVES:-1]))
+        part = replace(settings, config=part_of(settings.config, count))
+        return output.command("distfs", lambda: _serve_beside_others(part, listener, sibling, together))
 
     hooks = Hooks(
         ready=lambda: output.announce(url),
         reload=settings.reload,
         hung_up=lambda: terminal.hung_up,
         stop=listener.close,
-        died=lambda number: None,
+        died=table.clear,
     )
     return Siblings("service", count, work, hooks).run(exit_with_parent=exit_with_parent)
 
 
-def _serve_beside_others(settings: Settings, count: int, listener: socket.socket, sibling: Sibling) -> int:
-    part = replace(settings, config=part_of(settings.config, count))
+def _serve_beside_others(
+    settings: Settings, listener: socket.socket, sibling: Sibling, together: Together
+) -> int:
     try:
-        _serve(part, listener=listener, sibling=sibling)
+        _serve(settings, listener=listener, sibling=sibling, together=together)
     finally:
         flush_log()
     return output.DONE
@@ -91,13 +101,16 @@ def _serve(
     exit_with_parent: bool = False,
     listener: socket.socket | None = None,
     sibling: Sibling | None = None,
+    together: Together | None = None,
 ) -> None:
     config = settings.config
     setup_logging(config.log, aside=True)
-    app = create_app(config)
+    app = create_app(config, together)
     services = app.services
-    if sibling is None or (sibling.first and sibling.number == 0):
+    if sibling is None or (sibling.life == 0 and sibling.number == 0):
         _agree(services)
+    if together is not None and together.before:
+        start(services.admission.forget_dead, "forget", together.before)
     shared = None if sibling is None else Shared(lambda: not sibling.all_stop, sibling.others_work)
     server = Server(app, config.http, services.pool, listener, shared)
     upkeep = Upkeep(config, services.directory, services.pool, services.damage, services.agreement.require)

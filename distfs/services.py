@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from distfs.agreement import Agreement
 from distfs.config.settings import Config
@@ -14,8 +14,10 @@ from distfs.limits.callers import Callers
 from distfs.limits.db import ReservationDB
 from distfs.limits.gate import Gate
 from distfs.limits.promises import Admission
+from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
+from distfs.process.shared_table import SharedTable
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.download import Downloader
 from distfs.transfer.placement import Placement
@@ -74,8 +76,22 @@ class Services:
         self.meta.close()
 
 
-def build(config: Config) -> Services:
-    """The services of one process. Raises ConfigError for what cannot work."""
+@dataclass(frozen=True)
+class Together:
+    """Of what the processes of one service count together."""
+
+    config: Config  # of all of them
+    table: SharedTable
+    service: UUID  # this process, as MetaDB knows it
+    before: tuple[UUID, ...]  # those that had its place, which are gone
+
+
+def build(config: Config, together: Together | None = None) -> Services:
+    """The services of one process; ``together``: of one of several, whose part ``config`` is. Raises ConfigError for
+    what cannot work."""
+    http, tally, service = config.http, Tally(), uuid4()
+    if together is not None:
+        http, tally, service = together.config.http, SharedTally(together.table), together.service
     meta = MetaDB(config.metadb, config.node.down_after)
     directory = NodeDirectory(meta, config.peers)
     storage = config.storage
@@ -83,13 +99,13 @@ def build(config: Config) -> Services:
         code_for(policy)  # what it needs and is not installed is said now, not to the first who uploads
     pool = BlockPool(storage.block_size, storage.memory_budget // storage.block_size)
     uploader = Uploader(meta, directory, Placement(), pool, storage, config.http.threads)
-    gate = Gate(config.http.max_uploads, config.http.max_bytes_in_flight)
+    gate = Gate(http.max_uploads, http.max_bytes_in_flight, tally)
     admission = Admission(
-        ReservationDB(meta, uuid4()),
+        ReservationDB(meta, service),
         gate,
         storage,
         config.http,
-        Callers(config.callers, config.http),
+        Callers(config.callers, http, tally),
         trash_gives_way=config.upkeep.trash_gives_way,
     )
     damage = DamageNotes(UpkeepDB(meta))

@@ -61,6 +61,10 @@ WITH given AS (
 )
 SELECT count(*) FROM given;
 
+-- name: forget_reservations
+-- Of processes that were killed: nobody renews theirs, and they would count until they expire.
+DELETE FROM reservation WHERE service = ANY(CAST(:services AS uuid[])) AND ended_at IS NULL;
+
 -- name: trash_room
 -- Bytes on all nodes: in the trash, and of those what is being erased.
 SELECT coalesce(sum(size * (k + m) / k), 0)::bigint,

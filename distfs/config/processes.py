@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from distfs.config.settings import AUTO, Bytes, Config, Processes
+from distfs.config.settings import AUTO, Bytes, Config
 
 
 def count_of(config: Config) -> int:
@@ -31,12 +31,7 @@ def part_of(config: Config, count: int) -> Config:
     http, storage, metadb, peers = config.http, config.storage, config.metadb, config.peers
     return replace(
         config,
-        http=replace(
-            http,
-            processes=Processes(count),
-            threads=-(-http.threads // count),
-            max_connections=http.max_connections // count,
-        ),
+        http=replace(http, threads=-(-http.threads // count), max_connections=http.max_connections // count),
         storage=replace(storage, memory_budget=Bytes(storage.memory_budget // count)),
         metadb=replace(metadb, pool_size=metadb.pool_size // count),
         peers=replace(

@@ -7,67 +7,28 @@ has nothing, nothing is kept.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Address, ip_network
-from typing import NamedTuple
 
 from distfs.config.callers import Caller, IPAddress, parse_address
 from distfs.config.settings import CallerRule, CallersConfig, HttpConfig
 from distfs.errors import TooMany
+from distfs.limits.tally import Held, Tally
 from distfs.quantity import compared, counted
 
 #: An address of IPv6 that nobody else has is a network of so many bits: who has it has all of its addresses.
 _IPV6_BITS = 64
 
 
-class Held(NamedTuple):
-    """Who has how much of what."""
-
-    what: str
-    who: str
-
-
-class Tally:
-    """How much is held. Thread-safe; what is 0 is forgotten."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[Held, int] = {}
-
-    def take(self, held: Held, amount: int, most: int) -> int | None:
-        """``amount`` more, if that is ``most`` at most (0: no limit) or nothing is held -> None, or what is held."""
-        with self._lock:
-            before = self._held.get(held, 0)
-            if most and before and before + amount > most:
-                return before
-            self._held[held] = before + amount
-            return None
-
-    def give_back(self, held: Held, amount: int) -> None:
-        with self._lock:
-            left = self._held.get(held, 0) - amount
-            if left > 0:
-                self._held[held] = left
-            else:
-                self._held.pop(held, None)
-
-    def of(self, what: str) -> dict[str, int]:
-        """By who has it."""
-        with self._lock:
-            return {held.who: count for held, count in self._held.items() if held.what == what}
-
-
 class Callers:
     """Counts. Thread-safe. ``config`` may be replaced at any time."""
 
-    def __init__(self, config: CallersConfig, http: HttpConfig) -> None:
+    def __init__(self, config: CallersConfig, http: HttpConfig, tally: Tally | None = None) -> None:
+        """``http``: of the whole service, whose ``tally`` is."""
         self.config, self._http = config, http
-        processes = max(1, http.processes)  # that share the gate, each of which counts its own
-        self._uploads, self._bytes = -(-http.max_uploads // processes), http.max_bytes_in_flight // processes
-        self.tally = Tally()
+        self.tally = tally or Tally()
 
     # --- connections: of whoever is at their other end ------------------------------------------------
 
@@ -105,7 +66,7 @@ class Callers:
         """What ``upload`` would say of who a rule is about. Raises TooMany."""
         rule = self.config.rule(caller)
         if rule is not None and rule.max_uploads:
-            has = self.tally.of("uploads by rule").get(str(rule.match), 0)
+            has = self.tally.total(Held("uploads by rule", str(rule.match)))
             if has >= rule.max_uploads:
                 raise self._too_many_by_rule(rule)
 
@@ -119,10 +80,10 @@ class Callers:
             return
         at = self.config.identify(caller).address
         uploads, declared = Held("large uploads", _whose(at)), Held("declared bytes", _whose(at))
-        if (has := self.tally.take(uploads, 1, self._share(self._uploads, at))) is not None:
+        if (has := self.tally.take(uploads, 1, self._share(self._http.max_uploads, at))) is not None:
             raise _too_many(uploads.who, counted(has, "large upload"), "try again when one has ended")
         try:
-            most = self._share(self._bytes, at)
+            most = self._share(self._http.max_bytes_in_flight, at)
             if (has := self.tally.take(declared, size, most)) is not None:
                 running, more, limit = compared(has, size, most)
                 raise TooMany(
@@ -181,9 +142,9 @@ class Callers:
     def by_rule(self) -> dict[str, int]:
         """Uploads in flight of those that rules are about, by whom each matches."""
         names, found = self._names(), Counter[str]()
-        for of, count in self.tally.of("uploads by rule").items():
-            found[names.get(of, "a rule of before")] += count
-        return dict(found)
+        for of in {**names, **self.tally.of("uploads by rule")}:
+            found[names.get(of, "a rule of before")] += self.tally.total(Held("uploads by rule", of))
+        return {name: count for name, count in found.items() if count}
 
     def _names(self) -> dict[str, str]:
         """What anybody may read of each rule, by whom it matches."""

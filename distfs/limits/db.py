@@ -132,6 +132,10 @@ class ReservationDB:
             ttl=seconds,
         )
 
+    def forget(self, services: Sequence[UUID], deadline: Deadline) -> None:
+        """Give back what these, which are gone, were promised for what they have not committed."""
+        self._meta.write("forget_reservations", deadline, services=[str(each) for each in services])
+
 
 def _decoded(given: Any) -> Any:
     """JSON, whether the driver has parsed it or not."""

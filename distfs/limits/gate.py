@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import threading
-
 from distfs.errors import Busy
+from distfs.limits.tally import Held, Tally
 from distfs.quantity import compared, counted
+
+_UPLOADS, _BYTES = Held("gate", "uploads"), Held("gate", "bytes")
 
 
 class Gate:
     """Thread-safe. A limit of 0 is none."""
 
-    def __init__(self, max_uploads: int = 0, max_bytes: int = 0) -> None:
+    def __init__(self, max_uploads: int = 0, max_bytes: int = 0, tally: Tally | None = None) -> None:
         self._max_uploads, self._max_bytes = max_uploads, max_bytes
-        self._lock = threading.Lock()
-        self.uploads = self.bytes = 0  # in flight; bytes as they were declared
+        self._tally = tally or Tally()
+
+    @property
+    def uploads(self) -> int:
+        """In flight."""
+        return self._tally.total(_UPLOADS)
+
+    @property
+    def bytes(self) -> int:
+        """Declared by them."""
+        return self._tally.total(_BYTES)
 
     def enter(self, size: int) -> Ticket:
         """``size``: what the body was declared to have; 0: nothing was. Raises Busy."""
-        with self._lock:
-            if self._max_uploads and self.uploads >= self._max_uploads:
-                running = counted(self.uploads, "large upload")
-                raise Busy(f"no more than {running} at once (http.max_uploads): try again soon")
-            if self._max_bytes and self.bytes + size > self._max_bytes:
-                running, more, most = compared(self.bytes, size, self._max_bytes)
-                raise Busy(
-                    f"uploads of {running} run already, {more} more would pass {most} "
-                    "(http.max_bytes_in_flight): try again soon"
-                )
-            self.uploads += 1
-            self.bytes += size
+        if (has := self._tally.take(_UPLOADS, 1, self._max_uploads)) is not None:
+            running = counted(has, "large upload")
+            raise Busy(f"no more than {running} at once (http.max_uploads): try again soon")
+        if (has := self._tally.take(_BYTES, size, self._max_bytes)) is not None:
+            self._tally.give_back(_UPLOADS, 1)
+            running, more, most = compared(has, size, self._max_bytes)
+            raise Busy(
+                f"uploads of {running} run already, {more} more would pass {most} "
+                "(http.max_bytes_in_flight): try again soon"
+            )
         return Ticket(self, size)
 
     def _leave(self, size: int) -> None:
-        with self._lock:
-            self.uploads -= 1
-            self.bytes -= size
+        self._tally.give_back(_UPLOADS, 1)
+        self._tally.give_back(_BYTES, size)
 
 
 class Ticket:

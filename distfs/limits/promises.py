@@ -12,11 +12,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from distfs.body.source import Source
 from distfs.config.callers import Caller
@@ -238,6 +238,13 @@ class Admission:
             gives_way=self.trash_gives_way,
             settles_after=self._db.settles_after,
         )
+
+    def forget_dead(self, services: Sequence[UUID]) -> None:
+        """Give back what processes that were killed were promised."""
+        try:
+            self._db.forget(services, Deadline(_GIVE_BACK_LIMIT_S))
+        except DistfsError as e:
+            log.warning("reservations of a process that was killed were not given back, they expire: %s", e)
 
     def close(self) -> None:
         """Give everything back that is still promised."""

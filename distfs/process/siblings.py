@@ -49,9 +49,9 @@ class Hooks:
 class Sibling:
     """One of them, as it knows itself."""
 
-    def __init__(self, number: int, first: bool, ready: int, parent: int, state: mmap.mmap) -> None:
-        """``first``: none of this number was there before."""
-        self.number, self.first = number, first
+    def __init__(self, number: int, life: int, ready: int, parent: int, state: mmap.mmap) -> None:
+        """``life``: how many of this number there were before."""
+        self.number, self.life = number, life
         self._ready, self._parent, self._state = ready, parent, state
 
     def begin(self) -> None:
@@ -83,7 +83,7 @@ class _Place:
     started: float = 0.0
     due: float = 0.0  # when the next one is started
     pause: float = PAUSE_FIRST_S
-    first: bool = True
+    lives: int = 0
 
 
 class Siblings:
@@ -237,26 +237,26 @@ class Siblings:
                     os.kill(place.pid, number)
 
     def _start(self, place: _Place) -> None:
-        place.due, place.started, first, place.first = 0.0, time.monotonic(), place.first, False
+        place.due, place.started, place.lives = 0.0, time.monotonic(), place.lives + 1
         self._state[1 + place.number] = 1
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)
         try:
-            place.pid = os.fork() or self._live(place.number, first)
+            place.pid = os.fork() or self._live(place.number, place.lives - 1)
         except OSError as e:
             self._state[1 + place.number] = 0
             self._put_off(place, f"process cannot be started ({e.strerror})")
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _live(self, number: int, first: bool) -> NoReturn:
+    def _live(self, number: int, life: int) -> NoReturn:
         """A child's life."""
         code = BUG
         try:
-            code = self._work(self._become(number, first))
+            code = self._work(self._become(number, life))
         finally:
             os._exit(code)  # what is below on the stack is the parent's
 
-    def _become(self, number: int, first: bool) -> Sibling:
+    def _become(self, number: int, life: int) -> Sibling:
         """A child, which a signal ends until it handles it; SIGHUP waits for that."""
         os.setsid()
         signal.set_wakeup_fd(-1)
@@ -265,4 +265,4 @@ class Siblings:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(_HEARD) - {signal.SIGHUP})
         for end in (self._lives, self._readable, self._heard, self._tells):
             os.close(end)
-        return Sibling(number, first, self._ready, self._life, self._state)
+        return Sibling(number, life, self._ready, self._life, self._state)

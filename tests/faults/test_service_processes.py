@@ -18,6 +18,7 @@ import pytest
 
 from tests.cluster.harness import Cluster, MakeCluster
 from tests.contract.litter import eventually
+from tests.postgres import run_sql
 
 MIB = 1 << 20
 BODY = random.Random(5).randbytes(3 * MIB)
@@ -76,11 +77,12 @@ def one_of_each(cluster: Cluster) -> Iterator[dict[int, http.client.HTTPConnecti
         yield found
 
 
-def begin_upload(connection: http.client.HTTPConnection) -> None:
+def begin_upload(connection: http.client.HTTPConnection, **headers: str) -> None:
     """The first half of BODY, once its process has said that it takes it."""
     connection.putrequest("PUT", "/upload/held")
     connection.putheader("Content-Length", str(len(BODY)))
-    connection.putheader("Expect", "100-continue")
+    for name, value in {"Expect": "100-continue", **headers}.items():
+        connection.putheader(name, value)
     connection.endheaders()
     assert connection.sock is not None
     assert connection.sock.recv(len(CONTINUE), socket.MSG_WAITALL) == CONTINUE
@@ -294,3 +296,54 @@ def test_a_busy_port_is_said_once(cluster: Cluster) -> None:
 def test_one_process_has_no_parent(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(config={"http": {"processes": 1}})
     assert not children(cluster)
+
+
+def test_the_gate_is_of_all_and_what_a_killed_one_held_is_given_back(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config=settings(max_uploads=2))
+    with one_of_each(cluster) as connections:
+        first, second, third = connections.items()
+        begin_upload(first[1])
+        begin_upload(second[1])
+        third[1].request("PUT", "/upload/x", BODY)
+        refused = third[1].getresponse()
+        assert refused.status == 503
+        assert b"no more than 2 large uploads at once (http.max_uploads)" in refused.read()
+        eventually(lambda: reservations(cluster) == 2, "room is promised to both")
+        os.kill(first[0], signal.SIGKILL)
+        run_sql(cluster.metadb_url, "UPDATE reservation SET expires_at = now() + interval '1 h'")
+        eventually(lambda: cluster.request("PUT", "/upload/x", BODY).status == 201, "its place is free")
+        eventually(lambda: reservations(cluster) == 1, "its room is given back, before that expires")
+        second[1].send(BODY[len(BODY) // 2 :])
+        assert second[1].getresponse().status == 201
+
+
+def reservations(cluster: Cluster) -> int:
+    """Of uploads that run."""
+    return int(run_sql(cluster.metadb_url, "SELECT count(*) FROM reservation WHERE ended_at IS NULL")[0][0])
+
+
+def test_callers_have_what_they_may_in_all_of_them_together(make_cluster: MakeCluster) -> None:
+    rules = [{"match": "X-Team=gold", "max_uploads": 1}]
+    cluster = make_cluster(
+        config={**settings(), "callers": {"rules": rules, "trusted_proxies": ["127.0.0.0/8"]}}
+    )
+    with one_of_each(cluster) as connections:
+        first, second, _ = connections.values()
+        begin_upload(first, **{"X-Team": "gold"})
+        second.request("PUT", "/upload/x", BODY, {"X-Team": "gold"})
+        refused = second.getresponse()
+        assert refused.status == 429
+        assert b"may have 1 upload at once (callers.rules)" in refused.read()
+        first.send(BODY[len(BODY) // 2 :])
+        assert first.getresponse().status == 201
+
+
+def test_connections_of_one_address_are_counted_in_all_of_them(make_cluster: MakeCluster) -> None:
+    config = settings(max_connections=30)
+    cluster = make_cluster(config={**config, "callers": {"address_share": 0.5, "exempt": []}})
+    with contextlib.ExitStack() as stack:
+        for _ in range(15):
+            stack.enter_context(kept_alive(cluster))
+        assert cluster.request("GET", "/healthz").status == 429
+        stack.close()
+        eventually(lambda: cluster.request("GET", "/healthz").status == 200, "there is room again")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 
 import pytest
 
 from distfs.config.callers import LOOPBACK, Caller, CallerMatch, parse_network
-from distfs.config.settings import Bytes, CallerRule, CallersConfig, Fraction, HttpConfig, Processes
+from distfs.config.settings import Bytes, CallerRule, CallersConfig, Fraction, HttpConfig
 from distfs.errors import TooMany
 from distfs.limits.callers import Callers
+from distfs.limits.tally import SharedTally
+from distfs.process.shared_table import SharedTable
 
 HTTP = HttpConfig(max_connections=8, threads=6, max_uploads=4, max_bytes_in_flight=Bytes(1000))
 HALF = CallersConfig(exempt=())
@@ -68,17 +69,18 @@ def test_one_address_has_half_of_the_large_uploads_and_of_what_they_declare() ->
     assert not callers.tally.of("declared bytes")
 
 
-def test_one_of_several_processes_gives_an_address_its_part_of_what_they_share() -> None:
-    callers = Callers(HALF, replace(HTTP, processes=Processes(2)))
+def test_an_address_has_one_share_of_what_several_processes_have_together() -> None:
+    table = SharedTable(2)
+    first, second = (Callers(HALF, HTTP, SharedTally(table)) for _ in range(2))
     one = caller("198.51.100.7")
-    with callers.large_upload(one, 100), pytest.raises(TooMany, match="has 1 large upload,"):
-        callers.large_upload(one, 1).__enter__()
-    callers = Callers(HALF, replace(HTTP, processes=Processes(2), max_uploads=0))
-    with (
-        callers.large_upload(one, 200),
-        pytest.raises(TooMany, match="51 bytes more would pass the 250 bytes"),
-    ):
-        callers.large_upload(one, 51).__enter__()
+    table.mine(0)
+    with first.large_upload(one, 100):
+        table.mine(1)
+        with pytest.raises(TooMany, match="401 bytes more would pass the 500 bytes"):
+            second.large_upload(one, 401).__enter__()
+        with second.large_upload(one, 400), pytest.raises(TooMany, match="has 2 large uploads"):
+            second.large_upload(one, 0).__enter__()
+        table.mine(0)
 
 
 def test_who_has_nothing_is_forgotten() -> None:

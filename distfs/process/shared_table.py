@@ -1,0 +1,125 @@
+"""Numbers that several processes share: by name, one for each process, in memory that all of them have.
+
+Each process writes the numbers of its own row, which it may therefore read without asking; the sum of a column is
+what all have together. A name has a column as long as any of its numbers is not 0. Row 0 is nobody's: it is written
+under the lock.
+
+The lock is one of fcntl(2): the kernel gives it back when its holder is killed. Whoever finds it held for long, as by
+a process that stands still, goes on without: then a column may be found taken that was free, and a limit be passed by
+one, but nothing is lost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+#: A name may have any of so many columns, which of them is told by its hash; there are so many in all.
+WAYS, COLUMNS = 8, 1 << 16
+_CELL = 8
+_KEYS = 2 * COLUMNS * _CELL
+_LOCK_WITHIN_S = 0.2
+
+
+class SharedTable:
+    """Made before the processes are forked; ``mine`` says whose row is written here. Thread-safe."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows + 1
+        size = _KEYS + self._rows * COLUMNS * _CELL
+        self._file = os.memfd_create("distfs") if hasattr(os, "memfd_create") else _temp_file()
+        os.truncate(self._file, size)
+        self._map = mmap.mmap(self._file, size)
+        self._cells = memoryview(self._map).cast("q")
+        self._secret = os.urandom(16)
+        self._thread = threading.Lock()
+        self._mine = 0
+        self._hash = lru_cache(maxsize=1 << 14)(self._hash_of)
+
+    def mine(self, row: int) -> None:
+        """From now on this process is number ``row``, from 0 on."""
+        self._mine = row + 1
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else is between these, here or in another process."""
+        with self._thread:
+            held = self._lock()
+            try:
+                yield
+            finally:
+                if held:
+                    fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    def _lock(self) -> bool:
+        ends = time.monotonic() + _LOCK_WITHIN_S
+        while True:
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() >= ends:
+                    return False
+                time.sleep(0.0001)
+            else:
+                return True
+
+    def column(self, name: str) -> int | None:
+        """The name's, made if it has none. None: there is none to be had. Under the lock."""
+        high, low, first = self._hash(name)
+        free = None
+        for column in range(first, first + WAYS):
+            if self._cells[2 * column] == high and self._cells[2 * column + 1] == low:
+                return column
+            if free is None and self._is_free(column):
+                free = column
+        if free is not None:
+            self._cells[2 * free], self._cells[2 * free + 1] = high, low
+        return free
+
+    def sum(self, column: int) -> int:
+        """Of all processes."""
+        return sum(self._cells[self._at(row, column)] for row in range(1, self._rows))
+
+    def total(self, name: str) -> int:
+        """The same, of a name that may have no column."""
+        high, low, first = self._hash(name)
+        for column in range(first, first + WAYS):
+            if self._cells[2 * column] == high and self._cells[2 * column + 1] == low:
+                return self.sum(column)
+        return 0
+
+    def add(self, column: int, amount: int) -> None:
+        """To this process's number. Under the lock, or when it is not 0 before nor afterwards."""
+        self._cells[self._at(self._mine, column)] += amount
+
+    def clear(self, row: int) -> None:
+        """That process has ended. By who never uses a row."""
+        begin = _KEYS + (row + 1) * COLUMNS * _CELL
+        if hasattr(mmap, "MADV_REMOVE"):
+            self._map.madvise(mmap.MADV_REMOVE, begin, COLUMNS * _CELL)
+        else:
+            self._map[begin : begin + COLUMNS * _CELL] = bytes(COLUMNS * _CELL)
+
+    def _at(self, row: int, column: int) -> int:
+        return 2 * COLUMNS + row * COLUMNS + column
+
+    def _is_free(self, column: int) -> bool:
+        return not any(self._cells[self._at(row, column)] for row in range(self._rows))
+
+    def _hash_of(self, name: str) -> tuple[int, int, int]:
+        digest = hashlib.blake2b(name.encode(), digest_size=16, key=self._secret).digest()
+        high, low = (int.from_bytes(half, "little", signed=True) for half in (digest[:8], digest[8:]))
+        return high | 1, low, (low % (COLUMNS // WAYS)) * WAYS
+
+
+def _temp_file() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
