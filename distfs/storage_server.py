@@ -43,6 +43,22 @@ VERIFY_PAUSE_S = 0.01
 _DRAIN_POLL_S = 0.02
 
 
+class _Moving:
+    """Held while bytes of a fragment are on their way to or from somebody; by how many at once, ``inside`` says."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.inside -= 1
+
+
 class StorageServer(socketserver.ThreadingTCPServer):
     """Serves one DiskStore. ``address`` is where it really listens."""
 
@@ -56,7 +72,8 @@ class StorageServer(socketserver.ThreadingTCPServer):
     ) -> None:
         self.store, self.config, self.stall_timeout = store, config, stall_timeout
         self.address_family, address = to_listen(host, port)
-        self._transfers = self._connections = self._requests = 0
+        self._connections = self._requests = 0
+        self.moving = _Moving()
         self._draining = False
         self._lock = threading.Lock()
         self._accept_trouble = descriptors.AcceptTrouble(log)
@@ -130,18 +147,9 @@ class StorageServer(socketserver.ThreadingTCPServer):
         while self._requests and time.monotonic() < until and not hurry.wait(_DRAIN_POLL_S):
             pass
 
-    def begin_transfer(self) -> None:
-        """Bytes of a fragment are on their way to or from somebody, until ``end_transfer``."""
-        with self._lock:
-            self._transfers += 1
-
-    def end_transfer(self) -> None:
-        with self._lock:
-            self._transfers -= 1
-
     def yield_to_transfers(self) -> None:
         """Between two cells that are verified: whoever moves bytes has the disk first."""
-        if self._transfers:
+        if self.moving.inside:
             time.sleep(VERIFY_PAUSE_S)
 
 

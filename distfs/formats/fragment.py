@@ -47,9 +47,8 @@ MAX_HEADER = 4096  # a header, padding included, never exceeds this
 MIN_HEADER = _HEADER.size + _CHECKSUM.size
 
 
-def checksum(data: Buffer) -> int:
-    """xxh3-64 of the bytes; what stands in tables and on the wire."""
-    return xxhash.xxh3_64_intdigest(data)
+#: xxh3-64 of the bytes; what stands in tables and on the wire.
+checksum: Callable[[Buffer], int] = xxhash.xxh3_64_intdigest
 
 
 class CellEntry(NamedTuple):
@@ -175,8 +174,7 @@ def pack_footer(table: FragmentTable, packed_table: bytes, table_offset: int, he
     return body + _CHECKSUM.pack(checksum(body))
 
 
-@dataclass(frozen=True, slots=True)
-class Footer:
+class Footer(NamedTuple):
     last: bool
     cells: int
     table_offset: int
@@ -200,7 +198,7 @@ class Footer:
 class Layout(NamedTuple):
     """What a fragment consists of, checked to be whole."""
 
-    id: FragmentId  # what it says it is
+    said: tuple[bytes, int]  # of which slice it says it is, and which fragment
     table: FragmentTable
     packed: bytes  # the table as it is stored
     cells_at: int
@@ -228,7 +226,7 @@ def read_layout(size: int, pread: Callable[[int, int], bytes]) -> Layout:
     table = FragmentTable.unpack(packed, footer.slice_size, footer.last)
     if length + table.offsets[-1] != footer.table_offset:
         raise Corrupt("fragment table does not fit the cells")
-    return Layout(FragmentId(UUID(bytes=fields[1]), fields[4]), table, packed, length)
+    return Layout((fields[1], fields[4]), table, packed, length)
 
 
 def bounded(text: str, limit: int) -> bytes:

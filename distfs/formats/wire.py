@@ -32,6 +32,7 @@ import enum
 import json
 import struct
 from functools import lru_cache
+from json.encoder import c_encode_basestring_ascii, c_make_encoder  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -67,6 +68,10 @@ LISTED = struct.Struct(">16sBQd")
 MAX_LISTED = 10_000
 
 
+def _no_json(value: object) -> object:
+    raise TypeError(f"no header of a frame has a {type(value).__name__}")
+
+
 class Type(enum.IntEnum):
     PUT = 1
     CELL = 2
@@ -99,10 +104,11 @@ ERRORS: dict[str, type[DistfsError]] = {cls.kind: cls for cls in _SAYABLE}
 _WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
 
 
-_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # made once: dumps() makes one for each call
 _DECODE = json.JSONDecoder().decode
+#: What json.JSONEncoder makes anew for each header, made once.
+_pieces = c_make_encoder(None, _no_json, c_encode_basestring_ascii, None, ":", ",", False, False, True)
 _policy = lru_cache(maxsize=MAX_K * MAX_M)(Policy.parse)
-_TYPES = {type_.value: type_ for type_ in Type}
+_KINDS = {type_.value: (type_, _MAX_BODY.get(type_, 0)) for type_ in Type}
 
 
 class Frame(NamedTuple):
@@ -123,10 +129,15 @@ class Frame(NamedTuple):
         return header
 
 
+def json_of(value: Any) -> str:
+    """As it stands in a header."""
+    return "".join(_pieces(value, 0))
+
+
 def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) -> bytes:
     """Prefix and header of a frame, ready to send; ``body_length`` bytes of body must follow."""
     if isinstance(header, dict):
-        header = _ENCODE(header).encode()
+        header = json_of(header).encode()
     if len(header) > MAX_HEADER:
         raise ProtocolError(f"{type_.name} frame: a header of {len(header)} bytes is over {MAX_HEADER}")
     return _PREFIX.pack(MAGIC, VERSION, type_, 0, len(header), body_length) + header
@@ -134,7 +145,7 @@ def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) ->
 
 def members(fields: dict[str, Any]) -> str:
     """What the JSON object has between its braces."""
-    return _ENCODE(fields)[1:-1]
+    return json_of(fields)[1:-1]
 
 
 def encode_error(error: DistfsError) -> bytes:
@@ -180,7 +191,7 @@ def encode_fragment(fragment: FragmentHeader) -> str:
 
 @lru_cache(maxsize=64)  # each fragment of a file names the same
 def _text(text: str, most: int) -> str:
-    return _ENCODE(bounded(text, most).decode())
+    return json_of(bounded(text, most).decode())
 
 
 def decode_fragment(header: dict[str, Any], cluster: UUID) -> FragmentHeader:
@@ -208,7 +219,6 @@ class Decoder:
     def __init__(self) -> None:
         self._data = bytearray()
         self._at = 0  # bytes of _data already consumed
-        self._prefix: tuple[Type, int, int] | None = None
 
     @property
     def buffered(self) -> int:
@@ -223,19 +233,15 @@ class Decoder:
 
     def next_frame(self) -> Frame | None:
         """The next frame, or None for more bytes. Raises ProtocolError on anything out of bounds."""
-        at, end = self._at, len(self._data)
-        if self._prefix is None:
-            if end - at < PREFIX_SIZE:
-                return None
-            self._prefix = _check_prefix(*_PREFIX.unpack_from(self._data, at))
-            self._at = at = at + PREFIX_SIZE
-        type_, header_length, body_length = self._prefix
-        if end - at < header_length:
+        data, header_at = self._data, self._at + PREFIX_SIZE
+        if len(data) < header_at:
             return None
-        self._at = at + header_length
-        raw = bytes(self._data[at : self._at])
-        self._prefix = None
-        return Frame(type_, raw, body_length)
+        type_, header, body = _check_prefix(*_PREFIX.unpack_from(data, self._at))
+        end = header_at + header
+        if len(data) < end:
+            return None
+        self._at = end
+        return Frame(type_, bytes(data[header_at:end]), body)
 
     def take(self, view: memoryview) -> int:
         """Move buffered body bytes into ``view``; returns how many."""
@@ -255,9 +261,10 @@ def _check_prefix(
         raise ProtocolError(
             f"the peer speaks wire version {version}, this distfs {VERSION}: run one release everywhere"
         )
-    kind = _TYPES.get(type_)
-    if kind is None:
+    known = _KINDS.get(type_)
+    if known is None:
         raise ProtocolError(f"unknown frame type {type_}")
-    if header > MAX_HEADER or body > _MAX_BODY.get(kind, 0):
+    kind, most = known
+    if header > MAX_HEADER or body > most:
         raise ProtocolError(f"{kind.name} frame: lengths {header} + {body} are out of bounds")
     return kind, header, body

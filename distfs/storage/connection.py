@@ -10,8 +10,8 @@ import logging
 import socket
 import socketserver
 import time
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, cast
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast
 
 import xxhash
 
@@ -23,8 +23,6 @@ from distfs.formats.fragment import CellEntry
 from distfs.formats.wire import Frame, Type
 from distfs.storage.disk.store import DiskStore, DiskWriter
 from distfs.wire_socket import WireSocket
-
-R = TypeVar("R")
 
 log = logging.getLogger("distfs.node")
 
@@ -45,10 +43,8 @@ class NodeServer(Protocol):
 
     def end_request(self) -> None: ...
 
-    def begin_transfer(self) -> None:
-        """Bytes of a fragment are on their way to or from somebody, until ``end_transfer``."""
-
-    def end_transfer(self) -> None: ...
+    #: Held while bytes of a fragment are on their way to or from somebody.
+    moving: AbstractContextManager[None]
 
     def yield_to_transfers(self) -> None:
         """Between two cells that are verified: whoever moves bytes has the disk first."""
@@ -98,8 +94,13 @@ class Connection(socketserver.BaseRequestHandler):
             header = frame.header()
             self._check_addressee(header)
             if frame.type is Type.PUT:
-                return self._moving(lambda: self._put(header, frame))
-            self._answer(frame.type, header)
+                with self.node.moving:
+                    return self._put(header, frame)
+            if frame.type is Type.GET:
+                with self.node.moving:
+                    self._get(header)
+            else:
+                self._answer(frame.type, header)
         except DistfsError as e:
             _log_refusal(frame.type, header, e)
             if self.answering:
@@ -109,13 +110,6 @@ class Connection(socketserver.BaseRequestHandler):
                 return False
             self.sock.send_error(e)
         return True
-
-    def _moving(self, bytes_of_a_fragment: Callable[[], R]) -> R:
-        self.node.begin_transfer()
-        try:
-            return bytes_of_a_fragment()
-        finally:
-            self.node.end_transfer()
 
     def _check_addressee(self, header: dict[str, Any]) -> None:
         cluster, node = header.get("cluster"), header.get("node")
@@ -138,8 +132,6 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _answer(self, type_: Type, header: dict[str, Any]) -> None:
         match type_:
-            case Type.GET:
-                self._moving(lambda: self._get(header))
             case Type.STAT:
                 self._get(header | {"first": 0, "count": 0})
             case Type.DELETE:
@@ -242,7 +234,8 @@ class Connection(socketserver.BaseRequestHandler):
     def _get(self, header: dict[str, Any]) -> None:
         first, count = _count(header, "first"), _count(header, "count")
         id, aside = wire.decode_id(header), bool(header.get("quarantine"))
-        with contextlib.closing(self.store.get(id, first, count, self.deadline, aside=aside)) as reader:
+        reader = self.store.get(id, first, count, self.deadline, aside=aside)
+        try:
             offset, length = reader.extent(first, count)
             table = reader.packed
             answer = {"slice_size": reader.table.slice_size, "last": reader.table.last, "table": len(table)}
@@ -254,6 +247,8 @@ class Connection(socketserver.BaseRequestHandler):
                 return
             self.sock.send(head, table, more=length > 0, limit=self.deadline)
             self.sock.send_file(reader.fd, offset, length, self.deadline)
+        finally:
+            reader.close()
 
     def _list(self, header: dict[str, Any]) -> None:
         limit = min(max(1, _count(header, "limit")), wire.MAX_LISTED)

@@ -352,6 +352,68 @@ def test_a_folder_made_by_another_thread_is_durable_before_it_is_used(
     assert {folder, folder.parent, folder.parent.parent} <= seen
 
 
+def test_a_folder_for_files_that_another_thread_has_just_made_is_durable_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where those above it are known: it is found, and its name may be lost with the power all the same."""
+    tree = FragmentTree(tmp_path / "data")
+    take_in(tree, tmp_path, UUID(int=1 << 112))
+    made, go_on = threading.Event(), threading.Event()
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def watched(fd: int) -> None:
+        if (
+            threading.current_thread().name == "first" and not made.is_set()
+        ):  # the folder is made, and not synced
+            made.set()
+            go_on.wait(10)
+        fsync(fd)
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+
+    monkeypatch.setattr(os, "fsync", watched)
+    first = threading.Thread(target=take_in, args=[tree, tmp_path, UUID(int=1)], name="first")
+    first.start()
+    assert made.wait(10)
+    path = take_in(tree, tmp_path, UUID(int=2))
+    seen = list(synced)
+    go_on.set()
+    first.join()
+    assert seen == [path.parent.parent, path.parent]
+
+
+def test_folders_of_the_process_before_are_made_durable_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been killed before it had synced their names: a new one syncs these once, not for each folder."""
+    folders = [UUID(int=0), UUID(int=1 << 112), UUID(int=2 << 112)]
+    for slice_ in folders:
+        take_in(FragmentTree(tmp_path / "data"), tmp_path, slice_)
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        fsync(fd)
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+
+    monkeypatch.setattr(os, "fsync", noted)
+    tree = FragmentTree(tmp_path / "data")
+    path = take_in(tree, tmp_path, folders[0], 1)
+    assert {path.parent.parent.parent, path.parent.parent, path.parent} <= set(synced)
+    for slice_ in folders[1:]:
+        synced.clear()
+        assert [take_in(tree, tmp_path, slice_, 1).parent] == synced
+
+
+def take_in(tree: FragmentTree, folder: Path, slice_: UUID, index: int = 0) -> Path:
+    """A file of that name is in the tree; -> where."""
+    fragment = FragmentId(slice_, index)
+    source = folder / f"to-be-{fragment}"
+    source.write_text("a fragment")
+    tree.take_in(source, fragment)
+    return tree.path(fragment)
+
+
 def test_a_small_fragment_of_which_the_disk_gives_only_a_part_is_read_cell_by_cell(
     store: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

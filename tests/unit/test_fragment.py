@@ -45,11 +45,12 @@ entries = st.builds(CellEntry, st.integers(0, 50), st.just(0), U64, U64)
 
 
 def parse(data: bytes) -> tuple[FragmentHeader, FragmentTable, int]:
-    id, table, packed, cells_at = read_layout(
+    said, table, packed, cells_at = read_layout(
         len(data), lambda length, offset: data[offset : offset + length]
     )
     header, length = FragmentHeader.unpack(data)
-    assert (id, packed, cells_at) == (header.id, table.pack(), length)
+    assert said == (header.slice.bytes, header.index)
+    assert (packed, cells_at) == (table.pack(), length)
     return header, table, length
 
 

@@ -33,6 +33,18 @@ frames = st.one_of(
 )
 
 
+@given(
+    st.dictionaries(st.text(max_size=10), small_values | st.floats(allow_nan=False) | st.lists(small_values))
+)
+def test_a_header_is_the_json_that_the_standard_library_writes(header: dict[str, object]) -> None:
+    assert wire.json_of(header) == json.dumps(header, separators=(",", ":"))
+
+
+def test_what_is_no_json_is_in_no_header() -> None:
+    with pytest.raises(TypeError, match="UUID"):
+        wire.encode(Type.INFO, {"node": SLICE})
+
+
 def prefix(
     magic: bytes = b"DFSW", version: int = 1, kind: int = Type.INFO, header: int = 2, body: int = 0
 ) -> bytes:

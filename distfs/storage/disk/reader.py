@@ -6,13 +6,14 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
 from distfs.formats.fragment import MAX_HEADER, checksum, read_layout
 from distfs.fragment_store import failing_cells, go_on
 from distfs.model import FragmentId
-from distfs.storage.disk.tree import translated
+from distfs.storage.disk.tree import Translated
 
 #: A fragment of so many bytes is read as a whole: its cells, up to 64 KiB, and what is around them.
 SMALL = (64 << 10) + MAX_HEADER
@@ -22,14 +23,18 @@ class DiskReader:
     """An open fragment, checked to be whole and to be the one its name says. Cells follow in order."""
 
     def __init__(self, path: str | Path, id: FragmentId, first: int) -> None:
-        with translated(f"read {id}", reading=True):
+        with Translated("read", id, reading=True):
             self.fd = os.open(path, os.O_RDONLY)
             try:
-                size = os.fstat(self.fd).st_size
+                size = os.lseek(
+                    self.fd, 0, os.SEEK_END
+                )  # fstat(2) tells more, and Python makes objects of it
                 self.all = self._read_small(size)
                 said, self.table, self.packed, self.cells_at = read_layout(size, self._pread)
-                if said != id:
-                    raise Corrupt(f"fragment {id} says it is {said}: files were swapped")
+                if said != (id.slice.bytes, id.index):
+                    raise Corrupt(
+                        f"fragment {id} says it is {UUID(bytes=said[0])}.{said[1]}: files were swapped"
+                    )
             except BaseException:
                 os.close(self.fd)
                 raise
@@ -41,8 +46,10 @@ class DiskReader:
 
         Of what it cannot read it gives no error when there are good pages before: it gives these.
         """
+        if size > SMALL:
+            return None
         try:
-            data = os.pread(self.fd, size, 0) if size <= SMALL else b""
+            data = os.pread(self.fd, size, 0)
         except OSError:
             return None
         return data if len(data) == size else None
@@ -58,7 +65,7 @@ class DiskReader:
         at = self.cells_at + self.table.offsets[self._next]
         self._next += 1
         done = 0
-        with translated(f"read {self._id}", reading=True):
+        with Translated("read", self._id, reading=True):
             while done < len(view):
                 n = os.preadv(self.fd, [view[done:]], at + done)
                 if not n:

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from uuid import UUID, getnode
@@ -47,7 +47,7 @@ from distfs.storage.disk import home
 from distfs.storage.disk.health import DiskHealth
 from distfs.storage.disk.reader import DiskReader, passes
 from distfs.storage.disk.space import Space, space
-from distfs.storage.disk.tree import FragmentTree, make_folder, page_of_both, translated
+from distfs.storage.disk.tree import FragmentTree, Translated, make_folder, page_of_both
 from distfs.storage.disk.writer import BufferPool, Sink, open_sink
 
 log = logging.getLogger("distfs.disk")
@@ -75,6 +75,7 @@ class DiskStore:
         self.cluster = cluster
         self._config, self._metadb = config, metadb
         self._temp = self.folder / "tmp"
+        self._temp_root = str(self._temp)
         self._identity = str(self.folder / home.IDENTITY)
         self._serial = itertools.count()
         renaming = threading.Lock()
@@ -124,17 +125,17 @@ class DiskStore:
         whose = "gone" if known is None else "another node's"  # services read this: no id of anybody
         return f"{self._identity} is {whose}: is its disk mounted?"
 
-    def _check_home(self, doing: str) -> None:
+    def _check_home(self, doing: str, id: FragmentId | None = None) -> None:
         """Raises NodeUnavailable when it is away."""
         if away := self.away:
-            raise NodeUnavailable(f"{doing}: {away}")
+            raise NodeUnavailable(f"{Translated(doing, id).doing}: {away}")
 
     def _open(self, id: FragmentId, first: int, aside: bool = False) -> DiskReader:
         """What is not found in a folder that is away may well be there: raises NotFound, or NodeUnavailable."""
         try:
             return self._open_aside(id, first) if aside else DiskReader(self._files.where(id), id, first)
         except NotFound:
-            self._check_home(f"read {id}")
+            self._check_home("read", id)
             raise
 
     def _open_aside(self, id: FragmentId, first: int) -> DiskReader:
@@ -153,11 +154,13 @@ class DiskStore:
     # --- FragmentStore --------------------------------------------------------------------------
 
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> DiskWriter:
-        self._check_home(f"put {header.id}")
-        with self.writing(f"put {header.id}"):
+        id = header.id
+        self._check_home("put", id)
+        with self.writing("put", id):
             room = self._space()
-            if size_hint > room.free or room.free <= 0:
-                raise Full(f"put {header.id}: {room.refusal(size_hint)}")
+            free = room.free
+            if size_hint > free or free <= 0:
+                raise Full(f"put {id}: {room.refusal(size_hint)}")
             return DiskWriter(self, header, size_hint)
 
     def get(
@@ -177,8 +180,8 @@ class DiskStore:
             return reader.verify(deadline, between)
 
     def delete(self, id: FragmentId, deadline: Deadline) -> bool:
-        self._check_home(f"delete {id}")
-        with translated(f"delete {id}"):
+        self._check_home("delete", id)
+        with Translated("delete", id):
             # First what is still being written: it finds no temp file to name, or has named it before ``remove``.
             with contextlib.suppress(FileNotFoundError):  # nothing is being written, or somebody removed it
                 for temp in os.listdir(self._temp):
@@ -188,12 +191,12 @@ class DiskStore:
 
     def list(self, cursor: str, limit: int, deadline: Deadline) -> Page:
         self._check_home("list")
-        with translated("list"):
+        with Translated("list"):
             return self._files.page(cursor, limit)
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
-        self._check_home(f"quarantine {id}")
-        with translated(f"quarantine {id}"):
+        self._check_home("quarantine", id)
+        with Translated("quarantine", id):
             judged = self._files.identity(id)
             if judged and self._aside.identity(id) and not passes(self.path(id), id, deadline):
                 good = any(passes(tree.path(id), id, deadline) for tree in self._trees_aside(id))
@@ -201,19 +204,19 @@ class DiskStore:
             return self._files.move_to(self._aside, id, min_age)
 
     def release(self, id: FragmentId, deadline: Deadline) -> bool:
-        self._check_home(f"release {id}")
+        self._check_home("release", id)
         trees = self._trees_aside(id)
         if not trees or self._files.identity(id):
             return False
         for tree in trees:
             if passes(tree.path(id), id, deadline):
-                with translated(f"release {id}"):
+                with Translated("release", id):
                     return tree.move_to(self._files, id, over=math.inf)
         raise Corrupt(f"fragment {id} stays in quarantine: cells of it fail their checksums")
 
     def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
-        self._check_home(f"discard {id}")
-        with translated(f"discard {id}"):
+        self._check_home("discard", id)
+        with Translated("discard", id):
             trees = self._trees_aside(id)
             if len(trees) > 1:  # one step: a kill between two would leave less, or what nobody decided about
                 return self._second.move_to(self._aside, id, over=min_age)
@@ -226,13 +229,13 @@ class DiskStore:
     def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
         """Of two of one name the first: when it is deleted, the age of the second begins anew."""
         self._check_home("list the quarantine")
-        with translated("list the quarantine"):
+        with Translated("list the quarantine"):
             return page_of_both(self._aside, self._second, cursor, limit)
 
     def info(self, deadline: Deadline) -> StoreInfo:
         if self.away:  # the room there is another disk's
             return StoreInfo(self.node, self.cluster, 0, 0, 0, "readonly", time.time())
-        with translated("info"):
+        with Translated("info"):
             room = self._space()
             readonly = os.statvfs(self.folder).f_flag & os.ST_RDONLY
         state = "readonly" if readonly or self.health.trouble else "active"
@@ -240,7 +243,7 @@ class DiskStore:
 
     def disk(self) -> str:
         """Names the file system of the folder: the same for every process of this machine, until it restarts."""
-        with translated("disk"):
+        with Translated("disk"):
             return f"{_machine()}:{self.folder.stat().st_dev}"
 
     @property
@@ -271,43 +274,35 @@ class DiskStore:
             with contextlib.suppress(OSError):
                 path.unlink()
 
-    @contextlib.contextmanager
-    def writing(self, doing: str) -> Iterator[None]:
+    def writing(self, doing: str, id: FragmentId) -> Translated:
         """The disk's errors become ours, and ``health`` hears of them."""
-        with translated(doing):
-            try:
-                yield
-            except FileNotFoundError as e:  # a folder of ours: no answer to who asks for a fragment
-                raise NodeUnavailable(f"{doing}: {e.strerror}: {e.filename}") from e
-            except OSError as e:
-                self.health.failed(e)
-                raise
+        return _Writing(self.health, doing, id)
 
     # --- where things are -------------------------------------------------------------------------
 
     def path(self, id: FragmentId) -> Path:
         return self._files.path(id)
 
-    def temp_path(self, id: FragmentId) -> Path:
-        return self._temp / f"{id}.{next(self._serial)}"
+    def temp_path(self, id: FragmentId) -> str:
+        return f"{self._temp_root}/{id}.{next(self._serial)}"
 
-    def sink(self, path: Path, size_hint: int) -> Sink:
+    def sink(self, path: str, size_hint: int) -> Sink:
         direct = self._config.direct_io == "auto" and size_hint >= self._config.direct_io_threshold
         buffers = self._buffers if direct else None
         try:
             return open_sink(path, size_hint, buffers)
         except FileNotFoundError:  # somebody removed the folder
-            make_folder(path.parent)
+            make_folder(self._temp)
             return open_sink(path, size_hint, buffers)
 
-    def publish(self, temp: Path, id: FragmentId) -> None:
+    def publish(self, temp: str, id: FragmentId) -> None:
         """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted.
 
         The one it replaces is put aside: what is made anew in place may have been healed from it. Two are kept, whose
         good cells may be different ones; of more it is not.
         """
-        self._check_home(f"store {id}")
-        if self._files.identity(id) and temp.exists():
+        self._check_home("store", id)
+        if self._files.identity(id) and Path(temp).exists():
             any(self._files.move_to(tree, id, over=math.inf) for tree in (self._aside, self._second))
         try:
             self._files.take_in(temp, id)
@@ -318,12 +313,29 @@ class DiskStore:
         return space(self.folder, self._config, self._metadb)
 
 
+class _Writing(Translated):
+    """See ``DiskStore.writing``."""
+
+    __slots__ = ("_health",)
+
+    def __init__(self, health: DiskHealth, doing: str, id: FragmentId) -> None:
+        super().__init__(doing, id)
+        self._health = health
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, FileNotFoundError):  # a folder of ours: no answer to who asks for a fragment
+            raise NodeUnavailable(f"{self.doing}: {error.strerror}: {error.filename}") from error
+        if isinstance(error, OSError):
+            self._health.failed(error)
+            raise self._ours(error) from error
+
+
 class DiskWriter:
     """One fragment on its way to the disk. Cells are received straight into the buffers that are written."""
 
     def __init__(self, store: DiskStore, header: FragmentHeader, size_hint: int) -> None:
-        self._store, self._header = store, header
-        self._path = store.temp_path(header.id)
+        self._store, self._header, self._id = store, header, header.id
+        self._path = store.temp_path(self._id)
         # Header, table and footer are part of the file, and a cell is the k-th part of a block, rounded up: leave
         # room for all that, so that one allocation serves all.
         cells = size_hint * header.policy.k // header.block_size + 1
@@ -353,15 +365,15 @@ class DiskWriter:
         """Append a cell whose bytes ``fill`` puts where told. Raises Corrupt if they fail their check."""
         if len(self._entries) >= MAX_CELLS:
             raise Corrupt(f"more than {MAX_CELLS} cells in a fragment")
-        digest = xxhash.xxh3_64()
-        left = entry.length
-        with self._store.writing(f"write {self._header.id}"):
+        digest, left = xxhash.xxh3_64(), entry.length
+        with self._store.writing("write", self._id):
             while left:
                 view = self._sink.space(left)
                 fill(view)
                 digest.update(view)
-                self._sink.advance(len(view))
-                left -= len(view)
+                n = len(view)
+                self._sink.advance(n)
+                left -= n
         check_cell(entry, digest.intdigest(), len(self._entries))
         self._entries.append(entry)
         self._size += entry.length
@@ -371,7 +383,7 @@ class DiskWriter:
         table = FragmentTable(tuple(self._entries), slice_size, last)
         packed = table.pack()
         footer = pack_footer(table, packed, len(self._packed) + self._size, self._packed)
-        with self._store.writing(f"write {self._header.id}"):
+        with self._store.writing("write", self._id):
             self._append(packed)
             self._append(footer)
 
@@ -379,14 +391,12 @@ class DiskWriter:
         """``wanted`` is called when the fragment is on the disk and has no name yet; what it raises undoes it."""
         expected = len(self._packed) + self._size + len(self._entries) * ENTRY_SIZE + FOOTER_SIZE
         try:
-            with self._store.writing(f"store {self._header.id}"):
+            with self._store.writing("store", self._id):
                 written = self._sink.close()
                 if written != expected:
-                    raise NodeUnavailable(
-                        f"store {self._header.id}: {written} bytes on disk, {expected} expected"
-                    )
+                    raise NodeUnavailable(f"store {self._id}: {written} bytes on disk, {expected} expected")
                 wanted()
-                self._store.publish(self._path, self._header.id)
+                self._store.publish(self._path, self._id)
             self._store.health.wrote()
         except DistfsError:
             self.abort()
@@ -395,7 +405,7 @@ class DiskWriter:
     def abort(self) -> None:
         self._sink.discard()
         with contextlib.suppress(OSError):  # committed; or the disk failed, and the next start removes it
-            self._path.unlink()
+            os.unlink(self._path)  # noqa: PTH108 - text, as everywhere on the way of a small fragment
 
     def _append(self, data: bytes) -> None:
         at = 0

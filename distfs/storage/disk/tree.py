@@ -9,10 +9,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
+from distfs.errors import Corrupt, DistfsError, Full, NodeUnavailable, NotFound
 from distfs.fragment_store import Listed, Page, parse_name
 from distfs.model import FragmentId
 from distfs.process import descriptors
@@ -36,21 +36,38 @@ _DAMAGE = frozenset(
 _LEVEL = re.compile(r"[0-9a-f]{2}")
 
 
-@contextlib.contextmanager
-def translated(doing: str, reading: bool = False) -> Iterator[None]:
-    """The one place where the disk's own errors become ours. ``reading``: a bad sector is damage like any other."""
-    try:
-        yield
-    except FileNotFoundError as e:
-        raise NotFound(f"{doing}: no such fragment") from e
-    except OSError as e:
-        if e.errno == errno.ENOSPC:
-            raise Full(f"{doing}: {space.in_words(e.filename)}") from e
-        if e.errno == errno.EDQUOT:
-            raise Full(f"{doing}: the disk quota of the node's user is used up") from e
-        if reading and e.errno in _DAMAGE:
-            raise Corrupt(f"{doing}: the disk cannot read it: {e.strerror}") from e
-        raise NodeUnavailable(f"{doing}: {descriptors.in_words(e)}") from e
+class Translated:
+    """The one place where the disk's own errors become ours. ``reading``: a bad sector is damage like any other.
+
+    What is done is put into words only when it failed: to write an id takes as long as some system calls.
+    """
+
+    __slots__ = ("_doing", "_id", "_reading")
+
+    def __init__(self, doing: str, id: FragmentId | None = None, *, reading: bool = False) -> None:
+        self._doing, self._id, self._reading = doing, id, reading
+
+    @property
+    def doing(self) -> str:
+        return self._doing if self._id is None else f"{self._doing} {self._id}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise self._ours(error) from error
+
+    def _ours(self, error: OSError) -> DistfsError:
+        if isinstance(error, FileNotFoundError):
+            return NotFound(f"{self.doing}: no such fragment")
+        if error.errno == errno.ENOSPC:
+            return Full(f"{self.doing}: {space.in_words(error.filename)}")
+        if error.errno == errno.EDQUOT:
+            return Full(f"{self.doing}: the disk quota of the node's user is used up")
+        if self._reading and error.errno in _DAMAGE:
+            return Corrupt(f"{self.doing}: the disk cannot read it: {error.strerror}")
+        return NodeUnavailable(f"{self.doing}: {descriptors.in_words(error)}")
 
 
 class FragmentTree:
@@ -60,7 +77,10 @@ class FragmentTree:
         """``renaming``: one lock for all trees between which files are moved."""
         self.root = root
         self._root = str(root)
-        self._known: set[str] = set()  # folders that exist, durably
+        self._known: set[str] = (
+            set()
+        )  # of the upper levels: those that exist durably, with all that was in them
+        self._fresh: set[str] = set()  # folders for files that are just made, and maybe not durable yet
         self._renaming = renaming or threading.Lock()  # what is judged by its age is not replaced meanwhile
 
     def path(self, id: FragmentId) -> Path:
@@ -71,13 +91,16 @@ class FragmentTree:
         name = str(id)
         return f"{self._root}/{name[:2]}/{name[2:4]}/{name}"
 
-    def take_in(self, source: Path, id: FragmentId) -> None:
+    def take_in(self, source: str | Path, id: FragmentId) -> None:
         """Give a finished, fsynced file its name here; one that is there already is replaced."""
         path = self.where(id)
-        with self._made(path) as folder:
+        folder = self._made(path)
+        try:
             with self._renaming:
                 os.rename(source, path)  # noqa: PTH104 - see where
             os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def move_to(self, other: FragmentTree, id: FragmentId, min_age: float = 0.0, over: float = 0.0) -> bool:
         """Move a file that is at least ``min_age`` seconds old (0: any) to ``other``, where its age begins anew.
@@ -89,7 +112,7 @@ class FragmentTree:
         if not source.exists():
             return False
         try:
-            with other._made(str(target)) as new, _opened(source.parent) as old:
+            with _closing(other._made(str(target))) as new, _opened(source.parent) as old:
                 with self._renaming:
                     if _too_young(source, min_age) or _too_young(target, over):
                         return False
@@ -139,27 +162,37 @@ class FragmentTree:
         more = next(walk, None) is not None
         return Page(tuple(listed), str(listed[-1].id) if more else None)
 
-    @contextlib.contextmanager
-    def _made(self, path: str) -> Iterator[int]:
-        """The folder of a file to come, opened; made where it is missing, also when somebody removed it."""
+    def _made(self, path: str) -> int:
+        """The folder of a file to come, opened and durable; made where it is missing, also when it was removed."""
         folder = path.rpartition("/")[0]
-        levels = self._root, folder.rpartition("/")[0], folder
+        upper = folder.rpartition("/")[0]
         try:
-            fd = self._make_and_open(levels)
+            return self._make_and_open(upper, folder)
         except FileNotFoundError:  # what is known is not so any more
-            self._known.difference_update(levels)
-            fd = self._make_and_open(levels)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+            self._known.difference_update((self._root, upper))
+            return self._make_and_open(upper, folder)
 
-    def _make_and_open(self, levels: Sequence[str]) -> int:
-        for level in levels:
+    def _make_and_open(self, upper: str, folder: str) -> int:
+        for level in (self._root, upper):
             if level not in self._known:
                 make_folder(Path(level))
+                fsync_folder(level)  # what a process before this one made there
                 self._known.add(level)
-        return _open(levels[-1])
+        try:
+            fd = _open(folder)
+        except FileNotFoundError:
+            self._fresh.add(folder)  # first: who finds it made finds it here until it is durable
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)  # noqa: PTH102 - see where
+            fd = _open(folder)
+        if folder in self._fresh:
+            try:
+                fsync_folder(upper)
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fresh.discard(folder)
+        return fd
 
     def _walk(self, cursor: str) -> Iterator[tuple[Path, FragmentId]]:
         """Files after ``cursor`` in name order. A folder that cannot be read raises: it is not empty."""
@@ -196,16 +229,22 @@ def make_folder(folder: Path) -> None:
         fsync_folder(made.parent)
 
 
-def fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: str | Path) -> None:
     """Make the names in ``folder`` durable."""
-    with _opened(folder) as fd:
+    fd = _open(folder)
+    try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _opened(folder: str | Path) -> contextlib.AbstractContextManager[int]:
+    """To make durable what is done inside. Opened before: without a descriptor to be had, nothing is done."""
+    return _closing(_open(folder))
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    """To make durable what is done inside. Opened before: without a descriptor to be had, nothing is done."""
-    fd = _open(folder)
+def _closing(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:

@@ -6,7 +6,6 @@ cache, and writing 4 MiB in a thread of its own while the next 4 MiB arrive take
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
@@ -69,7 +68,7 @@ class BufferPool:
             self.in_use -= len(buffers)
 
 
-def open_sink(path: Path, size_hint: int, pool: BufferPool | None) -> Sink:
+def open_sink(path: str | Path, size_hint: int, pool: BufferPool | None) -> Sink:
     """A new file at ``path``: with O_DIRECT if a pool is given, has buffers, and the file system takes it."""
     buffers = pool.take(DirectSink.BUFFERS) if pool is not None else None
     if pool is not None and buffers is not None:
@@ -78,7 +77,9 @@ def open_sink(path: Path, size_hint: int, pool: BufferPool | None) -> Sink:
         except BaseException as e:
             pool.give_back(buffers)
             if not isinstance(e, FileExistsError):
-                path.unlink(missing_ok=True)  # open(2) may have made the file before it refused O_DIRECT
+                Path(path).unlink(
+                    missing_ok=True
+                )  # open(2) may have made the file before it refused O_DIRECT
             refused = isinstance(e, OSError) and e.errno in (errno.EINVAL, errno.EOPNOTSUPP)
             if not (refused or isinstance(e, Busy)):  # without a thread of its own, as without buffers
                 raise
@@ -90,7 +91,7 @@ class PlainSink:
 
     alignment = 1
 
-    def __init__(self, path: Path, size_hint: int) -> None:
+    def __init__(self, path: str | Path, size_hint: int) -> None:
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         self._view = memoryview(bytearray(min(size_hint or _PLAIN_BUFFER, _PLAIN_BUFFER)))
         self._filled = self._length = 0
@@ -126,7 +127,7 @@ class DirectSink:
     alignment = ALIGNMENT
     BUFFERS = 3
 
-    def __init__(self, path: Path, size_hint: int, pool: BufferPool, buffers: list[mmap.mmap]) -> None:
+    def __init__(self, path: str | Path, size_hint: int, pool: BufferPool, buffers: list[mmap.mmap]) -> None:
         """Takes over ``buffers`` unless it raises; then a file may be left at ``path``."""
         self._pool, self._buffers = pool, buffers
         self._empty: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
@@ -216,5 +217,4 @@ def _allocate(fd: int, size: int) -> None:
 def _write_all(fd: int, view: memoryview) -> None:
     done = 0
     while done < len(view):
-        with contextlib.suppress(InterruptedError):
-            done += os.write(fd, view[done:])
+        done += os.write(fd, view[done:])
