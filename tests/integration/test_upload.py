@@ -412,7 +412,7 @@ def test_a_node_that_is_drained_while_another_is_made_up_for_is_not_named(
         publish = store.publish
         take_away(ways, kept, "draining")
 
-        def publish_late(temp: Path, id: FragmentId) -> None:
+        def publish_late(temp: str, id: FragmentId) -> None:
             publish(temp, id)
             run_sql(url, "UPDATE node SET state = 'active' WHERE id = :id", id=kept)
             take_away(ways, other, "draining")
