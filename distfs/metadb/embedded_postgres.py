@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import os
@@ -361,7 +362,13 @@ def _url(user: str, socket_folder: str) -> str:
 
 
 def version(program: Path) -> int:
-    """The major version of a PostgreSQL program: ``postgres (PostgreSQL) 18.4`` -> 18."""
+    """The major version of a PostgreSQL program: ``postgres (PostgreSQL) 18.4`` -> 18. It is asked once."""
+    return _version(program, program.stat().st_mtime_ns)
+
+
+@functools.cache
+def _version(program: Path, _: int) -> int:
+    """``_``: when the file was changed; another release may be installed meanwhile."""
     told = subprocess.run([program, "-V"], capture_output=True, text=True, check=True).stdout
     return int(told.split("(PostgreSQL)")[1].split()[0].split(".")[0])
 

