@@ -23,9 +23,10 @@ LEAST_BUFFER, RAW_BUFFER = 16 * KIB, 256 * KIB
 LOOK_AHEAD = 64 * KIB
 LOOK_AHEAD_SECONDS = 0.1
 PEEK = 8 * KIB
-#: Memory for a body that comes slowly is borrowed in steps of this size, as its bytes come: one that was only
-#: announced takes none, so that clients who send slowly, or nothing, cannot use it up.
-STEP = 64 * KIB
+#: Memory for a body that comes slowly is borrowed in steps as its bytes come, each as long as all before it, from the
+#: first size to the second: what was only announced takes none, so that clients who send slowly, or nothing, cannot
+#: use it up.
+LEAST_STEP, STEP = 2 * KIB, 64 * KIB
 
 #: A body of which as much is under way within so long comes fast.
 FAST, FAST_S = 64 * KIB, 0.06
@@ -357,7 +358,7 @@ class SmallBody:
 
     def borrow(self, left: int) -> bool:
         """Before it waits, for what it has and some of the ``left`` bytes that come; whether there was as much."""
-        needed = self.received + min(STEP, left)
+        needed = self.received + min(STEP, left, max(LEAST_STEP, self.received))
         needed += needed >> 3  # what it takes in advance when it grows
         if needed > self._borrowed:
             if not self._memory.borrow(needed - self._borrowed):

@@ -34,6 +34,7 @@ class Ledger:
         self._running: dict[UUID, tuple[Reservation, Callable[[], float]]] = {}
         self._shares: dict[UUID, int] = {}  # what was left to write at the last renewal
         self._committed: list[Reservation] = []
+        self._gone: list[Reservation] = []
         self._thread: threading.Thread | None = None
         self._settling = threading.Lock()  # so that no renewal under way puts back what was given back
 
@@ -66,12 +67,25 @@ class Ledger:
             for one in those:
                 self._running.pop(one.id, None)
                 self._shares.pop(one.id, None)
+            self._gone += those
             self._changed.notify()
-        if those and self._settling.acquire(timeout=deadline.remaining("giving room back")):
-            try:
-                self._db.settle([], [], those, EXPIRES_S, deadline)
-            finally:
-                self._settling.release()
+        if not those or not self._settling.acquire(timeout=deadline.remaining("giving room back")):
+            return
+        try:
+            with self._changed:  # what the others give back who wait here is told with it
+                gone, self._gone = self._gone, []
+            if gone:
+                self._tell_gone(gone, deadline)
+        finally:
+            self._settling.release()
+
+    def _tell_gone(self, gone: list[Reservation], deadline: Deadline) -> None:
+        try:
+            self._db.settle([], [], gone, EXPIRES_S, deadline)
+        except DistfsError:
+            with self._changed:
+                self._gone += gone  # for who comes next
+            raise
 
     def close(self, deadline: Deadline) -> None:
         """Wait until what was committed is told, and give back what still runs."""
@@ -105,8 +119,9 @@ class Ledger:
         with self._changed:
             running = self._shrunk() if renew else []
             committed, self._committed = self._committed, []
+            gone, self._gone = self._gone, []
         try:
-            self._db.settle(running, committed, [], EXPIRES_S, Deadline(_CALL_LIMIT_S))
+            self._db.settle(running, committed, gone, EXPIRES_S, Deadline(_CALL_LIMIT_S))
         except DistfsError as e:
             log.warning("reservations could not be settled, they expire by themselves: %s", e)
 

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from distfs.config.file import parse_bytes
+from distfs.process import descriptors
 from tests.cluster.harness import Cluster, MakeCluster
 from tests.contract.litter import eventually
 from tests.faults.slow_clients import CHUNKED_BODY, HEADERS, LARGE_BODY, SMALL_BODY, reader, slow_clients
@@ -153,6 +155,32 @@ def test_five_hundred_slow_clients_stop_neither_uploads_nor_health_checks(make_c
             assert slow.ended == 0, "they are still there"
         assert_calm(cluster, before)
         assert cluster.download(uuid) == large
+    assert set(health.answers) == {200}
+
+
+def test_five_thousand_clients_that_send_a_byte_a_second_cost_little_and_hold_up_nobody(
+    make_cluster: MakeCluster,
+) -> None:
+    """Heads and small bodies that do not end, and as many large ones as may be."""
+    descriptors.raise_limit()
+    count = min(5000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500)
+    cluster = make_cluster(
+        config={
+            **CONFIG,
+            "http": {**CONFIG["http"], "max_connections": count + 200, "client_stall_timeout": "10min"},
+        }
+    )
+    kinds = [HEADERS] * 5 + [SMALL_BODY] * 4 + [LARGE_BODY]
+    large = random.Random(5).randbytes(5 * MIB)
+    with warmed_up(cluster) as before, Watch(cluster) as health:
+        with slow_clients(address(cluster), count, kinds, pause=1) as slow:
+            eventually(lambda: held(cluster)["files"] > before["files"] + count, "all of them are connected")
+            for _ in range(3):
+                assert cluster.download(cluster.upload(large)) == large
+            assert held(cluster)["threads"] < before["threads"] + count // 10 + 2 * KEPT
+            assert memory(cluster, "VmRSS") < BUDGET + 2 * BESIDE
+            assert slow.ended == 0, "they are still there"
+        assert_calm(cluster, before)
     assert set(health.answers) == {200}
 
 

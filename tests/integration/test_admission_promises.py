@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -391,6 +392,33 @@ def test_all_who_wait_are_admitted_when_metadb_is_back(
             with each.result(60):
                 pass
         admission.close()
+
+
+def test_many_that_end_at_once_give_back_together(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after another they would take longer than each of them waits, and their room be kept until it expires."""
+    services.nodes_have(100 * MIB, 100 * MIB)
+    admission, told = services.service(), []
+    settle, go_on = ReservationDB.settle, threading.Event()
+
+    def counting(self: ReservationDB, *given: Any) -> None:
+        told.append(len(given[2]))
+        assert go_on.wait(60)
+        settle(self, *given)
+
+    promises = [admit(admission, 2 * MIB) for _ in range(24)]
+    monkeypatch.setattr(distfs.limits.promises, "_GIVE_BACK_LIMIT_S", 60.0)
+    monkeypatch.setattr(ReservationDB, "settle", counting)
+    with ThreadPoolExecutor(24) as uploads:
+        ended = [uploads.submit(promise.__exit__) for promise in promises]
+        eventually(lambda: bool(told) and len(admission.ledger) == 0, "all have ended, and one tells")
+        go_on.set()
+        for each in ended:
+            each.result()
+    assert len(told) <= 3
+    assert sum(told) == 24
+    assert not services.rows()
 
 
 @pytest.mark.parametrize("fail", [False, True], ids=["done", "failed"])

@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from distfs.body.source import Source
 from distfs.config.settings import Bytes, Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt
 from distfs.host import host, request_body
 from distfs.host.server import Server
+from distfs.transfer.download import Downloader
+from distfs.transfer.upload import UploadSession
 from tests.contract.litter import eventually
 from tests.forms import some_bytes
 from tests.integration.raw_http import (
@@ -315,6 +318,37 @@ def test_whatever_ends_a_request_its_connection_and_place_are_given_back(
         assert isinstance(server._loop.memory, request_body.OwnMemory)
         assert server._loop.memory.used == 0
     assert "the app failed" in caplog.text or "the answer was cut short" in caplog.text
+
+
+@pytest.mark.parametrize("cause", [SystemExit(1), MemoryError(), RuntimeError("can't start new thread")])
+def test_whatever_ends_a_transfer_what_was_counted_for_it_is_given_back(
+    cause: BaseException, service: TestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place at the gate and of its address, its promised room, its memory; in the middle of the bytes."""
+    services, data, met = service.app.services, some_bytes(LARGE - 100_000), []
+    uuid = service.ask("PUT", "/upload/x", data).text.strip()
+
+    def dying(self: object, source: Source, **given: object) -> None:
+        met.append(source.readinto(memoryview(bytearray(1000))))
+        raise cause
+
+    def dying_later(*given: Any) -> Iterator[memoryview]:
+        yield memoryview(data[:BLOCK])
+        met.append(BLOCK)
+        raise cause
+
+    with monkeypatch.context() as patched:
+        patched.setattr(UploadSession, "add", dying)
+        patched.setattr(Downloader, "read", dying_later)
+        for _ in range(3):
+            assert service.ask("PUT", "/upload/y", data).status in (500, 503)
+            assert not service.ask("GET", f"/download/{uuid}").whole
+    assert len(met) == 6
+    admission = services.admission
+    eventually(lambda: not admission.callers.tally.of("transfers"), "no transfer is counted")
+    eventually(lambda: admission.usage() == dict.fromkeys(admission.usage(), 0), "the gate is open")
+    eventually(lambda: held(service) == 0, "no memory is held")
+    assert service.ask("GET", f"/download/{uuid}").body == data
 
 
 def test_an_answer_cut_for_a_reason_of_ours_is_logged_without_a_traceback(

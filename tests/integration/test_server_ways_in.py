@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -214,6 +215,18 @@ def test_a_small_body_that_there_is_no_memory_for_is_left_to_a_worker() -> None:
         client.send(put(SMALL))
         assert client.answer().body == SMALL
     assert pool.usage().spooled == pool.most_spooled
+
+
+def test_small_bodies_of_which_little_came_need_no_worker() -> None:
+    pool = BlockPool(1 << 20, 2)
+    with serving(echo, WHOLE, pool) as server, ExitStack() as stack, RawClient(server) as other:
+        clients = [stack.enter_context(RawClient(server)) for _ in range(200)]
+        for client in clients:
+            client.send(request("PUT", "/", "Content-Length: 100000"), b"x")
+        other.send(put(SMALL))
+        assert other.answer().body == SMALL
+        eventually(lambda: pool.usage().spooled >= 200_000, "they have come")
+        eventually(lambda: not server._loop.workers.busy(), "none of them has a worker")
 
 
 def test_memory_for_small_bodies_is_borrowed_as_they_come_and_given_back() -> None:
