@@ -87,7 +87,7 @@ class WireSocket:
         """
         self._stall = max(seconds, 0.001)
         self._silent = 0.0
-        self._notice = self._stall if notice is None else min(notice, self._stall)
+        self._notice = self._stall if notice is None or notice > self._stall else notice
         self._bound(socket.SO_RCVTIMEO, self._notice)
 
     def _bound(self, option: int, seconds: float) -> None:
@@ -186,21 +186,20 @@ class WireSocket:
 
     def receive_frame_or_late(self, limit: Limit | None = None) -> wire.Frame | None:
         """The same; None after a silence of ``notice``: call again to wait on."""
-        while (frame := self._decoder.next_frame()) is None:
-            if limit is not None:
-                limit.remaining(self._phase)
+        decoder, frame = self._decoder, self._decoder.next_frame()
+        while frame is None:
             n = self._receive(self._scratch, 0)
             if not n:
                 return None
-            self._decoder.feed(self._scratch[:n])
+            decoder.feed(self._scratch[:n])
+            frame = decoder.next_frame()
+            if frame is None and limit is not None:  # it comes in pieces
+                limit.remaining(self._phase)
         return frame
 
     def take(self, view: memoryview) -> bool:
         """Fill ``view`` with the next bytes of the body of the last frame, if all of them have come already."""
-        at_hand = self._decoder.buffered >= len(view)
-        if at_hand:
-            self._decoder.take(view)
-        return at_hand
+        return self._decoder.take_all(view)
 
     def receive_body(self, view: memoryview, limit: Limit | None = None) -> None:
         """Fill ``view`` with the next bytes of the body of the last frame.

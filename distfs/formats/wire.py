@@ -246,10 +246,18 @@ class Decoder:
     def take(self, view: memoryview) -> int:
         """Move buffered body bytes into ``view``; returns how many."""
         n = min(len(view), self.buffered)
-        with memoryview(self._data) as data:
-            view[:n] = data[self._at : self._at + n]
+        view[:n] = self._data[self._at : self._at + n]
         self._at += n
         return n
+
+    def take_all(self, view: memoryview) -> bool:
+        """Fill ``view`` with body bytes, if as many have come; whether they had."""
+        end = self._at + len(view)
+        if end > len(self._data):
+            return False
+        view[:] = self._data[self._at : end]
+        self._at = end
+        return True
 
 
 def _check_prefix(

@@ -87,7 +87,8 @@ class Response:
     def __init__(self, connection: Connection, request: Request) -> None:
         self.connection, self.request = connection, request
         self.version = request.head.version
-        self.status = "200 OK"
+        self.status, self._has_body = "200 OK", True
+        self._given: dict[str, str] = {}  # what the app said, by names in small letters
         self.response_headers: list[tuple[str, str]] = []
         self.content_length: int | None = None
         self.content_bytes_written = 0
@@ -117,10 +118,9 @@ class Response:
         """Whether bytes may follow the header (RFC 9112, 6.3)."""
         return self._has_body and self.request.head.method != "HEAD"
 
-    @property
-    def _has_body(self) -> bool:
-        """By its status; HEAD's answer has the header of such a one."""
-        return not self.status.startswith(_BODILESS)
+    def _set_status(self, status: str) -> None:
+        """By which it has a body; HEAD's answer has the header of such a one."""
+        self.status, self._has_body = status, not status.startswith(_BODILESS)
 
     def execute(self) -> None:
         app_iter: Iterable[Bytes] = self.connection.loop.app(self.environment(), self.start_response)
@@ -154,13 +154,13 @@ class Response:
             raise AssertionError("start_response was called a second time without exc_info")
         self.complete = True
         _check_texts([status, *chain.from_iterable(headers)])
-        given = {name.lower(): value for name, value in headers}
+        self._given = given = {name.lower(): value for name, value in headers}
         if not _HOP_BY_HOP.isdisjoint(given):
             names = ", ".join(_HOP_BY_HOP.intersection(given))
             raise AssertionError(f"{names}: the server's to set, not the app's (PEP 3333)")
         if (length := given.get("content-length")) is not None:
             self.content_length = int(length)
-        self.status = status
+        self._set_status(status)
         self.response_headers.extend(headers)
         return self.write
 
@@ -202,11 +202,10 @@ class Response:
 
     def build_response_header(self) -> bytes:
         """The header; decides whether the connection goes on after this answer (``close_on_finish``)."""
-        given = {name.lower() for name, _ in self.response_headers}
-        headers, has_body = self.response_headers, self._has_body
+        given, headers, has_body = self._given, self.response_headers, self._has_body
         if not has_body:
             headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
-        lines = [f"HTTP/{self.version} {self.status}", *(f"{name}: {value}" for name, value in headers)]
+        lines = [f"HTTP/{self.version} {self.status}", *map(": ".join, headers)]
         if "server" not in given:
             lines.append(_SERVED_BY)
         if "date" not in given:
@@ -267,7 +266,7 @@ class Refusal(Response):
         accept, reason = self.request.head.headers.get("ACCEPT", ""), error.for_client
         kind, answer = explained(accept, error.status, reason, self.request_id)
         body = answer.encode()
-        self.status = f"{error.status} {phrase(error.status)}"
+        self._set_status(f"{error.status} {phrase(error.status)}")
         self.content_length = len(body)
         safe = ("X-Content-Type-Options", "nosniff")
         self.response_headers = [("Content-Type", kind), safe, *self.response_headers]

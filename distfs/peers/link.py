@@ -42,7 +42,8 @@ class NodeLink:
     @property
     def hedge_delay(self) -> float:
         """Seconds of silence after which this node is late."""
-        return min(max(self.config.hedge_min, self.latency.p95), self.config.stall_timeout)
+        usual, least, most = self.latency.p95, self.config.hedge_min, self.config.stall_timeout
+        return most if usual > most else max(usual, least)
 
     def account(self, error: DistfsError, deadline: Deadline) -> None:
         """A request ended with an error: is the node to blame?"""
@@ -89,6 +90,11 @@ class WaitBudget:
         self._left += size / self._rate
         self._bound += size / self._rate
         return self
+
+    def rest(self, phase: str) -> float:
+        """All that is left, before it is waited. Raises as ``remaining``."""
+        self._started = time.monotonic()
+        return self.remaining(phase)
 
     def __enter__(self) -> WaitBudget:
         self._started = time.monotonic()
@@ -148,8 +154,11 @@ class Exchange:
         size = sum(map(len, buffers))
         try:
             try:
-                with self.budget.waiting(size) as limit:
-                    self.sock.send(*buffers, more=more, limit=limit)
+                if size <= REPLAY_MOST:  # nobody has to wait until a socket takes so little
+                    self.sock.send(*buffers, more=more, limit=self.deadline)
+                else:
+                    with self.budget.waiting(size) as limit:
+                        self.sock.send(*buffers, more=more, limit=limit)
             except (NodeUnavailable, TooSlow) as e:
                 self._raise_refusal()
                 if not self._is_stale(e):
@@ -178,8 +187,8 @@ class Exchange:
         ``for_disk``: the node writes before it answers, and may be silent for as long as the budget lasts.
         """
         if for_disk:
-            with self, self.budget.waiting(0) as limit:
-                self.sock.set_receive_stall(limit.remaining(self.link.disk_phase))
+            with self:
+                self.sock.set_receive_stall(self.budget.rest(self.link.disk_phase))
         while (frame := self.frame_or_late()) is None:
             pass
         return self.accept(frame)

@@ -47,13 +47,22 @@ class LineWriter(logging.Handler):
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to by a signal's handler
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._dropped = 0  # lines in all; changed under the handler's lock
+        self._lock = threading.RLock()  # a signal's handler may log
+        self._dropped = 0  # lines in all; changed under it
         self._told = 0  # of how many of them; changed under ``_writing``
         os.register_at_fork(after_in_child=self._forked)
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without the handler's lock: who logs adds to a deque, mostly nothing else."""
+        wanted = not self.filters or bool(self.filter(record))
+        if wanted:
+            self.emit(record)
+        return wanted
+
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._lines) >= MOST_LINES:
-            self._dropped += 1
+            with self._lock:
+                self._dropped += 1
             return
         record.__dict__[REQUEST_ID] = self._context()
         # What a line is about may be another by the time it is written; an access log's facts stay.
@@ -62,7 +71,8 @@ class LineWriter(logging.Handler):
         if not self._waking:
             self._waking = True
             self._wake.put(None)
-            self._begin()
+            with self._lock:
+                self._begin()
 
     def flush(self) -> None:
         end = time.monotonic() + FLUSH_S
@@ -123,14 +133,10 @@ class LineWriter(logging.Handler):
 
     def _drop(self) -> None:
         """Give up what waits to be written."""
-        self.acquire()  # as for ``emit``, which counts, too
-        try:
-            with contextlib.suppress(IndexError):
-                while True:
-                    self._lines.popleft()
-                    self._dropped += 1
-        finally:
-            self.release()
+        with self._lock, contextlib.suppress(IndexError):
+            while True:
+                self._lines.popleft()
+                self._dropped += 1
 
     def _line(self, record: logging.LogRecord) -> str:
         try:
@@ -150,7 +156,7 @@ class LineWriter(logging.Handler):
         self._lines.clear()
         self._waking, self._thread = False, None
         self._dropped = self._told = 0
-        self._wake, self._writing = queue.SimpleQueue(), threading.Lock()
+        self._wake, self._writing, self._lock = queue.SimpleQueue(), threading.Lock(), threading.RLock()
 
 
 def _said(message: str) -> logging.LogRecord:

@@ -68,9 +68,9 @@ def _bytes(
     services: Services, request: Request, file: File, spans: list[Span], parts: ByteRanges | None
 ) -> Iterable[bytes | memoryview]:
     """The bytes, the first of them already here, or all. Raises what Downloader.read raises."""
-    deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
     if is_small(file) and spans == [Span(0, file.size)] and not services.bandwidth.capped("out"):
-        return [services.downloader.whole(file, deadline)]
+        return [services.downloader.whole(file, services.transfer_deadline(file.size, request.hang_up))]
+    deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
     return _Body(services, request, file, spans, parts, deadline)
 
 
