@@ -36,7 +36,7 @@ class HttpConfig:
     threads: int = 4000  # requests served at once: a thread each, made when it is needed
     max_file_size: Bytes = Bytes(10 * 10**9)
     max_form_overhead: Bytes = Bytes(MIB)  # everything in a request body that is not file bytes
-    stream_threshold: Bytes = Bytes(MIB)  # a larger body goes to a worker with its socket
+    stream_threshold: Bytes = Bytes(MIB)  # a larger body is a large upload
     spool_dir: str = ""  # of temp files for bodies that come slowly; empty: the system's temp folder
     max_header: Bytes = Bytes(64 * KIB)  # of a request, its first line and all headers
     max_header_line: Bytes = Bytes(64 * KIB)  # each of them

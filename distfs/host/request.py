@@ -17,6 +17,9 @@ from distfs.host.request_body import SmallBody, StreamedBody
 from distfs.quantity import compared
 from distfs.quantity import size as readable
 
+#: A larger body is read by its worker, straight to where it is wanted. In the loop, which is one thread for all, each
+#: part of it would be copied several times; and what comes in more than a few parts is waited for more cheaply there.
+PARTS = 64 * KIB
 #: Under a cap, a larger body is left in the client's socket.
 PACED = 16 * KIB
 
@@ -63,7 +66,7 @@ class Request:
             self.admitted = ExitStack()
             self.admitted.enter_context(host.admit_body(address, head.header, self.announced))
         # At a pace, what is not at hand anyway is left in the socket, so that the client feels it.
-        if large or self.asks or (head.length > PACED and host.paces_bodies()):
+        if large or self.asks or head.length > (PACED if host.paces_bodies() else PARTS):
             self.streamed = True
         else:
             host.check_body(address, head.header, head.length)

@@ -81,7 +81,7 @@ def _store(services: Services, request: Request, files_in: Files, *, is_the_file
     with ExitStack() as stack:
         promise = _admitted(stack, services, request, policy, deadline, size)
         session = stack.enter_context(
-            services.uploader.begin(deadline, request.environ.get("distfs.collect"))
+            services.uploader.begin(deadline, request.environ.get("distfs.collect"), size)
         )
         for file in incoming:
             if file.fields:

@@ -81,13 +81,17 @@ class Uploader:
         # What is taken away after a commit waits for nodes that hang; the threads above are the next upload's.
         self.after_commits = Threads(_THREADS_AFTER_COMMITS, thread_name_prefix="after-commit")
 
-    def begin(self, deadline: Deadline, collect: Collect | None = None) -> UploadSession:
+    def begin(
+        self, deadline: Deadline, collect: Collect | None = None, most: int | None = None
+    ) -> UploadSession:
         """A request's upload; use it as a context manager.
 
         ``collect``: called before memory is taken for the next so many bytes of its body, and (True) nodes; it waits
-        for them when they had better be waited for without that.
+        for them when they had better be waited for without that. ``most``: bytes of the body; None: nobody knows.
         """
-        return UploadSession(self, deadline, collect or (lambda size, begins: None))
+        session = UploadSession(self, deadline, collect or (lambda size, begins: None))
+        session.is_short = most is not None and most <= self.resources.config.block_size
+        return session
 
     def close(self) -> None:
         for executor in (self.resources.executor, self.after_commits):
@@ -104,6 +108,7 @@ class UploadSession:
         self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
         self._failed_nodes: dict[int, DistfsError] = {}  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
+        self.is_short = False  # all of it is in memory before a node is asked to take anything
         self._keep = self._committed = False
         self._made_anew = False  # a slice or a fragment, so that there may be more than is committed
         self._sent_at = 0.0  # the commit, on the monotonic clock
@@ -132,7 +137,7 @@ class UploadSession:
         block_size = self._uploader.resources.config.block_size
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
-        self.collect(self._uploader.resources.config.slice_size, True)
+        self.collect(self._uploader.resources.config.slice_size, not self.is_short)
         first = self._read_block(source, identity.code.beside(block_size))
         rest = self._rest(first, source, size_hint, block_size)
         if rest is None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distfs.errors import BodyCutShort, ClientGone, Refused
+from distfs.host.request import PARTS
 from distfs.transfer.blocks import BlockPool
 from tests.contract.litter import eventually
 from tests.integration.raw_http import (
@@ -48,6 +49,21 @@ def test_a_request_may_come_a_byte_at_a_time(body: bytes) -> None:
 def test_header_and_body_may_come_in_one_packet(body: bytes) -> None:
     with serving(echo) as server, RawClient(server) as client:
         client.send(put(body))
+        assert client.answer().body == body
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_body_of_many_parts_is_received_by_its_worker_though_it_is_not_large(more: int) -> None:
+    """The loop has one thread for all, and would copy it part by part."""
+    app, body = Held(), noise(PARTS + more)
+    with serving(app, WHOLE) as server, RawClient(server) as client:
+        client.send(put(body)[:-1])
+        if more:
+            assert app.called.acquire(timeout=PATIENCE)
+        else:
+            assert not app.called.acquire(timeout=0.1)
+        app.go.set()
+        client.send(body[-1:])
         assert client.answer().body == body
 
 
