@@ -46,7 +46,7 @@ _ORPHAN_TIMEOUT_S = 3.0
 _POLL_S = 0.01
 _MAX_LOG_BYTES = 10 * 1000 * 1000
 _KEPT_LOG_MB = 80  # PostgreSQL's own default; less on a small disk
-_ORIGINS_APART = 18  # the version since which replication origins have a setting of their own
+_ORIGINS_APART = 18  # the version since which replication origins have a setting of their own, and reads do
 
 
 def _sync_at_start() -> dict[str, str]:
@@ -68,6 +68,7 @@ _SETTINGS: Mapping[str, str] = {
     "dynamic_shared_memory_type": "mmap",  # in the data folder: kill -9 leaves nothing in /dev/shm
     "min_dynamic_shared_memory": "16MB",  # but none grows there: a full disk has no room for that
     "jit": "off",
+    "max_logical_replication_workers": "0",  # nor the process that looks for work for them
     "log_checkpoints": "off",
     "logging_collector": "off",
     "log_destination": "stderr",
@@ -261,7 +262,7 @@ class EmbeddedPostgres:
         settings = {
             "max_wal_size": f"{log_limit}MB",
             "min_wal_size": f"{min(log_limit, _KEPT_LOG_MB)}MB",
-            self._origins(): "0",
+            **self._of_version(),
             **self._settings,
             "unix_socket_directories": str(self._make_socket_folder()),
         }
@@ -285,11 +286,13 @@ class EmbeddedPostgres:
             )
         self._wait_until_ready(self._process, log, before)
 
-    def _origins(self) -> str:
-        """The setting of how many replication origins there may be. Where there may be some, each checkpoint makes a
-        file for them, and PostgreSQL ends when the disk has no room for that (CheckPointReplicationOrigin)."""
-        apart = int((self.data / "PG_VERSION").read_text()) >= _ORIGINS_APART
-        return "max_active_replication_origins" if apart else "max_replication_slots"
+    def _of_version(self) -> Mapping[str, str]:
+        """Where there may be replication origins, each checkpoint makes a file for them, and PostgreSQL ends when the
+        disk has no room for that (CheckPointReplicationOrigin). Since the same version it reads by processes of its
+        own, three at least, and has memory for thousands of reads at once."""
+        if int((self.data / "PG_VERSION").read_text()) < _ORIGINS_APART:
+            return {"max_replication_slots": "0"}
+        return {"max_active_replication_origins": "0", "io_method": "sync", "io_max_concurrency": "4"}
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path, before: int) -> None:
         give_up = time.monotonic() + _START_TIMEOUT_S

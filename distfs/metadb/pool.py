@@ -14,9 +14,12 @@ from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
 from distfs.process.connection_pool import ConnectionPool, Limits
 
+#: A link that nobody needed for so long is closed when another is asked for: the server has a process for each.
+IDLE_S = 20.0
+
 
 class Pool:
-    """At most ``size`` links, made when needed and kept; the most recently used is lent first."""
+    """At most ``size`` links, made when needed; the most recently used is lent first, so what is not needed ages."""
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class Pool:
         self._where, self._trouble = where, trouble
         self._connect_timeout = connect_timeout
         self._statement_timeout = statement_timeout
-        limits = Limits(size, size, inf, inf, "metadb.pool_size")
+        limits = Limits(size, size, IDLE_S, inf, "metadb.pool_size")
         self._links: ConnectionPool[Link] = ConnectionPool("MetaDB", self._connect_shared, limits)
         self._closed = False
         self._noting = threading.Lock()

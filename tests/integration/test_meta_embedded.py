@@ -51,6 +51,9 @@ def test_a_new_folder_becomes_a_durable_metadb_that_only_this_machine_reaches(fo
         assert settings["listen_addresses"] == ""
         assert settings["max_connections"] == "100"
         assert settings["server_encoding"] == "UTF8"
+        processes = {kind for [kind] in run_sql(server.url, "SELECT backend_type FROM pg_stat_activity")}
+        assert "checkpointer" in processes
+        assert not processes & {"io worker", "logical replication launcher"}  # of no use to us
 
 
 @pytest.mark.parametrize(("reserved", "grows"), [(None, False), ("0", True)])

@@ -18,6 +18,7 @@ from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
+from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import MakeProxy
 from tests.postgres import database_url, run_sql
@@ -71,6 +72,23 @@ def test_when_every_connection_is_busy_the_wait_ends_with_the_deadline(pool: Poo
             with pool.link(Deadline(0.05)):
                 pass
     assert busy.value.for_client == "every connection that the request needs is in use: try again soon"
+
+
+def test_connections_that_nobody_needs_any_more_are_closed(
+    metadb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distfs.metadb.pool.IDLE_S", 0.2)
+    pool = Pool(lambda: MetaURL.parse(metadb_url), size=4, connect_timeout=5, statement_timeout=5)
+    with pool.link(soon()), pool.link(soon()), pool.link(soon()):
+        assert connections(metadb_url) == 3
+
+    def one_is_left() -> bool:
+        with pool.link(soon()) as link:
+            link.run("cluster_id", soon(), {})
+        return connections(metadb_url) == 1
+
+    eventually(one_is_left, "only the one in use is left")
+    pool.close()
 
 
 def test_a_connection_given_back_wakes_who_waits(pool: Pool) -> None:
