@@ -8,7 +8,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check format integration-test soak bench clean
+.PHONY: help run test collect check lint types rules format integration-test soak bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,14 +17,21 @@ run: $(VENV)/run.stamp ## start all of distfs on this machine: http://127.0.0.1:
 	@exec $(PY) -m distfs up $(ARGS)
 
 # Half of the time tests wait: for a node to be given up, a disk, a process that starts. So more workers than cores.
-WORKERS ?= 4
+WORKERS ?= 6
 test: $(VENV)/dev.stamp ## every test, with real processes and a real PostgreSQL
 	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
-check: $(VENV)/dev.stamp ## format, lint, types, and the rules of tests/unit/test_tidy.py
+# Compiles the tests once: else each worker of a first `make test` would.
+collect: $(VENV)/dev.stamp
+	$(PY) -m pytest --collect-only -qq
+
+check: lint types rules ## format, lint, types, and the rules of tests/unit/test_tidy.py
+lint: $(VENV)/dev.stamp
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+types: $(VENV)/dev.stamp
 	$(PY) -m mypy --strict distfs tests bench
+rules: $(VENV)/dev.stamp
 	$(PY) -m pytest -q tests/unit/test_tidy.py
 
 format: $(VENV)/dev.stamp ## let ruff format and fix what it can
@@ -63,5 +70,5 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(PY)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@$(PIP) install --no-compile --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@

@@ -25,6 +25,7 @@ LONGEST = (
 )
 LONGEST_GROUP = "heavy"
 #: The rest follows by how long a test takes: what is last are thousands of short ones, with which all end at once.
+#: Those of a module are handed out together: to hand out each takes as long as many of them do.
 SHORT = ("unit", "contract")
 
 
@@ -68,7 +69,9 @@ def pytest_collection_modifyitems(
     """Tests that share what their module made once run in one worker: else each worker would make it. Workers begin
     with what takes longest and cannot be divided (`make test` keeps xdist from an order of its own)."""
     for item in items:
-        if isinstance(item, pytest.Function) and _shares(item) and not item.get_closest_marker("xdist_group"):
+        if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
+            continue
+        if _is_short(item) or _shares(item):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
     yield
     if hasattr(config, "workerinput"):  # a process of xdist's
@@ -79,7 +82,7 @@ def pytest_collection_modifyitems(
 
         def turn(item: pytest.Item) -> tuple[bool, bool, int]:
             longest = item.path.name in LONGEST or _group(item) == LONGEST_GROUP
-            return not longest, item.path.parent.name in SHORT, -sizes[_group(item)]
+            return not longest, _is_short(item), -sizes[_group(item)]
 
         items.sort(key=turn)
 
@@ -99,6 +102,10 @@ def _tell_groups(items: list[pytest.Item]) -> None:
 def _group(item: pytest.Item) -> str:
     mark = item.get_closest_marker("xdist_group")
     return mark.args[0] if mark else ""
+
+
+def _is_short(item: pytest.Item) -> bool:
+    return item.path.parent.name in SHORT
 
 
 def _shares(test: pytest.Function) -> bool:

@@ -12,6 +12,7 @@ waited for beside others.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
 import io
@@ -183,10 +184,10 @@ def _descriptor(stream: Stream, default: int) -> int:
 
 
 def run(
-    argv: Sequence[str], cwd: Path, environ: Mapping[str, str], timeout: float
+    argv: Sequence[str], cwd: Path, environ: Mapping[str, str], timeout: float, stdout: Stream = PIPE
 ) -> subprocess.CompletedProcess[str]:
-    """As ``subprocess.run`` of a command whose output is captured. Raises TimeoutExpired."""
-    part = start(argv, cwd, environ, stdout=PIPE, stderr=PIPE)
+    """As ``subprocess.run`` of a command whose output is captured, or goes elsewhere. Raises TimeoutExpired."""
+    part = start(argv, cwd, environ, stdout=stdout, stderr=PIPE)
     late = threading.Event()
 
     def end() -> None:
@@ -196,13 +197,12 @@ def run(
     timer = threading.Timer(timeout, end)
     timer.start()
     told: list[str] = []
-    assert part.stdout is not None
     assert part.stderr is not None
-    with part.stdout, part.stderr as errors:
+    with part.stdout or contextlib.nullcontext() as output, part.stderr as errors:
         reader = threading.Thread(target=lambda: told.append(errors.read()))
         reader.start()
         try:
-            out = part.stdout.read()
+            out = output.read() if output else ""
             reader.join()
             code = part.wait()
         except BaseException:

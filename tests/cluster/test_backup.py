@@ -12,8 +12,9 @@ import pytest
 from distfs.commands.backup import _for_libpq
 from distfs.metadb.embedded_postgres import EmbeddedPostgres, binary, processes_in
 from distfs.metadb.url import MetaURL
+from tests import nursery
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.harness import ROOT, clean_environment
+from tests.cluster.harness import PATIENCE_S, ROOT, clean_environment
 from tests.cluster.operating import QUICK, distfs, fill
 from tests.postgres import database_url, run_sql, scratch_folder
 
@@ -157,7 +158,8 @@ def test_a_pipe_or_device_is_written_to_and_not_replaced(make_cluster: MakeClust
     appended.write_text("-- what was there\n")
     command = [sys.executable, "-m", "distfs", "backup", "-", "--config", str(cluster.folder / "config.yml")]
     with appended.open("a") as out:
-        subprocess.run(command, stdout=out, env=clean_environment(), check=True)
+        done = nursery.run(command, ROOT, clean_environment(), PATIENCE_S, out.fileno())
+    assert done.returncode == 0, done.stderr
     assert appended.read_text().startswith("-- what was there\nDO $$")
     (tmp_path / "real.sql").touch()
     (tmp_path / "named").symlink_to("real.sql")
@@ -170,7 +172,7 @@ def test_what_is_not_there_is_not_backed_up(tmp_path: Path) -> None:
     """Nor made, so that its backup would be of nothing."""
     folder, file = tmp_path / "metadb", tmp_path / "backup.sql"
     command = [sys.executable, "-m", "distfs", "backup", str(file), "--metadb", f"embedded:{folder}"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    ended = nursery.run(command, ROOT, clean_environment(), PATIENCE_S)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == f"distfs: there is no MetaDB in {folder}: name the one you mean with --metadb\n"
     assert list(tmp_path.iterdir()) == []
@@ -187,7 +189,7 @@ def test_a_database_that_is_no_metadb_is_not_backed_up(other: EmbeddedPostgres, 
         "--metadb",
         database_url(other, "elsewhere"),
     ]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    ended = nursery.run(command, ROOT, clean_environment(), PATIENCE_S)
     assert ended.returncode == 1
     assert " is empty: name the one you mean with --metadb" in ended.stderr
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,8 @@ import pytest
 
 from distfs.metadb.embedded_postgres import resolve
 from distfs.storage.disk.home import read_identity
-from tests.cluster.harness import Cluster, MakeCluster, clean_environment
+from tests import nursery
+from tests.cluster.harness import PATIENCE_S, Cluster, MakeCluster, clean_environment
 from tests.cluster.test_up import StartUp, curl, processes_in, refused
 from tests.contract.litter import eventually
 from tests.postgres import run_sql
@@ -96,7 +97,7 @@ def test_commands_that_change_something_want_to_know_which_cluster_is_meant(
     def run(*words: str, url: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "distfs", *words]
         environ = clean_environment(DISTFS_METADB_URL=url)
-        return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+        return nursery.run(command, tmp_path, environ, PATIENCE_S)
 
     url = elsewhere.metadb_url
     meant = "unset DISTFS_METADB_URL, or say that you mean that MetaDB with --metadb"
@@ -124,7 +125,7 @@ def test_a_drained_node_that_is_told_to_stop_is_not_started_again_and_can_be_for
     def distfs(*words: str) -> int:
         command = [sys.executable, "-m", "distfs", *words]
         environ = clean_environment(DISTFS_LOCAL_DATA=str(data))
-        return subprocess.run(command, cwd=tmp_path, env=environ, timeout=120).returncode
+        return nursery.run(command, tmp_path, environ, 120).returncode
 
     assert distfs("drain", address) == 0
     os.kill(running.children()["node2"], signal.SIGTERM)

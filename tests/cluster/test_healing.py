@@ -15,7 +15,7 @@ from tests.cluster.healing import health, is_whole, noise, settings, wait_whole
 from tests.contract.litter import eventually
 
 #: Bytes of the file that goes through the losses.
-SIZE = int(os.environ.get("HEALING_MB", "200")) * 1_000_000
+SIZE = int(os.environ.get("HEALING_MB", "50")) * 1_000_000
 _PART = 64 * 1024
 
 LARGE = {"slice_size": "2MiB", "block_size": "256KiB", "window": "8MiB"}

@@ -18,7 +18,8 @@ import pytest
 
 from distfs.deadline import Deadline
 from distfs.process import output
-from tests.cluster.harness import Cluster, clean_environment
+from tests import nursery
+from tests.cluster.harness import PATIENCE_S, Cluster, clean_environment
 from tests.cluster.operating import Ended, fill
 from tests.cluster.test_up import answers, curl, processes_in
 from tests.contract.litter import eventually
@@ -69,10 +70,15 @@ def python(*words: str, redirect: str = "") -> list[str]:
     return ["sh", "-c", f'exec "$@" {redirect}', "sh", *command] if redirect else command
 
 
-def run(cluster: Cluster, *words: str, out: int = subprocess.PIPE, redirect: str = "") -> Ended:
+def run(
+    cluster: Cluster, *words: str, out: int = subprocess.PIPE, redirect: str = "", forked: bool = False
+) -> Ended:
     flags = [] if words[0].startswith("-") else ["--config", str(cluster.folder / "config.yml")]
     command = python("distfs", *words, *flags, redirect=redirect)
-    done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=clean_environment())
+    if forked:
+        done = nursery.run(command, Path.cwd(), clean_environment(), PATIENCE_S, out)
+    else:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, env=clean_environment())
     return Ended(done.returncode, done.stdout or "", done.stderr)
 
 
@@ -99,7 +105,7 @@ def test_no_command_ends_with_a_finding_because_nobody_takes_what_it_tells(by_ha
 
     def end(command: list[str]) -> Ended:
         with full_device() as out:
-            return run(by_hand, *[words.get(word, word) for word in command], out=out)
+            return run(by_hand, *[words.get(word, word) for word in command], out=out, forked=True)
 
     with ThreadPoolExecutor(2) as executor:
         ended = dict(zip(map(" ".join, COMMANDS), executor.map(end, COMMANDS), strict=True))
@@ -140,11 +146,11 @@ def test_exit_codes_hold_without_a_standard_error(by_hand: Cluster) -> None:
 
 def test_the_four_ways_to_fail_have_four_codes(by_hand: Cluster, tmp_path: Path) -> None:
     away = "postgresql://distfs@127.0.0.1:1/distfs"
-    assert run(by_hand, "nodes", "--metadb", away).code == 3
-    assert run(by_hand, "fsck", "--metadb", away).code == 3
-    assert run(by_hand, "nodes", "--metadb", "mysql://x").code == 2
-    assert run(by_hand, "nodes", "--jason").code == 2
-    assert run(by_hand, "undelete", "00000000-0000-0000-0000-000000000000").code == 1
+    assert run(by_hand, "nodes", "--metadb", away, forked=True).code == 3
+    assert run(by_hand, "fsck", "--metadb", away, forked=True).code == 3
+    assert run(by_hand, "nodes", "--metadb", "mysql://x", forked=True).code == 2
+    assert run(by_hand, "nodes", "--jason", forked=True).code == 2
+    assert run(by_hand, "undelete", "00000000-0000-0000-0000-000000000000", forked=True).code == 1
 
 
 def test_a_bug_is_no_finding(by_hand: Cluster) -> None:

@@ -111,6 +111,7 @@ class Walk:
         self.refused = 0
         self._deleted: set[str] = set()
         self._draining: set[int] = set()
+        self._numbers: dict[int, int] = {}  # of nodes, by what MetaDB calls them
         self._losses = 0  # since everything was whole, at most
         self._damaged: set[str] = set()  # names of fragments that this walk damaged
         self._kinds: Mapping[str, Callable[..., bool]] = {
@@ -276,8 +277,10 @@ class Walk:
 
     def _path(self, place: Place) -> Path:
         node, name = place
-        [i] = [i for i in range(len(self._cluster.nodes)) if self._cluster.node(i).id == node]
-        return self._cluster.node_folder(i) / "data" / name[:2] / name[2:4] / name
+        if node not in self._numbers:
+            self._numbers = {self._cluster.node(i).id: i for i in range(len(self._cluster.nodes))}
+        folder = self._cluster.node_folder(self._numbers[node])
+        return folder / "data" / name[:2] / name[2:4] / name
 
     # --- the end ----------------------------------------------------------------------------------------------
 

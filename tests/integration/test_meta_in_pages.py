@@ -14,6 +14,7 @@ from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import Refused
 from distfs.meta import MetaDB
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
 from distfs.metadb.transactions import Rows
 from distfs.metadb.url import MetaURL
@@ -24,7 +25,7 @@ from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.model import Backlog, Leaving
 from tests.integration.meta_examples import soon
 from tests.integration.test_repair_queue import _FILL, LOST
-from tests.postgres import run_sql
+from tests.postgres import databases, run_sql
 
 SLICES = 20_000  # all of them on node 1, which is gone, and on two others; a thousand of them in the trash
 TRASHED = 1000
@@ -60,11 +61,19 @@ class Watched(MetaDB):
         return sum(name == query for name, _ in self.asked)
 
 
+@pytest.fixture(scope="module")
+def filled(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database to be cloned: to fill one takes ten times as long."""
+    with databases(postgres) as make:
+        url = make("migrated")
+        run_sql(url, _FILL.replace(str(LOST), str(SLICES)) + _DELETE)
+        [[name]] = run_sql(url, "SELECT current_database()")
+        yield name
+
+
 @pytest.fixture
-def url(make_database: Callable[[str], str]) -> str:
-    url = make_database("migrated")
-    run_sql(url, _FILL.replace(str(LOST), str(SLICES)) + _DELETE)
-    return url
+def url(filled: str, make_database: Callable[[str], str]) -> str:
+    return make_database(filled)
 
 
 @pytest.fixture

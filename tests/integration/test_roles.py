@@ -23,6 +23,7 @@ from distfs.metadb.embedded_postgres import EmbeddedPostgres, binary
 from distfs.metadb.schema import NODE_ROLE
 from distfs.metadb.url import MetaURL
 from distfs.model import Address, NodeReport
+from tests import nursery
 from tests.contract.litter import eventually
 from tests.postgres import run_sql, scratch_folder
 
@@ -209,29 +210,31 @@ def test_a_password_file_that_cannot_be_read_is_one_line_and_exit_code_2(tmp_pat
     ]
     (tmp_path / "saved.sql").write_text("-- PostgreSQL database dump complete\n")
     for words in parts:
-        with start(tmp_path, environ, *words) as ended:
-            out, err = ended.communicate(timeout=60)
-        assert (ended.returncode, out) == (2, ""), (words, err)
-        [line] = err.splitlines()
+        ended = nursery.run([sys.executable, "-m", *words], tmp_path, environment(environ), 60)
+        assert (ended.returncode, ended.stdout) == (2, ""), (words, ended.stderr)
+        [line] = ended.stderr.splitlines()
         assert line.endswith(
             f"metadb.password_file: cannot read {tmp_path / 'none'}: No such file or directory"
         )
 
 
 def run(folder: Path, environ: dict[str, str], *words: str) -> str:
-    with start(folder, environ, "distfs", *words) as ended:
-        out, err = ended.communicate(timeout=60)
-    assert ended.returncode == 0, (words, out, err)
-    return out + err
+    ended = nursery.run([sys.executable, "-m", "distfs", *words], folder, environment(environ), 60)
+    assert ended.returncode == 0, (words, ended.stdout, ended.stderr)
+    return str(ended.stdout + ended.stderr)
 
 
 def start(folder: Path, environ: dict[str, str], module: str, *words: str) -> subprocess.Popen[str]:
-    pure = {key: value for key, value in os.environ.items() if not key.startswith(("DISTFS_", "PG"))}
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
         cwd=folder,
-        env={**pure, "PYTHONPATH": str(DOCKER.parent), **environ},
+        env=environment(environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def environment(more: dict[str, str]) -> dict[str, str]:
+    pure = {key: value for key, value in os.environ.items() if not key.startswith(("DISTFS_", "PG"))}
+    return {**pure, "PYTHONPATH": str(DOCKER.parent), **more}

@@ -22,6 +22,7 @@ from distfs.limits.db import ReservationDB
 from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.peers.client import NodeClient
+from tests import nursery
 from tests.contract.litter import eventually
 from tests.contract.nodes import PEERS
 from tests.contract.samples import entry_of, header, put, random_bytes, soon, whole
@@ -50,9 +51,7 @@ def process(args: list[str], **environ: str) -> Iterator[subprocess.Popen[str]]:
 
 def complaint(args: list[str], **environ: str) -> str:
     """The one line of a command that was called in a wrong way."""
-    ended = subprocess.run(
-        args, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, timeout=60
-    )
+    ended = nursery.run(args, ROOT, os.environ | {"PYTHONPATH": str(ROOT)} | environ, 60)
     assert ended.returncode == 2, ended
     assert ended.stdout == ""
     lines = [line for line in ended.stderr.splitlines() if " INFO " not in line]

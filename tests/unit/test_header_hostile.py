@@ -30,8 +30,8 @@ from distfs.problem import explained
 from distfs.routes.ranges import wanted
 from distfs.telemetry import enter_request
 
-#: The whole of a request's header may be so long, and this part of it.
-LONG, SHORT = 65536, 8192
+#: Half of what the whole of a request's header may be, and an eighth of that.
+LONG, SHORT = 32768, 4096
 #: What is linear takes 8 times as long for the former, what is quadratic 64 times.
 MOST = 24
 #: Seconds that are nothing, whatever the length.
