@@ -454,6 +454,9 @@ SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::doubl
 -- A session that does not speak for so long is ended by the server, and its lock with it.
 SELECT pg_try_advisory_lock(:key), set_config('idle_session_timeout', :limit, false);
 
+-- name: stop_leading
+SELECT pg_advisory_unlock(:key);
+
 -- name: still_leads
 SELECT EXISTS (
     SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted

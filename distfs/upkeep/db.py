@@ -8,7 +8,6 @@ that its caller still leads: what changes a slice compares first.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import heapq
 import json
@@ -25,7 +24,7 @@ from distfs.errors import DistfsError, NotFound
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Policy, Slice
 from distfs.upkeep import in_pages
-from distfs.upkeep.leadership import LEADER_SILENCE_S, Leadership
+from distfs.upkeep.leadership import Leaders, Leadership
 from distfs.upkeep.model import (
     COUNTED,
     Backlog,
@@ -59,6 +58,7 @@ class UpkeepDB:
 
     def __init__(self, meta: MetaDB) -> None:
         self._meta = meta
+        self._leaders = Leaders(meta.connect)
         self._unnamed: dict[int, float] = {}  # by forgotten node: when no slice was found that names it
 
     # --- repair -------------------------------------------------------------------------------------
@@ -423,15 +423,7 @@ class UpkeepDB:
     def leadership(self, name: str, deadline: Deadline) -> Leadership | None:
         """Lead the worker ``name``; None: another does. Release it when done. Raises Unavailable."""
         key = int.from_bytes(hashlib.sha256(f"distfs upkeep {name}".encode()).digest()[:8], signed=True)
-        link = self._meta.connect(deadline)
-        with contextlib.ExitStack() as giving_up:
-            giving_up.callback(link.close)
-            params: dict[str, Any] = {"key": key, "limit": f"{LEADER_SILENCE_S}s"}
-            [[leads, _]] = link.run("try_lead", deadline, params)
-            if not leads:
-                return None
-            giving_up.pop_all()
-        return Leadership(link, key)
+        return self._leaders.lead(key, deadline)
 
     def clock(self, deadline: Deadline) -> float:
         """The database's clock, in seconds since 1970."""

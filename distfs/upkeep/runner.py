@@ -43,7 +43,7 @@ MakeWorker = Callable[[], Worker]
 #: Raises DistfsError, with the reason, while this process must do no upkeep.
 Allowed = Callable[[Deadline], None]
 
-#: Connections to MetaDB for all workers together; beside these each has one while it leads.
+#: Connections to MetaDB for all workers together; beside these is the one on which they lead.
 _POOL_SIZE = 4
 
 

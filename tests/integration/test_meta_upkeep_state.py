@@ -1,4 +1,4 @@
-"""What else upkeep and operators ask of MetaDB: what is wanted, trash, nodes, scrubs, workers, leaders, health."""
+"""What else upkeep and operators ask of MetaDB: what is wanted, trash, nodes, scrubs, workers, health."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from distfs.config.settings import MetaDBConfig
 from distfs.errors import DistfsError, NotFound, Refused, Unavailable
 from distfs.meta import MetaDB
-from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import FragmentId, Policy
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.model import Claim, Kept
@@ -334,63 +333,6 @@ def test_a_worker_can_be_woken_whatever_it_says_of_itself(upkeep: UpkeepDB) -> N
     assert first is not None
     assert second is not None
     assert first < second
-
-
-def test_a_worker_has_one_leader_and_another_when_it_is_released(upkeep: UpkeepDB, metadb_url: str) -> None:
-    other = MetaDB(MetaDBConfig(url=metadb_url))
-    first = upkeep.leadership("repair", soon())
-    assert first is not None
-    assert first.held(soon())
-    assert UpkeepDB(other).leadership("repair", soon()) is None
-    scrub = UpkeepDB(other).leadership("scrub", soon())
-    assert scrub is not None
-    first.release()
-    first.release()
-    assert not first.held(soon())
-    second = UpkeepDB(other).leadership("repair", soon())
-    assert second is not None
-    assert second.held(soon())
-    for leader in (second, scrub):
-        leader.release()
-    other.close()
-
-
-def test_a_leader_whose_connection_is_lost_leads_no_more(upkeep: UpkeepDB, metadb_url: str) -> None:
-    leader = upkeep.leadership("repair", soon())
-    assert leader is not None
-    run_sql(
-        metadb_url, "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"
-    )
-    assert not leader.held(soon())
-    second = upkeep.leadership("repair", soon())
-    assert second is not None
-    assert not leader.held(soon())
-    second.release()
-
-
-def test_a_leader_that_falls_silent_is_ended_by_the_server(upkeep: UpkeepDB, metadb_url: str) -> None:
-    leader = upkeep.leadership("repair", soon())
-    assert leader is not None
-    [[limit]] = leader._link.raw.run("SHOW idle_session_timeout")  # type: ignore[union-attr]
-    assert limit == "2min"
-    leader.release()
-
-
-def test_leading_survives_a_restart_of_metadb_by_being_asked_for_again(
-    own_postgres: EmbeddedPostgres,
-) -> None:
-    meta = MetaDB(MetaDBConfig(url=own_postgres.url))
-    upkeep = UpkeepDB(meta)
-    leader = upkeep.leadership("repair", soon())
-    assert leader is not None
-    own_postgres.stop()
-    assert not leader.held(soon())
-    own_postgres.start()
-    again = upkeep.leadership("repair", soon())
-    assert again is not None
-    assert again.held(soon())
-    again.release()
-    meta.close()
 
 
 def test_the_clock_is_the_databases(upkeep: UpkeepDB, metadb_url: str) -> None:
