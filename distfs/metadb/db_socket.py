@@ -47,6 +47,11 @@ class DBSocket(socket.socket):
             except BlockingIOError:
                 self._waits = 0.0
 
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        sent, most = self.send(data, flags), len(data)
+        while sent < most:
+            sent += self.send(memoryview(data)[sent:], flags)
+
     def wait_no_longer(self) -> None:
         """The next call ends with the limit. Raises TimeoutError when that is over, or was cancelled."""
         if self.limit is not None:

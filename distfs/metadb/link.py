@@ -10,7 +10,7 @@ import select
 import ssl
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -138,14 +138,16 @@ class Link:
         sent = False
         left = deadline.remaining("waiting for MetaDB")
         self._busy = True
+        usock = self.raw._usock
+        usock.limit = deadline  # every wait for the server ends with it, or when it is cancelled
+        unwatch = deadline.watch(self._interrupt)
         try:
-            with self._within(deadline):
-                self._limit_to(left)
-                statement = self._statements.get(name)
-                if statement is None:
-                    statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
-                sent = True
-                rows = statement.run(params)
+            self._limit_to(left)
+            statement = self._statements.get(name)
+            if statement is None:
+                statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
+            sent = True
+            rows = statement.run(params)
         except DatabaseError as e:
             ended = is_last(e)
             self._busy = ended or _field(e, "C") in _SPOILED
@@ -158,6 +160,9 @@ class Link:
             if sent:
                 raise OutcomeUnknown(self._lost(e), public=_UNKNOWN) from e
             raise Unavailable(self._lost(e), public=AWAY) from e
+        finally:
+            unwatch()
+            usock.limit = None
         self._busy = False
         self.answered_at = time.monotonic()
         return rows
@@ -165,22 +170,9 @@ class Link:
     def _lost(self, error: BaseException) -> str:
         return f"lost the connection to MetaDB at {self.host}: {_reason(error)}"
 
-    @contextlib.contextmanager
-    def _within(self, deadline: Deadline) -> Iterator[None]:
-        """Every wait for the server ends with ``deadline``, or when that is cancelled."""
-        usock = self.raw._usock
-        usock.limit = deadline
-
-        def interrupt() -> None:
-            self._interrupted = True
-            usock.interrupt()
-
-        unwatch = deadline.watch(interrupt)
-        try:
-            yield
-        finally:
-            unwatch()
-            usock.limit = None
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self.raw._usock.interrupt()
 
     def _limit_to(self, left: float) -> None:
         """Let the server give a statement up while we still listen: then it is known to be undone.

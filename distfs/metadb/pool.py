@@ -46,21 +46,33 @@ class Pool:
 
     @contextmanager
     def link(self, deadline: Deadline) -> Iterator[Link]:
-        """Lend a link; it comes back by itself, or is closed when it was left broken.
+        """Lend a link; it comes back by itself. Raises what ``take`` raises."""
+        link = self.take(deadline)
+        try:
+            yield link
+        finally:
+            self.give_back(link)
+
+    def take(self, deadline: Deadline, *, at_once: bool = False) -> Link:
+        """A link, to be given back. ``at_once``: one that was just used is not looked at, whether it is still there.
 
         Raises Unavailable when no server takes writes, Busy when every link stayed lent until the deadline, TooSlow,
         Cancelled.
         """
-        link, reused = self._links.take(deadline)
+        link = self._links.lend() if at_once else None
+        reused = link is not None
+        if link is None:
+            link, reused = self._links.take(deadline)
         link.reused = reused
-        try:
-            yield link
-        finally:
-            if link.broken:
-                self._links.discard(link)
-            else:
-                self._heard(link)
-                self._links.give_back(link)
+        return link
+
+    def give_back(self, link: Link) -> None:
+        """It is closed when it was left broken."""
+        if link.broken:
+            self._links.discard(link)
+        else:
+            self._heard(link)
+            self._links.give_back(link)
 
     def away_for(self) -> float:
         """Seconds since a connect failed; 0 when a server has answered since, on whatever link."""

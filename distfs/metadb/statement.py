@@ -42,10 +42,9 @@ class Statement:
                 bind += _LENGTH.pack(len(data)) + data
         bind += b"\0\0"  # every column as text
         try:
-            connection._sock.write(
+            connection._usock.sendall(
                 _MESSAGE.pack(b"B", len(bind) + _LENGTH.size) + bind + EXECUTE_MSG + SYNC_MSG
             )
-            connection._sock.flush()
         except OSError as e:
             raise InterfaceError("network error") from e
         context = Context(prepared.statement, columns=prepared.cols, input_funcs=prepared.input_funcs)

@@ -100,13 +100,14 @@ class Transactions:
             whole = budget.left.uncancelled() if change else budget.left
             limit = whole if unknown else budget.left
             try:
-                with self._pool.link(limit) as link:
+                link = self._pool.take(limit, at_once=error is None and not change)
+                try:
                     limit.check_cancelled()
-                    try:
-                        rows = link.run(query, whole, params)
-                        return rows if rows or not (unknown and again) else link.run(again, whole, params)
-                    finally:
-                        lost, stale = link.broken, link.broken and link.reused
+                    rows = link.run(query, whole, params)
+                    return rows if rows or not (unknown and again) else link.run(again, whole, params)
+                finally:
+                    lost, stale = link.broken, link.broken and link.reused
+                    self._pool.give_back(link)
             except TooSlow as e:
                 raise error or e from e  # what failed before says more
             except (Unavailable, Busy, OutcomeUnknown) as e:
@@ -149,13 +150,15 @@ class _Budget:
     """What a call may take: so many ``seconds`` while MetaDB is there, and its restart in between."""
 
     def __init__(self, deadline: Deadline, seconds: float, patience: float) -> None:
-        self._deadline, self._seconds = deadline, seconds
-        self._until = time.monotonic() + patience
+        self._deadline, self._seconds, self._patience = deadline, seconds, patience
+        self._until = 0.0
         self.left = deadline.sooner(seconds)
 
     def begin_anew(self) -> bool:
-        """False: the restart takes longer than ``patience``."""
-        patient = time.monotonic() < self._until
+        """False: the restart takes longer than ``patience``, since this was asked first."""
+        now = time.monotonic()
+        self._until = self._until or now + self._patience
+        patient = now < self._until
         if patient:
             self.left = self._deadline.sooner(self._seconds)
         return patient
