@@ -66,21 +66,27 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     setup_logging(settings.config.log)  # in the thread there is
     listener = listen(settings.config.http)
     url = url_here(*listener.getsockname()[:2])
-    terminal, table, service = Terminal(), SharedTable(count), uuid4()
+    terminal, service = Terminal(), uuid4()
+    table, paces = SharedTable(count), SharedTable(count)
 
     def work(sibling: Sibling) -> int:
-        table.mine(sibling.number)
+        for each in (table, paces):
+            each.mine(sibling.number)
         lives = [uuid5(service, f"{sibling.number} {life}") for life in range(sibling.life + 1)]
-        together = Together(settings.config, table, lives[-1], tuple(lives[-_LIVES:-1]))
+        together = Together(settings.config, table, paces, lives[-1], tuple(lives[-_LIVES:-1]))
         part = replace(settings, config=part_of(settings.config, count))
         return output.command("distfs", lambda: _serve_beside_others(part, listener, sibling, together))
+
+    def forget(number: int) -> None:
+        for each in (table, paces):
+            each.clear(number)
 
     hooks = Hooks(
         ready=lambda: output.announce(url),
         reload=settings.reload,
         hung_up=lambda: terminal.hung_up,
         stop=listener.close,
-        died=table.clear,
+        died=forget,
     )
     return Siblings("service", count, work, hooks).run(exit_with_parent=exit_with_parent)
 

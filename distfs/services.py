@@ -81,7 +81,8 @@ class Together:
     """Of what the processes of one service count together."""
 
     config: Config  # of all of them
-    table: SharedTable
+    table: SharedTable  # what is held
+    paces: SharedTable  # how much may go when
     service: UUID  # this process, as MetaDB knows it
     before: tuple[UUID, ...]  # those that had its place, which are gone
 
@@ -110,7 +111,7 @@ def build(config: Config, together: Together | None = None) -> Services:
     )
     damage = DamageNotes(UpkeepDB(meta))
     downloader = Downloader(directory, pool, damage, meta.file)
-    bandwidth = Bandwidth(config.bandwidth, config.callers)
+    bandwidth = Bandwidth(config.bandwidth, config.callers, table=together.paces if together else None)
     return Services(
         config,
         meta,

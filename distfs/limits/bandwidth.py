@@ -9,16 +9,18 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
 from typing import Literal
 
 from distfs.body.source import Source
 from distfs.config.callers import Caller
-from distfs.config.settings import BandwidthConfig, CallersConfig
+from distfs.config.settings import BandwidthConfig, CallerRule, CallersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
+from distfs.limits.fair_together import SharedSchedule
 from distfs.limits.fairshare import Group, Schedule, Transfer
+from distfs.process.shared_table import SharedTable
 
 Direction = Literal["in", "out"]
 
@@ -27,17 +29,44 @@ class Bandwidth:
     """Shares what a service may receive and send. Thread-safe; ``configure`` applies to running transfers too."""
 
     def __init__(
-        self, config: BandwidthConfig, callers: CallersConfig, clock: Callable[[], float] = time.monotonic
+        self,
+        config: BandwidthConfig,
+        callers: CallersConfig,
+        clock: Callable[[], float] = time.monotonic,
+        table: SharedTable | None = None,
     ) -> None:
-        self._shapers: dict[Direction, _Shaper] = {"in": _Shaper(clock), "out": _Shaper(clock)}
+        """``table``: by which the processes of a service have one cap together; ``clock`` is then the same in all."""
+        self._table = table
+        self._shapers: dict[Direction, _Shaper] = {
+            "in": _Shaper(clock, table is not None),
+            "out": _Shaper(clock, table is not None),
+        }
         self.configure(config, callers)
 
     def configure(self, config: BandwidthConfig, callers: CallersConfig) -> None:
         """From now on these caps, this mode, these callers."""
-        caps = [rule.cap_in for rule in callers.rules]
-        self._shapers["in"].change(_discipline(config.mode, config.cap_in, callers, caps))
-        caps = [rule.cap_out for rule in callers.rules]
-        self._shapers["out"].change(_discipline(config.mode, config.cap_out, callers, caps))
+        caps = {rule: rule.cap_in for rule in callers.rules}
+        self._change("in", config.mode, config.cap_in, callers, caps)
+        caps = {rule: rule.cap_out for rule in callers.rules}
+        self._change("out", config.mode, config.cap_out, callers, caps)
+
+    def _change(
+        self,
+        direction: Direction,
+        mode: str,
+        cap: int,
+        callers: CallersConfig,
+        caps: Mapping[CallerRule, int],
+    ) -> None:
+        """No discipline where nothing is capped."""
+        discipline: _Discipline | None = None
+        if cap or any(caps.values()):
+            if self._table is None:
+                groups = {rule: Group(cap) for rule, cap in caps.items()}
+                discipline = _Discipline(Schedule(cap, mode), callers, Group(0), groups)
+            else:
+                discipline = _discipline_of_all(self._table, direction, mode, cap, callers, caps)
+        self._shapers[direction].change(discipline)
 
     def transfer(self, caller: Caller, direction: Direction) -> Share:
         """For one upload ('in') or download ('out'), used by one thread at a time."""
@@ -114,12 +143,12 @@ class Share:
 class _Discipline:
     """How one direction is shared, as configured now: a schedule, and for each rule the transfers it is about."""
 
-    def __init__(self, mode: str, cap: float, callers: CallersConfig, caps: Sequence[int]) -> None:
-        self.schedule = Schedule(cap, mode)
+    def __init__(
+        self, schedule: Schedule, callers: CallersConfig, everyone: Group, groups: Mapping[CallerRule, Group]
+    ) -> None:
+        self.schedule = schedule
         self.shares: dict[Transfer, Share] = {}  # those that wait
-        self._callers = callers
-        self._everyone = Group(0)
-        self._groups = {rule: Group(cap) for rule, cap in zip(callers.rules, caps)}
+        self._callers, self._everyone, self._groups = callers, everyone, groups
 
     def place(self, caller: Caller) -> tuple[Group, float]:
         """By the first rule about the caller: who it shares a cap with, and its weight."""
@@ -127,19 +156,29 @@ class _Discipline:
         return (self._groups[rule], rule.weight) if rule else (self._everyone, 1.0)
 
 
-def _discipline(mode: str, cap: int, callers: CallersConfig, caps: Sequence[int]) -> _Discipline | None:
-    """None where nothing is capped."""
-    return _Discipline(mode, cap, callers, caps) if cap or any(caps) else None
+def _discipline_of_all(
+    table: SharedTable,
+    direction: Direction,
+    mode: str,
+    cap: int,
+    callers: CallersConfig,
+    caps: Mapping[CallerRule, int],
+) -> _Discipline:
+    """Of all processes of a service."""
+    schedule = SharedSchedule(cap, mode, table, direction)
+    groups = {rule: schedule.group(most, str(rule.match)) for rule, most in caps.items()}
+    return _Discipline(schedule, callers, Group(0), groups)
 
 
 class _Shaper:
     """One direction. Of those that wait, one (the leader) sleeps until the next turn; it wakes whose turn it is."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], together: bool) -> None:
+        """``together``: the order is one of all processes of a service."""
         self.discipline: _Discipline | None = None
         self._clock = clock
         self._lock = threading.Lock()
-        self._order = itertools.count()
+        self._order = _by_the_clock() if together else itertools.count()
         self._leader: Share | None = None
         self._leader_wakes_at = inf
         self._closed = False
@@ -267,3 +306,8 @@ class _PacedSource:
                 self._share.close()
                 break
         return got
+
+
+def _by_the_clock() -> Iterator[int]:
+    while True:
+        yield time.monotonic_ns() // 1000

@@ -78,7 +78,7 @@ class Level:
     def __init__(self, credit: float) -> None:
         """``credit``: bytes by which a transfer that was away may be behind and still catch up."""
         self.time = 0.0
-        self._credit = credit
+        self.credit = credit
 
     def enter(self, transfer: Transfer) -> None:
         """It asks. A new one begins with the others, not before them."""
@@ -94,7 +94,7 @@ class Level:
 
     def floor(self, transfer: Transfer) -> float:
         """As far behind as it may begin."""
-        return self.time - self._credit / transfer.weight
+        return self.time - self.credit / transfer.weight
 
 
 class Group:
@@ -130,12 +130,16 @@ class Schedule:
         """``transfer``, which does not wait, would move ``amount`` bytes, more than 0. See ``grant``."""
         group, new = transfer.group, transfer.finish == -inf
         self._level_of(transfer).enter(transfer)
-        if new and group.pace.rate and not any(other.group is group for other in self._waiting):
+        if new and group.pace.rate and not self._waits(group):
             group.offset = max(group.offset, self._level.time - transfer.start)  # with the others, not before
         transfer.wanted, transfer.granted, transfer.seen_at = amount, 0, now
         self._waiting[transfer] = None
         if self._batch:
             self._live[transfer] = None
+
+    def _waits(self, group: Group) -> bool:
+        """Whether any transfer of it does."""
+        return any(other.group is group for other in self._waiting)
 
     def withdraw(self, transfer: Transfer) -> None:
         """It does not want any more what it asked for."""
@@ -149,12 +153,11 @@ class Schedule:
 
     def grant(self, now: float) -> Transfer | None:
         """Whose turn it is, with ``granted`` bytes of what it asked for; None: nobody's now, see ``wait``."""
-        if self._pace.free_at > now:
+        if self._pace.free_at > now or (transfer := self._next(now)) is None:
             return None
-        ready = [t for t in self._waiting if t.group.pace.free_at <= now]
-        if not ready:
-            return None
-        transfer = self._next_of_batch(ready, now) if self._batch else min(ready, key=self._turn)
+        return self._give(transfer, now)
+
+    def _give(self, transfer: Transfer, now: float) -> Transfer:
         amount = transfer.granted = min(transfer.wanted, self.portion(transfer))
         self._charge(transfer, amount)
         self._pace.spend(amount, now)
@@ -163,6 +166,13 @@ class Schedule:
         transfer.taken += amount
         transfer.seen_at = now
         return transfer
+
+    def _next(self, now: float) -> Transfer | None:
+        """Of those that their own caps do not hold back."""
+        ready = [t for t in self._waiting if t.group.pace.free_at <= now]
+        if not ready:
+            return None
+        return self._next_of_batch(ready, now) if self._batch else min(ready, key=self._turn)
 
     def give_back(self, transfer: Transfer, amount: int) -> None:
         """``amount`` bytes of what it was granted last were not moved."""
@@ -196,10 +206,14 @@ class Schedule:
     def _next_of_batch(self, ready: list[Transfer], now: float) -> Transfer:
         for transfer in [t for t in self._live if not t.wanted and now - t.seen_at > IDLE_S]:
             del self._live[transfer]
-        large = (t for t in self._live if t.taken >= EXPRESS)
-        served = heapq.nsmallest(AT_ONCE, large, key=_age)
+        served = self._served()
         first = [t for t in ready if t.taken < EXPRESS or t in served]
         return min(first, key=lambda t: (t.start, t.order)) if first else min(ready, key=_age)
+
+    def _served(self) -> list[Transfer]:
+        """batch: the few that share the rate."""
+        large = (t for t in self._live if t.taken >= EXPRESS)
+        return heapq.nsmallest(AT_ONCE, large, key=_age)
 
 
 def _age(transfer: Transfer) -> int:

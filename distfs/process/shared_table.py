@@ -25,6 +25,8 @@ from functools import lru_cache
 #: A name may have any of so many columns, which of them is told by its hash; there are so many in all.
 WAYS, COLUMNS = 8, 1 << 16
 _CELL = 8
+#: What is in a column that is kept before anything else is.
+NOTHING = 1e-300
 _KEYS = 2 * COLUMNS * _CELL
 _LOCK_WITHIN_S = 0.2
 
@@ -39,6 +41,7 @@ class SharedTable:
         os.truncate(self._file, size)
         self._map = mmap.mmap(self._file, size)
         self._cells = memoryview(self._map).cast("q")
+        self._reals = memoryview(self._map).cast("d")
         self._secret = os.urandom(16)
         self._thread = threading.Lock()
         self._mine = 0
@@ -99,6 +102,35 @@ class SharedTable:
     def add(self, column: int, amount: int) -> None:
         """To this process's number. Under the lock, or when it is not 0 before nor afterwards."""
         self._cells[self._at(self._mine, column)] += amount
+
+    # --- numbers of any kind, in columns that are kept for good
+
+    def keep(self, name: str) -> int:
+        """A column for good. Raises RuntimeError when there is none to be had."""
+        with self.locked():
+            column = self.column(name)
+            if column is None:
+                raise RuntimeError(f"no column is free for {name!r}")
+            if not self._cells[self._at(0, column)]:
+                self._reals[self._at(0, column)] = NOTHING
+            return column
+
+    def common(self, column: int) -> float:
+        """Of row 0."""
+        return self._reals[self._at(0, column)]
+
+    def set_common(self, column: int, value: float) -> None:
+        """Under the lock; ``value`` is not 0."""
+        self._reals[self._at(0, column)] = value
+
+    def say(self, column: int, value: float) -> None:
+        """As this process's number."""
+        self._reals[self._at(self._mine, column)] = value
+
+    def others(self, column: int) -> dict[int, float]:
+        """What other processes said last, where that is not 0, by their rows."""
+        said = {row: self._reals[self._at(row, column)] for row in range(1, self._rows) if row != self._mine}
+        return {row: value for row, value in said.items() if value}
 
     def clear(self, row: int) -> None:
         """That process has ended. By who never uses a row."""

@@ -25,6 +25,8 @@ MB = 1_000_000
 GOLD = {"X-Team": "gold"}
 CAP = 8 * MB
 _RACES = 8
+#: One process of a service, or several that have its cap together.
+OF_SEVERAL = pytest.mark.parametrize("processes", [1, 2])
 
 
 class Race:
@@ -84,12 +86,14 @@ def upload_unhindered(cluster: Cluster, size: int) -> str:
     return cluster.upload(os.urandom(size))
 
 
-def test_eight_clients_share_the_cap_fairly_and_by_weight(make_cluster: MakeCluster) -> None:
+@OF_SEVERAL
+def test_eight_clients_share_the_cap_fairly_and_by_weight(make_cluster: MakeCluster, processes: int) -> None:
     rules = [{"match": "X-Team=gold", "weight": 3}]
     cluster = make_cluster(
         config={
             **settings(cap_out=CAP),
             "callers": {"rules": rules, "trusted_proxies": ["127.0.0.0/8"]},
+            "http": {"processes": processes},
         }
     )
     uuid = upload_unhindered(cluster, 4 * MB)
@@ -110,8 +114,11 @@ def test_eight_clients_share_the_cap_fairly_and_by_weight(make_cluster: MakeClus
     one_of_several(a_fair_race)
 
 
-def test_batch_serves_eight_clients_a_few_at_a_time_in_order(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(config=settings(cap_out=CAP, mode="batch"))
+@OF_SEVERAL
+def test_batch_serves_eight_clients_a_few_at_a_time_in_order(
+    make_cluster: MakeCluster, processes: int
+) -> None:
+    cluster = make_cluster(config={**settings(cap_out=CAP, mode="batch"), "http": {"processes": processes}})
     uuid = upload_unhindered(cluster, 5 * MB)
 
     def an_ordered_race() -> None:

@@ -347,3 +347,34 @@ def test_connections_of_one_address_are_counted_in_all_of_them(make_cluster: Mak
         assert cluster.request("GET", "/healthz").status == 429
         stack.close()
         eventually(lambda: cluster.request("GET", "/healthz").status == 200, "there is room again")
+
+
+def test_a_cap_is_one_of_all_of_them_and_weights_hold_between_them(make_cluster: MakeCluster) -> None:
+    rules = [{"match": "X-Team=gold", "weight": 4}]
+    config = {
+        **settings(),
+        "bandwidth": {"cap_out": 8_000_000},
+        "callers": {"rules": rules, "trusted_proxies": ["127.0.0.0/8"]},
+    }
+    cluster = make_cluster(config=config)
+    uuid = cluster.upload(BODY * 2)
+    with one_of_each(cluster) as connections:
+        (_, golden), (_, plain), _ = connections.items()
+        got = 0
+        ended = threading.Event()
+
+        def read_plainly() -> None:
+            nonlocal got
+            plain.request("GET", f"/download/{uuid}")
+            response = plain.getresponse()
+            while not ended.is_set() and (piece := response.read1(1 << 14)):
+                got += len(piece)
+
+        reader = threading.Thread(target=read_plainly)
+        reader.start()
+        golden.request("GET", f"/download/{uuid}", headers={"X-Team": "gold"})
+        assert golden.getresponse().read() == BODY * 2
+        ended.set()
+        plain.close()
+        reader.join()
+    assert got < len(BODY), "each process had a cap of its own"

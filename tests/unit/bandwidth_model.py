@@ -9,7 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from distfs.limits.fair_together import SharedSchedule
 from distfs.limits.fairshare import Group, Schedule, Transfer
+from distfs.process.shared_table import SharedTable
 
 #: Portions that fit into a client's socket buffer: it asks for the next while the last is under way.
 BUFFER = 4
@@ -35,21 +37,85 @@ class Client:
         return self.grants[-1][0] if self.grants and self.got(math.inf) >= self.size else math.inf
 
 
+class Together:
+    """What several processes share, each with a part of the clients, as the one schedule that it should look like."""
+
+    def __init__(self, cap: float, mode: str, caps: Sequence[float], processes: int) -> None:
+        self._table = SharedTable(processes)
+        self._turns = itertools.cycle(range(processes))
+        self._parts: list[Schedule] = []
+        self._groups: list[list[Group]] = []
+        self._process_of: dict[Transfer, int] = {}
+        for row in range(processes):
+            self._table.mine(row)
+            part = SharedSchedule(cap, mode, self._table, "out")
+            self._parts.append(part)
+            self._groups.append([part.group(each, str(i)) for i, each in enumerate(caps)])
+
+    def join(self, number: int, client: Client, everyone: Group) -> Transfer:
+        """Its transfer, in some process."""
+        row = next(self._turns)
+        group = everyone if client.rule is None else self._groups[row][client.rule]
+        transfer = Transfer(number, client.weight, group=group)
+        self._process_of[transfer] = row
+        return transfer
+
+    def _part(self, row: int) -> Schedule:
+        self._table.mine(row)
+        return self._parts[row]
+
+    def portion(self, transfer: Transfer) -> int:
+        return self._part(self._process_of[transfer]).portion(transfer)
+
+    def ask(self, transfer: Transfer, amount: int, now: float) -> None:
+        self._part(self._process_of[transfer]).ask(transfer, amount, now)
+
+    def leave(self, transfer: Transfer) -> None:
+        self._part(self._process_of[transfer]).leave(transfer)
+
+    def grant(self, now: float) -> Transfer | None:
+        for (
+            _
+        ) in self._parts:  # whoever comes first; twice, since who is first may yield to one who says it later
+            for row in range(len(self._parts)):
+                if granted := self._part(row).grant(now):
+                    return granted
+        return None
+
+    def wait(self, now: float) -> float:
+        return min(self._part(row).wait(now) for row in range(len(self._parts)))
+
+
+class Alone(Schedule):
+    """The schedule of one process."""
+
+    def __init__(self, cap: float, mode: str, caps: Sequence[float]) -> None:
+        super().__init__(cap, mode)
+        self._groups = [Group(each) for each in caps]
+
+    def join(self, number: int, client: Client, everyone: Group) -> Transfer:
+        group = everyone if client.rule is None else self._groups[client.rule]
+        return Transfer(number, client.weight, group=group)
+
+
 def simulate(
-    clients: Sequence[Client], until: float, cap: float, mode: str = "fair", caps: Sequence[float] = ()
-) -> Schedule:
+    clients: Sequence[Client],
+    until: float,
+    cap: float,
+    mode: str = "fair",
+    caps: Sequence[float] = (),
+    processes: int = 1,
+) -> Alone | Together:
     """Let the clients run from 0 to ``until``; their ``grants`` tell what happened."""
-    schedule = Schedule(cap, mode)
+    schedule = Alone(cap, mode, caps) if processes == 1 else Together(cap, mode, caps, processes)
     numbers = itertools.count()
-    groups = [Group(each) for each in caps]
     everyone = Group(0)
     events: list[tuple[float, int, Client]] = []  # when it asks
     busy_until: dict[Client, float] = defaultdict(float)
     transfers: dict[Client, Transfer] = {}
     clients_of: dict[Transfer, Client] = {}
     for client in sorted(clients, key=lambda each: each.arrives):
-        group = everyone if client.rule is None else groups[client.rule]
-        transfers[client] = Transfer(next(numbers), client.weight, group=group)
+        transfers[client] = schedule.join(next(numbers), client, everyone)
         clients_of[transfers[client]] = client
         heapq.heappush(events, (client.arrives, next(numbers), client))
         # Its buffer is full: what fills a slow one's, at the others' cost, comes once and is no share.
