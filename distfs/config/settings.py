@@ -151,7 +151,7 @@ class NodeConfig:
     reserve: Fraction = Fraction(0.01)  # of the disk, kept free; with reserve_bytes, the smaller wins
     reserve_bytes: Bytes = Bytes(GIB)
     direct_io: str = "auto"  # 'auto': O_DIRECT where the file system takes it; 'off': never
-    direct_io_threshold: Bytes = Bytes(4 * MIB)  # smaller fragments go through the page cache
+    direct_io_threshold: Bytes = Bytes(256 * KIB)  # smaller fragments go through the page cache
     write_buffer: Bytes = Bytes(4 * MIB)  # aligned unit of a direct write
     slow_write: Seconds = Seconds(5)  # a disk whose small durable writes take longer gets no new fragments
     probe_interval: Seconds = Seconds(10)  # between two such writes, to see how it does

@@ -23,6 +23,8 @@ from tests.contract.samples import CLUSTER
 PLAIN = replace(NODE, direct_io="off")
 #: Everything with O_DIRECT, in the smallest buffers: every fragment has edges in it.
 TINY_DIRECT = replace(NODE, direct_io_threshold=Bytes(0), write_buffer=Bytes(4096))
+#: The same, each fragment in one buffer.
+SHORT_DIRECT = replace(NODE, direct_io_threshold=Bytes(0), write_buffer=Bytes(64 << 20))
 
 STORES: dict[str, NodeConfig | None] = {
     "memory": None,
@@ -30,6 +32,7 @@ STORES: dict[str, NodeConfig | None] = {
     "disk-plain": PLAIN,
     "disk-direct": NODE,
     "disk-tiny-direct": TINY_DIRECT,
+    "disk-short-direct": SHORT_DIRECT,
     "node": NODE,
     "node-tiny-direct": TINY_DIRECT,
 }

@@ -66,7 +66,8 @@ def test_one_allocation_serves_all_of_a_fragment(
         allocate(fd, offset, size)
 
     monkeypatch.setattr(os, "posix_fallocate", noted)
-    store = new_store(tmp_path, CLUSTER, replace(NODE, direct_io_threshold=Bytes(0)))
+    config = replace(NODE, direct_io_threshold=Bytes(0), write_buffer=Bytes(4096))
+    store = new_store(tmp_path, CLUSTER, config)
     head, blocks, code = header(policy=Policy(k, 1)), 4000, code_for(Policy(k, 1))
     cell = random_bytes(code.cell_size(head.block_size))
     writer = store.put(head, code.cell_size(blocks * head.block_size), soon())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distfs.storage.disk import writer as disk_writer
-from distfs.storage.disk.writer import BufferPool, DirectSink, PlainSink, Sink, open_sink
+from distfs.storage.disk.writer import BufferPool, DirectSink, PlainSink, ShortSink, Sink, open_sink
 from tests.contract.litter import eventually, open_files, writer_threads
 from tests.contract.samples import random_bytes
 from tests.small_disk import SMALL, disk_without_direct_io, small_disk
@@ -36,6 +36,27 @@ def fill(sink: Sink, data: bytes, step: int = 1 << 30) -> None:
         at += len(view)
 
 
+def test_what_others_wrote_is_in_no_file_of_anybody(
+    pool: BufferPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last part of a buffer is written whole, and cut off afterwards: a crash may come between the two."""
+    written: list[bytes] = []
+    write_all = disk_writer._write_all
+
+    def noted(fd: int, view: memoryview) -> None:
+        written.append(bytes(view))
+        write_all(fd, view)
+
+    monkeypatch.setattr(disk_writer, "_write_all", noted)
+    for number, size in enumerate((SIZE, 1, 4097)):
+        sink = open_sink(tmp_path / str(number), size, pool)
+        assert isinstance(sink, ShortSink)
+        fill(sink, b"%d" % number * size)
+        sink.close()
+    assert [len(each) for each in written] == [SIZE, 4096, 8192]
+    assert [set(each) for each in written] == [set(b"0"), set(b"1\0"), set(b"2\0")]
+
+
 EDGES = [0, 1, 4095, 4096, 4097, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, 3 * SIZE + 1, 7 * SIZE + 4096, 200_001]
 
 
@@ -47,7 +68,7 @@ def test_a_direct_sink_writes_what_it_is_given(
     data, path = random_bytes(size), tmp_path / "f"
     hints = {"right": size, "none": 0, "small": size // 2, "large": 2 * size + 50_000}
     sink = open_sink(path, hints[hint], pool)
-    assert isinstance(sink, DirectSink)
+    assert isinstance(sink, ShortSink if 0 < hints[hint] <= SIZE else DirectSink)
     fill(sink, data)
     assert sink.close() == size
     assert path.read_bytes() == data
@@ -88,7 +109,7 @@ def test_a_discarded_sink_gives_everything_back(pool: BufferPool, tmp_path: Path
 
 
 def test_without_free_buffers_a_sink_is_plain(pool: BufferPool, tmp_path: Path) -> None:
-    taken = pool.take(4)
+    taken = pool.take(6)
     assert taken is not None
     sink = open_sink(tmp_path / "f", 100, pool)
     assert isinstance(sink, PlainSink)
@@ -126,9 +147,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     pool: BufferPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_disk(tmp_path / "disk", monkeypatch) as folder:
-        for number, chosen in enumerate([pool, None]):
+        for number, (chosen, hint) in enumerate([(pool, 0), (pool, SIZE), (None, 0)]):
             path = folder / str(number)
-            sink = open_sink(path, 0, chosen)
+            sink = open_sink(path, hint, chosen)
             data = random_bytes(SMALL + SIZE)
             with pytest.raises(OSError, match="No space left") as caught:
                 _fill_and_close(sink, data)
@@ -151,7 +172,7 @@ def test_a_disk_that_is_full_already_is_told_before_the_first_byte(
 
     monkeypatch.setattr(os, "posix_fallocate", no_space)
     with pytest.raises(OSError, match="No space left"):
-        open_sink(tmp_path / "f", SIZE, pool)
+        open_sink(tmp_path / "f", SIZE + 1, pool)
     assert list(tmp_path.iterdir()) == []
     assert open_files(tmp_path) == []
 
@@ -163,7 +184,7 @@ def test_a_write_that_fails_in_the_thread_is_raised_where_bytes_come_from(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(disk_writer, "_write_all", broken)
-    for size in (2 * SIZE, 50 * SIZE):
+    for size in (SIZE, 2 * SIZE, 50 * SIZE):
         sink = open_sink(tmp_path / str(size), size, pool)
         with pytest.raises(OSError, match="Input/output"):
             _fill_and_close(sink, bytes(size))

@@ -70,9 +70,12 @@ class BufferPool:
 
 def open_sink(path: str | Path, size_hint: int, pool: BufferPool | None) -> Sink:
     """A new file at ``path``: with O_DIRECT if a pool is given, has buffers, and the file system takes it."""
-    buffers = pool.take(DirectSink.BUFFERS) if pool is not None else None
+    short = pool is not None and 0 < size_hint <= pool.size
+    buffers = pool.take(ShortSink.BUFFERS if short else DirectSink.BUFFERS) if pool is not None else None
     if pool is not None and buffers is not None:
         try:
+            if short:
+                return ShortSink(path, pool, buffers)
             return DirectSink(path, size_hint, pool, buffers)
         except BaseException as e:
             pool.give_back(buffers)
@@ -118,6 +121,51 @@ class PlainSink:
     def _flush(self) -> None:
         _write_all(self._fd, self._view[: self._filled])
         self._length += self._filled
+        self._filled = 0
+
+
+class ShortSink:
+    """One aligned buffer, written with O_DIRECT by who fills it: for what fits into it, nothing comes meanwhile."""
+
+    alignment = ALIGNMENT
+    BUFFERS = 1
+
+    def __init__(self, path: str | Path, pool: BufferPool, buffers: list[mmap.mmap]) -> None:
+        """Takes over ``buffers`` unless it raises; then a file may be left at ``path``."""
+        self._pool, self._buffers = pool, buffers
+        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_DIRECT, 0o644)
+        self._view = memoryview(buffers[0])
+        self._filled = self._length = 0
+
+    def space(self, wanted: int) -> memoryview:
+        if self._filled == len(self._view):  # it was to be less
+            self._flush(self._filled)
+        return self._view[self._filled : self._filled + wanted]
+
+    def advance(self, n: int) -> None:
+        self._filled += n
+
+    def close(self) -> int:
+        length, padded = self._length + self._filled, -(-self._filled // ALIGNMENT) * ALIGNMENT
+        self._view[self._filled : padded] = bytes(padded - self._filled)  # not what others left there
+        self._flush(padded)
+        if length < self._length:
+            os.ftruncate(self._fd, length)
+        os.fsync(self._fd)
+        self.discard()
+        return length
+
+    def discard(self) -> None:
+        if self._fd < 0:
+            return
+        self._view.release()
+        os.close(self._fd)
+        self._fd = -1
+        self._pool.give_back(self._buffers)
+
+    def _flush(self, count: int) -> None:
+        _write_all(self._fd, self._view[:count])
+        self._length += count
         self._filled = 0
 
 
