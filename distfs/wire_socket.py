@@ -24,6 +24,7 @@ from distfs.process.dial import dial, keep_alive, timeval
 _READ_AHEAD = 16 << 10
 _CLOSE_S = 0.0005  # so near to a limit is at it
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # made once: these flags are no plain numbers
 _KEEPALIVE = 10, 5, 3  # a peer that sends no FIN is noticed after 25 s
 
 
@@ -120,7 +121,7 @@ class WireSocket:
     def _peek(self) -> bytes | None:
         """What comes next; empty: the peer's end, or a broken connection; None: nothing yet."""
         try:  # a peek and not select(), which takes no descriptor over 1023
-            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return self.sock.recv(1, _PEEK)
         except BlockingIOError:
             return None
         except OSError:

@@ -15,7 +15,7 @@ import pytest
 from distfs.config.settings import Fraction, NodeConfig
 from distfs.errors import Full, Unavailable
 from distfs.metadb import ballast
-from distfs.metadb.ballast import SEGMENT, Ballast, log_limit, reserve
+from distfs.metadb.ballast import SEGMENT, Ballast, log_limit, reserve, shares_disk
 from distfs.metadb.embedded_postgres import resolve
 from distfs.storage.disk.space import Space, space
 from tests.contract.nodes import NODE, new_store
@@ -55,8 +55,9 @@ def test_a_node_on_metadbs_disk_keeps_more_in_reserve_than_one_elsewhere(tmp_pat
     node = NodeConfig()
     (tmp_path / "metadb").mkdir()
     with _mounted(tmp_path / "disk", f"size={300 * MIB}") as disk:
-        alone, beside = space(disk, node, None), space(disk, node, disk)
-        elsewhere = space(disk, node, tmp_path / "metadb")
+        alone, beside, elsewhere = (
+            space(disk, node, shares_disk(metadb, disk)) for metadb in (None, disk, tmp_path / "metadb")
+        )
         assert alone.reserve == elsewhere.reserve == 3 * MIB
         assert beside.reserve == reserve(300 * MIB)
         assert beside.free == alone.free - (beside.reserve - alone.reserve)

@@ -50,13 +50,13 @@ class Space(NamedTuple):
         return f"no room for {want}: the disk has {left} free, and {kept} are kept in reserve ({whose})"
 
 
-def space(folder: Path, config: NodeConfig, metadb: Path | None) -> Space:
-    """``metadb``: the folder of a MetaDB on this machine. Raises OSError."""
+def space(folder: Path, config: NodeConfig, shared: bool) -> Space:
+    """``shared``: with a MetaDB (``ballast.shares_disk``). Raises OSError."""
     disk = os.statvfs(folder)
     capacity = disk.f_blocks * disk.f_frsize
     reserve: int = min(int(capacity * config.reserve), config.reserve_bytes)
     files_kept = float(config.reserve)
-    if shared := ballast.shares_disk(metadb, folder):
+    if shared:
         reserve, files_kept = max(reserve, ballast.reserve(capacity)), max(files_kept, _FILES_FOR_METADB)
     files = max(disk.f_favail, disk.f_ffree) - int(disk.f_files * files_kept) if disk.f_files else None
     used = capacity - disk.f_bfree * disk.f_frsize

@@ -42,6 +42,7 @@ from distfs.fragment_store import (
     check_length,
     go_on,
 )
+from distfs.metadb.ballast import shares_disk
 from distfs.model import FragmentId
 from distfs.storage.disk import home
 from distfs.storage.disk.health import DiskHealth
@@ -74,6 +75,7 @@ class DiskStore:
         self.folder = Path(folder)
         self.cluster = cluster
         self._config, self._metadb = config, metadb
+        self._shared: bool | None = None  # whether MetaDB is on the same disk; None: to be looked at
         self._temp = self.folder / "tmp"
         self._temp_root = str(self._temp)
         self._identity = str(self.folder / home.IDENTITY)
@@ -257,7 +259,7 @@ class DiskStore:
     def probe(self) -> None:
         """A small durable write, to see whether the disk takes it; ``health`` knows. Never raises."""
         path = self._temp / f"probe.{next(self._serial)}"
-        self._known = None  # what it says is read again, whatever file it is
+        self._known = self._shared = None  # what it says is read again, whatever file it is
         if away := self.away:
             self.health.lost(away)
             return
@@ -310,7 +312,9 @@ class DiskStore:
             raise NodeUnavailable(f"store {id}: deleted while it was written") from None
 
     def _space(self) -> Space:
-        return space(self.folder, self._config, self._metadb)
+        if self._shared is None:
+            self._shared = shares_disk(self._metadb, self.folder)
+        return space(self.folder, self._config, self._shared)
 
 
 class _Writing(Translated):
@@ -384,8 +388,7 @@ class DiskWriter:
         packed = table.pack()
         footer = pack_footer(table, packed, len(self._packed) + self._size, self._packed)
         with self._store.writing("write", self._id):
-            self._append(packed)
-            self._append(footer)
+            self._append(packed + footer)
 
     def commit(self, wanted: Callable[[], object] = go_on) -> None:
         """``wanted`` is called when the fragment is on the disk and has no name yet; what it raises undoes it."""
@@ -408,9 +411,9 @@ class DiskWriter:
             os.unlink(self._path)  # noqa: PTH108 - text, as everywhere on the way of a small fragment
 
     def _append(self, data: bytes) -> None:
-        at = 0
-        while at < len(data):
-            view = self._sink.space(len(data) - at)
-            view[:] = data[at : at + len(view)]
-            self._sink.advance(len(view))
-            at += len(view)
+        while data:
+            view = self._sink.space(len(data))
+            n = len(view)
+            view[:] = data[:n]
+            self._sink.advance(n)
+            data = data[n:]
