@@ -21,8 +21,9 @@ from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, upload
 from distfs.routes.messages import Answer, Request
-from distfs.services import Services, Together, build
+from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request, log_facts
+from distfs.together import Together
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -22,13 +22,15 @@ from distfs.http_app import create_app
 from distfs.local.reload import Reload, applied
 from distfs.model import url_here
 from distfs.process import descriptors, output, parent_watch
+from distfs.process.notice_board import NoticeBoard
 from distfs.process.shared_table import SharedTable
 from distfs.process.siblings import Hooks, Sibling, Siblings
 from distfs.process.signals import on_stop
 from distfs.process.terminal import Terminal
 from distfs.process.threads import start
-from distfs.services import Services, Together
+from distfs.services import Services
 from distfs.telemetry import flush_log, setup_logging
+from distfs.together import Together
 from distfs.upkeep.runner import Upkeep
 
 log = logging.getLogger("distfs.serve")
@@ -67,18 +69,19 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     listener = listen(settings.config.http)
     url = url_here(*listener.getsockname()[:2])
     terminal, service = Terminal(), uuid4()
-    table, paces = SharedTable(count), SharedTable(count)
+    table, paces, board = SharedTable(count), SharedTable(count), NoticeBoard(count)
 
     def work(sibling: Sibling) -> int:
         for each in (table, paces):
             each.mine(sibling.number)
         lives = [uuid5(service, f"{sibling.number} {life}") for life in range(sibling.life + 1)]
-        together = Together(settings.config, table, paces, lives[-1], tuple(lives[-_LIVES:-1]))
+        before = tuple(lives[-_LIVES:-1])
+        together = Together(sibling.number, settings.config, table, paces, board, lives[-1], before)
         part = replace(settings, config=part_of(settings.config, count))
         return output.command("distfs", lambda: _serve_beside_others(part, listener, sibling, together))
 
     def forget(number: int) -> None:
-        for each in (table, paces):
+        for each in (table, paces, board):
             each.clear(number)
 
     hooks = Hooks(
@@ -128,6 +131,8 @@ def _serve(
         output.announce(url_here(*server.address))
     else:
         sibling.begin()
+    if together is not None:
+        together.keep_saying(services.status)
     if sibling is None or sibling.number == 0:  # one of them, and its successors
         upkeep.start()
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from uuid import UUID, uuid4
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
 
 from distfs.agreement import Agreement
 from distfs.config.settings import Config
@@ -17,7 +18,7 @@ from distfs.limits.promises import Admission
 from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
-from distfs.process.shared_table import SharedTable
+from distfs.together import Together
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.download import Downloader
 from distfs.transfer.placement import Placement
@@ -40,6 +41,7 @@ class Services:
     bandwidth: Bandwidth
     damage: DamageNotes
     agreement: Agreement
+    together: Together | None  # with other processes of this service
 
     # ``hang_up``: cancelled when the client is gone; None: nobody tells.
 
@@ -61,6 +63,19 @@ class Services:
         """The same for an upload: the orphan sweep takes fragments that are older for nobody's."""
         return self.transfer_deadline(size, hang_up).sooner(self.config.upkeep.upload_ttl)
 
+    def status(self) -> dict[str, Any]:
+        """What this process holds, in bytes, and how it finds the nodes; what is counted together, of all."""
+        return {
+            "memory": asdict(self.pool.usage()),
+            "uploads": self.admission.usage(),
+            "uploads_by_rule": self.admission.callers.by_rule(),
+            "waiting_for_bandwidth": {
+                "in": self.bandwidth.waiting("in"),
+                "out": self.bandwidth.waiting("out"),
+            },
+            "nodes": self.directory.snapshot(),
+        }
+
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""
         self.bandwidth.configure(config.bandwidth, config.callers)
@@ -74,17 +89,6 @@ class Services:
         self.admission.close()
         self.directory.close()
         self.meta.close()
-
-
-@dataclass(frozen=True)
-class Together:
-    """Of what the processes of one service count together."""
-
-    config: Config  # of all of them
-    table: SharedTable  # what is held
-    paces: SharedTable  # how much may go when
-    service: UUID  # this process, as MetaDB knows it
-    before: tuple[UUID, ...]  # those that had its place, which are gone
 
 
 def build(config: Config, together: Together | None = None) -> Services:
@@ -123,4 +127,5 @@ def build(config: Config, together: Together | None = None) -> Services:
         bandwidth,
         damage,
         Agreement(meta, config),
+        together,
     )

@@ -70,6 +70,11 @@ class Host(ABC):
         os.close(self._cutter)
 
     @property
+    def service_stops(self) -> bool:
+        """Whether all of the service stops, not only this process of several."""
+        return self.draining
+
+    @property
     @abstractmethod
     def others_wait(self) -> bool:
         """Whether a request waits for a worker."""

@@ -96,6 +96,10 @@ class Loop(Host):
             self._epoll.modify(connection.fd, WRITE if connection.unsent else READ)
 
     @property
+    def service_stops(self) -> bool:
+        return self.draining and not (self._shared and self._shared.others_accept())
+
+    @property
     def others_wait(self) -> bool:
         return self.workers.others_wait
 

@@ -248,7 +248,7 @@ class Response:
         environ["distfs.admitted"] = self.request.admitted is not None
         environ["distfs.trailers"] = self.request.trailers
         environ["distfs.hang_up"] = connection.hang_up
-        environ["distfs.draining"] = connection.loop.draining
+        environ["distfs.draining"] = connection.loop.service_stops
         return environ
 
 

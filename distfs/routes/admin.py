@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from typing import Any
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Unavailable
@@ -41,19 +42,11 @@ def get_alive(services: Services, request: Request) -> Answer:
 
 
 def get_status(services: Services, request: Request) -> Answer:
-    """What this process holds, in bytes, and how it finds the nodes; of the cluster tells `distfs status`."""
-    entry = {
-        "memory": asdict(services.pool.usage()),
-        "uploads": services.admission.usage(),
-        "uploads_by_rule": services.admission.callers.by_rule(),
-        "waiting_for_bandwidth": {
-            "in": services.bandwidth.waiting("in"),
-            "out": services.bandwidth.waiting("out"),
-        },
-        "nodes": services.directory.snapshot(),
-        "draining": bool(request.environ.get("distfs.draining")),
-    }
-    return as_json(entry)
+    """What this service holds, in bytes, and how it finds the nodes; of the cluster tells `distfs status`."""
+    entry: Mapping[str, Any] = services.status()
+    if services.together is not None:
+        entry = services.together.status(entry)
+    return as_json({**entry, "draining": bool(request.environ.get("distfs.draining"))})
 
 
 def get_ready(services: Services, request: Request) -> Answer:

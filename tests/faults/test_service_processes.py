@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import psutil
 import pytest
@@ -378,3 +379,29 @@ def test_a_cap_is_one_of_all_of_them_and_weights_hold_between_them(make_cluster:
         plain.close()
         reader.join()
     assert got < len(BODY), "each process had a cap of its own"
+
+
+def test_any_of_them_tells_of_all(cluster: Cluster) -> None:
+    with one_of_each(cluster) as connections:
+        for connection in list(connections.values())[:2]:
+            begin_upload(connection)
+        asked = list(connections.values())[2]
+
+        def told() -> dict[str, dict[str, Any]]:
+            asked.request("GET", "/status")
+            found: dict[str, dict[str, Any]] = json.loads(asked.getresponse().read())
+            return found
+
+        assert told()["uploads"]["large_uploads"] == 2
+        eventually(lambda: told()["uploads"]["reservations"] == 2, "those of others are known")
+        eventually(
+            lambda: told()["processes"]["pids"] == sorted(children(cluster)), "all have said who they are"
+        )
+        assert told()["memory"]["limit"] <= 16 * MIB < told()["memory"]["limit"] + PROCESSES * 64 * 1024
+        os.kill(cluster.service.pid, signal.SIGTERM)
+        eventually(lambda: cluster.request("GET", "/readyz").status == 503, "it drains")
+        assert b"draining" in cluster.request("GET", "/readyz").body
+        for connection in list(connections.values())[:2]:
+            connection.send(BODY[len(BODY) // 2 :])
+            assert connection.getresponse().status == 201
+    assert cluster.service.wait() == 0

@@ -21,7 +21,7 @@ LAYERS = """
     deadline model
     process
     config formats headers
-    body fragment_store metadb problem telemetry wire_socket
+    body fragment_store metadb problem telemetry together wire_socket
     host meta
     agreement peers
     storage transfer
@@ -57,6 +57,7 @@ OUTERMOST_EDGES = {
     "storage.disk.writer:open_sink": "gives back what it took; lets all go on but a file system without O_DIRECT",
     "storage.membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "storage_server:StorageServer.accept": "a node that accepts nothing would go on heartbeating",
+    "together:Together._say": "the others would be told of a process as it once was",
     "transfer.file_upload:_Digest._run": "others wait for the blocks that it holds",
     "transfer.slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
     "upkeep.damage:DamageNotes._run": "what readers find is to be noted after one note failed, too",
