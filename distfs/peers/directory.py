@@ -49,6 +49,8 @@ class NodeDirectory:
         self._lock = threading.Lock()
         self._list = NodeList(meta, self._look_after_clients)
         self._clients: dict[UUID, NodeClient] = {}
+        #: By id, with the node as it was listed: most ask for one of which nothing has changed.
+        self._known: dict[int, tuple[Node, NodeClient]] = {}
 
     def nodes(self, deadline: Deadline, *, fresh: bool = False) -> list[Node]:
         """Every node the cluster knows, as MetaDB said at most two seconds ago; ``fresh``: as it says now. As it said
@@ -73,10 +75,13 @@ class NodeDirectory:
             node = self._list.glance(deadline, MAX_AGE_S).get(node_id)
         if node is None:
             raise NodeUnavailable(f"node {node_id} has left the cluster")
+        if (before := self._known.get(node_id)) is not None and before[0] is node:
+            return before[1]
         cluster = self._meta.cluster_id(deadline)
         with self._lock:
             known = self._clients.get(node.uuid)
             if known is not None and known.address == node.address:
+                self._known[node_id] = node, known
                 return known
             fresh = self._clients[node.uuid] = NodeClient(node.uuid, node.address, cluster, self._config)
         if known is not None:  # it listens elsewhere now
@@ -86,9 +91,12 @@ class NodeDirectory:
     def well(self, node_id: int, deadline: Deadline) -> NodeClient | None:
         """A node's store, if it was asked before and is up and well: to be read first, whatever the others do."""
         node = self._list.known(deadline).get(node_id)
-        client = self._clients.get(node.uuid) if node is not None and node.alive else None
-        if node is None or client is None or client.address != node.address or not client.trusted:
+        if node is None or not node.alive:
             return None
+        client = self._client(node)
+        if client is None or client.address != node.address or not client.trusted:
+            return None
+        self._known[node_id] = node, client
         return client if client.link.latency.typical < self._config.hedge_min else None
 
     def may_return(self, ids: Iterable[int], deadline: Deadline) -> int:
@@ -118,10 +126,14 @@ class NodeDirectory:
 
     def willing(self, nodes: Sequence[Node], width: int) -> list[Node]:
         """Those of ``nodes`` to write to: without the ones left alone, unless ``width`` cannot do without."""
-        clients = self._clients
-        well = [node for node in nodes if (client := clients.get(node.uuid)) is None or client.trusted]
+        well = [node for node in nodes if (client := self._client(node)) is None or client.trusted]
         enough = sum(node.writable for node in well) >= width
         return well if enough else list(nodes)
+
+    def _client(self, node: Node) -> NodeClient | None:
+        """Of a node that was asked before."""
+        before = self._known.get(node.id)
+        return before[1] if before is not None and before[0] is node else self._clients.get(node.uuid)
 
     def snapshot(self) -> dict[str, Any]:
         """What this service knows of nodes and of its connections to them, for people to look at."""
@@ -136,6 +148,7 @@ class NodeDirectory:
         self._list.close()
         with self._lock:
             clients, self._clients = list(self._clients.values()), {}
+            self._known.clear()
         for client in clients:
             client.close()
 

@@ -16,7 +16,8 @@ from distfs.routes.messages import Answer, Request, as_json, text
 
 def download_url(request: Request, file: File) -> str:
     """Where the file is, as a path on this host."""
-    return f"{request.root_path}/download/{file.id}"
+    root = request.root_path
+    return f"{iri_to_uri(root) if root else ''}/download/{file.id}"
 
 
 def facts(request: Request, file: File) -> dict[str, object]:
@@ -40,7 +41,7 @@ def created(request: Request, files: Sequence[File]) -> Answer:
         response = as_json(entries[0] if len(entries) == 1 else entries, 201)
     else:
         response = text("".join(f"{file.id}\n" for file in files), 201)
-    response.headers["Location"] = f"{iri_to_uri(request.root_path)}/download/{files[0].id}"
+    response.headers["Location"] = download_url(request, files[0])
     if len(files) == 1:
         response.headers["Repr-Digest"] = repr_digest(files[0])
     return response

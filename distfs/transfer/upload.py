@@ -60,6 +60,10 @@ _COMMITS = 5
 Collect = Callable[[int, bool], object]
 
 
+#: Bytes for which hashlib keeps the interpreter lock, and up to how many a file is hashed so.
+_HASHED_LOCKED, _HASHED_IN_PIECES = 2047, 16 << 10
+
+
 class Uploader:
     """What all uploads of a service share. Thread-safe."""
 
@@ -405,7 +409,7 @@ class UploadSession:
     def _add_small(self, identity: FileIdentity, block: Block) -> tuple[bytes, list[Slice]]:
         """A file that ends in its first block, from the request's own thread."""
         digest = hashlib.sha256()
-        beside: list[Callable[[], object]] = [lambda: digest.update(block.view)]  # while the nodes write
+        beside: list[Callable[[], object]] = [lambda: _hash(digest, block.view)]  # while the nodes write
         try:
             if not len(block.view):
                 return digest.digest(), []
@@ -463,6 +467,14 @@ class UploadSession:
             store.quarantine(fragment, time.monotonic() - self._sent_at, deadline)
         except DistfsError as e:
             log.info("fragment %s on node %d is left to the orphan sweep: %s", fragment, node, e)
+
+
+def _hash(digest: hashlib._Hash, view: memoryview) -> None:
+    """A small file in pieces for which hashlib keeps the interpreter lock: to give it to others and get it back takes
+    longer than to hash."""
+    piece = _HASHED_LOCKED if len(view) <= _HASHED_IN_PIECES else len(view)
+    for at in range(0, len(view), piece):
+        digest.update(view[at : at + piece])
 
 
 class _Behind:
