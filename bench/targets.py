@@ -26,6 +26,9 @@ ROOT = Path(__file__).parent.parent
 NODES = 3
 _START_S = 90.0  # the first start of PostgreSQL on a slow disk
 _STOP_S = 60.0  # `up` gives its children their time one after another
+_LATE_S = (
+    10.0  # after it, what is still there was left behind; on a busy machine a process takes its time to end
+)
 
 
 class Target(Protocol):
@@ -232,7 +235,7 @@ class Distfs:
         everything = self.processes()
         processes.stop([process for process in everything if process.pid == self._up.pid], _STOP_S)
         reap(self._up)
-        late = processes.wait_gone(everything, 1.0)
+        late = processes.wait_gone(everything, _LATE_S)
         processes.stop(late, _STOP_S)
         if late:
             names = ", ".join(f"{process.label} ({process.pid})" for process in late)

@@ -22,6 +22,7 @@ LONGEST = (
     "test_upkeep_kill.py",
     "test_rolling_restart.py",
     "test_repair_queue.py",
+    "test_full_disk.py",
 )
 LONGEST_GROUP = "heavy"
 #: The rest follows by how long a test takes: what is last are thousands of short ones, with which all end at once.

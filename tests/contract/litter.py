@@ -15,12 +15,13 @@ from distfs.storage.disk.store import DiskStore
 
 def eventually(holds: Callable[[], object], what: str | Callable[[], str], seconds: float = 60.0) -> None:
     """Wait until ``holds``; fails, saying ``what``, when it does not in time. It may be asked of other processes."""
-    end, pause = time.monotonic() + seconds, 0.001
+    began, pause = time.monotonic(), 0.001
     while not holds():
-        if time.monotonic() >= end:
+        if (waited := time.monotonic() - began) >= seconds:
             pytest.fail(f"waited {seconds:.0f} s in vain until {what if isinstance(what, str) else what()}")
         time.sleep(pause)
-        pause = min(0.02, 2 * pause)
+        # What takes long is asked less often: to ask is work, too.
+        pause = min(2 * pause, max(0.02, waited / 20), 0.1)
 
 
 def temp_files(folder: Path) -> list[str]:
