@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from pg8000.native import DatabaseError
-
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, SchemaBehind, Unavailable
 from distfs.metadb import embedded_postgres
 from distfs.metadb import schema as meta_schema
+from distfs.metadb.driver import DatabaseError
 from distfs.metadb.link import translate
 from distfs.metadb.transactions import Transactions
 from distfs.model import (

@@ -12,12 +12,11 @@ import sys
 import threading
 from collections.abc import Callable
 
-from pg8000.native import DatabaseError
-
 from distfs.config import file as configuration
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError
 from distfs.metadb.ballast import LEAST_SEGMENTS, Ballast, is_for_want_of_room
+from distfs.metadb.driver import DatabaseError
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import BROKEN, Link
 from distfs.metadb.url import MetaURL

@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from pg8000.converters import timestamptz_in
-from pg8000.native import Connection, DatabaseError, InterfaceError
-
 from distfs.deadline import Deadline
 from distfs.errors import (
     Away,
@@ -34,6 +31,7 @@ from distfs.errors import (
 from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.db_socket import DBSocket
+from distfs.metadb.driver import Connection, DatabaseError, InterfaceError, timestamptz_in
 from distfs.metadb.statement import Statement, is_last
 from distfs.metadb.url import Host, MetaURL
 from distfs.process import descriptors

@@ -10,9 +10,15 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pg8000.converters import make_params
-from pg8000.core import EXECUTE_MSG, SYNC_MSG, Context
-from pg8000.native import Connection, DatabaseError, InterfaceError
+from distfs.metadb.driver import (
+    EXECUTE_MSG,
+    SYNC_MSG,
+    Connection,
+    Context,
+    DatabaseError,
+    InterfaceError,
+    make_params,
+)
 
 _MESSAGE = struct.Struct("!ci")  # its kind, and its length without the former
 _LENGTH = struct.Struct("!i")

@@ -11,6 +11,7 @@ has no others, and executes what it could not fork (``may_fork``).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import io
 import logging
@@ -91,6 +92,7 @@ def fork(
     ``streams``: its standard input, output and error. ``keep``: what else of this process's descriptors it has.
     """
     gc.collect()
+    _give_back()
     gc.freeze()  # or whoever looks for garbage there writes to each page, and shares none
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # until the child can heed them
     try:
@@ -110,6 +112,12 @@ def fork(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return Forked(pid)
+
+
+def _give_back() -> None:
+    """What the C library keeps for later, and each child would have, too (malloc_trim(3): glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _live(work: Callable[[], int]) -> NoReturn:
