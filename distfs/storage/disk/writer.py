@@ -214,7 +214,7 @@ class DirectSink:
         if self._failure is not None:
             raise self._failure
         if tail:  # the only bytes that O_DIRECT cannot take
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+            _now_plain(self._fd)
             _write_all(self._fd, memoryview(tail))
             self._length += len(tail)
         os.ftruncate(self._fd, self._length)
@@ -265,4 +265,15 @@ def _allocate(fd: int, size: int) -> None:
 def _write_all(fd: int, view: memoryview) -> None:
     done = 0
     while done < len(view):
-        done += os.write(fd, view[done:])
+        try:
+            done += os.write(fd, view[done:])
+        except OSError as e:  # a limit may have cut what is written down to what O_DIRECT does not take
+            if e.errno != errno.EINVAL or not _now_plain(fd):
+                raise
+
+
+def _now_plain(fd: int) -> bool:
+    """From now on what is written goes through the page cache; False: it did before."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+    return bool(flags & os.O_DIRECT)
