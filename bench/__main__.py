@@ -15,6 +15,7 @@ from types import FrameType
 
 from bench import (
     admission,
+    cold,
     deadlines,
     decisions,
     fairness,
@@ -44,6 +45,10 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "small": (small.run, "4 KiB files over 8 and 64 connections, beside a floor of their own (wants wrk)"),
     "hot": (hot.run, "where the time of 4 KiB files goes (wants wrk and py-spy)"),
     "medium": (medium.run, "1 MiB files over 16 connections, beside one large file"),
+    "cold": (
+        cold.run,
+        "a large file that no page cache has, beside a plain dd of its fragments (wants root)",
+    ),
     "slow": (slow.run, "many slow downloads and uploads at once, and a fast client beside them"),
     "idle": (idle.run, "thousands of connections without a request, and others beside them"),
     "footprint": (
@@ -75,6 +80,7 @@ DEFAULT = (
     "small",
     "hot",
     "medium",
+    "cold",
     "slow",
     "idle",
     "footprint",
@@ -188,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mb",
         type=_positive,
         default=600,
-        help="throughput, codes, medium, slow, footprint: MB a large file (%(default)s)",
+        help="throughput, codes, medium, cold, slow, footprint: MB a large file (%(default)s)",
     )
     add("--runs", type=_positive, default=5, help="runs, or turns, after a warm-up (%(default)s)")
     add(

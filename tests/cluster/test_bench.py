@@ -65,7 +65,8 @@ def saved(tmp_path: Path) -> dict[str, Any]:
 def test_throughput_measures_distfs_and_the_floor_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with bench(tmp_path, "--only", "throughput", "--mb", "3", "--runs", "2") as process:
         output, complaints = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, complaints) == (0, "")
+    assert not complaints or "goals missed: " in complaints
+    assert process.returncode == (1 if complaints else 0)
     assert "all 6 files came back from distfs byte for byte" in output
     document = saved(tmp_path)
     assert document["machine"]["cores"] >= 1
@@ -154,14 +155,10 @@ def test_what_it_costs_to_find_what_is_lost_is_measured_for_two_and_three_copies
 
 
 def test_codes_are_compared_with_copies_also_with_two_nodes_down(tmp_path: Path) -> None:
-    with bench(tmp_path, "--only", "codes", "--mb", "3", "--runs", "1") as process:
-        output, complaints = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, complaints) == (0, "")
-    assert "every file came back byte for byte, with two nodes down, too" in output
-    ways = {way["name"]: way for way in saved(tmp_path)["results"]["codes"]}
-    assert set(ways) > {"upload 1+1", "upload 4+2", "download 4+2, two nodes down"}
-    assert all(rate > 0 for way in ways.values() for rate in way["rates"])
-    assert left_behind(tmp_path) == []
+    with few(tmp_path, "codes") as found:
+        ways = {way["name"]: way for way in found}
+        assert set(ways) > {"upload 1+1", "upload 4+2", "download 4+2, two nodes down"}
+        assert all(rate > 0 for way in ways.values() for rate in way["rates"])
 
 
 def test_repair_is_measured_beside_the_disk(tmp_path: Path) -> None:
@@ -215,6 +212,11 @@ def test_files_of_1_mib_are_compared_with_a_large_one(tmp_path: Path) -> None:
     with few(tmp_path, "medium") as ways:
         assert set(ways) == {"download", "upload"}
         assert all(len(way["medium"]) == len(way["large"]) == 1 for way in ways.values())
+
+
+def test_a_file_that_no_page_cache_has_is_compared_with_dd(tmp_path: Path) -> None:
+    with few(tmp_path, "cold") as found:
+        assert len(found["dd"]) == len(found["download"]) == 1
 
 
 def test_slow_clients_are_counted_and_a_fast_one_is_measured_beside_them(tmp_path: Path) -> None:

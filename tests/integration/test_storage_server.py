@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import struct
 import threading
@@ -263,6 +264,31 @@ def test_a_fragment_cut_short_while_it_is_sent_ends_the_connection(raw: Raw) -> 
     with pytest.raises(NodeUnavailable):
         raw.wire.receive_body(memoryview(body))
     assert_serves(raw.server)
+
+
+def test_the_disk_is_asked_for_what_comes_while_cells_are_sent_and_for_no_more(
+    raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself most systems read 128 KiB ahead."""
+    asked: list[tuple[int, int]] = []
+
+    def noted(fd: int, offset: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append((offset, length))
+
+    fragment = put(raw.server.store, header(block_size=MIB), random_bytes(24 * MIB))
+    monkeypatch.setattr(os, "posix_fadvise", noted)
+    raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+    get = raw.request(**wire.encode_id(fragment), first=2, count=20)
+    raw.sock.sendall(wire.encode(Type.GET, get))
+    _, length = raw.wire.receive_answer()
+    assert asked
+    assert sum(size for _, size in asked) < 20 * MIB, "of the last ones it is soon enough later"
+    raw.wire.receive_body(memoryview(bytearray(length)))
+    assert raw.ask(Type.INFO)[0]  # so the one before has ended
+    assert sum(size for _, size in asked) == 20 * MIB
+    ends = [offset + size for offset, size in asked]
+    assert ends[:-1] == [offset for offset, _ in asked[1:]]
 
 
 def test_a_reader_that_goes_in_the_middle_leaves_nothing(raw: Raw, server: KillableServer) -> None:
