@@ -26,9 +26,7 @@ ROOT = Path(__file__).parent.parent
 NODES = 3
 _START_S = 90.0  # the first start of PostgreSQL on a slow disk
 _STOP_S = 60.0  # `up` gives its children their time one after another
-_LATE_S = (
-    10.0  # after it, what is still there was left behind; on a busy machine a process takes its time to end
-)
+_LATE_S = 10.0  # what is there after it was left behind; on a busy machine the others take as long to end
 
 
 class Target(Protocol):

@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import random
-import resource
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,19 +157,20 @@ def test_five_hundred_slow_clients_stop_neither_uploads_nor_health_checks(make_c
     assert set(health.answers) == {200}
 
 
-def test_five_thousand_clients_that_send_a_byte_a_second_cost_little_and_hold_up_nobody(
+def test_a_thousand_clients_and_more_that_send_a_byte_a_second_cost_little_and_hold_up_nobody(
     make_cluster: MakeCluster,
 ) -> None:
-    """Heads and small bodies that do not end, and as many large ones as may be."""
+    """Heads and small bodies that do not end, and as many large ones as may be. The small ones are so many that a
+    block of memory for each would be more than there is."""
     descriptors.raise_limit()
-    count = min(5000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500)
+    count = 1500
     cluster = make_cluster(
         config={
             **CONFIG,
             "http": {**CONFIG["http"], "max_connections": count + 200, "client_stall_timeout": "10min"},
         }
     )
-    kinds = [HEADERS] * 5 + [SMALL_BODY] * 4 + [LARGE_BODY]
+    kinds = [HEADERS] + [SMALL_BODY] * 8 + [LARGE_BODY]
     large = random.Random(5).randbytes(5 * MIB)
     with warmed_up(cluster) as before, Watch(cluster) as health:
         with slow_clients(address(cluster), count, kinds, pause=1) as slow:
