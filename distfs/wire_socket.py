@@ -72,9 +72,11 @@ class WireSocket:
 
     def begin(self, send_stall: float, receive_stall: float, notice: float | None) -> None:
         """A new exchange, of which nothing is heard yet."""
-        self.heard = False
-        self.set_send_stall(send_stall)
-        self.set_receive_stall(receive_stall, notice)
+        self.heard, self._silent = False, 0.0
+        self._send_stall, self._stall = max(send_stall, 0.001), max(receive_stall, 0.001)
+        self._notice = self._stall if notice is None or notice > self._stall else notice
+        self._bound(socket.SO_SNDTIMEO, self._send_stall)
+        self._bound(socket.SO_RCVTIMEO, self._notice)
 
     def set_send_stall(self, seconds: float) -> None:
         """A send that moves no byte for so long raises TooSlow."""

@@ -382,7 +382,7 @@ class Connection:
     def _end_turn(self) -> None:
         if self._has_turn:
             self._has_turn = False
-            self.loop.turns.release()
+            self.loop.end_turn()
 
     def _finish(self, parser: Parser) -> None:
         """The request is answered and all of it was read: the next one may come."""

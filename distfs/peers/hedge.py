@@ -22,7 +22,7 @@ class LatencyHistory:
         self._samples: deque[float] = deque(maxlen=_WINDOW)
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._unranked = 0
-        self._p95 = 0.0
+        self.p95 = 0.0  # 95 of 100 of the recent ones were at most this; 0 without any
         self.heard_at = float("-inf")
 
     def add(self, seconds: float) -> None:
@@ -32,19 +32,14 @@ class LatencyHistory:
             self._recent.append(seconds)
             self._unranked += 1
             # Sorting costs more than a small read's worth: not for each, but at once for one that stands out.
-            if self._unranked >= _RANK_EVERY or seconds > self._p95:
+            if self._unranked >= _RANK_EVERY or seconds > self.p95:
                 self._rank()
             self.heard_at = time.monotonic()
 
     def _rank(self) -> None:
         self._unranked = 0
         ranked = sorted(self._samples)
-        self._p95 = ranked[math.ceil(0.95 * len(ranked)) - 1]
-
-    @property
-    def p95(self) -> float:
-        """95 of 100 of the recent ones were at most this; 0 without any."""
-        return self._p95
+        self.p95 = ranked[math.ceil(0.95 * len(ranked)) - 1]
 
     @property
     def typical(self) -> float:
