@@ -140,4 +140,4 @@ def effort(reader: Callable[[str], Any], text: str) -> float:
 def test_what_is_quadratic_would_be_noticed() -> None:
     """Such as a pattern that tries again from each blank; as some headers were read once."""
     pattern = re.compile(r" *x")
-    assert not in_proportion(pattern.search, " " * (SHORT // 8), " " * (LONG // 8))
+    assert not in_proportion(pattern.search, " " * (SHORT // 4), " " * (LONG // 4))
