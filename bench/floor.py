@@ -50,8 +50,8 @@ def receive_exactly(connection: socket.socket, view: memoryview) -> None:
         got += count
 
 
-def serve(handle: Callable[[socket.socket], None]) -> None:
-    """A thread a connection, for ever. A peer that closes ends its thread quietly."""
+def serve(handle: Callable[[socket.socket], None], count: int = 1) -> None:
+    """A thread a connection, for ever, in ``count`` processes. A peer that closes ends its thread quietly."""
 
     def attend(connection: socket.socket) -> None:
         with connection:
@@ -63,6 +63,10 @@ def serve(handle: Callable[[socket.socket], None]) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
+        for _ in range(count - 1):
+            if not os.fork():
+                exit_with_parent()
+                break
         while True:
             threading.Thread(target=attend, args=listener.accept()[:1], daemon=True).start()
 

@@ -35,7 +35,7 @@ class SmallFloor:
     def __init__(self, postgres: EmbeddedPostgres) -> None:
         self._postgres = postgres
         self._children: list[subprocess.Popen[bytes]] = []
-        self.port = 0
+        self.port = self.port_of_two = 0  # of one service process, and of two
 
     @classmethod
     @contextmanager
@@ -63,6 +63,7 @@ class SmallFloor:
             data.mkdir()
             ports.append(self._spawn(folder, "storage", str(data)))
         self.port = self._spawn(folder, "service", sockets, *map(str, ports))
+        self.port_of_two = self._spawn(folder, "services", sockets, *map(str, ports))
 
     def _spawn(self, folder: Path, *arguments: str) -> int:
         child = python(["-m", "bench.small_floor", *arguments], folder, subprocess.PIPE)
@@ -95,9 +96,13 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, Work]:
     wrk.needed()
     folder = cleanup.enter_context(workspace(options.work))
     floor = cleanup.enter_context(SmallFloor.running(folder))
+    (folder / "two").mkdir()
     with set_environment(http_setting("processes", 1)):
         distfs = cleanup.enter_context(Distfs.running(folder))
+    with set_environment(http_setting("processes", 2)):
+        of_two = cleanup.enter_context(Distfs.running(folder / "two"))
     works = _works(options.connections, folder, floor.port, distfs.port)
+    works |= _works_of_two(options.connections, folder, floor.port_of_two, of_two.port)
     for work in works.values():
         wrk.load(work.url, work.connections, _WARM_UP_S, work.what)
     for _ in range(options.runs):
@@ -127,6 +132,21 @@ def _works(few: int, folder: Path, floor_port: int, distfs_port: int) -> dict[st
         Work("floor pack", f"{floor}/pack", few, put),
     ]
     return {f"{work.name}, {work.connections} connections": work for work in works}
+
+
+def _works_of_two(few: int, folder: Path, floor_port: int, distfs_port: int) -> dict[str, Work]:
+    """The same with two service processes on a port each. There is no goal for them."""
+    floor, distfs = f"http://127.0.0.1:{floor_port}", f"http://127.0.0.1:{distfs_port}"
+    floor_get = listed(folder / "floor-paths-of-two", fill(floor_port, "/put", "/{}"))
+    distfs_get = listed(folder / "paths-of-two", fill(distfs_port, "/upload/x", "/download/{}"))
+    put = ["put", str(SIZE)]
+    works = [
+        Work("floor get", floor, few, floor_get),
+        Work("GET", distfs, few, distfs_get),
+        Work("floor put", f"{floor}/put", few, put),
+        Work("PUT raw", f"{distfs}/upload/x", few, put),
+    ]
+    return {f"{work.name}, {work.connections} connections, 2 processes": work for work in works}
 
 
 def listed(path: Path, paths: list[str]) -> list[str]:
@@ -164,6 +184,15 @@ def _print(options: Options, works: dict[str, Work]) -> None:
         failed = sum(load.failed for load in work.loads)
         rows.append([name, spread(work.rates, 0), f"{p50:.1f}", f"{p99:.1f}", str(failed)])
     table(rows)
+    for name, floor in (("GET", "floor get"), ("PUT raw", "floor put")):
+        mine, theirs = (
+            works[f"{each}, {options.connections} connections, 2 processes"] for each in (name, floor)
+        )
+        one = works[f"{name}, {options.connections} connections"]
+        print(
+            f"{name} with 2 service processes: {mine.over(theirs):.2f} of the floor with 2, "
+            f"{mine.over(one):.2f} of itself with 1"
+        )
 
 
 def _goals(few: int, works: dict[str, Work]) -> list[Goal]:

@@ -14,6 +14,7 @@ Each process prints the port of 127.0.0.1 it listens on and runs until its stand
 
     python -m bench.small_floor storage FOLDER
     python -m bench.small_floor service POSTGRES_SOCKET_FOLDER STORAGE_PORT STORAGE_PORT
+    python -m bench.small_floor services ... (the same: two processes on one port)
 """
 
 from __future__ import annotations
@@ -241,7 +242,7 @@ def main(role: str, *args: str) -> None:
     if role == "storage":
         serve(Storage(Path(args[0])).handle)
     else:
-        serve(Service(args[0], [int(port) for port in args[1:]]).handle)
+        serve(Service(args[0], [int(port) for port in args[1:]]).handle, 2 if role == "services" else 1)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def in_words(told: Mapping[str, Any]) -> str:
     ]
     if any(waiting.values()):
         said.append(f"{waiting['in']} uploads and {waiting['out']} downloads wait for bandwidth")
+    if len(pids := told.get("processes", {}).get("pids", [])) > 1:
+        said.append(f"{len(pids)} processes ({', '.join(map(str, pids))})")
     if told.get("draining"):
         said.append("it is stopping")
     rows = [

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster.harness import Cluster, MakeCluster
+from tests import nursery
+from tests.cluster.harness import Cluster, MakeCluster, clean_environment
 from tests.contract.litter import eventually
 from tests.postgres import run_sql
 
@@ -405,3 +407,12 @@ def test_any_of_them_tells_of_all(cluster: Cluster) -> None:
             connection.send(BODY[len(BODY) // 2 :])
             assert connection.getresponse().status == 201
     assert cluster.service.wait() == 0
+
+
+def test_status_names_them_all(cluster: Cluster) -> None:
+    def said() -> str:
+        command = [sys.executable, "-m", "distfs", "status", "--service", cluster.url]
+        return nursery.run(command, cluster.folder, clean_environment(), 60).stdout
+
+    pids = ", ".join(map(str, sorted(children(cluster))))
+    eventually(lambda: f"{PROCESSES} processes ({pids})" in said(), "it knows all of them")
