@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 from typing import Protocol
 
 from distfs.errors import ConfigError
+from distfs.formats.isal import Parity, library
 from distfs.model import Buffer, Policy
 
 
@@ -62,6 +63,7 @@ class ReedSolomon:
 
     The library takes and gives copies, of about two blocks, while it works. It does not let go of the
     interpreter lock then, so one at a time is as fast, and all the copies there are at any time are those of one.
+    Cells are made by ISA-L itself, where it is found: their bytes are the same.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -72,6 +74,8 @@ class ReedSolomon:
         self.policy = policy
         # It will not do without parity; what was not asked for is dropped.
         self._driver = ECDriver(k=policy.k, m=max(1, policy.m), ec_type="isa_l_rs_cauchy", chksum_type="none")
+        isal = library()
+        self._parity = Parity(isal, policy.k, policy.m) if isal and policy.m else None
         self._lock = threading.Lock()  # one call of the library, with its copies
         self.cell_size = lru_cache(maxsize=1024)(self._cell_size)
         self._headers = lru_cache(maxsize=256)(self._make_headers)
@@ -84,8 +88,21 @@ class ReedSolomon:
 
     def encode(self, block: memoryview) -> Sequence[Buffer]:
         size = self.cell_size(len(block))
+        if self._parity is not None and size and not block.readonly:
+            cells = [self._data_cell(block, i * size, size) for i in range(self.policy.k)]
+            return [*cells, *self._parity.of(cells, size)]
         with self._lock:
             return self._encode(block, size)
+
+    @staticmethod
+    def _data_cell(block: memoryview, at: int, size: int) -> Buffer:
+        """A part of the block; padded with zeros behind its end."""
+        part = block[at : at + size]
+        if len(part) == size:
+            return part
+        padded = bytearray(size)
+        padded[: len(part)] = part
+        return padded
 
     def _encode(self, block: memoryview, size: int) -> list[Buffer]:
         coded = self._driver.encode(bytes(block))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distfs.formats.coding import Code, code_for
+from distfs.formats import coding
+from distfs.formats.coding import Code, ReedSolomon, code_for
 from distfs.model import MAX_K, MAX_M, Policy
 from tests.contract.samples import random_bytes
 
@@ -29,7 +30,8 @@ def receive(code: Code, cells: list[bytes], indexes: tuple[int, ...], out: memor
 
 
 def check(code: Code, block: bytes, choices: list[tuple[int, ...]]) -> None:
-    cells = [bytes(cell) for cell in code.encode(memoryview(block))]
+    cells = [bytes(cell) for cell in code.encode(memoryview(block))]  # by the library: it is not writable
+    assert [bytes(cell) for cell in code.encode(memoryview(bytearray(block)))] == cells  # by ISA-L
     assert len(cells) == code.policy.width
     assert {len(cell) for cell in cells} == {code.cell_size(len(block))}
     for indexes in choices:
@@ -68,6 +70,25 @@ def test_a_coded_cell_is_not_much_more_than_its_share(policy: Policy) -> None:
     code = code_for(policy)
     for size in (4096, 65_536, 1 << 20, 32 << 20):
         assert size / policy.k <= code.cell_size(size) <= size / policy.k + 64
+
+
+def test_isa_l_is_found_and_lets_others_run() -> None:
+    """Else coding takes fifty times as long and holds the interpreter lock: that must not get lost silently."""
+    code = code_for(Policy(4, 2))
+    assert isinstance(code, ReedSolomon)
+    assert code._parity is not None
+    with code._lock:  # of the library, which is not asked
+        code.encode(memoryview(bytearray(random_bytes(1 << 20))))
+
+
+def test_without_isa_l_the_library_makes_the_same_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = memoryview(bytearray(random_bytes(100_001)))
+    monkeypatch.setattr(coding, "library", lambda: None)
+    without = ReedSolomon(Policy(4, 2))
+    assert without._parity is None
+    assert [bytes(cell) for cell in without.encode(block)] == [
+        bytes(cell) for cell in code_for(Policy(4, 2)).encode(block)
+    ]
 
 
 def test_data_cells_are_the_block_itself() -> None:
