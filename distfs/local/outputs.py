@@ -73,9 +73,10 @@ class Reader:
             self.listen(left)
 
     def finish(self, output: Output) -> None:
-        """Hand on what is in it, and close it, though a child's child may still hold its other end."""
-        while output.pipe >= 0 and self._read(output):
-            pass
+        """Hand on what is in it, and close it, though a child's child may still hold its other end, and write."""
+        for _ in range(_PIPE_SIZE // _READ_MOST):
+            if output.pipe < 0 or not self._read(output):
+                break
         self._end(output)
 
     def _read(self, output: Output) -> bool:

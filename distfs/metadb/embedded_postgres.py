@@ -292,7 +292,12 @@ class EmbeddedPostgres:
         own, three at least, and has memory for thousands of reads at once."""
         if int((self.data / "PG_VERSION").read_text()) < _ORIGINS_APART:
             return {"max_replication_slots": "0"}
-        return {"max_active_replication_origins": "0", "io_method": "sync", "io_max_concurrency": "4"}
+        return {
+            "max_active_replication_origins": "0",
+            "io_method": "sync",
+            "io_max_concurrency": "4",
+            "autovacuum_worker_slots": "3",  # as many as may run
+        }
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], log: Path, before: int) -> None:
         give_up = time.monotonic() + _START_TIMEOUT_S

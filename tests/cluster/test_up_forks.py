@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -70,6 +71,23 @@ def test_each_part_is_named_and_has_nothing_of_another(up: StartUp, data: Path) 
         seen.update(dict.fromkeys(pipes, name))
         assert not any(link.startswith("socket:") for link in set(theirs) & set(ours))
     assert len(os.listdir(f"/proc/{running.process.pid}/task")) == 1  # else it could not fork
+    assert running.stop() == 0
+
+
+def test_a_part_that_cannot_be_started_for_want_of_descriptors_is_started_when_there_are_some(
+    up: StartUp,
+) -> None:
+    running = up().wait_ready()
+    pid, node = running.process.pid, running.children()["node1"]
+    numbers = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    # Free then are the three of the node that ends, and one more; a new one takes six.
+    few = max(most for most in range(999) if len(set(range(most)) - numbers) <= 1)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, before[1]))
+    os.kill(node, signal.SIGKILL)
+    running.says("node1 could not be started: this process may have no more than")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: running.children().get("node1", node) != node, "it is back")
     assert running.stop() == 0
 
 

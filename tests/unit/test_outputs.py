@@ -55,6 +55,25 @@ def test_what_is_left_is_read_though_another_process_holds_the_pipe() -> None:
     assert pipe.lines == ["line"] * 20000 + ["rest"]
 
 
+def test_whoever_writes_on_for_ever_holds_nobody_up() -> None:
+    reader = Reader()
+    pipe = Pipe(reader)
+
+    def write() -> None:
+        try:
+            while True:
+                pipe.write(b"and on\n" * 9000)
+        except BrokenPipeError:
+            pipe.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reader.listen(10)
+    reader.finish(pipe.output)
+    writer.join()
+    assert "and on" in pipe.lines
+
+
 def test_a_line_without_an_end_is_told_in_pieces() -> None:
     reader = Reader()
     pipe = Pipe(reader)
