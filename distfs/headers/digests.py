@@ -84,4 +84,4 @@ def stated(header: Callable[[str], str | None]) -> Iterator[Claim]:
 
 def announced(trailer: str) -> bool:
     """Whether ``Trailer`` says that a digest comes behind the body."""
-    return not {name.lower() for name in NAMES}.isdisjoint(fields.words(trailer))
+    return bool(trailer) and not {name.lower() for name in NAMES}.isdisjoint(fields.words(trailer))

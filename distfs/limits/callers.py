@@ -55,10 +55,13 @@ class Callers:
     def upload(self, caller: Caller) -> Iterator[None]:
         """A request that brings files, for as long as it lasts. Raises TooMany."""
         rule = self.config.rule(caller)
+        if rule is None:
+            with self._transfer(caller):
+                yield
+            return
         with ExitStack() as stack:
-            if rule is not None:
-                stack.enter_context(self._held_by_rule(rule))
-            if rule is None or not rule.max_uploads:
+            stack.enter_context(self._held_by_rule(rule))
+            if not rule.max_uploads:
                 stack.enter_context(self._transfer(caller))
             yield
 

@@ -72,7 +72,9 @@ class NodeClient(AsksAhead):
         fields = f'{wire.encode_fragment(header)},"size_hint":{size_hint}'
         request = self._request(Type.PUT, fields, deadline)
         small = 0 < size_hint <= REPLAY_MOST // 2  # with its heads
-        return RemoteWriter(Exchange(self.link, deadline, small=small), request, header.block_size)
+        return RemoteWriter(
+            Exchange(self.link, deadline, small=small, for_disk=True), request, header.block_size
+        )
 
     def ask(
         self,

@@ -128,16 +128,18 @@ class Exchange:
         connect_within: float | None = None,
         patient: bool = False,
         small: bool = False,
+        for_disk: bool = False,
     ) -> None:
         """``notice``: silence after which ``_or_late`` calls return; ``connect_within``: seconds to connect in;
         ``patient``: the node works for long before it answers, so that only the deadline bounds its silence;
-        ``small``: all that is sent will be at hand until the answer comes.
+        ``small``: all that is sent will be at hand until the answer comes; ``for_disk``: the node writes before it
+        answers, and may be silent for as long as the budget lasts.
 
         Raises Busy, NodeUnavailable, TooSlow.
         """
         self.link, self.deadline = link, deadline
         self.budget = WaitBudget(link.config, deadline)
-        self._notice, self._patient = notice, patient
+        self._notice, self._patient, self._for_disk = notice, patient, for_disk
         self._kept: list[bytes] | None = []
         self._size = 0
         self._ended = False
@@ -167,8 +169,8 @@ class Exchange:
         except BaseException as e:
             self._fail(e)
             raise
+        self._size += size
         if self._kept is not None:
-            self._size += size
             if self._reused and self._size <= REPLAY_MOST:
                 self._kept += [bytes(buffer) for buffer in buffers]
             else:
@@ -181,12 +183,9 @@ class Exchange:
                 self._raise_refusal()
                 raise NodeUnavailable(f"{self.sock.peer}: closed the connection")
 
-    def answer(self, for_disk: bool = False) -> tuple[dict[str, Any], int]:
-        """The header and body length of the OK frame. An ERROR frame is raised as the error it names.
-
-        ``for_disk``: the node writes before it answers, and may be silent for as long as the budget lasts.
-        """
-        if for_disk:
+    def answer(self) -> tuple[dict[str, Any], int]:
+        """The header and body length of the OK frame. An ERROR frame is raised as the error it names."""
+        if self._for_disk and self._size > REPLAY_MOST:  # the budget has grown with what was sent
             with self:
                 self.sock.set_receive_stall(self.budget.rest(self.link.disk_phase))
         while (frame := self.frame_or_late()) is None:
@@ -288,9 +287,11 @@ class Exchange:
     def _prepare(self) -> None:
         self._unwatch = self.deadline.watch(self.sock.interrupt)
         try:
-            stall = self.link.config.stall_timeout
-            left = self.deadline.remaining(self.link.peer)
-            self.sock.begin(stall, left if self._patient else min(left, stall), self._notice)
+            config, left = self.link.config, self.deadline.remaining(self.link.peer)
+            silence = config.base_timeout if self._for_disk else config.stall_timeout
+            self.sock.begin(
+                config.stall_timeout, left if self._patient or left < silence else silence, self._notice
+            )
         except BaseException as e:
             self._fail(e)
             raise

@@ -49,7 +49,7 @@ class RemoteWriter:
         self._send(self._said_to(wire.encode(Type.END, end)))
 
     def commit(self) -> None:
-        answer, _ = self._exchange.answer(for_disk=True)
+        answer, _ = self._exchange.answer()
         if answer.get("heard") != self._said.hexdigest():
             peer = self._exchange.link.peer
             self._exchange.close()

@@ -14,10 +14,12 @@ class BodyDigests:
     """Made from a request's headers, asked at its body's end. Raises Refused for what it cannot read."""
 
     def __init__(self, request: Request) -> None:
-        self._claims = list(digests.stated(request.headers.get))
-        self._trailers: Callable[[], Mapping[str, str]] = request.environ.get("distfs.trailers", dict)
+        environ = request.environ
+        says = "HTTP_REPR_DIGEST" in environ or "HTTP_CONTENT_DIGEST" in environ
+        self._claims = list(digests.stated(request.headers.get)) if says else []
+        self._trailers: Callable[[], Mapping[str, str]] = environ.get("distfs.trailers", dict)
         names = {claim.algorithm for claim in self._claims}
-        if digests.announced(request.headers.get("Trailer", "")):
+        if digests.announced(environ.get("HTTP_TRAILER", "")):
             names = set(digests.ALGORITHMS)
         self._hashes = {name: digests.ALGORITHMS[name]() for name in names}
 
@@ -32,8 +34,10 @@ class BodyDigests:
 
     def check(self, known: Mapping[str, bytes]) -> None:
         """``known``: digests by others. Raises Refused when the client has said another, or one that nobody took."""
-        found = {name: each.digest() for name, each in self._hashes.items()} | dict(known)
         trailers = self._trailers()
+        if not (self._claims or trailers):
+            return
+        found = {name: each.digest() for name, each in self._hashes.items()} | dict(known)
         claims = [*self._claims, *digests.stated(lambda name: trailers.get(name.lower()))]
         for header, algorithm, digest in claims:
             if algorithm not in found:
