@@ -9,7 +9,7 @@ import pytest
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Cancelled, NodeUnavailable
-from distfs.process.connection_pool import ConnectionPool, Limits
+from distfs.process.connection_pool import JUST_S, ConnectionPool, Limits
 from tests.contract.litter import eventually
 
 LIMITS = Limits(most=2, idle=2, idle_s=60, age_s=600, setting="peers.max_connections")
@@ -94,6 +94,33 @@ def test_a_stale_one_is_closed_and_a_fresh_one_made() -> None:
     assert old.closed
     state = pool.snapshot()
     assert (state.stale, state.lent, state.idle) == (1, 1, 0)
+
+
+def test_one_that_was_just_used_is_lent_without_a_look() -> None:
+    maker = Maker()
+    pool = maker.pool()
+    assert pool.lend() is None
+    line, _ = pool.take(soon())
+    assert pool.lend() is None
+    pool.give_back(line)
+    line.idle = False  # who asks so can do without it
+    assert pool.lend() is line
+    state = pool.snapshot()
+    assert (state.lent, state.reused, state.stale) == (1, 1, 0)
+    pool.give_back(line)
+    maker.now += JUST_S
+    assert pool.lend() is None
+    assert pool.take(soon())[0] is not line, "it was looked at"
+
+
+def test_one_that_is_too_old_is_not_lent_though_it_was_just_used() -> None:
+    maker = Maker()
+    pool = maker.pool(age_s=10)
+    line, _ = pool.take(soon())
+    maker.now = 9.99
+    pool.give_back(line)
+    maker.now = 10.0
+    assert pool.lend() is None
 
 
 def test_one_that_proves_stale_in_use_keeps_its_place() -> None:

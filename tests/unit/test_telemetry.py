@@ -5,13 +5,21 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from distfs.config.settings import LogConfig
-from distfs.telemetry import current_request_id, enter_request, in_context, leave_request, setup_logging
+from distfs.telemetry import (
+    current_request_id,
+    enter_request,
+    in_context,
+    leave_request,
+    log_facts,
+    setup_logging,
+)
 
 log = logging.getLogger("distfs.test")
 
@@ -39,6 +47,23 @@ def test_a_text_line_has_time_level_request_logger_message_and_facts() -> None:
     words = stream.getvalue().rstrip("\n").split(" ", 1)
     assert words[0].endswith("Z")
     assert words[1] == 'INFO abc-1 distfs.test sent 3 path="/upload/a b" seconds=0.123 node=n1'
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_the_short_way_of_logging_facts_says_what_the_long_one_does(format: str) -> None:
+    facts = {"method": "GET", "path": "/a b", "status": 200, "seconds": 0.25, "client": "127.0.0.1"}
+    stream = logged(format=format)
+    enter_request("r1")
+    log.info("request", extra=facts)
+    log_facts(log, "request", facts)
+    long, short = (re.sub(r"\d{4}-\S+Z", "", line) for line in stream.getvalue().splitlines())
+    assert short == long
+    log.setLevel(logging.WARNING)
+    try:
+        log_facts(log, "request", facts)
+    finally:
+        log.setLevel(logging.NOTSET)
+    assert len(stream.getvalue().splitlines()) == 2
 
 
 def test_text_from_outside_cannot_make_a_line_of_its_own() -> None:
