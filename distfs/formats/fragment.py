@@ -16,7 +16,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -145,10 +144,15 @@ class FragmentTable:
             raise Corrupt("a fragment table of a broken length") from e
         return cls(entries, slice_size, last)
 
-    @cached_property
+    @property
     def offsets(self) -> tuple[int, ...]:
         """Where each cell starts, counted from the first; one more than there are cells: the end."""
-        return tuple(accumulate((e.length for e in self.entries), initial=0))
+        known: tuple[int, ...] | None = self.__dict__.get(
+            "_offsets"
+        )  # functools.cached_property takes a lock
+        if known is None:
+            known = self.__dict__["_offsets"] = tuple(accumulate([e.length for e in self.entries], initial=0))
+        return known
 
     def digest(self, block_size: int) -> bytes:
         return slice_digest((e.plain for e in self.entries), self.slice_size, block_size)
