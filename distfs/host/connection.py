@@ -300,30 +300,35 @@ class Connection:
     # --- a worker has it ------------------------------------------------------------------------
 
     def serve(self, *, patient: bool = True) -> None:
-        """Serve the request that is ready, and those that follow it soon; then give the connection back."""
-        again = False
+        """Serve the request that is ready, and those that follow it soon; then give the connection back.
+
+        ``patient``: by a worker, with a turn; the loop waits for nobody.
+        """
+        again, self._has_turn = False, patient
         try:
             again = self._serve_all(patient)
         except BaseException:
             self.ending = Ending.CUT
             raise
         finally:
+            self._end_turn(done=True)
             if again and self.ending is None:
-                self.loop.serve(self)  # at the end of the line: others wait too
+                self.loop.serve(self, in_line=True)  # at its end: others wait too
             else:
                 self.serving, self.hang_up = 0.0, None
                 self.park()
 
     def _serve_all(self, patient: bool) -> bool:
         """Whether another request is ready, and others wait."""
-        buffer = bytearray(RECEIVE)
+        buffer, workers = bytearray(RECEIVE), self.loop.workers
         while True:
             ending = self._serve()
             self.ending = self.ending or ending
-            if self.ending or self.unsent or not self._next(buffer, patient):
+            if self.ending or self.unsent or not self._next(buffer, patient and not workers.others_wait):
                 return False
-            if self.loop.others_wait:
+            if not (workers.next_turn() if patient else self.answers_at_once):
                 return True
+            self._has_turn = patient
 
     def _next(self, buffer: bytearray, patient: bool) -> bool:
         """Whether another request is ready, after a moment's patience."""
@@ -354,7 +359,6 @@ class Connection:
         try:
             if self.hang_up and isinstance(self.hang_up.reason, DistfsError):
                 request.error = self.hang_up.reason
-            self._take_turn(request)
             if request.streamed and not request.error:
                 begun = request.small.value() if request.small else b""
                 invite = self._invite if request.asks else None
@@ -366,23 +370,18 @@ class Connection:
                 self._finish(request.parser)
             return ending
         finally:
-            self._end_turn()
+            self._end_turn(done=True)
             self.request, self.waits, self.full = None, None, False
             request.close()
             self._has_answered = True
             self.since = self.answered = time.monotonic()
             leave_request()
 
-    def _take_turn(self, request: Request) -> None:
-        """Unless it waits for nothing. Kept until it is answered, or waits for its client."""
-        if not self.answers_at_once:
-            request.error = self.loop.take_turn(self.hang_up)
-            self._has_turn = request.error is None
-
-    def _end_turn(self) -> None:
+    def _end_turn(self, *, done: bool = False) -> None:
+        """It is answered (``done``), or waits for its client."""
         if self._has_turn:
             self._has_turn = False
-            self.loop.end_turn()
+            self.loop.workers.end_turn(done=done)
 
     def _finish(self, parser: Parser) -> None:
         """The request is answered and all of it was read: the next one may come."""

@@ -29,7 +29,6 @@ from distfs.host.response import logger
 from distfs.host.shared import Shared
 from distfs.host.time_limits import check
 from distfs.host.turned_away import TurnedAway
-from distfs.host.workers import Workers
 from distfs.process import descriptors
 from distfs.process.dial import timeval
 
@@ -58,7 +57,6 @@ class Loop(Host):
         shared: Shared | None = None,
     ) -> None:
         super().__init__(app, http, listener.getsockname()[1], memory, put_aside)
-        self.workers: Workers[Connection] = Workers(http.threads)
         self.tick = min(LOOP_SECONDS, http.client_stall_timeout / 4, http.idle_timeout / 4)
         self.connections: dict[int, Connection] = {}
         self._listener: socket.socket | None = listener
@@ -99,10 +97,6 @@ class Loop(Host):
     def service_stops(self) -> bool:
         return self.draining and not (self._shared and self._shared.others_accept())
 
-    @property
-    def others_wait(self) -> bool:
-        return self.workers.others_wait
-
     def close_soon(self, connection: Connection) -> None:
         if self._has_ended:
             connection.socket.close()
@@ -110,11 +104,10 @@ class Loop(Host):
             self._to_close.append(connection)
             self.wake()
 
-    def serve(self, connection: Connection) -> None:
-        """A request is ready on it: a worker has it from now on, or gets it when one is free."""
+    def serve(self, connection: Connection, *, in_line: bool = False) -> None:
         connection.with_worker = True
         try:
-            if not (connection.answers_at_once and self.workers.all_busy):
+            if in_line or not (self.workers.all_busy and connection.answers_at_once):
                 self.workers.run(connection)
                 return
         except Busy as e:
@@ -275,7 +268,7 @@ class Loop(Host):
     def _look_after(self, now: float) -> None:
         """Those who wait for a worker for too long are told so. And while a request waits or is served, nobody else
         looks whether its client is still there: those that have come a while ago are looked at."""
-        self._refuse_waiting(now - host.WAIT_LIMIT_S)
+        self._refuse_waiting(now - (host.WAIT_LIMIT_S if self.workers.no_thread else host.TURN_LIMIT_S))
         poll, served = select.poll(), {}
         for connection in self.workers.busy():
             if 0 < connection.serving <= now - self.tick / 2:

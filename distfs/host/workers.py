@@ -1,7 +1,9 @@
 """The worker threads of the HTTP host: made when a request finds none idle, up to a number, ended when idle.
 
 A request has a thread from its beginning until its answer is taken, so a slow client costs a thread and nothing else:
-others have theirs. What finds all of them busy waits in line.
+others have theirs. Only so many have a turn, those that do not wait for their clients: what comes beyond that waits
+in line, without a thread. A thousand questions at once are a thousand that are late, and a thousand threads that want
+the interpreter.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ import time
 from collections import deque
 from typing import Generic, Protocol, TypeVar
 
+from distfs.errors import Busy
 from distfs.process.threads import start
 
 logger = logging.getLogger("distfs.server")
 
 #: A worker that had nothing to do for so long ends.
 IDLE_S = 10.0
+#: So many requests go to MetaDB and nodes at once.
+TURNS = 64
 
 
 class Task(Protocol):
@@ -42,10 +47,10 @@ class Worker(Generic[T]):
 
 
 class Workers(Generic[T]):
-    """Thread-safe."""
+    """Thread-safe. A task that is served has a turn until ``end_turn``, which it says itself."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, turns: int = TURNS) -> None:
+        self._most, self._turns = most, turns  # threads in all, and turns that nobody has
         self._lock = threading.Lock()
         self._idle: list[Worker[T]] = []  # the last to become so is the first to work again: the others end
         self._waiting: deque[tuple[float, T]] = deque()
@@ -53,33 +58,73 @@ class Workers(Generic[T]):
         self._closed = False
 
     def run(self, task: T) -> None:
-        """In a thread, as soon as there is one. Raises Busy when none can be made."""
+        """In a thread, as soon as it is its turn and there is one. Raises Busy when none can be made."""
         with self._lock:
-            if self._idle:
-                worker = self._idle.pop()
-                worker.task = task
-                worker.wake.release()
-                return
-            if len(self._all) >= self._most:
+            if self.all_busy:
                 self._waiting.append((time.monotonic(), task))
                 return
+            new = self._assign(task)
+        self._start(new)
+
+    def next_turn(self) -> bool:
+        """Whether a worker may go on with another request of its connection: nobody has waited for that longer."""
+        with self._lock:
+            if self._waiting or self._turns <= 0:
+                return False
+            self._turns -= 1
+            return True
+
+    def end_turn(self, *, done: bool) -> None:
+        """What a worker serves waits for its client from now on: another begins. Or it is ``done``, and this worker
+        is the next that looks who waits."""
+        with self._lock:
+            self._turns += 1
+            if done or not self._waiting or self.all_busy:
+                return
+            since, task = self._waiting.popleft()
+            new = self._assign(task)
+        try:
+            self._start(new)
+        except Busy:  # a worker that has done its work takes it
+            with self._lock:
+                self._waiting.appendleft((since, task))
+
+    def _assign(self, task: T) -> Worker[T] | None:
+        """It has a turn, and an idle worker; or -> a new one, to be started."""
+        self._turns -= 1
+        if not self._idle:
             worker = Worker(task)
             self._all.add(worker)
+            return worker
+        worker = self._idle.pop()
+        worker.task = task
+        worker.wake.release()
+        return None
+
+    def _start(self, new: Worker[T] | None) -> None:
+        if new is None:
+            return
         try:
-            start(self._work, "worker", worker)
+            start(self._work, "worker", new)
         except BaseException:
             with self._lock:
-                self._all.discard(worker)
+                self._all.discard(new)
+                self._turns += 1
             raise
 
     @property
     def others_wait(self) -> bool:
-        """Whether somebody waits for a worker."""
+        """Whether somebody waits for his turn."""
         return bool(self._waiting)
 
     @property
     def all_busy(self) -> bool:
         """Whether the next that comes has to wait."""
+        return self._turns <= 0 or self.no_thread
+
+    @property
+    def no_thread(self) -> bool:
+        """Whether what waits does so because every thread has something to do."""
         return not self._idle and len(self._all) >= self._most
 
     def busy(self) -> list[T]:
@@ -125,9 +170,11 @@ class Workers(Generic[T]):
     def _rest(self, worker: Worker[T]) -> None:
         """Until there is something to do; no task: nothing came, it ends."""
         with self._lock:
-            worker.task = self._waiting.popleft()[1] if self._waiting else None
-            if worker.task is not None:
+            if self._waiting and self._turns > 0:
+                self._turns -= 1
+                worker.task = self._waiting.popleft()[1]
                 return
+            worker.task = None
             if not self._closed:
                 self._idle.append(worker)
         woken = not self._closed and worker.wake.acquire(timeout=IDLE_S)

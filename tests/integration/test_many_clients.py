@@ -19,6 +19,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt
 from distfs.host import host, request_body
 from distfs.host.server import Server
+from distfs.host.workers import TURNS
 from distfs.transfer.download import Downloader
 from distfs.transfer.upload import UploadSession
 from tests.contract.litter import eventually
@@ -383,6 +384,29 @@ def test_a_request_that_no_thread_can_be_started_for_is_told_so_and_others_are_s
             assert client.answer().body == b"x"
         app.go.set()
         assert busy.answer().body == b"busy"
+
+
+def test_a_burst_waits_in_line_without_threads() -> None:
+    class App(Held):
+        @staticmethod
+        def answers_at_once(path: str) -> bool:
+            return path == "/free"
+
+    app, count = App(), 3 * TURNS
+    with serving(app, replace(CONFIG, threads=count)) as server, ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server)) for _ in range(count)]
+        for number, client in enumerate(clients):
+            client.send(put(b"burst %d" % number))
+        eventually(lambda: len(server._loop.workers.busy()) == count, "all of them have come")
+        eventually(
+            lambda: sum(thread.name == "worker" for thread in threading.enumerate()) == TURNS, "threads"
+        )
+        with RawClient(server) as other:
+            other.send(put(b"x", path="/free"))
+            assert other.answer().body == b"x", "what waits for nothing is answered"
+        app.go.set()
+        for number, client in enumerate(clients):
+            assert client.answer().body == b"burst %d" % number
 
 
 def test_who_waits_for_a_worker_for_too_long_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:

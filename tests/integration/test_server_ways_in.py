@@ -238,7 +238,7 @@ def test_small_bodies_of_which_little_came_need_no_worker() -> None:
     with serving(echo, WHOLE, pool) as server, ExitStack() as stack, RawClient(server) as other:
         clients = [stack.enter_context(RawClient(server)) for _ in range(200)]
         for client in clients:
-            client.send(request("PUT", "/", "Content-Length: 100000"), b"x")
+            client.send(request("PUT", "/", "Content-Length: 60000"), b"x")
         other.send(put(SMALL))
         assert other.answer().body == SMALL
         eventually(lambda: pool.usage().spooled >= 200_000, "they have come")
