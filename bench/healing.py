@@ -94,12 +94,14 @@ def run_codes(options: Options, cleanup: ExitStack) -> list[Way]:
     source = folder / "noise.bin"
     content = Content(size, noise.write_file(source, size))
     config: Settings = {"storage": {"policies": {"default": "1+1", "archive": "4+2"}}}
-    cluster = cleanup.enter_context(cluster_of(folder, CODE_NODES, config))
     ways = {name: Way(name) for name in ("upload 1+1", "upload 4+2", "download 1+1", *list(GOALS)[1:])}
-    for turn in range(options.runs + 1):
-        for name, reached in _turn(cluster, source, content, turn):
-            if turn:  # the first one warms up
-                ways[name].rates.append(reached)
+    with cluster_of(
+        folder, CODE_NODES, config
+    ) as cluster:  # over before goals are: an error here shows its logs
+        for turn in range(options.runs + 1):
+            for name, reached in _turn(cluster, source, content, turn):
+                if turn:  # the first one warms up
+                    ways[name].rates.append(reached)
     for way in ways.values():
         if way.name in GOALS:
             base = ways[_BASE.get(way.name, "download 1+1")]
