@@ -27,6 +27,7 @@ from distfs.config.callers import CallerMatch, Network, parse_network
 from distfs.config.rules import check_relations
 from distfs.config.settings import (
     AUTO,
+    MOST_PROCESSES,
     Bytes,
     BytesPerSecond,
     CallerRule,
@@ -246,9 +247,10 @@ def _integer(value: object) -> int:
 def _processes(value: object) -> int:
     if value == "auto":
         return AUTO
-    if isinstance(value, bool) or not re.fullmatch(r"0*[1-9]\d{0,2}", str(value), re.ASCII):
-        raise ValueError(f"{value!r} is not auto or a number from 1 to 999")
-    return int(str(value))
+    number = re.fullmatch(r"\d{1,3}", "" if isinstance(value, bool) else str(value), re.ASCII)
+    if number is None or not 1 <= int(number[0]) <= MOST_PROCESSES:
+        raise ValueError(f"{value!r} is not auto or a number from 1 to {MOST_PROCESSES}")
+    return int(number[0])
 
 
 def _text(value: object) -> str:

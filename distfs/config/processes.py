@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from distfs.config.settings import AUTO, Bytes, Config
+from distfs.config.settings import AUTO, MOST_PROCESSES, Bytes, Config
 
 
 def count_of(config: Config) -> int:
@@ -18,7 +18,7 @@ def count_of(config: Config) -> int:
     most = min(
         budget, config.metadb.pool_size, http.max_connections, http.threads, config.peers.max_connections
     )
-    return max(1, min(cores, most))
+    return max(1, min(cores, most, MOST_PROCESSES))
 
 
 def part_of(config: Config, count: int) -> Config:

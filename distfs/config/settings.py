@@ -23,7 +23,7 @@ Weight = NewType("Weight", float)
 Processes = NewType("Processes", int)  # AUTO: one a core
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-AUTO = Processes(0)
+AUTO, MOST_PROCESSES = Processes(0), 256
 
 
 @dataclass(frozen=True, slots=True)

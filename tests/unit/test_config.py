@@ -211,9 +211,9 @@ def test_processes_are_a_number_or_auto(value: object, processes: int) -> None:
     assert config_file.parse({"http": {"processes": value}, **room}).http.processes == processes
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "1.5", "Auto", "all", "1000", True, ""])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "Auto", "all", "257", "1000", True, ""])
 def test_what_is_neither_is_refused(value: object) -> None:
-    assert refused({"http": {"processes": value}}).endswith("is not auto or a number from 1 to 999")
+    assert refused({"http": {"processes": value}}).endswith("is not auto or a number from 1 to 256")
 
 
 @pytest.mark.parametrize("value", [["a"], {"a": "b"}])
