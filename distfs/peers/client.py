@@ -71,7 +71,8 @@ class NodeClient(AsksAhead):
         # Not sent yet: it leaves with the first cell.
         fields = f'{wire.encode_fragment(header)},"size_hint":{size_hint}'
         request = self._request(Type.PUT, fields, deadline)
-        small = 0 < size_hint <= REPLAY_MOST // 2  # with its heads
+        # With its heads. In a larger file, an upload waits for nodes that have ended before a slice begins: look.
+        small = header.ordinal == 0 and 0 < size_hint <= REPLAY_MOST // 2
         return RemoteWriter(
             Exchange(self.link, deadline, small=small, for_disk=True), request, header.block_size
         )
