@@ -397,6 +397,8 @@ class Promise:
         reserved, self._reserved = self._reserved, []
         self.ends.close()
         self._admission.forget(self)
+        if not reserved:
+            return
         if self._kept:
             self._admission.ledger.commit(reserved)
             return

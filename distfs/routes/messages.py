@@ -54,8 +54,9 @@ class Request(BaseRequest):
         self.path = "/" + (path if path.isascii() else _decoded(path)).lstrip("/")
         self.headers = EnvironHeaders(environ)
         self.query_string = environ.get("QUERY_STRING", "").encode("latin-1")
+        self.caller = Caller(environ.get("REMOTE_ADDR", ""), self.headers.get)
 
-    @cached_property
+    @property
     def root_path(self) -> str:  # type: ignore[override]
         """Where the app is mounted, without a slash at its end."""
         return _decoded(self.environ.get("SCRIPT_NAME") or "").rstrip("/")
@@ -67,10 +68,6 @@ class Request(BaseRequest):
     def argument(self, name: str) -> str | None:
         """A parameter of the URL."""
         return self.args.get(name) if self.environ.get("QUERY_STRING") else None
-
-    @cached_property
-    def caller(self) -> Caller:
-        return Caller(self.environ.get("REMOTE_ADDR", ""), self.headers.get)
 
     def check_host(self) -> None:
         """Raises Refused for a Host that is none; our own host has done so already, others let them pass."""

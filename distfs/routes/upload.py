@@ -40,6 +40,7 @@ def post_form(services: Services, request: Request) -> Answer:
         services,
         request,
         lambda body: files_in_form(body, request.headers.get("Content-Type", ""), limits),
+        declared_size(request.environ),
     )
 
 
@@ -63,17 +64,19 @@ def put_raw(services: Services, request: Request, name: str = "") -> Answer:
             [IncomingFile(body, name, content_type, max_size=largest, size=size, announced=announced)]
         )
 
-    return _store(services, request, the_body, is_the_file=True)
+    return _store(services, request, the_body, size, is_the_file=True)
 
 
-def _store(services: Services, request: Request, files_in: Files, *, is_the_file: bool = False) -> Answer:
-    """Keep all files of the body, or none. ``is_the_file``: it has one, and nothing else."""
+def _store(
+    services: Services, request: Request, files_in: Files, size: int | None, *, is_the_file: bool = False
+) -> Answer:
+    """Keep all files of the body, or none. ``size``: its Content-Length; ``is_the_file``: it has one, and nothing
+    else."""
     _refuse_encoded(request)
     if has_conditions(request.environ):
         check_nothing_there(request.headers)
     digests, known = BodyDigests(request), {}
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
-    size = declared_size(request.environ)
     deadline = services.upload_deadline(size, request.hang_up)
     services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
     body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
