@@ -143,30 +143,6 @@ def test_a_commit_whose_second_try_fails_for_good_is_still_unknown(
     assert not isinstance(caught.value, OutcomeUnknown)
 
 
-def test_a_commit_that_cannot_be_confirmed_is_unknown(
-    meta: MetaDB, through: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MetaDB cannot say whether the first try had made the file."""
-    tries: list[str] = []
-    run = Link.run
-
-    def fails(link: Link, query: str, *args: Any) -> Any:
-        tries.append(query)
-        if len(tries) > 1:
-            raise DistfsError("MetaDB: invalid page in block 7 (SQLSTATE XX001)")
-        return run(link, query, *args)
-
-    file = new_file()
-    monkeypatch.setattr(Link, "run", fails)
-    proxy.cut(str(file.id), Cut.AFTER)
-    with pytest.raises(OutcomeUnknown, match="closed the connection") as caught:
-        through.commit_files([file], soon())
-    assert "invalid page" in str(caught.value.__cause__)
-    assert tries == ["commit_files"] * 2
-    monkeypatch.setattr(Link, "run", run)
-    assert meta.file(file.id, soon()).slices == file.slices
-
-
 def test_a_commit_that_cannot_be_confirmed_tells_a_client_no_address(
     meta: MetaDB, hasty: MetaDB, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

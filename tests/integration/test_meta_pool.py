@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
+from distfs.process import connection_pool
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import MakeProxy
@@ -120,6 +122,24 @@ def test_a_connection_the_server_ended_is_replaced(pool: Pool, metadb_url: str) 
     with pool.link(soon()) as link:
         assert not link.reused
         assert link.run("cluster_id", soon(), {}) == [[before]]
+
+
+def test_a_read_outlives_that_the_server_has_ended_what_was_just_used(
+    metadb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not look first whether its connection is still there, and asks again on another."""
+    monkeypatch.setattr(connection_pool, "JUST_S", 3600.0)
+    with contextlib.closing(MetaDB(MetaDBConfig(url=metadb_url))) as meta:
+        with contextlib.ExitStack() as lent:
+            for _ in range(3):
+                lent.enter_context(meta._pool.link(soon()))
+        run_sql(
+            metadb_url,
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        assert meta.read("cluster_id", soon()) == run_sql(metadb_url, "SELECT id FROM cluster")
+        assert meta._pool._links.snapshot().broken == 1
 
 
 def test_a_refused_statement_costs_no_connection(metadb_url: str) -> None:
