@@ -22,7 +22,7 @@ from distfs.transfer.remains import search_of
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import DAY, HOUR, UpkeepCluster, bytes_of, drive, flip
 
-FIRST, LAST = 3000, -3000  # where in a fragment's file its first and its last cell are
+FIRST, LAST = 5000, -3000  # where in a fragment's file its first and its last cell are; its header may take 4096
 OLD = 26 * HOUR
 
 
