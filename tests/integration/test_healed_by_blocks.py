@@ -22,7 +22,8 @@ from distfs.transfer.remains import search_of
 from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import DAY, HOUR, UpkeepCluster, bytes_of, drive, flip
 
-FIRST, LAST = 5000, -3000  # where in a fragment's file its first and its last cell are; its header may take 4096
+#: Where in a fragment's file its first cell is, behind a header of 4096 bytes at most, and its last.
+FIRST, LAST = 5000, -3000
 OLD = 26 * HOUR
 
 
