@@ -16,7 +16,6 @@ from bench.targets import Distfs, need_room, workspace
 MEMORY_GOAL_MB = 100
 CPU_GOALS = {"up": 2.5, "down": 1.5}  # seconds a GB, all parts together; curl is none of them
 COPIES = 2
-_SETTLE_S = 30.0  # after the start: what that needed, such as connections to MetaDB, is given back
 _LOOKS = 3
 
 
@@ -40,7 +39,7 @@ def run(options: Options, cleanup: ExitStack) -> Footprint:
     source = folder / "noise.bin"
     content = Content(size, noise.write_file(source, size))
     distfs = cleanup.enter_context(Distfs.running(folder))
-    time.sleep(_SETTLE_S)
+    time.sleep(options.idle_s)  # what the start needed, such as connections to MetaDB, is given back
     found = Footprint()
     for _ in range(_LOOKS):
         found.memory.append(processes.proportional_memory(distfs.processes()))

@@ -198,7 +198,7 @@ def test_decisions_on_a_large_cluster_are_timed(tmp_path: Path) -> None:
 @contextmanager
 def few(tmp_path: Path, name: str) -> Iterator[Any]:
     """What a scenario with goals found, with few clients. Whether they are met is not looked at here."""
-    small = ["--mb", "3", "--runs", "1", "--slow", "5", "--slow-s", "1", "--idle", "20"]
+    small = ["--mb", "3", "--runs", "1", "--slow", "5", "--slow-s", "1", "--idle", "20", "--idle-s", "1"]
     with bench(tmp_path, "--only", name, *small) as process:
         output, complaints = process.communicate(timeout=PATIENCE_S)
     assert not complaints or "goals missed: " in complaints
