@@ -114,11 +114,14 @@ class Siblings:
             self._poll.register(self._stdin, select.POLLIN)
         gc.collect()
         gc.freeze()  # what all share is not written to by who looks for garbage
-        with self._signals() as self._heard:
-            self._poll.register(self._heard, select.POLLIN)
-            self._start(self._places[0])  # what is wrong is said by one
-            while any(place.pid or place.due for place in self._places):
-                self._turn()
+        try:
+            with self._signals() as self._heard:
+                self._poll.register(self._heard, select.POLLIN)
+                self._start(self._places[0])  # what is wrong is said by one
+                while any(place.pid or place.due for place in self._places):
+                    self._turn()
+        finally:
+            gc.unfreeze()
         return self._worst
 
     @contextlib.contextmanager
@@ -203,6 +206,8 @@ class Siblings:
         self._hooks.died(place.number)
         how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         if self._state[0]:
+            if code == -signal.SIGTERM:  # it had not begun to handle that
+                code = DONE
             self._worst = max(self._worst, code if code >= 0 else FAILED)
             if code:
                 log.error("%s process %d %s", self._name, pid, how)

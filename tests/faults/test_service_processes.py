@@ -12,7 +12,6 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import psutil
@@ -250,27 +249,6 @@ def test_the_port_is_free_though_one_still_serves_when_the_parent_was_killed(clu
         uuid = response.read().decode().strip()
     eventually(lambda: not having.is_running(), "it has ended")
     assert cluster.download(uuid) == BODY
-
-
-def test_one_that_cannot_live_is_started_less_and_less_often(cluster: Cluster) -> None:
-    log = cluster.service.log
-
-    def pauses() -> list[float]:
-        lines = [line for line in log.read_text().splitlines() if "another is started in" in line]
-        return [float(line.split("started in ")[1].split()[0]) for line in lines]
-
-    def seen(count: int) -> bool:
-        return len(pauses()) == count
-
-    for count in range(1, 4):
-        os.kill(_youngest(cluster), signal.SIGKILL)
-        eventually(partial(seen, count), "its end was seen")
-        eventually(lambda: len(children(cluster)) == PROCESSES, "it is replaced")
-    assert pauses() == [0.1, 0.2, 0.4]
-
-
-def _youngest(cluster: Cluster) -> int:
-    return max(children(cluster), key=lambda pid: (psutil.Process(pid).create_time(), pid))
 
 
 def test_a_setting_that_keeps_it_from_starting_ends_all_with_its_code(make_cluster: MakeCluster) -> None:

@@ -25,10 +25,13 @@ def forked(table: SharedTable, row: int, act: Callable[[SharedTally], object]) -
     """A process that has done ``act`` and stays, until it is killed at the end."""
     done, tell = os.pipe()
     if not (pid := os.fork()):
-        table.mine(row)
-        act(SharedTally(table))
-        os.write(tell, b".")
-        signal.pause()
+        try:
+            table.mine(row)
+            act(SharedTally(table))
+            os.write(tell, b".")
+            signal.pause()
+        finally:
+            os._exit(1)
     os.close(tell)
     try:
         assert os.read(done, 1), "it has failed"
@@ -73,18 +76,25 @@ def test_never_more_are_let_in_than_may_be_whoever_asks() -> None:
     table = SharedTable(4)
     most, processes = 3, []
     start = os.pipe()
+
+    def most_let_in(row: int) -> int:
+        table.mine(row)
+        tally, found = SharedTally(table), 0
+        os.close(start[1])
+        os.read(start[0], 1)
+        for _ in range(3000):
+            if tally.take(UPLOADS, 1, most) is None:
+                found = max(found, tally.total(UPLOADS))
+                tally.give_back(UPLOADS, 1)
+        return found
+
     for row in range(4):
         if not (pid := os.fork()):
-            table.mine(row)
-            tally = SharedTally(table)
-            os.close(start[1])
-            os.read(start[0], 1)
-            worst = 0
-            for _ in range(3000):
-                if tally.take(UPLOADS, 1, most) is None:
-                    worst = max(worst, tally.total(UPLOADS))
-                    tally.give_back(UPLOADS, 1)
-            os._exit(worst)
+            worst = 99
+            try:
+                worst = most_let_in(row)
+            finally:
+                os._exit(worst)
         processes.append(pid)
     os.close(start[1])
     found = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]

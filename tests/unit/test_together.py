@@ -25,8 +25,10 @@ def test_each_reads_what_the_others_said_last() -> None:
 def test_what_another_process_says_is_read_here() -> None:
     board = NoticeBoard(2)
     if not (pid := os.fork()):
-        board.post(1, b"from elsewhere")
-        os._exit(0)
+        try:
+            board.post(1, b"from elsewhere")
+        finally:
+            os._exit(0)
     os.waitpid(pid, 0)
     assert board.read() == {1: b"from elsewhere"}
 
