@@ -245,8 +245,8 @@ class StreamedBody(io.RawIOBase):
             if self._put.enter():
                 self._leave = self._put.leave
                 return
-        elif not self._put.crowded or self._comes_fast():
-            return
+        elif not self._put.crowded or (self._leave is not None and self._comes_fast()):
+            return  # all of what is no longer than a block is put aside: who is quick at first may be slow then
         aside = self._aside = self._aside or self._put.open()
         if aside is None:
             return  # then they are received where they are wanted
@@ -256,7 +256,7 @@ class StreamedBody(io.RawIOBase):
             self._collect(size, aside)
         finally:
             aside.seek(0)
-        if begins:
+        if self._leave is None:  # who is a file of one block, too: a thousand of them may end at once
             while not self._put.storing.acquire(timeout=_STORING_LOOK_S):
                 self._client.check()
             self._leave = self._put.storing.release

@@ -20,6 +20,7 @@ from distfs.errors import Corrupt
 from distfs.host import host, request_body
 from distfs.host.server import Server
 from distfs.host.workers import TURNS
+from distfs.transfer.blocks import BlockPool
 from distfs.transfer.download import Downloader
 from distfs.transfer.upload import UploadSession
 from tests.contract.litter import eventually
@@ -266,6 +267,36 @@ def test_bodies_that_come_slowly_are_put_aside(
     for block in blocks:
         block.release()
     eventually(lambda: put_aside() == 0, "no temp file is left")
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["one block", "more"])
+def test_what_was_put_aside_is_stored_when_it_is_its_turn(
+    begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However small it is: a thousand that end in the same second are not stored all at once."""
+    monkeypatch.setattr(request_body, "DIRECT", 0)
+    monkeypatch.setattr(request_body, "FAST_S", -1.0)
+    collected, pool = threading.Semaphore(0), BlockPool(64 * KIB, 16)
+    assert pool.borrow(pool.most_spooled)
+    assert pool.crowded
+
+    def app(environ: Environ, start_response: Callable[..., Any]) -> Any:
+        environ["distfs.collect"](100_000, begins)
+        collected.release()
+        return echo(environ, start_response)
+
+    body = noise(50_000)
+    with serving(app, CONFIG, pool) as server, RawClient(server) as client:
+        storing = server._loop.put_aside.storing
+        for _ in range(request_body.STORING):
+            storing.acquire()
+        client.send(put(body)[:-1])
+        eventually(lambda: bool(server._loop.workers.busy()), "it is being received")
+        client.send(body[-1:])
+        assert not collected.acquire(timeout=1), "others are stored"
+        storing.release()
+        assert client.answer().body == body
+        assert storing.acquire(timeout=PATIENCE), "its place is given back"
 
 
 def test_heads_that_come_byte_by_byte_have_no_thread() -> None:
