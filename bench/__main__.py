@@ -216,7 +216,7 @@ def _add_amounts(add: Callable[..., object]) -> None:
         "--idle-s",
         type=_positive,
         default=30,
-        help="repair, footprint: seconds with nothing to do before that is measured (%(default)s)",
+        help="repair, footprint: seconds with nothing to do (%(default)s)",
     )
     add(
         "--slices",
