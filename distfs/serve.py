@@ -76,7 +76,7 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
             each.mine(sibling.number)
         lives = [uuid5(service, f"{sibling.number} {life}") for life in range(sibling.life + 1)]
         before = tuple(lives[-_LIVES:-1])
-        together = Together(sibling.number, settings.config, table, paces, board, lives[-1], before)
+        together = Together(sibling.number, count, settings.config, table, paces, board, lives[-1], before)
         part = replace(settings, config=part_of(settings.config, count))
         return output.command("distfs", lambda: _serve_beside_others(part, listener, sibling, together))
 

@@ -36,6 +36,7 @@ class Together:
     """As one of the processes has it."""
 
     number: int
+    count: int
     config: Config  # of all of them
     table: SharedTable  # what is held
     paces: SharedTable  # how much may go when

@@ -68,7 +68,10 @@ class Admission:
         callers: Callers,
         *,
         trash_gives_way: bool = False,
+        processes: int = 1,
     ) -> None:
+        """``processes``: of this service, each of which knows only what it has promised itself."""
+        self._processes = processes
         self.trash_gives_way = trash_gives_way
         self.gate, self.http, self.storage, self.callers = gate, http, storage, callers
         self._db = db
@@ -163,7 +166,7 @@ class Admission:
         state, _ = self._known(deadline, fresh=False)
         with self._counting:
             fits = size_of(self._room(state, policy), policy.k, self.storage.slice_size)
-        return others + size <= fits * self.callers.config.address_share
+        return others + size <= fits * self.callers.config.address_share / self._processes
 
     def reserve(self, size: int, policy: Policy, deadline: Deadline, whole: int = 0) -> Reservation:
         """``whole``: what is to come in all; where that does not fit, none of it is promised.

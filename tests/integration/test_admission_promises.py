@@ -47,13 +47,14 @@ class Services:
         for report, each in zip(REPORTS, free, strict=False):
             self.meta.heartbeat(replace(report, free=each, disk=disk), Deadline(60))
 
-    def service(self) -> Admission:
+    def service(self, processes: int = 1) -> Admission:
         admission = Admission(
             ReservationDB(self.meta, uuid4()),
             Gate(),
             STORAGE,
             HttpConfig(),
             Callers(CallersConfig(), HttpConfig()),
+            processes=processes,
         )
         self._stack.callback(admission.close)
         return admission
@@ -273,6 +274,20 @@ def test_an_address_is_promised_its_share_ahead_and_others_what_they_declare(
         hostile[-1].received(5 * MIB)
         assert hostile[-1].ahead >= 0, "it goes on all the same"
     assert not admission._promises
+
+
+def test_an_address_is_promised_one_share_ahead_by_all_processes_together(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distfs.limits.promises, "STEP", 20 * MIB)
+    services.nodes_have(200 * MIB, 200 * MIB)
+    with ExitStack() as stack:
+        hostile = [
+            stack.enter_context(process.admit(60 * MIB, TWO_COPIES, Deadline(20), whose="198.51.100.7"))
+            for process in (services.service(processes=2), services.service(processes=2))
+            for _ in range(5)
+        ]
+        assert 40 * MIB <= sum(promise.ahead for promise in hostile) <= 100 * MIB
 
 
 def test_what_was_promised_in_steps_to_a_service_that_died_expires(
