@@ -60,11 +60,17 @@ class Workers(Generic[T]):
     def run(self, task: T) -> None:
         """In a thread, as soon as it is its turn and there is one. Raises Busy when none can be made."""
         with self._lock:
+            self._waiting.append((time.monotonic(), task))
             if self.all_busy:
-                self._waiting.append((time.monotonic(), task))
                 return
-            new = self._assign(task)
-        self._start(new)
+            first = self._waiting.popleft()  # others may have waited longer
+            new = self._assign(first[1])
+        try:
+            self._start(new)
+        except Busy:
+            if first[1] is task:
+                raise
+            self._put_back(first)
 
     def next_turn(self) -> bool:
         """Whether a worker may go on with another request of its connection: nobody has waited for that longer."""
@@ -81,13 +87,17 @@ class Workers(Generic[T]):
             self._turns += 1
             if done or not self._waiting or self.all_busy:
                 return
-            since, task = self._waiting.popleft()
-            new = self._assign(task)
+            first = self._waiting.popleft()
+            new = self._assign(first[1])
         try:
             self._start(new)
-        except Busy:  # a worker that has done its work takes it
-            with self._lock:
-                self._waiting.appendleft((since, task))
+        except Busy:
+            self._put_back(first)
+
+    def _put_back(self, first: tuple[float, T]) -> None:
+        """No thread could be started for it: a worker that has done its work takes it."""
+        with self._lock:
+            self._waiting.appendleft(first)
 
     def _assign(self, task: T) -> Worker[T] | None:
         """It has a turn, and an idle worker; or -> a new one, to be started."""

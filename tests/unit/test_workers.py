@@ -137,3 +137,23 @@ def test_who_no_thread_can_be_started_for_in_line_is_served_by_one_that_comes_fr
     client.set()
     assert second.served.wait(60)
     pool.close()
+
+
+def test_who_comes_when_a_turn_is_free_does_not_pass_those_who_wait() -> None:
+    pool: Workers[Task] = Workers(most=50, turns=1)
+    go, later = threading.Event(), threading.Event()
+    first, second, third = Task(pool), Task(pool, go), Task(pool, later)
+    assert pool.next_turn()
+    pool.run(second)
+    pool._turns += 1  # as between a worker's last request and its rest
+    pool.run(third)
+    assert second.begun.wait(60)
+    assert not third.begun.is_set()
+    with no_threads():
+        pool.run(first)
+    go.set()
+    assert third.begun.wait(60)
+    later.set()
+    assert first.served.wait(60)
+    assert pool._turns == 1
+    pool.close()
