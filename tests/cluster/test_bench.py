@@ -294,7 +294,7 @@ def test_ctrl_c_stops_and_removes_everything(tmp_path: Path) -> None:
     with bench(tmp_path, "--only", "memory", "--memory-mb", "2000") as process:
         deadline = time.monotonic() + PATIENCE_S
         while not list((tmp_path / "work").glob("*/data/node1")):
-            assert process.poll() is None
+            assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
