@@ -187,7 +187,7 @@ def test_an_upload_that_fits_no_more_is_told_so_in_its_middle(
     service = serve(config)
     with held_upload(service, 6 * MIB) as sock:
         eventually(lambda: uploads(service)["reservations"] >= 3, "half of it has come")
-        assert service.ask("PUT", "/upload/other", bytes(5 * MIB)).status == 201
+        assert service.ask("PUT", "/upload/other", bytes(4 * MIB)).status == 201
         sock.sendall(bytes(3 * MIB))
         answer = read_answer(sock)
         assert (answer.status, answer.text.startswith("no room for "), answer.text.count("\n")) == (
