@@ -193,7 +193,10 @@ class FragmentMaker:
         """
         try:
             store = self.directory.store(node, deadline)
-            store.quarantine(id, time.monotonic() - since, deadline)
+            if not store.quarantine(id, time.monotonic() - since, deadline):
+                log.info(
+                    "fragment %s on node %d is not put aside: it is gone, or was written since", id, node
+                )
         except DistfsError as e:
             log.info("fragment %s on node %d is left to the orphan sweep: %s", id, node, e)
 

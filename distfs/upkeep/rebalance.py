@@ -1,6 +1,10 @@
 """Rebalance and drain: healthy fragments move to other nodes, by zones and free bytes; copied, verified, switched,
 put aside.
 
+The moves of one step are of different slices: two fragments of one could be copied to the same node, and MetaDB
+names it for one of them only. A node keeps one fragment of a slice, so a step takes from one node, and the next
+node's slices are read when those moves have ended.
+
 What was put aside takes up room until the orphan sweep deletes it. A plan counts that room as free: else a node
 would still be too full after it gave what it should, and give the rest as well.
 """
@@ -186,6 +190,8 @@ class Rebalance:
             self._stuck = ""
         jobs: list[_Job] = []
         for node, walk in list(self._drains.items()):
+            if jobs:
+                break
             while len(jobs) < self._parallel and not self._backoff.wait(node):
                 task = walk.next(deadline)
                 if task is None:
@@ -250,7 +256,7 @@ class Rebalance:
             self._spent = set()
         jobs: list[_Job] = []
         while len(jobs) < self._parallel:
-            job = self._next_of_round(self._balance, deadline) if now < self._round_ends else None
+            job = self._next_of_round(self._balance, not jobs, deadline) if now < self._round_ends else None
             if job is None:
                 if not jobs:  # the moves of the last step have ended, too
                     self._balance = None
@@ -269,9 +275,12 @@ class Rebalance:
                 self._plan_at = time.monotonic() + _AS_SWEPT_S
         return balance
 
-    def _next_of_round(self, balance: Balance, deadline: Deadline) -> _Job | None:
+    def _next_of_round(self, balance: Balance, any_node: bool, deadline: Deadline) -> _Job | None:
+        """``any_node``: another node may begin to give."""
         while not balance.done:
             if self._walk is None:
+                if not any_node:
+                    return None
                 giver = balance.giver(self._spent)
                 if giver is None:
                     return None
@@ -325,7 +334,7 @@ class Rebalance:
         target = maker.place(task, task.index, write, self._choice(job, deadline))
         if not maker.db.move_fragment(piece.id, task.index, job.source, target, deadline):
             log.info(
-                "fragment %s was moved or deleted by somebody else, or its new node is being drained since",
+                "fragment %s was moved or deleted by somebody else, or its new node drains or keeps one of its slice",
                 id,
             )
             return False

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -325,6 +325,63 @@ def fill(cluster: UpkeepCluster) -> list[File]:
     files = [cluster.upload(bytes_of(3, seed)) for seed in range(9)]
     settled(cluster)
     return files
+
+
+def assert_each_move_came_about(cluster: UpkeepCluster, refused: Sequence[object]) -> None:
+    """Nothing was copied in vain: a node has what MetaDB says, and no more."""
+    assert refused == []
+    for number in map(cluster.id, cluster.nodes):
+        assert len(cluster.on_disk(number)) == cluster.db.fragments_left(number, soon())
+
+
+@pytest.fixture
+def pair(tmp_path: Path, metadb_url: str) -> Iterator[UpkeepCluster]:
+    """Two nodes, so that each has a fragment of every slice."""
+    with UpkeepCluster(tmp_path, metadb_url, nodes=2, capacity=CAPACITY) as running:
+        yield running
+
+
+def refusals(cluster: UpkeepCluster, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The moves that MetaDB refuses from now on."""
+    refused: list[object] = []
+    move = cluster.db.move_fragment
+
+    def watched(*args: Any, **kwargs: Any) -> bool:
+        done = move(*args, **kwargs)
+        if not done:
+            refused.append(args[:4])
+        return done
+
+    monkeypatch.setattr(cluster.db, "move_fragment", watched)
+    return refused
+
+
+def test_two_full_nodes_never_give_two_fragments_of_one_slice_to_one_node(
+    pair: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both give a few of the same slices, in the same order, and there is one node to take them."""
+    file = pair.upload(bytes_of(12))
+    pair.start_node(2)
+    settled(pair)
+    refused = refusals(pair, monkeypatch)
+    assert cast(int, drive(pair.rebalance(parallel=12)).detail["moved"]) > 1
+    assert {node for _, node in pair.fragments(file)} == {pair.id(i) for i in range(3)}
+    assert_each_move_came_about(pair, refused)
+    pair.assert_whole(file)
+
+
+def test_two_nodes_that_are_drained_at_once_never_give_two_fragments_of_one_slice_to_one_node(
+    pair: UpkeepCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = pair.upload(bytes_of(6))
+    pair.start_nodes([2, 3])
+    for number in (leaving := [pair.id(0), pair.id(1)]):
+        drain(pair, number)
+    refused = refusals(pair, monkeypatch)
+    drive(pair.rebalance(parallel=12))
+    assert [pair.db.fragments_left(number, soon()) for number in leaving] == [0, 0]
+    assert_each_move_came_about(pair, refused)
+    pair.assert_whole(file)
 
 
 def test_a_new_node_takes_its_share(small: UpkeepCluster) -> None:
