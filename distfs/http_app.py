@@ -97,7 +97,7 @@ class HttpApp:
 
     @staticmethod
     def answers_at_once(path: str) -> bool:
-        """Whether nothing is waited for: such requests find a worker though all others are busy."""
+        """Whether nothing is waited for: such requests are answered by the loop when all workers are busy."""
         return path == "/healthz"
 
     def check_body(self, address: str, header: Callable[[str], str | None], size: int) -> None:

@@ -204,9 +204,11 @@ class Connection:
 
     @property
     def answers_at_once(self) -> bool:
-        """Nothing is waited for to answer the request that is ready."""
+        """Nothing is waited for to answer the request that is ready, not even the rest of its body."""
         request = self.request
-        return request is None or bool(request.error) or self.loop.answers_at_once(request.head.path)
+        if request is None or request.error:
+            return True
+        return not request.streamed and self.loop.answers_at_once(request.head.path)
 
     # --- whoever has it -------------------------------------------------------------------------
 
@@ -302,11 +304,11 @@ class Connection:
     def serve(self, *, patient: bool = True) -> None:
         """Serve the request that is ready, and those that follow it soon; then give the connection back.
 
-        ``patient``: by a worker, with a turn; the loop waits for nobody.
+        ``patient``: by a worker, with a turn. The loop waits for nobody, and serves one: others wait for it.
         """
         again, self._has_turn = False, patient
         try:
-            again = self._serve_all(patient)
+            again = self._serve_all() if patient else self._serve_one() and self._next_ready()
         except BaseException:
             self.ending = Ending.CUT
             raise
@@ -318,17 +320,21 @@ class Connection:
                 self.serving, self.hang_up = 0.0, None
                 self.park()
 
-    def _serve_all(self, patient: bool) -> bool:
+    def _serve_one(self) -> bool:
+        """Whether another request may follow at once."""
+        ending = self._serve()
+        self.ending = self.ending or ending
+        return not (self.ending or self.unsent)
+
+    def _serve_all(self) -> bool:
         """Whether another request is ready, and others wait."""
         buffer, workers = bytearray(RECEIVE), self.loop.workers
         while True:
-            ending = self._serve()
-            self.ending = self.ending or ending
-            if self.ending or self.unsent or not self._next(buffer, patient and not workers.others_wait):
+            if not self._serve_one() or not self._next(buffer, not workers.others_wait):
                 return False
-            if not (workers.next_turn() if patient else self.answers_at_once):
+            if not workers.next_turn():
                 return True
-            self._has_turn = patient
+            self._has_turn = True
 
     def _next(self, buffer: bytearray, patient: bool) -> bool:
         """Whether another request is ready, after a moment's patience."""

@@ -6,7 +6,7 @@ import http.client
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from distfs.config.settings import BandwidthConfig, Bytes, BytesPerSecond, Config, Seconds
+from distfs.host import request_body
 from distfs.host.connection import REST
+from distfs.host.server import Server
 from tests.contract.litter import eventually
 from tests.forms import some_bytes
-from tests.integration.raw_http import CONFIG, PATIENCE, Environ, RawClient, serving
+from tests.integration.raw_http import CONFIG, PATIENCE, Environ, Held, RawClient, put, request, serving
 from tests.service import TestService, running_service, small_config
 
 THREADS = 6
@@ -105,3 +107,96 @@ def test_under_a_cap_a_small_upload_waits_in_the_clients_socket_and_not_in_a_spo
             sock.sendall(body)
     service.app.services.reconfigure(replace(config, bandwidth=BandwidthConfig()))
     eventually(lambda: service.app.services.bandwidth.waiting("in") == 0, "nobody waits for bandwidth")
+
+
+class Checked(Held):
+    """``/free`` waits for nothing, and reads no body; then the client's next request is there already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.restless: RawClient | None = None  # it asks again before it is answered
+
+    @staticmethod
+    def answers_at_once(path: str) -> bool:
+        return path == "/free"
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> list[bytes]:
+        if environ["PATH_INFO"] != "/free":
+            return super().__call__(environ, start_response)
+        if (restless := self.restless) and environ["QUERY_STRING"] == "again":
+            with suppress(OSError):  # it has just had enough
+                restless.send(AGAIN)
+        start_response("200 OK", [])
+        return [b"free"]
+
+
+FREE, AGAIN = request(path="/free"), request(path="/free?again")
+
+
+@contextmanager
+def all_turns_taken() -> Iterator[tuple[Checked, Server]]:
+    app = Checked()
+    with serving(app, replace(CONFIG, threads=1)) as server, RawClient(server) as busy:
+        busy.send(put(b"busy"))
+        assert app.called.acquire(timeout=PATIENCE)
+        try:
+            yield app, server
+        finally:
+            app.restless = None
+            app.go.set()
+        assert busy.answer().body == b"busy"
+
+
+def assert_others_are_answered(server: Server) -> None:
+    for _ in range(3):
+        with RawClient(server) as other:
+            other.send(FREE)
+            assert other.answer().body == b"free"
+
+
+def test_who_asks_on_and_on_how_the_service_is_keeps_nobody_from_being_answered() -> None:
+    with all_turns_taken() as (app, server), RawClient(server) as restless:
+        app.restless = restless
+        restless.send(AGAIN)
+        for _ in range(50):
+            assert restless.answer().body == b"free"
+        read = threading.Thread(target=read_on, args=[restless])
+        read.start()
+        try:
+            assert_others_are_answered(server)
+        finally:
+            app.restless = None
+            restless.half_close()
+            read.join(PATIENCE)
+
+
+def read_on(client: RawClient) -> None:
+    with suppress(EOFError):
+        while client.answer().body == b"free":
+            pass
+
+
+def test_of_health_checks_that_come_at_once_the_first_is_answered_and_the_others_have_their_turn() -> None:
+    with all_turns_taken() as (app, server), RawClient(server) as client:
+        client.send(FREE * 3)
+        assert client.answer().body == b"free"
+        assert_others_are_answered(server)
+        app.go.set()
+        for _ in range(2):
+            assert client.answer().body == b"free"
+        client.send(FREE)
+        assert client.answer().body == b"free"
+
+
+def test_a_health_check_whose_body_does_not_come_is_waited_for_by_a_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(request_body, "LOOK_AHEAD_SECONDS", 2 * PATIENCE)
+    with all_turns_taken() as (app, server), RawClient(server) as client:
+        client.send(request("GET", "/free", "Transfer-Encoding: chunked"))
+        assert_others_are_answered(server)
+        client.send(b"0\r\n\r\n")
+        app.go.set()
+        assert client.answer().body == b"free"
+        client.send(FREE)
+        assert client.answer().body == b"free", "the connection goes on"
