@@ -53,7 +53,7 @@ class Tally:
 class SharedTally(Tally):
     """The same of all processes of a service. What one has that is killed is held no more.
 
-    For what the table has no place it counts what this process has.
+    For what the table has no place, or none can be made at the moment, it counts what this process has.
     """
 
     def __init__(self, table: SharedTable) -> None:
@@ -62,16 +62,21 @@ class SharedTally(Tally):
         self._columns: dict[Held, int] = {}
 
     def take(self, held: Held, amount: int, most: int) -> int | None:
-        with self._table.locked():
-            column = self._table.column("\0".join(held))
-            if column is None or (self._held.get(held) and held not in self._columns):
-                return super().take(held, amount, most)
-            before = self._table.sum(column)
+        with self._table.locked() as alone:
+            column, here = self._columns.get(held), self._held.get(held, 0)
+            before = (
+                self._table.sum(column) if column is not None else self._table.total("\0".join(held)) + here
+            )
             if most and before and before + amount > most:
                 return before
+            if (
+                column is None and not here and alone
+            ):  # what was counted here goes on so until all is given back
+                column = self._table.column("\0".join(held))
             super().take(held, amount, 0)
-            self._table.add(column, amount)
-            self._columns[held] = column
+            if column is not None:
+                self._table.add(column, amount)
+                self._columns[held] = column
             return None
 
     def give_back(self, held: Held, amount: int) -> None:

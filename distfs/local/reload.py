@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from types import FrameType
 
 from distfs.config.settings import Config
-from distfs.errors import Busy, ConfigError
+from distfs.errors import Busy, ConfigError, Unavailable
 from distfs.process.terminal import Terminal
 from distfs.process.threads import start
 from distfs.services import Services
@@ -61,7 +61,11 @@ class Reload:
                 return
             changes = dict(_changes(self._config, config))
             set_level(config.log)
-            self._services.reconfigure(config)
+            try:
+                self._services.reconfigure(config)
+            except Unavailable as e:
+                log.error("not all of the configuration was applied: %s; then send SIGHUP again", e)
+                return
             self._config = config
         live = [f"{key} {change}" for key, change in changes.items() if key.startswith(LIVE)]
         log.info("the configuration was read anew: %s", "; ".join(live) or "nothing to apply")

@@ -5,8 +5,8 @@ what all have together. A name has a column as long as any of its numbers is not
 under the lock.
 
 The lock is one of fcntl(2): the kernel gives it back when its holder is killed. Whoever finds it held for long, as by
-a process that stands still, goes on without: then a column may be found taken that was free, and a limit be passed by
-one, but nothing is lost.
+a process that stands still, goes on without, and for a while without waiting again: it changes the numbers it has
+already and makes no column. So a limit may be passed, but no number is ever lost, nor anybody else's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+from distfs.errors import Unavailable
+
 #: A name may have any of so many columns, which of them is told by its hash; there are so many in all.
 WAYS, COLUMNS = 8, 1 << 16
 _CELL = 8
@@ -29,6 +31,10 @@ _CELL = 8
 NOTHING = 1e-300
 _KEYS = 2 * COLUMNS * _CELL
 _LOCK_WITHIN_S = 0.2
+#: Nobody is waited for so long after one was waited for in vain: callers may be a loop that has others to serve.
+_IMPATIENT_S = 1.0
+#: A column for good is asked for when a service begins or is configured, by who can wait.
+_KEEP_WITHIN_S = 10.0
 
 
 class SharedTable:
@@ -45,6 +51,7 @@ class SharedTable:
         self._secret = os.urandom(16)
         self._thread = threading.Lock()
         self._mine = 0
+        self._impatient_until = 0.0  # on the monotonic clock; 0: who holds the lock is waited for
         self._hash = lru_cache(maxsize=1 << 14)(self._hash_of)
 
     def mine(self, row: int) -> None:
@@ -52,40 +59,50 @@ class SharedTable:
         self._mine = row + 1
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Nobody else is between these, here or in another process."""
+    def locked(self) -> Iterator[bool]:
+        """Nobody else of this process is between these, nor of another one. False: of another one somebody may be."""
         with self._thread:
             held = self._lock()
             try:
-                yield
+                yield held
             finally:
                 if held:
                     fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _lock(self) -> bool:
-        ends = time.monotonic() + _LOCK_WITHIN_S
+        ends = 0.0
         while True:
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                if time.monotonic() >= ends:
+                now = time.monotonic()
+                if now < self._impatient_until:
+                    return False
+                ends = ends or now + _LOCK_WITHIN_S
+                if now >= ends:
+                    self._impatient_until = now + _IMPATIENT_S
                     return False
                 time.sleep(0.0001)
             else:
+                self._impatient_until = 0.0
                 return True
 
     def column(self, name: str) -> int | None:
         """The name's, made if it has none. None: there is none to be had. Under the lock."""
+        if (found := self._find(name)) is not None:
+            return found
         high, low, first = self._hash(name)
-        free = None
-        for column in range(first, first + WAYS):
-            if self._cells[2 * column] == high and self._cells[2 * column + 1] == low:
-                return column
-            if free is None and self._is_free(column):
-                free = column
+        free = next((column for column in range(first, first + WAYS) if self._is_free(column)), None)
         if free is not None:
             self._cells[2 * free], self._cells[2 * free + 1] = high, low
         return free
+
+    def _find(self, name: str) -> int | None:
+        high, low, first = self._hash(name)
+        for column in range(first, first + WAYS):
+            if self._cells[2 * column] == high and self._cells[2 * column + 1] == low:
+                return column
+        return None
 
     def sum(self, column: int) -> int:
         """Of all processes."""
@@ -93,11 +110,8 @@ class SharedTable:
 
     def total(self, name: str) -> int:
         """The same, of a name that may have no column."""
-        high, low, first = self._hash(name)
-        for column in range(first, first + WAYS):
-            if self._cells[2 * column] == high and self._cells[2 * column + 1] == low:
-                return self.sum(column)
-        return 0
+        column = self._find(name)
+        return 0 if column is None else self.sum(column)
 
     def add(self, column: int, amount: int) -> None:
         """To this process's number. Under the lock, or when it is not 0 before nor afterwards."""
@@ -106,14 +120,29 @@ class SharedTable:
     # --- numbers of any kind, in columns that are kept for good
 
     def keep(self, name: str) -> int:
-        """A column for good. Raises RuntimeError when there is none to be had."""
-        with self.locked():
-            column = self.column(name)
-            if column is None:
-                raise RuntimeError(f"no column is free for {name!r}")
-            if not self._cells[self._at(0, column)]:
-                self._reals[self._at(0, column)] = NOTHING
-            return column
+        """A column for good. Raises RuntimeError when there is none to be had, Unavailable when another process
+        holds the lock for long."""
+        found = self._find(name)
+        if found is not None and self._cells[self._at(0, found)]:
+            return found  # that it stays needs no lock
+        ends = time.monotonic() + _KEEP_WITHIN_S
+        while True:
+            with self.locked() as alone:
+                if alone:
+                    return self._keep(name)
+            if time.monotonic() >= ends:
+                raise Unavailable(
+                    "another process of this service stands still: end it, another will take its place"
+                )
+            time.sleep(0.001)
+
+    def _keep(self, name: str) -> int:
+        column = self.column(name)
+        if column is None:
+            raise RuntimeError(f"no column is free for {name!r}")
+        if not self._cells[self._at(0, column)]:
+            self._reals[self._at(0, column)] = NOTHING
+        return column
 
     def common(self, column: int) -> float:
         """Of row 0."""

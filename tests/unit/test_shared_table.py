@@ -6,11 +6,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from distfs.errors import Busy
+from distfs.errors import Busy, Unavailable
 from distfs.limits.gate import Gate
 from distfs.limits.tally import Held, SharedTally, Tally
 from distfs.process import shared_table
@@ -18,6 +21,8 @@ from distfs.process.shared_table import WAYS, SharedTable
 from tests.contract.litter import eventually
 
 UPLOADS = Held("uploads", "someone")
+#: Of a machine that is busy with other things.
+PATIENCE_S = 60
 
 
 @contextlib.contextmanager
@@ -41,6 +46,12 @@ def forked(table: SharedTable, row: int, act: Callable[[SharedTally], object]) -
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         table.clear(row)
+
+
+def hold_the_lock(table: SharedTable, kept: list[object] = []) -> None:  # noqa: B006 - for as long as it lives
+    holding = table.locked()
+    kept.append(holding)  # who forgets it lets go
+    holding.__enter__()
 
 
 def test_what_one_process_has_counts_in_all_and_what_a_killed_one_had_no_more() -> None:
@@ -106,10 +117,8 @@ def test_never_more_are_let_in_than_may_be_whoever_asks() -> None:
 def test_a_lock_whose_holder_is_killed_is_free() -> None:
     table = SharedTable(2)
 
-    def hold_it(tally: SharedTally) -> None:
-        table.locked().__enter__()
-
-    with forked(table, 1, hold_it) as pid:
+    with forked(table, 1, lambda _: hold_the_lock(table)) as pid:
+        assert not table._lock()
         os.kill(pid, signal.SIGKILL)
         eventually(table._lock, "it is free")
 
@@ -120,7 +129,7 @@ def test_nobody_waits_long_for_one_that_holds_the_lock_and_stands_still(
     monkeypatch.setattr(shared_table, "_LOCK_WITHIN_S", 0.02)
     table = SharedTable(2)
     table.mine(0)
-    with forked(table, 1, lambda tally: table.locked().__enter__()):
+    with forked(table, 1, lambda _: hold_the_lock(table)):
         tally = SharedTally(table)
         assert tally.take(UPLOADS, 1, 1) is None
         assert tally.take(UPLOADS, 1, 1) == 1
@@ -165,3 +174,163 @@ def test_threads_of_one_process_count_right() -> None:
         for thread in threads:
             thread.join()
         assert tally.total(UPLOADS) == 0
+
+
+@contextlib.contextmanager
+def busy_with_a_column(table: SharedTable, make: Callable[[SharedTable], int]) -> Iterator[Callable[[], int]]:
+    """Another process is just making a column: it has found a free one, holds the lock and stands still.
+    -> what has it go on, and tells which one it has made."""
+    found, tell = os.pipe()
+    go, let_go = os.pipe()
+
+    column = table.column
+
+    def stands_still(name: str) -> int | None:
+        at = column(name)
+        os.write(tell, b".")
+        os.read(go, 1)
+        return at
+
+    if not (pid := os.fork()):
+        try:
+            table.mine(1)
+            table.column = stands_still  # type: ignore[method-assign]
+            os.write(tell, b"%08d" % make(table))
+            signal.pause()
+        finally:
+            os._exit(1)
+    assert os.read(found, 1)
+
+    def go_on() -> int:
+        os.write(let_go, b".")
+        return int(os.read(found, 8))
+
+    try:
+        yield go_on
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        table.clear(1)
+        for end in (found, tell, go, let_go):
+            os.close(end)
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> SharedTable:
+    """Row 0 of two; every name may have the same columns; nobody is waited for long."""
+    monkeypatch.setattr(shared_table, "_LOCK_WITHIN_S", 0.02)
+    table = SharedTable(2)
+    table.mine(0)
+    monkeypatch.setattr(table, "_hash", lambda name: (zlib.crc32(name.encode()) | 1, len(name), 0))
+    return table
+
+
+def numbers(table: SharedTable) -> list[int]:
+    return [
+        cell for row in range(3) for cell in table._cells[table._at(row, 0) : table._at(row, WAYS)] if cell
+    ]
+
+
+def test_a_column_that_another_is_just_making_is_left_to_it(crowded: SharedTable) -> None:
+    theirs = Held("uploads", "theirs")
+
+    def make(table: SharedTable) -> int:
+        tally = SharedTally(table)
+        assert tally.take(theirs, 1, 0) is None
+        return tally._columns[theirs]
+
+    tally = SharedTally(crowded)
+    with busy_with_a_column(crowded, make) as go_on:
+        assert tally.take(UPLOADS, 1, 0) is None
+        go_on()
+        assert tally.total(theirs) == 1
+        assert tally.total(UPLOADS) == 1
+        assert tally.take(UPLOADS, 1, 2) is None
+        assert tally.take(UPLOADS, 1, 2) == 2
+        tally.give_back(UPLOADS, 2)
+        assert (tally.total(theirs), tally.total(UPLOADS)) == (1, 0)
+    assert not numbers(crowded), "all was given back"
+
+
+def test_two_that_make_columns_for_good_at_once_have_two(crowded: SharedTable) -> None:
+    with (
+        ThreadPoolExecutor(1) as threads,
+        busy_with_a_column(crowded, lambda table: table.keep("theirs")) as go_on,
+    ):
+        tried, lock = threading.Semaphore(0), crowded._lock
+
+        def seen() -> bool:
+            held = lock()
+            tried.release()
+            return held
+
+        crowded._lock = seen  # type: ignore[method-assign]
+        mine = threads.submit(crowded.keep, "mine")
+        assert tried.acquire(timeout=PATIENCE_S), "it has found the lock held"
+        assert go_on() != mine.result(PATIENCE_S)
+        assert mine.result() == crowded.keep("mine")
+
+
+def test_a_column_for_good_that_is_there_is_had_without_the_lock(crowded: SharedTable) -> None:
+    kept = crowded.keep("mine")
+    with forked(crowded, 1, lambda _: hold_the_lock(crowded)):
+        assert crowded.keep("mine") == kept
+
+
+def test_a_column_for_good_is_refused_when_the_lock_is_not_to_be_had(
+    crowded: SharedTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_table, "_KEEP_WITHIN_S", 0.05)
+    with forked(crowded, 1, lambda _: hold_the_lock(crowded)):
+        with pytest.raises(Unavailable, match="stands still"):
+            crowded.keep("mine")
+    assert not numbers(crowded)
+
+
+def test_who_stands_still_with_the_lock_is_not_waited_for_by_each_call(
+    crowded: SharedTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_table, "_IMPATIENT_S", 3600)
+    slept, sleep = [], time.sleep
+
+    def noted(seconds: float) -> None:
+        slept.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", noted)
+    tally = SharedTally(crowded)
+    with forked(crowded, 1, lambda _: hold_the_lock(crowded)):
+        assert tally.take(UPLOADS, 1, 0) is None
+        assert slept, "it was waited for once"
+        slept.clear()
+        for _ in range(5):
+            assert tally.take(UPLOADS, 1, 0) is None
+            tally.give_back(UPLOADS, 1)
+        assert not slept
+        assert crowded.total("\0".join(UPLOADS)) == 0
+    tally.give_back(UPLOADS, 1)
+    assert tally.take(UPLOADS, 1, 0) is None
+    assert crowded.total("\0".join(UPLOADS)) == 1, "when it has gone all is as before"
+
+
+def test_what_has_its_column_counts_for_all_without_the_lock_too(crowded: SharedTable) -> None:
+    tally = SharedTally(crowded)
+    assert tally.take(UPLOADS, 1, 0) is None
+    with forked(crowded, 1, lambda _: hold_the_lock(crowded)):
+        assert tally.take(UPLOADS, 1, 2) is None
+        assert tally.take(UPLOADS, 1, 2) == 2
+        assert crowded.total("\0".join(UPLOADS)) == 2
+        tally.give_back(UPLOADS, 2)
+        assert not numbers(crowded)
+
+
+def test_what_others_hold_is_seen_without_the_lock(crowded: SharedTable) -> None:
+    def hold(tally: SharedTally) -> None:
+        assert tally.take(UPLOADS, 2, 0) is None
+        hold_the_lock(crowded)
+
+    with forked(crowded, 1, hold):
+        tally = SharedTally(crowded)
+        assert tally.take(UPLOADS, 1, 2) == 2
+        assert tally.take(UPLOADS, 1, 3) is None
+        assert tally.take(UPLOADS, 1, 3) == 3
