@@ -1,12 +1,13 @@
 -- The statements of distfs/upkeep/db.py, by name; the rules of queries.sql hold here too.
 
 -- name: hurt_places
--- The nodes whose fragments are lost, but for :unnamed: whether slices name it, and whether it is still on the list; and
--- the last note of damage, or null.
+-- The nodes whose fragments are lost, but for those of :unnamed that are not on the list: whether slices name it, and
+-- whether it is on the list; the last note of damage, or null; and which of :unnamed are on the list.
 SELECT lost.id, EXISTS (SELECT FROM kept_by(lost.id, '00000000-0000-0000-0000-000000000000', 1)),
-    lost.id = 0 OR EXISTS (SELECT FROM node WHERE node.id = lost.id), (SELECT max(noted_at) FROM damage)
+    lost.id = 0 OR EXISTS (SELECT FROM node WHERE node.id = lost.id), (SELECT max(noted_at) FROM damage),
+    ARRAY(SELECT id FROM node WHERE id = ANY (CAST(:unnamed AS integer[])))
 FROM unnest(lost_nodes(:silence, :stopped)) AS lost (id)
-WHERE lost.id <> ALL (CAST(:unnamed AS integer[]))
+WHERE lost.id <> ALL (CAST(:unnamed AS integer[])) OR EXISTS (SELECT FROM node WHERE node.id = lost.id)
 ORDER BY lost.id;
 
 -- name: hurt_on

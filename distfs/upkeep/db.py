@@ -90,14 +90,17 @@ class UpkeepDB:
         """The nodes with fragments that are lost, 0 (nobody) among them; and when damage was noted last.
 
         ``stopped``: also those that said they stop, whenever that was. A forgotten node that no slice names is looked
-        for again after a while: a MetaDB that lost its last changes, or was restored, names it again.
+        for again after a while: a MetaDB that lost its last changes, or was restored, names it again. One that only
+        registers at this moment looks forgotten, too, and is remembered so no longer than until it is listed.
         """
         now = time.monotonic()
         unnamed = sorted(node for node, at in list(self._unnamed.items()) if now - at < _UNNAMED_FOR_S)
         silence = self._meta.excused(silence)
         rows = self._meta.read("hurt_places", deadline, silence=silence, stopped=stopped, unnamed=unnamed)
-        for node, named, listed, _ in rows:
+        for node, named, listed, *_ in rows:
             self._unnamed[node] = float("-inf") if named or listed else now
+        for node in rows[0][4]:
+            self._unnamed[node] = float("-inf")
         return [node for node, named, *_ in rows if named], rows[0][3]
 
     def hurt_page(

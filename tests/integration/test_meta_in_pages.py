@@ -23,7 +23,7 @@ from distfs.upkeep import db as upkeep_db
 from distfs.upkeep import in_pages
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.model import Backlog, Leaving
-from tests.integration.meta_examples import soon
+from tests.integration.meta_examples import placed, register, soon
 from tests.integration.test_repair_queue import _FILL, LOST
 from tests.postgres import databases, run_sql
 
@@ -315,3 +315,22 @@ def test_a_forgotten_node_that_no_slice_names_is_looked_for_once_in_a_while(
     assert upkeep.hurt_places(DELAY, soon())[0] == [1]
     monkeypatch.setattr(upkeep_db, "_UNNAMED_FOR_S", 600.0)
     assert upkeep.hurt_places(DELAY, soon())[0] == [1], "it is named"
+
+
+def test_a_node_that_registers_after_repair_has_looked_is_not_taken_for_a_forgotten_one(
+    make_database: Callable[[str], str],
+) -> None:
+    """A service may look before any node is there, and between a node's number and its row."""
+    url = make_database("migrated")
+    with closing(MetaDB(MetaDBConfig(url=url))) as meta:
+        upkeep, another = UpkeepDB(meta), UpkeepDB(meta)
+        for each in (upkeep, another):
+            assert each.hurt_places(DELAY, soon())[0] == []
+        register(meta, 2)
+        meta.commit_files([placed((1, 2))], soon())
+        assert another.hurt_places(DELAY, soon())[0] == [], "all is well"
+        run_sql(url, "UPDATE node SET given_up = true WHERE id = 1")
+        assert upkeep.hurt_places(DELAY, soon())[0] == [1]
+        assert upkeep.backlog(DELAY, soon()).slices == 1
+        run_sql(url, "DELETE FROM node WHERE id = 1")
+        assert another.hurt_places(DELAY, soon())[0] == [1], "it was listed since"
