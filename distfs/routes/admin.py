@@ -64,7 +64,8 @@ def get_ready(services: Services, request: Request) -> Answer:
     try:
         services.meta.ping(deadline)
         services.agreement.require(deadline)
-        up = sum(node.writable for node in services.meta.nodes(deadline))
+        # By the list that uploads go by, looked at anew: a service that is ready knows the nodes that make it so.
+        up = sum(node.writable for node in services.directory.nodes(deadline, fresh=True))
     except (Unavailable, Busy) as e:
         log.info("not ready: %s", e)
         missing.append(f"MetaDB: {e.for_client}")
