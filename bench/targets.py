@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 NODES = 3
 _START_S = 90.0  # the first start of PostgreSQL on a slow disk
 _STOP_S = 60.0  # `up` gives its children their time one after another
+#: What ``up`` says when all is there. A port chosen here could be a storage node's by the time it is bound.
+_READY_AT = re.compile(r"^distfs is ready at http://127\.0\.0\.1:(\d+)\s", re.MULTILINE)
 _LATE_S = 10.0  # what is there after it was left behind; on a busy machine the others take as long to end
 
 
@@ -152,7 +153,7 @@ class Floor:
 
 
 class Distfs:
-    """``distfs up`` on a free port: the service, three storage nodes and PostgreSQL, with default settings.
+    """``distfs up`` on a port of its choice: the service, three storage nodes and PostgreSQL, with default settings.
 
     ``DISTFS_<SECTION>_<KEY>`` in the environment changes them, as it does for users.
     """
@@ -162,9 +163,9 @@ class Distfs:
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
         self.log = folder / "up.log"
-        self.port = _free_port()
+        self.port = 0  # until it is ready
         self._pid_file: Path | None = None  # PostgreSQL's
-        arguments = ["up", "--data", str(self.data), "--host", "127.0.0.1", "--port", str(self.port)]
+        arguments = ["up", "--data", str(self.data), "--host", "127.0.0.1", "--port", "0"]
         with self.log.open("wb") as log:
             self._up = python(["-m", "distfs", *arguments, "--nodes", str(NODES)], folder, log)
 
@@ -181,12 +182,13 @@ class Distfs:
 
     def _wait_ready(self) -> None:
         end = time.monotonic() + _START_S
-        while not self._ready():
+        while (said := _READY_AT.search(self.log.read_text(errors="replace"))) is None:
             if self._up.poll() is not None:
                 raise Unavailable(f"distfs up ended with {self._up.returncode}: {self._last_words()}")
             if time.monotonic() > end:
                 raise TooSlow(f"distfs up was not ready after {_START_S:.0f} s: {self._last_words()}")
             time.sleep(0.1)
+        self.port = int(said[1])
 
     @contextmanager
     def service(self, module: str) -> Iterator[str]:
@@ -214,16 +216,6 @@ class Distfs:
 
     def _times_read_anew(self) -> int:
         return self.log.read_text(errors="replace").count("the configuration was read anew")
-
-    def _ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
 
     def _last_words(self) -> str:
         return " | ".join(self.log.read_text(errors="replace").splitlines()[-5:])
@@ -311,9 +303,3 @@ def reap(child: subprocess.Popen[bytes]) -> None:
             pipe.close()
     with suppress(subprocess.TimeoutExpired):
         child.wait(_STOP_S)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
