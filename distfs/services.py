@@ -112,7 +112,6 @@ def build(config: Config, together: Together | None = None) -> Services:
         config.http,
         Callers(config.callers, http, tally),
         trash_gives_way=config.upkeep.trash_gives_way,
-        processes=together.count if together else 1,
     )
     damage = DamageNotes(UpkeepDB(meta))
     downloader = Downloader(directory, pool, damage, meta.file)

@@ -2,8 +2,9 @@
 
 -- name: admission_state
 -- What a decision needs, seen at one moment: how many were granted; the disks of the nodes that take writes, as
--- [free bytes, nodes], and of those without any the [capacity, used bytes]; what is promised, as {width: share}; by how many uploads that run, and how many bytes of it. What was written counts twice until every node has
--- reported since.
+-- [free bytes, nodes], and of those without any the [capacity, used bytes]; what is promised, as {width: share}; to
+-- how many uploads that run, and how many bytes of it; and how long ago the last of the nodes reported. What was
+-- written counts twice until every node has reported since.
 WITH up AS (
     SELECT * FROM node WHERE NOT stopped AND NOT given_up AND heartbeat_at > now() - make_interval(secs => :down_after)
 ), promised AS (
@@ -25,7 +26,8 @@ SELECT
     (SELECT count(*) FROM up),
     coalesce((SELECT json_object_agg(width, share) FROM promised), '{}'),
     coalesce((SELECT sum(running) FROM promised), 0)::bigint,
-    coalesce((SELECT sum(width * runs) FROM promised), 0)::bigint;
+    coalesce((SELECT sum(width * runs) FROM promised), 0)::bigint,
+    coalesce(extract(epoch FROM now() - (SELECT min(heartbeat_at) FROM up)), 0)::float8;
 
 -- name: reserve
 -- Nothing, when another was granted since ``seen``.

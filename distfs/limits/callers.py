@@ -8,7 +8,7 @@ has nothing, nothing is kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Address, ip_network
 
@@ -152,6 +152,37 @@ class Callers:
     def _names(self) -> dict[str, str]:
         """What anybody may read of each rule, by whom it matches."""
         return {str(rule.match): _shown(number, rule) for number, rule in enumerate(self.config.rules, 1)}
+
+
+class Ahead:
+    """The bytes that are promised to one upload and did not come yet, counted with all others of its address."""
+
+    def __init__(self, tally: Tally, whose: str) -> None:
+        """``whose``: the address; empty: it is not counted."""
+        self.bytes = 0
+        self._tally, self._held = tally, Held("bytes ahead", whose)
+
+    def take(self, size: int, most: Callable[[], int]) -> bool:
+        """They are ``size``, if its address then has ``most`` or less, or nothing else is promised to it."""
+        if not self._held.who:
+            return True
+        self.are(0)
+        taken = self._tally.take(self._held, size, 1) is None or (
+            self._tally.take(self._held, size, max(1, most())) is None
+        )
+        self.bytes = size if taken else 0
+        return taken
+
+    def are(self, size: int) -> None:
+        """They are ``size`` now, whatever its address may have."""
+        more = max(0, size) - self.bytes
+        if not self._held.who or not more:
+            return
+        if more > 0:
+            self._tally.take(self._held, more, 0)
+        else:
+            self._tally.give_back(self._held, -more)
+        self.bytes += more
 
 
 def _whose(address: IPAddress | None) -> str:

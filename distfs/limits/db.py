@@ -28,6 +28,7 @@ class AdmissionState:
     running: int = 0  # to how many uploads that run,
     running_bytes: int = 0  # and how much of it; the rest was written and is in no report yet
     full: tuple[tuple[int, int], ...] = ()  # disks that take nothing: their capacity, and what is used of it
+    reported: float = 0.0  # how many seconds old the oldest of the nodes' last reports was
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class ReservationDB:
     def state(self, deadline: Deadline) -> AdmissionState:
         while True:
             silence = self._meta.silence
-            [[grants, disks, full, known, up, demands, running, running_bytes]] = self._meta.read(
+            [[grants, disks, full, known, up, demands, running, running_bytes, reported]] = self._meta.read(
                 "admission_state", deadline, down_after=silence
             )
             if self._meta.silence <= silence:  # else it was away meanwhile
@@ -65,7 +66,9 @@ class ReservationDB:
         promised = {int(width): int(share) for width, share in _decoded(demands).items()}
         free = tuple(Disk(*disk) for disk in _decoded(disks))
         taking_none = tuple((capacity, used) for capacity, used in _decoded(full))
-        return AdmissionState(grants, free, known, up, promised, running, running_bytes, taking_none)
+        return AdmissionState(
+            grants, free, known, up, promised, running, running_bytes, taking_none, reported
+        )
 
     def trash(self, deadline: Deadline) -> TrashRoom:
         """Looks at every file in the trash: for who is about to be refused."""

@@ -53,6 +53,26 @@ class Ledger:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = start(self._run, "admission")
 
+    def left(self) -> dict[UUID, int]:
+        """What is left to write of each now."""
+        with self._changed:
+            return {id: round(wanted.share * left()) for id, (wanted, left) in self._running.items()}
+
+    def shrink(self, left: dict[UUID, int], deadline: Deadline) -> None:
+        """All nodes have reported since that was left: the rest counts no more. Raises Unavailable."""
+        if not self._settling.acquire(timeout=deadline.remaining("settling what was promised")):
+            return
+        try:
+            with self._changed:
+                for id in left.keys() & self._running.keys():
+                    self._shares[id] = min(self._shares[id], left[id])
+                running = [
+                    replace(wanted, share=self._shares[id]) for id, (wanted, _) in self._running.items()
+                ]
+            self._db.settle(running, [], [], EXPIRES_S, deadline)
+        finally:
+            self._settling.release()
+
     def commit(self, those: list[Reservation]) -> None:
         """What they were for is committed: they count until every node has reported it."""
         with self._changed:
@@ -64,8 +84,8 @@ class Ledger:
     def give_back(self, those: list[Reservation], deadline: Deadline) -> None:
         """Others may have that room when this returns, or a little later if MetaDB is away. Raises Unavailable."""
         with self._changed:
+            those = [one for one in those if self._running.pop(one.id, None)]  # the others are gone already
             for one in those:
-                self._running.pop(one.id, None)
                 self._shares.pop(one.id, None)
             self._gone += those
             self._changed.notify()
@@ -126,9 +146,13 @@ class Ledger:
             log.warning("reservations could not be settled, they expire by themselves: %s", e)
 
     def _shrunk(self) -> list[Reservation]:
-        """What runs, with what was left to write one renewal ago."""
+        """What runs, with what was left to write one renewal ago; that of which nothing was left is gone."""
         found = []
-        for id, (wanted, left) in self._running.items():
-            found.append(replace(wanted, share=self._shares[id]))
-            self._shares[id] = round(wanted.share * left())
+        for id, (wanted, left) in list(self._running.items()):
+            if share := self._shares[id]:
+                found.append(replace(wanted, share=share))
+                self._shares[id] = round(wanted.share * left())
+            else:
+                del self._running[id], self._shares[id]
+                self._gone.append(wanted)
         return found

@@ -23,7 +23,7 @@ from distfs.config.callers import Caller
 from distfs.config.settings import HttpConfig, StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import Away, Busy, DistfsError, Full, TooLarge, TooSlow, Unavailable
-from distfs.limits.callers import Callers
+from distfs.limits.callers import Ahead, Callers
 from distfs.limits.db import AdmissionState, Reservation, ReservationDB, TrashRoom
 from distfs.limits.gate import Gate
 from distfs.limits.ledger import Ledger
@@ -45,6 +45,10 @@ TRIES = 50
 STEP = 1 << 30
 #: For a body of unknown length each step is as long as all before it; this long at most.
 STEP_SLICES = 8
+#: The same for who has its share ahead already; and so often what came is counted as ahead no more.
+LEAST_STEP = 32 << 20
+#: Bytes that came are on their way to the nodes' disks for less.
+WRITTEN_S = 0.5
 #: How long an upload waits for the trash to give way, and of that for the nodes to report it; and how many may.
 GIVE_WAY_S, REPORTED_S = 30.0, 8.0
 #: Bytes a node that give way beyond what is missing: others upload, too, and MetaDB's own files may be on that disk.
@@ -68,10 +72,7 @@ class Admission:
         callers: Callers,
         *,
         trash_gives_way: bool = False,
-        processes: int = 1,
     ) -> None:
-        """``processes``: of this service, each of which knows only what it has promised itself."""
-        self._processes = processes
         self.trash_gives_way = trash_gives_way
         self.gate, self.http, self.storage, self.callers = gate, http, storage, callers
         self._db = db
@@ -84,7 +85,6 @@ class Admission:
         self._rooms: dict[Policy, int] = {}  # shares, by ``_state``
         self._trash_room, self._trash_read_at = TrashRoom(), float("-inf")
         self._waiting = threading.BoundedSemaphore(WAITING)
-        self._promises: dict[str, set[Promise]] = {}  # that were given, by address; of who is excepted none
 
     def check(self, caller: Caller, size: int) -> None:
         """What is to be said against a body of ``size`` bytes without asking anybody. Raises TooLarge, TooMany."""
@@ -143,30 +143,26 @@ class Admission:
             promise.covered = size
         else:
             promise.cover(1)
-            if whose:
-                with self._counting:
-                    self._promises.setdefault(whose, set()).add(promise)
         return promise
 
-    def forget(self, promise: Promise) -> None:
-        """It has ended."""
-        with self._counting:
-            if given := self._promises.get(promise.whose):
-                given.discard(promise)
-                if not given:
-                    del self._promises[promise.whose]
-
-    def may_be_ahead(self, size: int, promise: Promise, policy: Policy, deadline: Deadline) -> bool:
-        """Whether its address may be promised ``size`` bytes more that did not come yet: so much is not its share,
-        or nothing else is promised to it."""
-        with self._counting:
-            others = sum(each.ahead for each in self._promises.get(promise.whose, ()) if each is not promise)
-        if not others:
-            return True
+    def share_ahead(self, policy: Policy, deadline: Deadline) -> int:
+        """How many bytes that did not come yet one address may be promised."""
         state, _ = self._known(deadline, fresh=False)
         with self._counting:
             fits = size_of(self._room(state, policy), policy.k, self.storage.slice_size)
-        return others + size <= fits * self.callers.config.address_share / self._processes
+        return max(1, int(fits * self.callers.config.address_share))
+
+    def settle(self, deadline: Deadline) -> bool:
+        """Have what has come until now count once, when all nodes have reported it; -> whether they have."""
+        at, left = time.monotonic(), self.ledger.left()
+        while (asked := time.monotonic()) < at + REPORTED_S:
+            state, _ = self._known(deadline, fresh=True)
+            if asked - state.reported > at + WRITTEN_S:
+                self.ledger.shrink(left, deadline)
+                self._read_at = float("-inf")
+                return True
+            time.sleep(deadline.bound(_LOOK_S, "waiting for room"))
+        return False
 
     def reserve(self, size: int, policy: Policy, deadline: Deadline, whole: int = 0) -> Reservation:
         """``whole``: what is to come in all; where that does not fit, none of it is promised.
@@ -384,7 +380,6 @@ class Promise:
         *,
         strict: bool,
     ) -> None:
-        self.whose = whose
         self.covered = 0  # plain bytes there is room for
         self.ends = ExitStack()
         self._admission, self._policy, self._size, self._deadline = admission, policy, size, deadline
@@ -392,6 +387,7 @@ class Promise:
         self._received = 0
         self._reserved: list[Reservation] = []
         self._kept = False
+        self._counted = Ahead(admission.callers.tally, whose)
 
     def __enter__(self) -> Promise:
         return self
@@ -399,7 +395,7 @@ class Promise:
     def __exit__(self, *exc: object) -> None:
         reserved, self._reserved = self._reserved, []
         self.ends.close()
-        self._admission.forget(self)
+        self._counted.are(0)
         if not reserved:
             return
         if self._kept:
@@ -424,32 +420,48 @@ class Promise:
         more = size - self.covered
         if more <= 0:
             return
-        granted, more = self._reserve(more)
+        begin = self.covered
+        try:
+            granted, more = self._reserve(more)
+            self.covered = end = begin + more
+        finally:
+            self._counted.are(self.ahead)
         self._reserved.append(granted)
-        begin, end = self.covered, self.covered + more
 
         def left() -> float:
             return min(1.0, max(0.0, (end - self._received) / (end - begin)))
 
         self._admission.ledger.add(granted, left)
-        self.covered = end
 
     def _reserve(self, more: int) -> tuple[Reservation, int]:
         """For ``more`` bytes and, where that may be, some ahead of those that came; -> for how many in all."""
-        admission, policy, deadline = self._admission, self._policy, self._deadline
-        block, slice_size = admission.storage.block_size, admission.storage.slice_size
+        admission, policy, deadline, whole = self._admission, self._policy, self._deadline, 0
+        least = max(more, admission.storage.block_size)
+        few = max(least, min(self.covered, LEAST_STEP))
+
+        def may_be_ahead(step: int) -> bool:
+            return self._counted.take(step, lambda: admission.share_ahead(policy, deadline))
+
         if self._size is not None:
-            left = max(more, self._size - self.covered)
-            step = min(max(more, STEP), left)
-            if not admission.may_be_ahead(step, self, policy, deadline):
-                step = min(max(more, block), left)
-            return admission.reserve(step, policy, deadline, whole=left), step
-        more = max(more, block)
-        step = max(more, min(self.covered, STEP_SLICES * slice_size))
-        if admission.may_be_ahead(step, self, policy, deadline):
-            with contextlib.suppress(Full):
-                return admission.reserve_at_once(step, policy, deadline), step
-        return admission.reserve(more, policy, deadline), more
+            whole = max(more, self._size - self.covered)
+            step = min(max(more, STEP), whole)
+            ahead, last = [], step if may_be_ahead(step) else min(few, whole)
+        else:
+            step = max(least, min(self.covered, STEP_SLICES * admission.storage.slice_size))
+            step = step if may_be_ahead(step) else few
+            ahead, last = [step >> n for n in range(step.bit_length()) if step >> n > least], least
+
+        def some(sizes: list[int]) -> tuple[Reservation, int] | None:
+            for size in sizes:
+                with contextlib.suppress(Full):
+                    return admission.reserve_at_once(size, policy, deadline, whole), size
+            return None
+
+        if found := some([*ahead, last] if self._reserved else ahead):
+            return found
+        if self._reserved and admission.settle(deadline) and (found := some(ahead)):
+            return found
+        return admission.reserve(last, policy, deadline, whole), last
 
     def use(self, policy: Policy) -> None:
         """The next file is kept so: a form may say it only in its body. Raises what ``admit`` raises."""
@@ -473,6 +485,8 @@ class Promise:
             raise TooLarge(f"the body is larger than the {declared} it was declared to have")
         if self._received > self.covered:
             self.cover(self._received)
+        elif self._counted.bytes - self.ahead >= LEAST_STEP:
+            self._counted.are(self.ahead)
 
 
 class _Watched:
