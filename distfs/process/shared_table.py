@@ -5,8 +5,8 @@ what all have together. A name has a column as long as any of its numbers is not
 under the lock.
 
 The lock is one of fcntl(2): the kernel gives it back when its holder is killed. Whoever finds it held for long, as by
-a process that stands still, goes on without, and for a while without waiting again: it changes the numbers it has
-already and makes no column. So a limit may be passed, but no number is ever lost, nor anybody else's.
+a process that stands still, goes on without, from then on at once: it changes the numbers it has already and makes
+no column. So a limit may be passed, but no number is ever lost, nor anybody else's.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ _CELL = 8
 NOTHING = 1e-300
 _KEYS = 2 * COLUMNS * _CELL
 _LOCK_WITHIN_S = 0.2
-#: Nobody is waited for so long after one was waited for in vain: callers may be a loop that has others to serve.
-_IMPATIENT_S = 1.0
 #: A column for good is asked for when a service begins or is configured, by who can wait.
 _KEEP_WITHIN_S = 10.0
 
@@ -42,7 +40,8 @@ class SharedTable:
 
     def __init__(self, rows: int) -> None:
         self._rows = rows + 1
-        size = _KEYS + self._rows * COLUMNS * _CELL
+        self._turn = 2 * COLUMNS + self._rows * COLUMNS  # where it is counted who has had the lock
+        size = (self._turn + 1) * _CELL
         self._file = os.memfd_create("distfs") if hasattr(os, "memfd_create") else _temp_file()
         os.truncate(self._file, size)
         self._map = mmap.mmap(self._file, size)
@@ -51,7 +50,7 @@ class SharedTable:
         self._secret = os.urandom(16)
         self._thread = threading.Lock()
         self._mine = 0
-        self._impatient_until = 0.0  # on the monotonic clock; 0: who holds the lock is waited for
+        self._stuck = -1  # the turn that was waited for in vain
         self._hash = lru_cache(maxsize=1 << 14)(self._hash_of)
 
     def mine(self, row: int) -> None:
@@ -70,21 +69,22 @@ class SharedTable:
                     fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _lock(self) -> bool:
-        ends = 0.0
+        """Waits as long as others take turns, but not for one that stands still: callers may be a loop that has
+        others to serve."""
+        turn, ends = -1, 0.0
         while True:
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                now = time.monotonic()
-                if now < self._impatient_until:
-                    return False
-                ends = ends or now + _LOCK_WITHIN_S
-                if now >= ends:
-                    self._impatient_until = now + _IMPATIENT_S
+                if (theirs := self._cells[self._turn]) != turn:
+                    turn, ends = theirs, time.monotonic() + _LOCK_WITHIN_S
+                elif time.monotonic() >= ends:
+                    self._stuck = turn
+                if turn == self._stuck:
                     return False
                 time.sleep(0.0001)
             else:
-                self._impatient_until = 0.0
+                self._cells[self._turn] += 1
                 return True
 
     def column(self, name: str) -> int | None:

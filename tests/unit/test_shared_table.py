@@ -290,7 +290,6 @@ def test_a_column_for_good_is_refused_when_the_lock_is_not_to_be_had(
 def test_who_stands_still_with_the_lock_is_not_waited_for_by_each_call(
     crowded: SharedTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_table, "_IMPATIENT_S", 3600)
     slept, sleep = [], time.sleep
 
     def noted(seconds: float) -> None:
@@ -311,6 +310,16 @@ def test_who_stands_still_with_the_lock_is_not_waited_for_by_each_call(
     tally.give_back(UPLOADS, 1)
     assert tally.take(UPLOADS, 1, 0) is None
     assert crowded.total("\0".join(UPLOADS)) == 1, "when it has gone all is as before"
+
+
+def test_one_that_has_its_turn_after_another_is_waited_for_anew() -> None:
+    table = SharedTable(2)
+    with forked(table, 1, lambda _: hold_the_lock(table)):
+        assert not table._lock()
+        stuck = table._stuck
+    with forked(table, 1, lambda _: hold_the_lock(table)):
+        assert not table._lock()
+        assert table._stuck == stuck + 1
 
 
 def test_what_has_its_column_counts_for_all_without_the_lock_too(crowded: SharedTable) -> None:
