@@ -34,6 +34,7 @@ from distfs.config.settings import (
     Config,
     Fraction,
     HostName,
+    MetaDBConfig,
     Processes,
     Seconds,
     Secret,
@@ -74,6 +75,9 @@ def load(
 def parse(tree: object) -> Config:
     """A tree of plain values, as YAML gives it, -> Config. Raises ConfigError."""
     config: Config = _section(Config, tree, "")
+    if config.metadb.url == MetaDBConfig().url:  # whoever moves all data of `distfs up` moves its MetaDB
+        url = f"embedded:{config.local.data}/metadb"
+        config = replace(config, metadb=replace(config.metadb, url=url))
     check_relations(config)
     return config
 

@@ -74,6 +74,13 @@ def test_config_yml_of_the_working_folder_is_found(tmp_path: Path, monkeypatch: 
     assert config_file.load(None, {}).http.port == 1234
 
 
+def test_metadb_is_where_all_data_are_unless_it_is_said_to_be_elsewhere(tmp_path: Path) -> None:
+    moved = "local: {data: /srv/distfs}\n"
+    assert load(tmp_path, moved).metadb.url == "embedded:/srv/distfs/metadb"
+    elsewhere = "metadb: {url: 'embedded:/ssd/metadb'}\n"
+    assert load(tmp_path, moved + elsewhere).metadb.url == "embedded:/ssd/metadb"
+
+
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere.yml: No such file"):
         config_file.load(str(tmp_path / "nowhere.yml"), {})
