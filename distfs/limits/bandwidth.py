@@ -80,9 +80,9 @@ class Bandwidth:
         """How many transfers wait for their turn now."""
         return self._shapers[direction].waiting
 
-    def incoming(self, source: Source, caller: Caller, deadline: Deadline, size: int | None) -> Source:
-        """``source``, read no faster than it may be. ``size``: bytes to come; None: nobody knows."""
-        return _PacedSource(source, self.transfer(caller, "in"), deadline, size)
+    def incoming(self, source: Source, caller: Caller, deadline: Deadline, size: int | None) -> PacedSource:
+        """``source``, read no faster than it may be; to be closed. ``size``: bytes to come; None: nobody knows."""
+        return PacedSource(source, self.transfer(caller, "in"), deadline, size)
 
     def outgoing(self, views: Iterator[memoryview], share: Share, deadline: Deadline) -> Iterator[memoryview]:
         """``views``, in pieces, each when it may be sent; valid until the next one is asked for."""
@@ -240,7 +240,7 @@ class _Shaper:
         """Until it is granted; False: the discipline has been replaced meanwhile."""
         while True:
             now = self._clock()
-            while granted := discipline.schedule.grant(now):
+            while discipline is self.discipline and (granted := discipline.schedule.grant(now)):
                 self._wake(discipline.shares[granted])
             if transfer.granted:
                 return True
@@ -285,8 +285,8 @@ class _Shaper:
             share.turn.notify()
 
 
-class _PacedSource:
-    """A Source that takes a share of the bandwidth before it reads."""
+class PacedSource:
+    """A Source that takes a share of the bandwidth before it reads, until it is closed."""
 
     def __init__(self, source: Source, share: Share, deadline: Deadline, size: int | None) -> None:
         self._source, self._share, self._deadline = source, share, deadline
@@ -306,6 +306,10 @@ class _PacedSource:
                 self._share.close()
                 break
         return got
+
+    def close(self) -> None:
+        """Nobody reads it any more, whether it has ended or not."""
+        self._share.close()
 
 
 def _by_the_clock() -> Iterator[int]:

@@ -90,6 +90,7 @@ class SharedSchedule(Schedule):
         self._level = _SharedLevel(self._level.credit, table, name)
         self._turns = table.keep(f"{name} turn")  # of those that no cap of their own holds back
         self._served_here = [table.keep(f"{name} served {place}") for place in range(AT_ONCE)]
+        self._say_served([])  # whoever was, in what this one replaces
         self._groups: list[_SharedGroup] = []
         self._said: dict[int, float] = {}
         self._late: dict[tuple[int, int], float] = {}  # whose turn was waited for in vain, by column and row

@@ -79,9 +79,10 @@ def _store(
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     deadline = services.upload_deadline(size, request.hang_up)
     services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
-    body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
-    incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
     with ExitStack() as stack:
+        body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
+        stack.callback(body.close)  # who fails in its middle has a place among those served no longer
+        incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
         promise = _admitted(stack, services, request, policy, deadline, size)
         session = stack.enter_context(
             services.uploader.begin(deadline, request.environ.get("distfs.collect"), size)

@@ -109,6 +109,21 @@ def test_under_a_cap_a_small_upload_waits_in_the_clients_socket_and_not_in_a_spo
     eventually(lambda: service.app.services.bandwidth.waiting("in") == 0, "nobody waits for bandwidth")
 
 
+def test_an_upload_that_is_cut_is_in_nobodys_order_any_more(
+    serve: Callable[[Config], TestService], config: Config
+) -> None:
+    rate = BytesPerSecond(100 * MIB)
+    service = serve(replace(config, bandwidth=BandwidthConfig(cap_in=rate, mode="batch")))
+    discipline = service.app.services.bandwidth._shapers["in"].discipline
+    assert discipline
+    schedule = discipline.schedule
+    with socket.create_connection((service.host, service.port)) as sock:
+        head = f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {4 * MIB}\r\n\r\n"
+        sock.sendall(head.encode() + bytes(2 * MIB))
+        eventually(lambda: any(transfer.taken > MIB for transfer in schedule._live), "it is under way")
+    eventually(lambda: not schedule._live, "it has no place")
+
+
 class Checked(Held):
     """``/free`` waits for nothing, and reads no body; then the client's next request is there already."""
 

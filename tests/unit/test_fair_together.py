@@ -10,7 +10,7 @@ from distfs.config.settings import MIB, BandwidthConfig, BytesPerSecond, Callers
 from distfs.deadline import Deadline
 from distfs.limits.bandwidth import Bandwidth
 from distfs.limits.fair_together import PATIENCE_S, SharedSchedule
-from distfs.limits.fairshare import Group, Transfer
+from distfs.limits.fairshare import EXPRESS, Group, Transfer
 from distfs.process.shared_table import SharedTable
 from tests.unit.test_bandwidth import PATIENCE_S as LONG_S
 from tests.unit.test_bandwidth import caller, take_all
@@ -116,3 +116,23 @@ def test_threads_wait_for_their_turns_as_in_one_process(mode: str) -> None:
     take_all(bandwidth.transfer(caller(), "out"), 10 * MIB, Deadline(LONG_S))
     assert time.monotonic() - began > 0.1, "never sooner than the cap allows"
     bandwidth.close()
+
+
+def served(table: SharedTable, by: SharedSchedule) -> list[dict[int, float]]:
+    """Which transfers of other processes are served, as the one of row 1 sees it."""
+    table.mine(1)
+    return [table.others(column) for column in by._served_here]
+
+
+def test_whoever_was_served_in_batch_mode_is_not_when_that_has_ended_and_begins_anew() -> None:
+    table = SharedTable(2)
+    table.mine(0)
+    batch = SharedSchedule(CAP, "batch", table, "out")
+    large = Transfer(6, group=Group(0), taken=EXPRESS)
+    batch.ask(large, MIB, 100.0)
+    assert batch.grant(100.0) is large
+    assert served(table, batch) == [{1: 7}, {}]
+    table.mine(0)
+    for mode in ("fair", "batch"):
+        SharedSchedule(CAP, mode, table, "out")
+    assert served(table, batch) == [{}, {}]
