@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -10,6 +11,8 @@ from typing import Protocol
 from distfs.errors import ConfigError
 from distfs.formats.isal import Parity, library
 from distfs.model import Buffer, Policy
+
+log = logging.getLogger("distfs.coding")
 
 
 class Code(Protocol):
@@ -63,7 +66,8 @@ class ReedSolomon:
 
     The library takes and gives copies, of about two blocks, while it works. It does not let go of the
     interpreter lock then, so one at a time is as fast, and all the copies there are at any time are those of one.
-    Cells are made by ISA-L itself, where it is found: their bytes are the same.
+    Cells are made by ISA-L itself, where it is found and makes the same: a block is coded both ways to see it, since
+    what is read is decoded by the library.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -74,11 +78,20 @@ class ReedSolomon:
         self.policy = policy
         # It will not do without parity; what was not asked for is dropped.
         self._driver = ECDriver(k=policy.k, m=max(1, policy.m), ec_type="isa_l_rs_cauchy", chksum_type="none")
-        isal = library()
-        self._parity = Parity(isal, policy.k, policy.m) if isal and policy.m else None
         self._lock = threading.Lock()  # one call of the library, with its copies
         self.cell_size = lru_cache(maxsize=1024)(self._cell_size)
         self._headers = lru_cache(maxsize=256)(self._make_headers)
+        isal = library()
+        self._parity = Parity(isal, policy.k, policy.m) if isal and policy.m else None
+        if self._parity is not None and not self._same_both_ways():
+            log.error("policy %s: ISA-L and liberasurecode make different parity: the latter is used", policy)
+            self._parity = None
+
+    def _same_both_ways(self) -> bool:
+        block = memoryview(bytearray(i * i % 251 for i in range(self.policy.k * 64)))
+        return [*map(bytes, self.encode(block))] == [
+            *map(bytes, self._encode(block, self.cell_size(len(block))))
+        ]
 
     def _cell_size(self, length: int) -> int:
         with self._lock:

@@ -26,7 +26,9 @@ def library() -> ctypes.CDLL | None:
     for name in [*map(str, sorted(wheel.glob("libisal*.so*"))), ctypes.util.find_library("isal")]:
         try:
             found = ctypes.CDLL(name) if name else None
-            if found and all(hasattr(found, each) for each in ("gf_gen_cauchy1_matrix", "ec_encode_data")):
+            if found and all(
+                hasattr(found, each) for each in ("gf_gen_cauchy1_matrix", "ec_init_tables", "ec_encode_data")
+            ):
                 return found
         except OSError:
             continue

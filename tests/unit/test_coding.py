@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from distfs.formats import coding
 from distfs.formats.coding import Code, ReedSolomon, code_for
+from distfs.formats.isal import library
 from distfs.model import MAX_K, MAX_M, Policy
 from tests.contract.samples import random_bytes
 
@@ -89,6 +91,24 @@ def test_without_isa_l_the_library_makes_the_same_cells(monkeypatch: pytest.Monk
     assert [bytes(cell) for cell in without.encode(block)] == [
         bytes(cell) for cell in code_for(Policy(4, 2)).encode(block)
     ]
+
+
+def test_parity_that_the_library_would_not_make_is_never_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As of an ISA-L that has another matrix: checksums would be right, and the block lost with its first cell."""
+    isal = library()
+    assert isal is not None
+
+    class Another:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(isal, {"gf_gen_cauchy1_matrix": "gf_gen_rs_matrix"}.get(name, name))
+
+    monkeypatch.setattr(coding, "library", Another)
+    code = ReedSolomon(Policy(4, 2))
+    check(code, random_bytes(4096), choices(code.policy, 15))
+    assert code._parity is None
+    assert "4+2: ISA-L and liberasurecode make different parity" in caplog.text
 
 
 def test_data_cells_are_the_block_itself() -> None:
