@@ -117,6 +117,15 @@ def test_without_free_buffers_a_sink_is_plain(pool: BufferPool, tmp_path: Path) 
     pool.give_back(taken)
 
 
+def test_short_sinks_leave_enough_for_a_large_one(pool: BufferPool, tmp_path: Path) -> None:
+    short = [open_sink(tmp_path / str(number), SIZE, pool) for number in range(5)]
+    large = open_sink(tmp_path / "large", 10 * SIZE, pool)
+    kinds = [type(sink) for sink in (*short, large)]
+    for sink in (*short, large):
+        sink.discard()
+    assert kinds == [ShortSink] * 3 + [PlainSink] * 2 + [DirectSink]
+
+
 def test_the_pool_never_gives_more_than_its_limit(pool: BufferPool) -> None:
     first, second = pool.take(3), pool.take(3)
     assert first is not None

@@ -52,10 +52,10 @@ class BufferPool:
         self._lock = threading.Lock()
         self._free: list[mmap.mmap] = []
 
-    def take(self, n: int) -> list[mmap.mmap] | None:
-        """``n`` buffers, or None when so many are not free."""
+    def take(self, n: int, leaving: int = 0) -> list[mmap.mmap] | None:
+        """``n`` buffers, or None when there are not so many free, and ``leaving`` more for others."""
         with self._lock:
-            if self.in_use + n > self.limit:
+            if self.in_use + n + leaving > self.limit:
                 return None
             while len(self._free) < n:
                 self._free.append(mmap.mmap(-1, self.size))
@@ -71,7 +71,9 @@ class BufferPool:
 def open_sink(path: str | Path, size_hint: int, pool: BufferPool | None) -> Sink:
     """A new file at ``path``: with O_DIRECT if a pool is given, has buffers, and the file system takes it."""
     short = pool is not None and 0 < size_hint <= pool.size
-    buffers = pool.take(ShortSink.BUFFERS if short else DirectSink.BUFFERS) if pool is not None else None
+    buffers = None
+    if pool is not None:  # a few short ones of slow clients do not take what a large one needs
+        buffers = pool.take(ShortSink.BUFFERS, DirectSink.BUFFERS) if short else pool.take(DirectSink.BUFFERS)
     if pool is not None and buffers is not None:
         try:
             if short:
