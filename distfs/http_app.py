@@ -201,7 +201,7 @@ def _refusal(request: Request, error: Exception) -> Response:
         detail = f"distfs failed; the reason is in its log under request {current_request_id()}"
         log.error("a request failed for no reason that should occur", exc_info=error)
     kind, body = explained(request.headers.get("Accept", ""), status, detail, current_request_id())
-    response = Response(body, status, content_type=kind)
+    response = Response(body, f"{status} {phrase(status)}", content_type=kind)
     response.headers.update(headers)
     return response
 

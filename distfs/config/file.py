@@ -110,7 +110,7 @@ def _with_environment(tree: Any, environ: Mapping[str, str], old_names: Mapping[
             raise ConfigError(
                 f"environment: unknown {name}{_hint(key, types, f'DISTFS_{section}_', str.upper)}"
             )
-        value = text if types[key] in _PARSERS else _yaml(text, name)
+        value = text if types[key] in _PARSERS or not text else _yaml(text, name)
         _value(types[key], value, name)  # so that the message names the variable
         inner = tree.setdefault(section, {})
         if isinstance(inner, dict):

@@ -81,6 +81,11 @@ def test_metadb_is_where_all_data_are_unless_it_is_said_to_be_elsewhere(tmp_path
     assert load(tmp_path, moved + elsewhere).metadb.url == "embedded:/ssd/metadb"
 
 
+def test_an_empty_variable_is_an_empty_list(tmp_path: Path) -> None:
+    assert Config().callers.exempt
+    assert load(tmp_path, "", DISTFS_CALLERS_EXEMPT="").callers.exempt == ()
+
+
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere.yml: No such file"):
         config_file.load(str(tmp_path / "nowhere.yml"), {})
