@@ -111,6 +111,7 @@ def apply_migrations(connection: Any) -> list[int]:
     Unavailable while another migrates.
     """
     _check_server(connection)
+    connection.run("SET enable_seqscan = on")  # what a migration changes is often all of a table
     _limit_locks(connection, _LOCK_WAIT_S)
     _lock(connection)
     connection.run(_BOOKKEEPING)

@@ -54,6 +54,21 @@ def test_migrating_again_changes_nothing(meta: MetaDB, metadb_url: str) -> None:
     assert run_sql(metadb_url, "SELECT id FROM cluster") == [[cluster]]
 
 
+def test_a_migration_may_read_a_table_from_end_to_end(make_database: Callable[[str], str]) -> None:
+    url = make_database("template1")
+    run_sql(url, "CREATE TABLE seen (seqscan text)")
+    run_sql(
+        url,
+        "CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO seen VALUES (current_setting('enable_seqscan')); END $$",
+    )
+    run_sql(url, "CREATE EVENT TRIGGER note ON ddl_command_end EXECUTE FUNCTION note()")
+    meta = MetaDB(MetaDBConfig(url=url))
+    assert meta.migrate()
+    meta.close()
+    assert run_sql(url, "SELECT DISTINCT seqscan FROM seen") == [["on"]]
+
+
 def migrate_up_to(url: str, last: int) -> None:
     """As an earlier version of distfs left it."""
     run_sql(url, meta_schema._BOOKKEEPING)
