@@ -31,7 +31,10 @@ _request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_RECORD = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None))  # what all records have in common
+#: What all records have in common; by which thread and process is not said, as by ``setup_logging``.
+_RECORD = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dict.fromkeys(
+    ("thread", "threadName", "process", "processName")
+)
 _OWN_COUNT = len(vars(logging.makeLogRecord({})))  # of a record's attributes; what it was given follows
 _OWN_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", REQUEST_ID}
 

@@ -186,7 +186,7 @@ class Loop(Host):
         if self.draining and self._shared is not None and self._shared.others_accept():
             self._stop_listening()
             return
-        wanted = self._places > 0 and now >= self._accept_after
+        wanted = self._room > 0 and now >= self._accept_after
         if wanted != self._accepting:
             self._accepting = wanted
             if wanted:
@@ -205,7 +205,7 @@ class Loop(Host):
             listener.close()
 
     @property
-    def _places(self) -> int:
+    def _room(self) -> int:
         """For more connections; those that are turned away have none."""
         return self.http.max_connections - len(self.connections) + len(self._turned_away)
 
@@ -214,7 +214,7 @@ class Loop(Host):
         if self._shared is not None:  # the others have their turn
             self._epoll.unregister(listener)
             self._accepting, most = False, 1
-        for _ in range(min(most, self._places)):
+        for _ in range(min(most, self._room)):
             try:
                 sock, address = listener.accept()
             except BlockingIOError:

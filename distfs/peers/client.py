@@ -72,9 +72,9 @@ class NodeClient(AsksAhead):
         fields = f'{wire.encode_fragment(header)},"size_hint":{size_hint}'
         request = self._request(Type.PUT, fields, deadline)
         # With its heads. In a larger file, an upload waits for nodes that have ended before a slice begins: look.
-        small = header.ordinal == 0 and 0 < size_hint <= REPLAY_MOST // 2
+        replayable = header.ordinal == 0 and 0 < size_hint <= REPLAY_MOST // 2
         return RemoteWriter(
-            Exchange(self.link, deadline, small=small, for_disk=True), request, header.block_size
+            Exchange(self.link, deadline, replayable=replayable, for_disk=True), request, header.block_size
         )
 
     def ask(
@@ -94,7 +94,7 @@ class NodeClient(AsksAhead):
         request = self._request(Type.GET, fields + ',"quarantine":true' if aside else fields, deadline)
         try:
             exchange = Exchange(
-                self.link, deadline, notice=self.hedge_delay, connect_within=connect_within, small=True
+                self.link, deadline, notice=self.hedge_delay, connect_within=connect_within, replayable=True
             )
         except TooSlow:
             if connect_within is not None:

@@ -127,13 +127,13 @@ class Exchange:
         notice: float | None = None,
         connect_within: float | None = None,
         patient: bool = False,
-        small: bool = False,
+        replayable: bool = False,
         for_disk: bool = False,
     ) -> None:
         """``notice``: silence after which ``_or_late`` calls return; ``connect_within``: seconds to connect in;
         ``patient``: the node works for long before it answers, so that only the deadline bounds its silence;
-        ``small``: all that is sent will be at hand until the answer comes; ``for_disk``: the node writes before it
-        answers, and may be silent for as long as the budget lasts.
+        ``replayable``: all that is sent will be at hand until the answer comes; ``for_disk``: the node writes before
+        it answers, and may be silent for as long as the budget lasts.
 
         Raises Busy, NodeUnavailable, TooSlow.
         """
@@ -143,7 +143,7 @@ class Exchange:
         self._kept: list[bytes] | None = []
         self._size = 0
         self._ended = False
-        sock = link.pool.lend() if small else None
+        sock = link.pool.lend() if replayable else None
         self._reused = sock is not None
         if sock is None:
             wait = link.config.stall_timeout if connect_within is None else connect_within

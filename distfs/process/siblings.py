@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -258,6 +259,8 @@ class Siblings:
         code = BUG
         try:
             code = self._work(self._become(number, life))
+        except BaseException:  # noqa: BLE001 - the process's outermost edge
+            traceback.print_exc()
         finally:
             os._exit(code)  # what is below on the stack is the parent's
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from distfs.process import siblings
+from distfs.process import output, siblings
 from distfs.process.siblings import Hooks, Sibling, Siblings
 
 
@@ -95,3 +95,11 @@ def test_no_process_to_be_had_is_tried_again(monkeypatch: pytest.MonkeyPatch) ->
     hooks = Hooks(ready=ready, reload=nothing, hung_up=bool, stop=nothing, died=nothing)
     assert Siblings("test", 1, work, hooks).run() == 0
     assert len(tries) == 3
+
+
+def test_one_that_fails_by_a_bug_says_which(capfd: pytest.CaptureFixture[str]) -> None:
+    def work(sibling: Sibling) -> int:
+        raise RuntimeError("a bug")
+
+    assert Siblings("test", 1, work, Hooks(nothing, nothing, bool, nothing, nothing)).run() == output.BUG
+    assert "RuntimeError: a bug" in capfd.readouterr().err

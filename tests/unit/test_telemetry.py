@@ -105,3 +105,12 @@ def test_the_request_id_goes_with_work_handed_to_another_thread() -> None:
         enter_request("r2")
         assert pool.submit(in_context(current_request_id)).result() == "r2"
         assert pool.submit(current_request_id).result() == "-"
+
+
+def test_the_short_way_does_not_say_that_a_thread_or_process_logged_which_did_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        log_facts(logging.getLogger("test.telemetry"), "request", {})
+    [record] = caplog.records
+    assert (record.thread, record.threadName, record.process, record.processName) == (None,) * 4

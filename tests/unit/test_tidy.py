@@ -48,6 +48,7 @@ OUTERMOST_EDGES = {
     "peers.node_list:NodeList._run": "others wait for the list",
     "process.dial:_look_up.ask": "somebody waits for its answer",
     "process.forked:_live": "the end of a forked process; below it are frames of its parent's",
+    "process.siblings:Siblings._live": "the end of a forked process, as in process.forked",
     "process.log_writer:LineWriter._line": "a line that cannot be formatted must end neither the log nor the request",
     "process.output:command": "Python's own exit code for a bug is 1, by which commands mean something else",
     "process.threads:Threads._run": "who waits for the work is told",

@@ -1,8 +1,8 @@
 """Fragments on one disk: ``DATA/data/ab/cd/<slice-uuid>.<index>``, written so that an acknowledged one stays.
 
 Durable write: temp file in the same file system, every cell's checksum verified as it arrives, length check,
-fsync, rename, fsync of the folder, only then the acknowledgement (restic's local backend does the same). Big
-fragments are written in aligned buffers with O_DIRECT by a thread of their own (``disk.writer``).
+fsync, rename, fsync of the folder, only then the acknowledgement (restic's local backend does the same). All but
+small fragments are written in aligned buffers with O_DIRECT, big ones by a thread of their own (``disk.writer``).
 """
 
 from __future__ import annotations

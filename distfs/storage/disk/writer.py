@@ -1,4 +1,5 @@
-"""Bytes on their way to one file: aligned O_DIRECT writes that overlap with receiving, or plain ones.
+"""Bytes on their way to one file: aligned O_DIRECT writes, or plain ones. Those of a big file overlap with receiving;
+what fits into one buffer is written when all of it is there, by who received it.
 
 Measured on the path of 600 MB to two fsynced copies: O_DIRECT takes half the time of writing through the page
 cache, and writing 4 MiB in a thread of its own while the next 4 MiB arrive takes a third off that.
