@@ -10,12 +10,17 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from distfs.config.settings import BandwidthConfig, BytesPerSecond, CallersConfig, Config
 from distfs.errors import Busy, Unavailable
+from distfs.limits.bandwidth import Bandwidth
 from distfs.limits.gate import Gate
 from distfs.limits.tally import Held, SharedTally, Tally
+from distfs.local.reload import Reload
 from distfs.process import shared_table
 from distfs.process.shared_table import WAYS, SharedTable
 from tests.contract.litter import eventually
@@ -343,3 +348,24 @@ def test_what_others_hold_is_seen_without_the_lock(crowded: SharedTable) -> None
         assert tally.take(UPLOADS, 1, 2) == 2
         assert tally.take(UPLOADS, 1, 3) is None
         assert tally.take(UPLOADS, 1, 3) == 3
+
+
+def test_a_reload_that_cannot_make_its_columns_says_so_and_may_be_done_again(
+    crowded: SharedTable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_table, "_KEEP_WITHIN_S", 0)
+    bandwidth = Bandwidth(BandwidthConfig(), CallersConfig(), table=crowded)
+    capped = Config(bandwidth=BandwidthConfig(cap_out=BytesPerSecond(1 << 20)))
+    services: Any = SimpleNamespace(
+        reconfigure=lambda config: bandwidth.configure(config.bandwidth, config.callers)
+    )
+    reload = Reload(lambda: capped, Config(), services)
+    with caplog.at_level("INFO"):
+        with forked(crowded, 1, lambda _: hold_the_lock(crowded)):
+            reload.now()
+        assert "then send SIGHUP again" in caplog.text
+        assert not bandwidth.capped("out")
+        monkeypatch.undo()
+        reload.now()
+        assert "bandwidth.cap_out" in caplog.text
+        assert bandwidth.capped("out")
