@@ -61,11 +61,10 @@ class Bandwidth:
         """No discipline where nothing is capped."""
         discipline: _Discipline | None = None
         if cap or any(caps.values()):
-            if self._table is None:
-                groups = {rule: Group(cap) for rule, cap in caps.items()}
-                discipline = _Discipline(Schedule(cap, mode), callers, Group(0), groups)
-            else:
-                discipline = _discipline_of_all(self._table, direction, mode, cap, callers, caps)
+            table = self._table
+            schedule = Schedule(cap, mode) if table is None else SharedSchedule(cap, mode, table, direction)
+            groups = {rule: schedule.group(most, str(rule.match)) for rule, most in caps.items()}
+            discipline = _Discipline(schedule, callers, Group(0), groups)
         self._shapers[direction].change(discipline)
 
     def transfer(self, caller: Caller, direction: Direction) -> Share:
@@ -154,20 +153,6 @@ class _Discipline:
         """By the first rule about the caller: who it shares a cap with, and its weight."""
         rule = self._callers.rule(caller)
         return (self._groups[rule], rule.weight) if rule else (self._everyone, 1.0)
-
-
-def _discipline_of_all(
-    table: SharedTable,
-    direction: Direction,
-    mode: str,
-    cap: int,
-    callers: CallersConfig,
-    caps: Mapping[CallerRule, int],
-) -> _Discipline:
-    """Of all processes of a service."""
-    schedule = SharedSchedule(cap, mode, table, direction)
-    groups = {rule: schedule.group(most, str(rule.match)) for rule, most in caps.items()}
-    return _Discipline(schedule, callers, Group(0), groups)
 
 
 class _Shaper:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from ipaddress import IPv6Address, ip_network
 
 from distfs.config.callers import Caller, IPAddress, parse_address
@@ -83,33 +83,45 @@ class Callers:
             return
         at = self.config.identify(caller).address
         uploads, declared = Held("large uploads", _whose(at)), Held("declared bytes", _whose(at))
-        if (has := self.tally.take(uploads, 1, self._share(self._http.max_uploads, at))) is not None:
-            raise _too_many(uploads.who, counted(has, "large upload"), "try again when one has ended")
-        try:
-            most = self._share(self._http.max_bytes_in_flight, at)
-            if (has := self.tally.take(declared, size, most)) is not None:
-                running, more, limit = compared(has, size, most)
-                raise TooMany(
-                    f"uploads of {running} from {declared.who} run already, {more} more would pass the {limit} that "
-                    "one address may have (callers.address_share): try again when one has ended"
-                )
-            try:
-                yield
-            finally:
-                self.tally.give_back(declared, size)
-        finally:
-            self.tally.give_back(uploads, 1)
+        most = self._share(self._http.max_bytes_in_flight, at)
 
-    @contextmanager
-    def _transfer(self, caller: Caller) -> Iterator[None]:
+        def one_more(has: int) -> TooMany:
+            return _too_many(uploads.who, counted(has, "large upload"), "try again when one has ended")
+
+        def so_many_bytes(has: int) -> TooMany:
+            running, more, limit = compared(has, size, most)
+            return TooMany(
+                f"uploads of {running} from {declared.who} run already, {more} more would pass the {limit} that "
+                "one address may have (callers.address_share): try again when one has ended"
+            )
+
+        with (
+            self._holding(uploads, 1, self._share(self._http.max_uploads, at), one_more),
+            self._holding(declared, size, most, so_many_bytes),
+        ):
+            yield
+
+    def _transfer(self, caller: Caller) -> AbstractContextManager[None]:
         at = self.config.identify(caller).address
         held = Held("transfers", _whose(at))
-        if (has := self.tally.take(held, 1, self._share(self._http.threads, at))) is not None:
-            raise _too_many(held.who, counted(has, "transfer"), "try again when one has ended")
+        return self._holding(
+            held,
+            1,
+            self._share(self._http.threads, at),
+            lambda has: _too_many(held.who, counted(has, "transfer"), "try again when one has ended"),
+        )
+
+    @contextmanager
+    def _holding(
+        self, held: Held, amount: int, most: int, refusal: Callable[[int], TooMany]
+    ) -> Iterator[None]:
+        """``amount`` more, until ``with`` ends. Raises ``refusal``, which is told what is held already."""
+        if (has := self.tally.take(held, amount, most)) is not None:
+            raise refusal(has)
         try:
             yield
         finally:
-            self.tally.give_back(held, 1)
+            self.tally.give_back(held, amount)
 
     def whose(self, caller: Caller) -> str:
         """The address that has its share of what is promised to uploads; empty: it has what there is."""
@@ -126,15 +138,9 @@ class Callers:
 
     # --- rules -------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _held_by_rule(self, rule: CallerRule) -> Iterator[None]:
+    def _held_by_rule(self, rule: CallerRule) -> AbstractContextManager[None]:
         held = Held("uploads by rule", str(rule.match))
-        if self.tally.take(held, 1, rule.max_uploads) is not None:
-            raise self._too_many_by_rule(rule)
-        try:
-            yield
-        finally:
-            self.tally.give_back(held, 1)
+        return self._holding(held, 1, rule.max_uploads, lambda _: self._too_many_by_rule(rule))
 
     def _too_many_by_rule(self, rule: CallerRule) -> TooMany:
         return TooMany(

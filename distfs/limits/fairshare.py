@@ -117,6 +117,10 @@ class Schedule:
         self._waiting: dict[Transfer, None] = {}
         self._live: dict[Transfer, None] = {}  # batch: those that have a place in the order
 
+    def group(self, cap: float, name: str) -> Group:
+        """Of transfers that have ``cap`` together; 0: they have none. ``name``: of no other group here."""
+        return Group(cap)
+
     def portion(self, transfer: Transfer) -> int:
         """The most that is granted to it at once, in bytes."""
         return _portion(min(transfer.group.pace.rate or inf, self._pace.rate or inf), self._batch)

@@ -45,6 +45,15 @@ class Shown:
     argv: Sequence[str]
 
 
+def ended(pid: int, options: int) -> int | None:
+    """-> the exit code of a child, or a signal's number, negative; None: it runs. ``options``: as of waitpid(2)."""
+    try:
+        found, status = os.waitpid(pid, options)
+    except ChildProcessError:  # who started this process ignores SIGCHLD: it has ended, nobody knows how
+        return FAILED
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
 class Forked:
     """A child that was forked; to whoever waits for it as a ``subprocess.Popen``."""
 
@@ -62,12 +71,7 @@ class Forked:
 
     def _look(self, options: int) -> None:
         if self.returncode is None:
-            try:
-                pid, status = os.waitpid(self.pid, options)
-            except ChildProcessError:  # who started this one ignores SIGCHLD: it has ended, nobody knows how
-                pid, status = self.pid, FAILED << 8
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
+            self.returncode = ended(self.pid, options)
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:  # until it is waited for its number is nobody else's

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from distfs.process import parent_watch
+from distfs.process.forked import ended
 from distfs.process.output import BUG, DONE, FAILED
 
 log = logging.getLogger("distfs.processes")
@@ -196,14 +197,11 @@ class Siblings:
         """Whether it has ended."""
         if not place.pid:
             return
-        try:
-            pid, status = os.waitpid(place.pid, os.WNOHANG)
-        except ChildProcessError:  # somebody else was told
-            pid, status = place.pid, FAILED << 8
-        if not pid:
+        pid = place.pid
+        code = ended(pid, os.WNOHANG)
+        if code is None:
             return
         place.pid = self._state[1 + place.number] = 0
-        code = os.waitstatus_to_exitcode(status)
         self._hooks.died(place.number)
         how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
         if self._state[0]:

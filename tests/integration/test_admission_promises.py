@@ -357,12 +357,16 @@ def test_small_files_cost_no_row_and_leave_what_is_promised_alone(services: Serv
         pass
 
 
+def admission_of(meta: MetaDB) -> Admission:
+    """Of a service that has no limits but room."""
+    callers = Callers(CallersConfig(), HttpConfig())
+    return Admission(ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig(), callers)
+
+
 def test_without_metadb_nothing_is_admitted() -> None:
     nowhere = "postgresql://nobody@127.0.0.1:1/none?sslmode=disable"
     meta = MetaDB(MetaDBConfig(url=nowhere, patience=Seconds(0)))
-    admission = Admission(
-        ReservationDB(meta, uuid4()), Gate(), STORAGE, HttpConfig(), Callers(CallersConfig(), HttpConfig())
-    )
+    admission = admission_of(meta)
     for size in (10, 10 * MIB, None):
         with pytest.raises(Unavailable, match="MetaDB"):
             admit(admission, size)
@@ -376,13 +380,7 @@ def test_all_who_wait_are_refused_at_once_when_metadb_hangs(monkeypatch: pytest.
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none?sslmode=disable"
         meta = MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(0.5), connect_timeout=Seconds(5)))
-        admission = Admission(
-            ReservationDB(meta, uuid4()),
-            Gate(),
-            STORAGE,
-            HttpConfig(),
-            Callers(CallersConfig(), HttpConfig()),
-        )
+        admission = admission_of(meta)
 
         def upload(_: int) -> None:
             with pytest.raises((Unavailable, Busy)) as refused:
@@ -405,13 +403,7 @@ def test_all_who_wait_are_admitted_when_metadb_is_back(
         url=proxied_url(proxy, metadb_url), statement_timeout=Seconds(1), patience=Seconds(300)
     )
     with closing(MetaDB(short, down_after=60)) as meta, ThreadPoolExecutor(4) as clients:
-        admission = Admission(
-            ReservationDB(meta, uuid4()),
-            Gate(),
-            STORAGE,
-            HttpConfig(),
-            Callers(CallersConfig(), HttpConfig()),
-        )
+        admission = admission_of(meta)
         proxy.refuses = True
         waiting = [clients.submit(admit, admission, 10 * MIB) for _ in range(4)]
         eventually(lambda: meta._pool.away_for() > 5, "it has been away for long")
