@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from uuid import uuid4, uuid5
 
 from distfs.config.processes import count_of, part_of
+from distfs.config.reach import check_reach
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
 from distfs.errors import Busy, ConfigError, OtherSettings, OutcomeUnknown, Unavailable
@@ -60,6 +61,7 @@ class Settings:
 def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     """Writes its URL on standard output when it listens; SIGTERM and SIGINT end it, running requests first; the
     second one does not wait for them. SIGHUP reads the configuration anew. -> the exit code."""
+    check_reach(settings.config)
     descriptors.raise_limit()
     count = count_of(settings.config)
     if count == 1:

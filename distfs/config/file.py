@@ -28,6 +28,7 @@ from distfs.config.rules import check_relations
 from distfs.config.settings import (
     AUTO,
     MOST_PROCESSES,
+    AuthMode,
     Bytes,
     BytesPerSecond,
     CallerRule,
@@ -38,6 +39,7 @@ from distfs.config.settings import (
     Processes,
     Seconds,
     Secret,
+    TlsMode,
     Weight,
 )
 from distfs.errors import ConfigError
@@ -97,8 +99,8 @@ def override(config: Config, section: str, **values: object) -> Config:
 
 def _with_environment(tree: Any, environ: Mapping[str, str], old_names: Mapping[str, str]) -> Any:
     """``DISTFS_HTTP_PORT=80`` -> tree["http"]["port"] = 80. Unknown names are refused like unknown keys."""
-    tree = {k: dict(v) if isinstance(v, dict) else v or {} for k, v in tree.items()}
     sections = typing.get_type_hints(Config)
+    tree = {k: _spelled_out(sections.get(k), v) for k, v in tree.items()}
     for name, text in environ.items():
         if not name.startswith("DISTFS_") or _is_of_others(name, text):
             continue
@@ -178,9 +180,19 @@ def _unknown_variable(name: str, sections: Mapping[str, Any]) -> ConfigError:
     return ConfigError(f"environment: unknown {redacted(name)}; did you mean {' or '.join(near)}?")
 
 
-def _section(cls: Any, tree: object, path: str) -> Any:
+def _spelled_out(cls: Any, tree: object) -> object:
+    """A section that is one word is its mode: ``auth: open``."""
+    if isinstance(tree, dict):
+        return dict(tree)
     if tree is None or tree == "":
-        tree = {}
+        return {}
+    if isinstance(tree, str | bool) and cls is not None and "mode" in typing.get_type_hints(cls):
+        return {"mode": tree}
+    return tree
+
+
+def _section(cls: Any, tree: object, path: str) -> Any:
+    tree = _spelled_out(cls, tree)
     if not isinstance(tree, dict):
         raise ConfigError(f"config: {path.rstrip('.') or 'the file'} must be a mapping of keys")
     types = typing.get_type_hints(cls)
@@ -290,6 +302,21 @@ def _switch(value: object) -> bool:
     return str(value).lower() in ("true", "yes", "on")
 
 
+def _mode(*others: str) -> Callable[[object], str]:
+    """On, off, or another word; some who read YAML make truth of the first two."""
+
+    def parse(value: object) -> str:
+        text = str(value).lower()
+        if text in others:
+            return text
+        try:
+            return "on" if _switch(text) else "off"
+        except ValueError:
+            raise ValueError(f"{value!r} is not on, off or {' or '.join(others)}") from None
+
+    return parse
+
+
 def _policies(value: object) -> Mapping[str, Policy]:
     if not isinstance(value, dict) or "default" not in value:
         raise ValueError("must map names to k+m and have a 'default', for example {default: 1+1}")
@@ -341,6 +368,8 @@ _PARSERS: _Parsers = {
     HostName: _host,
     Processes: _processes,
     Secret: _secret,
+    AuthMode: _mode("open"),
+    TlsMode: _mode("auto"),
     CallerMatch: lambda value: CallerMatch.parse(_text(value)),
     int: _integer,
     bool: _switch,

@@ -21,6 +21,8 @@ BytesPerSecond = NewType("BytesPerSecond", int)
 Fraction = NewType("Fraction", float)
 Weight = NewType("Weight", float)
 Processes = NewType("Processes", int)  # AUTO: one a core
+AuthMode = NewType("AuthMode", str)  # 'off', 'on' or 'open'
+TlsMode = NewType("TlsMode", str)  # 'auto', 'off' or 'on'
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 AUTO, MOST_PROCESSES = Processes(0), 256
@@ -93,6 +95,21 @@ class CallersConfig:
             return None
         identity = self.identify(caller)
         return next((rule for rule in self.rules if identity.matches(rule.match)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class AuthConfig:
+    """Who may use the service."""
+
+    mode: AuthMode = AuthMode("off")  # off: everybody on this machine; on: who has a token; open: everybody
+    token_grace: Seconds = Seconds(60)  # known tokens go on for so long while MetaDB is away
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """HTTPS."""
+
+    mode: TlsMode = TlsMode("auto")  # nobody said: off, and on loopback alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +239,8 @@ class Config:
     """All of it. Each part of distfs is handed the section it needs, not this."""
 
     http: HttpConfig = field(default_factory=HttpConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
     bandwidth: BandwidthConfig = field(default_factory=BandwidthConfig)
     callers: CallersConfig = field(default_factory=CallersConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)

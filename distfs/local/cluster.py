@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from distfs import storage_server
 from distfs.agreement import times_of
 from distfs.config.file import override
+from distfs.config.reach import check_reach
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError
@@ -294,7 +295,8 @@ def _check_new(config: Config, data: Path) -> None:
 
 
 def _check_places(config: Config) -> None:
-    """Raises ConfigError when the service or the nodes cannot listen."""
+    """Raises ConfigError when the service or the nodes cannot listen, or should not."""
+    check_reach(config)
     _check_port(config.http.host, config.http.port)
     if (host := config.node.host) in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
         raise ConfigError(

@@ -1,0 +1,46 @@
+"""Where the service may listen: beyond this machine only where somebody has written who may use it, and how.
+
+A default that nobody wrote is no decision. Of another WSGI host's address nothing is known here.
+"""
+
+from __future__ import annotations
+
+from distfs.config.callers import LOOPBACK, parse_address
+from distfs.config.settings import Config
+from distfs.errors import ConfigError
+from distfs.process.dial import to_listen
+
+_AUTH = "`auth: on` (or `auth: open`: everybody may read and delete all files)"
+_TLS = "`tls: on` (or `tls: off`: plain text)"
+
+
+def check_reach(config: Config) -> None:
+    """Raises ConfigError: one line with the lines to write."""
+    if config.auth.mode == "on":
+        raise ConfigError(
+            "config: auth.mode: tokens are not there yet: write `auth: open`, or listen on loopback"
+        )
+    if config.tls.mode == "on":
+        raise ConfigError(
+            "config: tls.mode: TLS is not there yet: write `tls: off`, and use a proxy that has it"
+        )
+    missing = [
+        line
+        for line, undecided in ((_AUTH, config.auth.mode == "off"), (_TLS, config.tls.mode == "auto"))
+        if undecided
+    ]
+    if missing and not is_loopback(config.http.host):
+        raise ConfigError(
+            f"the service would listen on {config.http.host or 'every address'}, which others than this machine "
+            f"reach: write {' and '.join(missing)} into config.yml"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether who listens at ``host``, an address or a name, is reached from this machine alone."""
+    try:
+        _, address = to_listen(host, 0)
+    except (OSError, UnicodeError):  # nobody can listen there, which is said by who tries
+        return True
+    found = parse_address(address[0])
+    return found is not None and any(found in network for network in LOOPBACK)
