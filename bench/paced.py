@@ -56,7 +56,7 @@ def get(port: int, path: str, expected: bytes, rate: float, out: Outcome) -> Cou
     """A download no faster than ``rate`` bytes a second; as fast as it comes with 0."""
     began = time.monotonic()
     yield from _connect(port, out)
-    out.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: paced\r\n\r\n".encode())
+    out.sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     length, data = yield from _head(out, began)
     if length != len(expected):
         raise ConnectionError(f"{length} bytes instead of {len(expected)}")
@@ -76,7 +76,9 @@ def get(port: int, path: str, expected: bytes, rate: float, out: Outcome) -> Cou
 def put(port: int, path: str, body: bytes, rate: float, out: Outcome) -> Course:
     """An upload no faster than ``rate`` bytes a second."""
     yield from _connect(port, out)
-    out.sock.sendall(f"PUT {path} HTTP/1.1\r\nHost: paced\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+    out.sock.sendall(
+        f"PUT {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
     step, view = int(rate * EVERY_S), memoryview(body)
     began, sent = time.monotonic(), 0
     while sent < len(body):

@@ -65,6 +65,20 @@ class BodyCutShort(Refused):
     kind = "body_cut_short"
 
 
+class Misdirected(Refused):
+    """The request is for a host that this service is not (RFC 9110, 15.5.20)."""
+
+    status = 421
+    kind = "misdirected"
+
+
+class ForeignPage(Refused):
+    """A page of somebody else, in a browser of here, asks for what only our own may."""
+
+    status = 403
+    kind = "foreign_page"
+
+
 class TooLarge(Refused):
     """More bytes than a limit allows."""
 

@@ -20,6 +20,7 @@ from distfs.errors import DistfsError, Encoded
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, upload
+from distfs.routes.browsers import Browsers
 from distfs.routes.messages import Answer, Request
 from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request, log_facts
@@ -73,6 +74,7 @@ class HttpApp:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self._browsers = Browsers(services.config.http)
         self._views = {(method, path): view for method, path, view in _ROUTES if "<" not in path}
         self._views_of_ids = {(m, p[: -len(_ID)]): view for m, p, view in _ROUTES if p.endswith(_ID)}
         # A name may hold anything, also `//` or a slash at its end: nothing is merged or redirected.
@@ -91,7 +93,8 @@ class HttpApp:
         request.scheme = identity.scheme(request.scheme)
         response = self._answer(request)
         response.headers["X-Request-Id"] = request_id
-        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers.update(request.safety)
+        self._browsers.share(request, response)
         answer = response(environ, start_response)
         return _Answer(answer, request, response.status_code, began, who(identity, request.caller))
 
@@ -164,6 +167,9 @@ class HttpApp:
     def _answer(self, request: Request) -> Answer | Response:
         try:
             request.check_host()
+            self._browsers.check(request)
+            if request.method == "OPTIONS" and (allowed := self._browsers.preflight(request)):
+                return allowed
             view, arguments = self._route(request.method, request.path)
             response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge

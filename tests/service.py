@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distfs.config.settings import (
+    AllowedHost,
     Bytes,
     Config,
     Fraction,
@@ -30,12 +31,14 @@ from tests.contract.nodes import new_store
 
 BLOCK, SLICE = 64 * 1024, 256 * 1024
 MAX_FILE = 3_000_000
+#: What it may be called, beside addresses and localhost.
+NAMES = (AllowedHost("files"), AllowedHost("*.example"))
 
 
 def small_config(url: str) -> Config:
     """Blocks and slices so small that a file of a megabyte has several."""
     return Config(
-        http=HttpConfig(port=0, threads=64, max_file_size=Bytes(MAX_FILE)),
+        http=HttpConfig(port=0, threads=64, max_file_size=Bytes(MAX_FILE), allowed_hosts=NAMES),
         storage=StorageConfig(
             slice_size=Bytes(SLICE),
             block_size=Bytes(BLOCK),

@@ -28,6 +28,7 @@ from distfs.config.rules import check_relations
 from distfs.config.settings import (
     AUTO,
     MOST_PROCESSES,
+    AllowedHost,
     AuthMode,
     Bytes,
     BytesPerSecond,
@@ -36,6 +37,7 @@ from distfs.config.settings import (
     Fraction,
     HostName,
     MetaDBConfig,
+    Origin,
     Processes,
     Seconds,
     Secret,
@@ -43,6 +45,7 @@ from distfs.config.settings import (
     Weight,
 )
 from distfs.errors import ConfigError
+from distfs.headers import origin
 from distfs.model import Policy
 from distfs.process.redact import redacted
 
@@ -342,6 +345,28 @@ def _networks(value: object) -> tuple[Network, ...]:
     return tuple(parse_network(_text(each)) for each in _list(value, "[127.0.0.1, 10.0.0.0/8]"))
 
 
+def _allowed_hosts(value: object) -> tuple[str, ...]:
+    listed = [_text(each) for each in _list(value, "[files.example, '*.files.example']")]
+    return tuple(each if each == "*" else _below(each) for each in listed)
+
+
+def _below(text: str) -> str:
+    below = "*." if text.startswith("*.") else ""
+    if "*" in (name := text.removeprefix(below)):
+        raise ValueError(f"{text!r}: a * stands alone, or for all below a name, as in *.files.example")
+    return below + _host(name)
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    example = "https://app.example or http://localhost:3000"
+    found = []
+    for each in _list(value, f"[{example}]"):
+        if (normal := origin.normal(_text(each))) is None:
+            raise ValueError(f"{each!r} is no origin of a page, such as {example}")
+        found.append(normal)
+    return tuple(found)
+
+
 def _callers(value: object) -> tuple[CallerRule, ...]:
     rows = _list(value, "[{match: 10.0.0.0/8, weight: 2}]")
     rules = []
@@ -381,4 +406,6 @@ _TABLES: _Parsers = {
     Mapping[str, Policy]: _policies,
     tuple[CallerRule, ...]: _callers,
     tuple[Network, ...]: _networks,
+    tuple[AllowedHost, ...]: _allowed_hosts,
+    tuple[Origin, ...]: _origins,
 }

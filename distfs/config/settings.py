@@ -15,6 +15,8 @@ from distfs.model import Policy
 
 Secret = NewType("Secret", str)  # never shown
 HostName = NewType("HostName", str)  # an address or a name; IPv6 without brackets
+AllowedHost = NewType("AllowedHost", str)  # a HostName, *.name for all below it, or * for any
+Origin = NewType("Origin", str)  # scheme://host[:port], as browsers send it
 Bytes = NewType("Bytes", int)
 Seconds = NewType("Seconds", float)
 BytesPerSecond = NewType("BytesPerSecond", int)
@@ -34,6 +36,10 @@ class HttpConfig:
 
     host: HostName = HostName("127.0.0.1")
     port: int = 8080  # 0: any free port
+    allowed_hosts: tuple[
+        AllowedHost, ...
+    ] = ()  # what clients may call it, beside addresses and names of here
+    cors_origins: tuple[Origin, ...] = ()  # whose pages may use it
     processes: Processes = Processes(1)  # that `distfs serve` runs on this port; AUTO: one a core
     threads: int = 4000  # requests served at once: a thread each, made when it is needed
     max_file_size: Bytes = Bytes(10 * 10**9)

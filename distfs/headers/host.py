@@ -9,6 +9,7 @@ from ipaddress import AddressValueError, IPv6Address
 #: A name may have more in it than DNS allows: underscores above all. An IPv4 address is such a name, too.
 _NAME = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
 _FUTURE = re.compile(r"v[0-9a-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++", re.IGNORECASE)
+_HEX = re.compile(r"0x[0-9a-f]*")
 MAX_PORT = 65535
 _USUAL = 255  # characters; what is longer is hardly a host, and nothing to remember
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -46,6 +47,20 @@ def _is_literal(address: str) -> bool:
     except AddressValueError:
         return _FUTURE.fullmatch(address) is not None
     return "%" not in address
+
+
+def name_in(text: str) -> str:
+    """The name or address in a Host, in small letters, without port, brackets or a dot at its end."""
+    text = text.lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].removesuffix(".")
+
+
+def is_address(name: str) -> bool:
+    """Whether that is an address. What ends in a number is one to every browser, and never looked up (URL, 3.5)."""
+    last = name.rpartition(".")[2]
+    return ":" in name or (last.isascii() and (last.isdecimal() or _HEX.fullmatch(last) is not None))
 
 
 def in_url(host: str, scheme: str) -> str:

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from distfs.errors import DistfsError
+from distfs.headers import safety
 from distfs.host.client_socket import Bytes
 from distfs.host.hang_up import HangUp
 from distfs.host.host import Host
@@ -268,8 +269,7 @@ class Refusal(Response):
         body = answer.encode()
         self._set_status(f"{error.status} {phrase(error.status)}")
         self.content_length = len(body)
-        safe = ("X-Content-Type-Options", "nosniff")
-        self.response_headers = [("Content-Type", kind), safe, *self.response_headers]
+        self.response_headers = [("Content-Type", kind), *safety.OURS.items(), *self.response_headers]
         if error.retry_after is not None:
             self.response_headers.append(("Retry-After", str(error.retry_after)))
         self._log(reason)

@@ -13,6 +13,7 @@ import time
 from http import HTTPStatus
 
 from distfs.errors import DistfsError
+from distfs.headers import safety
 from distfs.host.connection import Connection, Ending
 
 logger = logging.getLogger("distfs.server")
@@ -60,7 +61,7 @@ def _answer(error: DistfsError) -> bytes:
     lines = [
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
         "Content-Type: text/plain; charset=utf-8",
-        "X-Content-Type-Options: nosniff",
+        *map(": ".join, safety.OURS.items()),
         f"Content-Length: {len(body)}",
         "Connection: close",
     ]

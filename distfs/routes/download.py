@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response
 
 from distfs.deadline import Deadline
 from distfs.errors import Refused, TooMuch
-from distfs.headers import dates, disposition, lengths
+from distfs.headers import dates, disposition, lengths, safety
 from distfs.model import File
 from distfs.quantity import counted
 from distfs.routes.conditions import has_conditions, precondition, same_as_before
@@ -20,10 +20,6 @@ from distfs.services import Services
 from distfs.transfer.download import is_small
 
 SIZE_HEADER = "Want-Max-Size"
-
-#: Whatever a file is, it runs on no page of ours: no type is guessed (that is said of every answer), and what is
-#: shown has no origin.
-SAFE = {"Content-Security-Policy": "sandbox"}
 
 
 def get_file(services: Services, request: Request, uuid: str | None = None) -> Answer | Response:
@@ -36,13 +32,13 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
     file = services.meta.file(parse_uuid(uuid), services.answer_deadline(request.hang_up))
+    request.safety = safety.STORED
     tag = etag(file)
     headers = {
         "ETag": f'"{tag}"',
         "Last-Modified": dates.write(file.created_at),
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
-        **SAFE,
     }
     conditional = has_conditions(request.environ)
     if conditional and (status := precondition(request.headers, tag, file.created_at)) is not None:

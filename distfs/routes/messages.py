@@ -18,7 +18,7 @@ from distfs.body.source import Source
 from distfs.config.callers import Caller
 from distfs.deadline import Scope
 from distfs.errors import Cancelled, DistfsError, Refused
-from distfs.headers import host
+from distfs.headers import host, safety
 from distfs.model import Address
 from distfs.problem import JSON, asks_for
 
@@ -55,6 +55,7 @@ class Request(BaseRequest):
         self.headers = EnvironHeaders(environ)
         self.query_string = environ.get("QUERY_STRING", "").encode("latin-1")
         self.caller = Caller(environ.get("REMOTE_ADDR", ""), self.headers.get)
+        self.safety = safety.OURS  # what its answer says to browsers
 
     @property
     def root_path(self) -> str:  # type: ignore[override]

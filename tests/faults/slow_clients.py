@@ -14,14 +14,14 @@ from distfs.process import descriptors
 
 #: What each kind sends at its start; then a byte at a time, for ever.
 HEADERS = b"GET /healthz HTTP/1.1\r\nX-Slow: "
-SMALL_BODY = b"PUT /upload/small HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
-LARGE_BODY = b"PUT /upload/large HTTP/1.1\r\nHost: x\r\nContent-Length: 6000000\r\n\r\n"
-CHUNKED_BODY = b"PUT /upload/pipe HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n"
+SMALL_BODY = b"PUT /upload/small HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n"
+LARGE_BODY = b"PUT /upload/large HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000000\r\n\r\n"
+CHUNKED_BODY = b"PUT /upload/pipe HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nfffff\r\n"
 
 
 def reader(uuid: str) -> bytes:
     """Asks for a file; nothing of it is ever read."""
-    return f"GET /download/{uuid} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    return f"GET /download/{uuid} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 class SlowClients:

@@ -154,7 +154,7 @@ class RawClient:
 
 
 def request(method: str = "GET", path: str = "/", *headers: str, version: str = "1.1") -> bytes:
-    lines = [f"{method} {path} HTTP/{version}", "Host: test", *headers, "", ""]
+    lines = [f"{method} {path} HTTP/{version}", "Host: localhost", *headers, "", ""]
     return "\r\n".join(lines).encode()
 
 

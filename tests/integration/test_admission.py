@@ -56,7 +56,7 @@ class Sent:
 
 def send_head(service: HttpAddress, *lines: str) -> socket.socket:
     sock = socket.create_connection((service.host, service.port), timeout=30)
-    sock.sendall("\r\n".join([*lines, "Host: test", "", ""]).encode())
+    sock.sendall("\r\n".join([*lines, "Host: localhost", "", ""]).encode())
     return sock
 
 

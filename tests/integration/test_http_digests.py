@@ -66,7 +66,7 @@ def test_one_right_digest_does_not_excuse_a_wrong_one(service: TestService, head
 
 def test_of_two_entries_and_of_two_lines_the_last_counts(service: TestService) -> None:
     assert service.ask("PUT", "/upload/x", DATA, {"Repr-Digest": f"{WRONG}, {RIGHT}"}).status == 201
-    lines = "PUT /upload/x HTTP/1.1", "Host: x", f"Content-Length: {len(DATA)}", "Connection: close"
+    lines = "PUT /upload/x HTTP/1.1", "Host: localhost", f"Content-Length: {len(DATA)}", "Connection: close"
     for first, second, status in ((WRONG, RIGHT, 201), (RIGHT, WRONG, 400)):
         head = "\r\n".join((*lines, f"Repr-Digest: {first}", f"repr-digest: {second}", "", ""))
         assert raw(service, head.encode() + DATA) == status
@@ -96,7 +96,7 @@ def raw(service: TestService, message: bytes) -> int:
 
 def chunks(head: str, body: bytes, trailers: list[str], announce: str = "Content-Digest") -> bytes:
     """A chunked request with its trailers; what it announces of them."""
-    lines = [f"{head} HTTP/1.1", "Host: x", "Connection: close", "Transfer-Encoding: chunked"]
+    lines = [f"{head} HTTP/1.1", "Host: localhost", "Connection: close", "Transfer-Encoding: chunked"]
     lines += [f"Trailer: {announce}"] if announce else []
     framed = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
     return "\r\n".join(

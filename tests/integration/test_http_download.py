@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pytest
 
+from distfs.headers import safety
 from tests.forms import FORM, file_part, form, some_bytes
 from tests.postgres import run_sql
 from tests.service import BLOCK, SLICE, Answer, TestService
@@ -138,13 +139,39 @@ def test_every_answer_about_a_file_keeps_browsers_from_running_it(service: TestS
     ):
         answer = service.ask(method, f"/download/{uuid}", headers=headers)
         assert answer.status == status
-        assert answer.headers["Content-Security-Policy"] == "sandbox"
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert safety.STORED.items() <= dict(answer.headers).items()
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/download/<script>", "/download", "/files?limit=<b>", "/"])
-def test_no_answer_lets_a_browser_guess_its_type(service: TestService, path: str) -> None:
-    assert service.ask("GET", quote(path, safe="/?=")).headers["X-Content-Type-Options"] == "nosniff"
+def test_every_other_answer_keeps_browsers_from_it_too(service: TestService, path: str) -> None:
+    answer = service.ask("GET", quote(path, safe="/?="))
+    assert safety.OURS.items() <= dict(answer.headers).items()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        *((kind, False) for kind in ("text/html", "image/svg+xml", "application/xml", "text/xml")),
+        *((kind, False) for kind in ("application/pdf", "text/javascript", "application/xhtml+xml")),
+        *((kind, False) for kind in ("multipart/related", "message/rfc822", "x/unknown", "text/css", "")),
+        *((kind, False) for kind in ("text/html; charset=utf-7", "text/plain, text/html", "TEXT/HTML")),
+        *((kind, True) for kind in ("text/plain", "image/png", "image/jpeg", "image/gif", "image/webp")),
+        *((kind, True) for kind in ("image/avif", "audio/mpeg", "video/mp4", "text/plain; charset=utf-8")),
+    ],
+)
+def test_only_what_runs_nothing_is_shown_whatever_a_link_asks_for(
+    service: TestService, kind: str, shown: bool
+) -> None:
+    uuid = service.ask("PUT", "/upload/page", b"<script>", {"Content-Type": kind}).text.strip()
+    asked = (
+        "inline=1&disposition=inline&download=0&response-content-disposition=inline&content_type=text/html"
+    )
+    for path in (f"/download/{uuid}?{asked}", f"/download?uuid={uuid}&{asked}"):
+        answer = service.ask("GET", path)
+        assert answer.status == 200
+        assert answer.headers["Content-Disposition"].startswith("inline;" if shown else "attachment;")
+        assert "sandbox" in answer.headers["Content-Security-Policy"]
+        assert shown is False or answer.headers["Content-Type"] == kind
 
 
 @pytest.mark.parametrize(

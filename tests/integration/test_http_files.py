@@ -245,7 +245,7 @@ def test_a_trusted_proxy_tells_whom_it_speaks_for_and_how(
     assert trusted or not any("198.51.100.7" in line for line in told)
 
 
-@pytest.mark.parametrize("host", ["my_files.example:8080", "files", "[::1]:81", "a:80"])
+@pytest.mark.parametrize("host", ["my_files.example:8080", "files", "[::1]:81", "files:80"])
 def test_the_usage_names_the_service_as_the_client_called_it(service: TestService, host: str) -> None:
     answer = service.ask("GET", "/", headers={"Host": host})
     assert f" http://{host.removesuffix(':80')}/upload\n" in answer.text

@@ -287,7 +287,8 @@ def test_a_body_cut_short_is_refused_and_nothing_is_stored(
     before = stored(service)
     body = form(file_part("x", some_bytes(size)))
     with socket.create_connection((service.host, service.port), timeout=20) as sock:
-        lines = f"{head} HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM_TYPE}\r\nContent-Length: {len(body) + 1}\r\n\r\n"
+        lines = f"{head} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\n"
+        lines += f"Content-Length: {len(body) + 1}\r\n\r\n"
         sock.sendall(lines.encode() + body)
         sock.shutdown(socket.SHUT_WR)
         answer = b""
@@ -330,7 +331,12 @@ def test_a_body_whose_length_nobody_says_is_not_taken_for_an_empty_file(service:
 def test_a_chunked_file_announced_to_be_too_large_is_not_invited(service: TestService) -> None:
     size = MAX_FILE + 1
     with socket.create_connection((service.host, service.port), timeout=30) as sock:
-        lines = "PUT /upload/x HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", f"X-Upload-Length: {size}"
+        lines = (
+            "PUT /upload/x HTTP/1.1",
+            "Host: localhost",
+            "Transfer-Encoding: chunked",
+            f"X-Upload-Length: {size}",
+        )
         sock.sendall("\r\n".join((*lines, "Expect: 100-continue", "", "")).encode())
         assert sock.makefile("rb").readline().split()[1] == b"413"
 
@@ -342,7 +348,7 @@ def test_what_the_server_itself_refuses_is_told_and_logged_as_the_app_does(
     with socket.create_connection((service.host, service.port), timeout=30) as sock:
         lines = (
             "PUT /upload/x HTTP/1.1",
-            "Host: x",
+            "Host: localhost",
             f"Content-Length: {10 * MAX_FILE + (1 << 30)}",
             "Accept: application/json",
         )
@@ -355,3 +361,18 @@ def test_what_the_server_itself_refuses_is_told_and_logged_as_the_app_does(
     assert (problem["status"], problem["request_id"]) == (413, headers["X-Request-Id"]) == (413, "mine")
     [line] = [record for record in caplog.records if record.message == "refused"]
     assert (vars(line)["status"], vars(line)["reason"]) == (413, problem["detail"])
+
+
+def test_a_page_of_others_stores_nothing_and_is_told_before_its_body(service: TestService) -> None:
+    """What any web page can have a browser send: a form."""
+    before = service.fragments()
+    foreign = {"Origin": "https://evil.example.net", "Sec-Fetch-Site": "cross-site"}
+    refused = service.ask("POST", "/upload", form(file_part("x", b"1")), FORM | foreign)
+    assert (refused.status, refused.text.count("\n")) == (403, 1)
+    with socket.create_connection((service.host, service.port), timeout=20) as sock:
+        lines = "PUT /upload/x HTTP/1.1", "Host: localhost", "Origin: null", "Content-Length: 2000000"
+        sock.sendall("\r\n".join([*lines, "Expect: 100-continue", "", ""]).encode())
+        assert sock.makefile("rb").readline().split()[1] == b"403"
+    assert service.fragments() == before
+    own = {"Origin": f"http://{service.host}:{service.port}", "Sec-Fetch-Site": "same-origin"}
+    assert service.ask("POST", "/upload", form(file_part("x", b"1")), FORM | own).status == 201

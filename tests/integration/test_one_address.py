@@ -46,7 +46,7 @@ class Client:
         self.stream = self.sock.makefile("rb")
 
     def send(self, *lines: str, body: bytes = b"") -> None:
-        self.sock.sendall("\r\n".join([*lines, "Host: test", "", ""]).encode() + body)
+        self.sock.sendall("\r\n".join([*lines, "Host: localhost", "", ""]).encode() + body)
 
     def answer(self) -> tuple[int, dict[str, str], bytes]:
         status = int(self.stream.readline().split()[1])

@@ -131,6 +131,10 @@ def test_downloads_answer_as_under_our_own_server(host: HttpAddress, service: Te
         ("GET", "/nothing", {}),
         ("BREW", "/upload", {}),
         ("GET", "/healthz", {}),
+        ("GET", "/healthz", {"Host": "evil.example.net"}),
+        ("DELETE", f"/files/{uuid}", {"Origin": "https://evil.example.net"}),
+        ("DELETE", f"/files/{uuid}", {"Sec-Fetch-Site": "cross-site"}),
+        ("GET", f"/download/{uuid}", {"Origin": "null", "Authorization": "Basic OnRva2Vu"}),
     ):
         headers = headers | {"X-Request-Id": "same"}
         same(host.ask(method, path, headers=headers), service.ask(method, path, headers=headers))
@@ -162,7 +166,8 @@ def test_bad_uploads_are_refused_as_under_our_own_server(host: HttpAddress, serv
 
 def test_a_body_in_another_coding_is_refused(host: HttpAddress) -> None:
     with socket.create_connection((host.host, host.port), timeout=30) as sock:
-        head = "PUT /upload/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+        head = "PUT /upload/x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        head += "Transfer-Encoding: gzip, chunked\r\n\r\n"
         sock.sendall(head.encode() + b"3\r\nabc\r\n0\r\n\r\n")
         assert sock.makefile("rb").readline().split()[1] in (b"501", b"400"), (
             "by us, or by the host before us"
@@ -182,7 +187,7 @@ def test_a_body_cut_short_stores_nothing(
     else:
         head, body = "Transfer-Encoding: chunked", b"%x\r\n%s\r\n" % (len(body), body)
     with socket.create_connection((host.host, host.port), timeout=30) as sock:
-        lines = f"{request_line} HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM_TYPE}\r\n{head}\r\n\r\n"
+        lines = f"{request_line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\n{head}\r\n\r\n"
         sock.sendall(lines.encode() + body)
         answer = b""
         with suppress(OSError):  # a host may have refused it and gone

@@ -25,7 +25,7 @@ def call(app: HttpApp, **environ: Any) -> None:
         "REQUEST_METHOD": "GET",
         "PATH_INFO": "/healthz",
         "SERVER_PROTOCOL": "HTTP/1.1",
-        "HTTP_HOST": "here",
+        "HTTP_HOST": "localhost",
     }
     wsgi = {"wsgi.url_scheme": "http", "wsgi.input": io.BytesIO()}
     answer = app(given | wsgi | environ, lambda status, headers, exc_info=None: lambda data: None)

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = """
     __init__ errors quantity
     deadline model
-    process
-    config formats headers
+    headers process
+    config formats
     body fragment_store metadb problem telemetry together wire_socket
     host meta
     agreement peers
