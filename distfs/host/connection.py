@@ -20,7 +20,7 @@ from distfs.host.client_socket import FULL_CROWDED_S, FULL_S, Bytes, ClientSocke
 from distfs.host.hang_up import CONTINUE, HangUp
 from distfs.host.head import Head
 from distfs.host.host import Host
-from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause
+from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause, State
 from distfs.host.request import Request
 from distfs.host.request_body import CUT_SHORT, StreamedBody
 from distfs.host.response import Refusal, Response, Rewind, logger
@@ -59,6 +59,7 @@ class Connection:
         "fd",
         "full",
         "hang_up",
+        "host",
         "loop",
         "parser",
         "request",
@@ -71,8 +72,9 @@ class Connection:
         "with_worker",
     )
 
-    def __init__(self, loop: Host, sock: socket.socket, address: Any) -> None:
+    def __init__(self, loop: Host, sock: socket.socket, address: Any, host: str) -> None:
         self.loop, self.socket, self.address = loop, sock, address
+        self.host = host  # of an IP socket's address; a Unix socket's has none
         self.fd = sock.fileno()
         self.parser: Parser | None = None  # while something has come and is not answered
         self.request: Request | None = None  # whose head is here
@@ -219,17 +221,17 @@ class Connection:
 
     def _received(self, data: bytes | bytearray, count: int | None = None) -> bool:
         """``data[:count]`` came, all of it for None; whether a request is ready."""
-        self._parser().receive(data, count)
-        return self._parse()
-
-    def _parse(self) -> bool:
-        """Take what came until a request is ready to be served, or more is needed; whether one is ready."""
         parser = self._parser()
+        parser.receive(data, count)
+        return self._parse(parser)
+
+    def _parse(self, parser: Parser) -> bool:
+        """Take what came until a request is ready to be served, or more is needed; whether one is ready."""
         while True:
             event = parser.next_event()
             if isinstance(event, Head):
                 self.request = Request(event, parser)
-                if self.request.choose_way(self.loop, self._host):
+                if self.request.choose_way(self.loop, self.host):
                     break
             elif isinstance(event, memoryview):
                 if self.request and self.request.small:
@@ -265,7 +267,7 @@ class Connection:
         return False
 
     def _speaks(self, name: str) -> None:
-        who = self.address[0] if self.address else "-"
+        who = self.host or "-"
         logger.info("a client at %s speaks %s on the port of HTTP: its connection is closed", who, name)
         # What follows an answer may be the rest of a body that was declared too short: a reset would take the
         # answer from the client.
@@ -281,7 +283,7 @@ class Connection:
             self.parser = None
             return False
         self.began = time.monotonic()
-        return self._parse()
+        return self._parse(parser)
 
     def park(self) -> None:
         """Leave it to the loop. Afterwards it belongs to whoever takes it from there."""
@@ -342,7 +344,7 @@ class Connection:
         self.serving = 0.0
         if parser is not None and parser.has_more:
             self.began = time.monotonic()
-            return self._parse()
+            return self._parse(parser)
         try:  # as long as the socket's own time limit
             count = self.socket.recv_into(buffer, RECEIVE, 0 if patient else socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -376,7 +378,8 @@ class Connection:
                 self._finish(request.parser)
             return ending
         finally:
-            self._end_turn(done=True)
+            if self._has_turn:
+                self._end_turn(done=True)
             self.request, self.waits, self.full = None, None, False
             request.close()
             self._has_answered = True
@@ -391,7 +394,7 @@ class Connection:
 
     def _finish(self, parser: Parser) -> None:
         """The request is answered and all of it was read: the next one may come."""
-        while not isinstance(parser.next_event(), Pause):
+        while parser.state is not State.DONE and not isinstance(parser.next_event(), Pause):
             pass
         parser.next_request()
 
@@ -443,7 +446,8 @@ class Connection:
 
         ``rewind``: takes back what a full socket does not take and is more than REST; -> how much that was.
         """
-        self._end_turn()
+        if self._has_turn:
+            self._end_turn()
         if self.hang_up is not None and self.hang_up.may_ask:
             self.unsent += self.hang_up.stop_asking()
         if self.unsent:
@@ -480,11 +484,7 @@ class Connection:
 
     def who(self, request: Request) -> dict[str, str]:
         """Whose connection it is, as the access log says it."""
-        return self.loop.who(self._host, request.head.header)
-
-    @property
-    def _host(self) -> str:
-        return self.address[0] if self.address else ""
+        return self.loop.who(self.host, request.head.header)
 
     def may_go_on(self, request: Request) -> bool:
         """Whether another request may follow on this connection once this one is answered."""

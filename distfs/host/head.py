@@ -31,8 +31,9 @@ _ENCODED = {octet: f"%{octet:02X}" for octet in range(0x80, 0x100)}
 
 
 def key(name: str) -> str:
-    """What a header is called in ``Head.headers``: as PEP 3333 has it, without HTTP_."""
-    return name.upper().replace("-", "_")
+    """What a header is called in ``Head.headers``: as PEP 3333 has it."""
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
 
 
 #: Names as they are nearly always spelt; others are checked one by one.
@@ -138,7 +139,8 @@ def read(raw: bytes, http: HttpConfig, head: Head) -> None:
     del lines[0]
     _read_fields(lines, head.headers)
     _find_host(head)
-    _frame(head)
+    if "CONTENT_LENGTH" in head.headers or "HTTP_TRANSFER_ENCODING" in head.headers:
+        _frame(head)
     _read_options(head)
 
 
@@ -239,16 +241,16 @@ def _key_of(name: str, colon: str, line: str) -> str:
 
 def _find_host(head: Head) -> None:
     """By Host, or by a target that is a whole URL, whose word counts more (RFC 9112, 3.2)."""
-    given = head.headers.get("HOST")
+    given = head.headers.get("HTTP_HOST")
     if (given is None and head.version == "1.1") or not host.is_host(given or ""):
         _bad(f"its Host is missing, there twice, or no host: {host.REMEDY}")
     if head.authority:
-        head.headers["HOST"] = head.authority
+        head.headers["HTTP_HOST"] = head.authority
 
 
 def _frame(head: Head) -> None:
     """Where the body ends (RFC 9112, 6.3)."""
-    coding, declared = head.headers.get("TRANSFER_ENCODING"), head.headers.get("CONTENT_LENGTH")
+    coding, declared = head.headers.get("HTTP_TRANSFER_ENCODING"), head.headers.get("CONTENT_LENGTH")
     if coding is not None:
         if coding.lower() != "chunked":
             raise Unsupported("the only Transfer-Encoding taken is one `chunked`")
@@ -268,8 +270,8 @@ def _frame(head: Head) -> None:
 def _read_options(head: Head) -> None:
     """Connection and Expect (RFC 9110, 7.6.1 and 10.1.1; RFC 9112, 9.3)."""
     modern = head.version == "1.1"
-    said = head.headers.get("CONNECTION")
+    said = head.headers.get("HTTP_CONNECTION")
     options = fields.words(said) if said else ()
     head.goes_on = "close" not in options and (modern or "keep-alive" in options)
-    expected = head.headers.get("EXPECT")
+    expected = head.headers.get("HTTP_EXPECT")
     head.expects_continue = modern and expected is not None and "100-continue" in fields.words(expected)

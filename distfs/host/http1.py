@@ -14,6 +14,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from distfs.config.settings import HttpConfig
 from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge
@@ -123,6 +124,9 @@ class End:
     """The request is whole. ``trailers``: by names in small letters; several of a name are one, with commas."""
 
     trailers: Mapping[str, str]
+
+
+_END = End(MappingProxyType({}))  # of all that have no trailers
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +242,8 @@ class Parser:
         """The request is answered, and the connection goes on; memory that was received into is free again."""
         self._go(Read.NEXT)
         self._begin()
-        self._keep()
+        if self.has_more:
+            self._keep()
 
     def limit_body(self, most: int) -> None:
         """More data than that in chunks is refused, before it comes."""
@@ -395,7 +400,7 @@ class Parser:
     def _read_end(self, _most: int) -> Event | None:
         goes_on = self._head is not None and self._head.goes_on
         self._go(Read.END if goes_on else Read.LAST_END)
-        return End(self.trailers)
+        return End(self.trailers) if self._trailers else _END
 
     def _read_nothing(self, _most: int) -> Event | None:
         return self._final or Pause.DONE

@@ -238,7 +238,7 @@ class Loop(Host):
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
-            connection = Connection(self, sock, address)
+            connection = Connection(self, sock, address, whose)
             self._epoll.register(sock, READ)
         except OSError:  # it was closed before we came to it
             sock.close()
@@ -257,7 +257,7 @@ class Loop(Host):
             return
         del self.connections[connection.fd]
         if not self._turned_away.forget(connection):
-            self.disconnected(_host_of(connection.address))
+            self.disconnected(connection.host)
         if connection.request:
             connection.request.close()
         if connection.ending is Ending.CUT:

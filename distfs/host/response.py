@@ -88,7 +88,7 @@ class Response:
     def __init__(self, connection: Connection, request: Request) -> None:
         self.connection, self.request = connection, request
         self.version = request.head.version
-        self.status, self._has_body = "200 OK", True
+        self._set_status("200 OK")
         self._given: dict[str, str] = {}  # what the app said, by names in small letters
         self.response_headers: list[tuple[str, str]] = []
         self.content_length: int | None = None
@@ -110,18 +110,15 @@ class Response:
                 return value
         request_id = current_request_id()
         if request_id == NO_REQUEST:
-            request_id = enter_request(self.request.head.headers.get("X_REQUEST_ID", ""))
+            request_id = enter_request(self.request.head.headers.get("HTTP_X_REQUEST_ID", ""))
         self.response_headers.append(("X-Request-Id", request_id))
         return request_id
-
-    @property
-    def may_have_body(self) -> bool:
-        """Whether bytes may follow the header (RFC 9112, 6.3)."""
-        return self._has_body and self.request.head.method != "HEAD"
 
     def _set_status(self, status: str) -> None:
         """By which it has a body; HEAD's answer has the header of such a one."""
         self.status, self._has_body = status, not status.startswith(_BODILESS)
+        #: Whether bytes may follow the header (RFC 9112, 6.3).
+        self.may_have_body = self._has_body and self.request.head.method != "HEAD"
 
     def execute(self) -> None:
         app_iter: Iterable[Bytes] = self.connection.loop.app(self.environment(), self.start_response)
@@ -231,25 +228,28 @@ class Response:
         """PEP 3333's, and what our app asks for."""
         head, connection = self.request.head, self.connection
         host, port = (connection.address or ("", 0))[:2]
-        environ: dict[str, Any] = {f"HTTP_{name}": value for name, value in head.headers.items()} | _ENVIRON
-        for name in ("CONTENT_LENGTH", "CONTENT_TYPE"):
-            if name in head.headers:
-                environ[name] = environ.pop(f"HTTP_{name}")
-        environ["REMOTE_ADDR"] = environ["REMOTE_HOST"] = host
-        environ["REMOTE_PORT"] = str(port)
-        environ["REQUEST_METHOD"] = head.method
-        environ["REQUEST_URI"] = head.target
-        environ["PATH_INFO"], environ["QUERY_STRING"] = head.path, head.query
-        environ["SERVER_NAME"], environ["SERVER_PORT"] = connection.loop.name, connection.loop.port
-        environ["SERVER_PROTOCOL"] = f"HTTP/{self.version}"
-        environ["wsgi.errors"] = sys.stderr
-        environ["wsgi.input"] = self.request.input()
+        environ: dict[str, Any] = {
+            **head.headers,
+            **_ENVIRON,
+            "REMOTE_ADDR": host,
+            "REMOTE_HOST": host,
+            "REMOTE_PORT": str(port),
+            "REQUEST_METHOD": head.method,
+            "REQUEST_URI": head.target,
+            "PATH_INFO": head.path,
+            "QUERY_STRING": head.query,
+            "SERVER_NAME": connection.loop.name,
+            "SERVER_PORT": connection.loop.port,
+            "SERVER_PROTOCOL": f"HTTP/{self.version}",
+            "wsgi.errors": sys.stderr,
+            "wsgi.input": self.request.input(),
+            "distfs.admitted": self.request.admitted is not None,
+            "distfs.trailers": self.request.trailers,
+            "distfs.hang_up": connection.hang_up,
+            "distfs.draining": connection.loop.draining and connection.loop.service_stops,
+        }
         if self.request.body is not None:
             environ["distfs.collect"] = self.request.body.collect
-        environ["distfs.admitted"] = self.request.admitted is not None
-        environ["distfs.trailers"] = self.request.trailers
-        environ["distfs.hang_up"] = connection.hang_up
-        environ["distfs.draining"] = connection.loop.service_stops
         return environ
 
 
@@ -264,7 +264,7 @@ class Refusal(Response):
 
     def execute(self) -> None:
         error = self._error
-        accept, reason = self.request.head.headers.get("ACCEPT", ""), error.for_client
+        accept, reason = self.request.head.headers.get("HTTP_ACCEPT", ""), error.for_client
         kind, answer = explained(accept, error.status, reason, self.request_id)
         body = answer.encode()
         self._set_status(f"{error.status} {phrase(error.status)}")

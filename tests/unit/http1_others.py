@@ -137,7 +137,7 @@ def _message(method: bytes, target: bytes, version: bytes, headers: list[tuple[b
     joined = {name: ", ".join(values) for name, values in found.items()}
     if "://" in text.partition("?")[0] and not text.startswith("/"):
         rest = text.partition("://")[2]
-        joined["HOST"] = rest.partition("/")[0].partition("?")[0]
+        joined["HTTP_HOST"] = rest.partition("/")[0].partition("?")[0]
     if (length := joined.get("CONTENT_LENGTH", "").partition(",")[0]).isdecimal():
         joined["CONTENT_LENGTH"] = str(int(length))
     return Message(method.decode(), text, version.decode(), joined)

@@ -130,14 +130,14 @@ def test_events_are_the_same_however_the_bytes_are_cut(seed: int) -> None:
 
 
 def test_requests_follow_each_other_in_any_packet() -> None:
-    headers = {"HOST": "x"}
+    headers = {"HTTP_HOST": "x"}
     assert seen([PUT + GET + CHUNKS + b"\r\n" + GET], HttpConfig()) == [
         ("PUT", "/b", "/b", "1.1", headers | {"CONTENT_LENGTH": "5"}),
         b"hello",
         {},
         ("GET", "/a", "/a", "1.1", headers),
         {},
-        ("PUT", "/c", "/c", "1.1", headers | {"TRANSFER_ENCODING": "chunked"}),
+        ("PUT", "/c", "/c", "1.1", headers | {"HTTP_TRANSFER_ENCODING": "chunked"}),
         b"hello",
         {"a": "b"},
         ("GET", "/a", "/a", "1.1", headers),
