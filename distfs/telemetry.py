@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
+from types import MappingProxyType
 from typing import ParamSpec, TextIO, TypeVar
 
 from distfs.config.settings import LogConfig
@@ -37,6 +38,10 @@ _RECORD = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dic
 )
 _OWN_COUNT = len(vars(logging.makeLogRecord({})))  # of a record's attributes; what it was given follows
 _OWN_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", REQUEST_ID}
+_NOTHING: Mapping[str, object] = MappingProxyType({})
+
+#: Where all is logged when that is aside, and how it makes a line of facts there.
+_aside: list[tuple[LineWriter, Callable[..., str]]] = []
 
 
 def current_request_id() -> str:
@@ -83,7 +88,9 @@ def setup_logging(
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     out = stream or sys.stderr
     handler = LineWriter(out, current_request_id) if aside else logging.StreamHandler(out)
-    handler.setFormatter(JsonFormatter(part) if config.format == "json" else TextFormatter())
+    formatter = JsonFormatter(part) if config.format == "json" else TextFormatter()
+    handler.setFormatter(formatter)
+    _aside[:] = [(handler, formatter.line)] if isinstance(handler, LineWriter) else []
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -97,6 +104,11 @@ def log_facts(logger: logging.Logger, message: str, facts: Mapping[str, object])
     if not logger.isEnabledFor(logging.INFO):
         return
     now = time.time()
+    for writer, line in _aside:
+        if logging.root.handlers != [writer]:  # somebody else listens, too
+            break
+        writer.add(partial(line, now, "INFO", current_request_id(), logger.name, message, facts))
+        return
     record = logging.LogRecord.__new__(logging.LogRecord)
     record.__dict__.update(_RECORD, name=logger.name, msg=message, created=now, msecs=now % 1 * 1000, **facts)
     logger.handle(record)
@@ -122,15 +134,20 @@ class TextFormatter(logging.Formatter):
     """``2025-01-31T12:00:00.123Z INFO 1f2e… distfs.access request method=GET status=200``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
+        line = self.line(record.created, record.levelname, _request_of(record), *_said_by(record))
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+    @staticmethod
+    def line(
+        created: float, level: str, request_id: str, logger: str, message: str, facts: Mapping[str, object]
+    ) -> str:
         if _CONTROL.search(message):
             message = _CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
-        line = f"{_time(record)} {record.levelname} {_request_of(record)} {record.name} {message}"
-        for key, value in _facts(record).items():
-            line += f" {key}={_quoted(value)}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+        parts = [f"{_time(created)} {level} {request_id} {logger} {message}"]
+        for key, value in facts.items():
+            text = f"{value:.3f}" if isinstance(value, float) else str(value)
+            parts.append(f"{key}={text if _PLAIN.fullmatch(text) else json.dumps(text)}")
+        return " ".join(parts)
 
 
 class JsonFormatter(logging.Formatter):
@@ -142,17 +159,30 @@ class JsonFormatter(logging.Formatter):
         self._part: dict[str, object] = {"part": part} if part else {}
 
     def format(self, record: logging.LogRecord) -> str:
+        said = _said_by(record)
+        trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        return self.line(record.created, record.levelname, _request_of(record), *said, trace)
+
+    def line(
+        self,
+        created: float,
+        level: str,
+        request_id: str,
+        logger: str,
+        message: str,
+        facts: Mapping[str, object],
+        behind: Mapping[str, object] = _NOTHING,
+    ) -> str:
+        """``behind``: what comes last, whatever the facts say."""
         entry: dict[str, object] = self._part | {
-            "time": _time(record),
-            "level": record.levelname,
-            "request_id": _request_of(record),
-            "logger": record.name,
-            "message": record.getMessage(),
+            "time": _time(created),
+            "level": level,
+            "request_id": request_id,
+            "logger": logger,
+            "message": message,
         }
-        entry |= {key: value for key, value in _facts(record).items() if key not in entry}
-        if record.exc_info:
-            entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        entry |= {key: value for key, value in facts.items() if key not in entry}
+        return json.dumps({**entry, **behind}, default=str)
 
 
 def json_line(part: str, message: str) -> str:
@@ -160,12 +190,13 @@ def json_line(part: str, message: str) -> str:
     if message.startswith('{"time": '):  # JsonFormatter's
         return f'{{"part": {json.dumps(part)}, {message[1:]}'
     record = logging.makeLogRecord({"levelname": "INFO"})
-    return json.dumps({"part": part, "time": _time(record), "level": record.levelname, "message": message})
+    when = _time(record.created)
+    return json.dumps({"part": part, "time": when, "level": record.levelname, "message": message})
 
 
-def _time(record: logging.LogRecord) -> str:
-    whole = int(record.created)
-    return f"{_second(whole)}.{int((record.created - whole) * 1000):03d}Z"
+def _time(created: float) -> str:
+    whole = int(created)
+    return f"{_second(whole)}.{int((created - whole) * 1000):03d}Z"
 
 
 @lru_cache(maxsize=16)
@@ -178,13 +209,7 @@ def _request_of(record: logging.LogRecord) -> str:
     return current_request_id() if known is None else str(known)
 
 
-def _facts(record: logging.LogRecord) -> Mapping[str, object]:
+def _said_by(record: logging.LogRecord) -> tuple[str, str, Mapping[str, object]]:
+    """Who says it, what, and the facts."""
     given = islice(vars(record).items(), _OWN_COUNT, None)
-    return {key: value for key, value in given if key not in _OWN_KEYS}
-
-
-def _quoted(value: object) -> str:
-    if type(value) is int:
-        return str(value)
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    return record.name, record.getMessage(), {key: v for key, v in given if key not in _OWN_KEYS}

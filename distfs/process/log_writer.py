@@ -42,7 +42,7 @@ class LineWriter(logging.Handler):
         super().__init__()
         self._stream, self._context = stream, context
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._lines: deque[str | logging.LogRecord] = deque()
+        self._lines: deque[str | logging.LogRecord | Callable[[], str]] = deque()
         self._waking = False  # the thread was told, and has not begun to look
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to by a signal's handler
         self._writing = threading.Lock()
@@ -60,14 +60,18 @@ class LineWriter(logging.Handler):
         return wanted
 
     def emit(self, record: logging.LogRecord) -> None:
+        record.__dict__[REQUEST_ID] = self._context()
+        # What a line is about may be another by the time it is written; an access log's facts stay.
+        at_once = record.args or record.exc_info
+        self.add(self._line(record) if at_once else record)
+
+    def add(self, entry: str | logging.LogRecord | Callable[[], str]) -> None:
+        """One more line: as it is, or what it is made of when it is written."""
         if len(self._lines) >= MOST_LINES:
             with self._lock:
                 self._dropped += 1
             return
-        record.__dict__[REQUEST_ID] = self._context()
-        # What a line is about may be another by the time it is written; an access log's facts stay.
-        at_once = record.args or record.exc_info
-        self._lines.append(self._line(record) if at_once else record)
+        self._lines.append(entry)
         if not self._waking:
             self._waking = True
             self._wake.put(None)
@@ -138,9 +142,9 @@ class LineWriter(logging.Handler):
                 self._lines.popleft()
                 self._dropped += 1
 
-    def _line(self, record: logging.LogRecord) -> str:
+    def _line(self, entry: logging.LogRecord | Callable[[], str]) -> str:
         try:
-            return self.format(record) + "\n"
+            return (self.format(entry) if isinstance(entry, logging.LogRecord) else entry()) + "\n"
         except Exception as e:  # noqa: BLE001 - one line must neither end the log nor who logs
             return f"a line of the log cannot be written, by a bug: {e!r}\n"
 

@@ -15,6 +15,7 @@ from distfs.config.settings import LogConfig
 from distfs.telemetry import (
     current_request_id,
     enter_request,
+    flush_log,
     in_context,
     leave_request,
     log_facts,
@@ -33,9 +34,9 @@ def _logging_as_it_was() -> Iterator[None]:
     leave_request()
 
 
-def logged(**config: str) -> io.StringIO:
+def logged(*, aside: bool = False, **config: str) -> io.StringIO:
     stream = io.StringIO()
-    setup_logging(LogConfig(**config), stream)
+    setup_logging(LogConfig(**config), stream, aside=aside)
     return stream
 
 
@@ -49,13 +50,15 @@ def test_a_text_line_has_time_level_request_logger_message_and_facts() -> None:
     assert words[1] == 'INFO abc-1 distfs.test sent 3 path="/upload/a b" seconds=0.123 node=n1'
 
 
+@pytest.mark.parametrize("aside", [False, True])
 @pytest.mark.parametrize("format", ["text", "json"])
-def test_the_short_way_of_logging_facts_says_what_the_long_one_does(format: str) -> None:
+def test_the_short_way_of_logging_facts_says_what_the_long_one_does(format: str, aside: bool) -> None:
     facts = {"method": "GET", "path": "/a b", "status": 200, "seconds": 0.25, "client": "127.0.0.1"}
-    stream = logged(format=format)
+    stream = logged(format=format, aside=aside)
     enter_request("r1")
     log.info("request", extra=facts)
     log_facts(log, "request", facts)
+    flush_log()
     long, short = (re.sub(r"\d{4}-\S+Z", "", line) for line in stream.getvalue().splitlines())
     assert short == long
     log.setLevel(logging.WARNING)
@@ -63,7 +66,17 @@ def test_the_short_way_of_logging_facts_says_what_the_long_one_does(format: str)
         log_facts(log, "request", facts)
     finally:
         log.setLevel(logging.NOTSET)
+    flush_log()
     assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_who_listens_beside_the_log_hears_of_facts_too(caplog: pytest.LogCaptureFixture) -> None:
+    stream = logged(aside=True)
+    logging.getLogger().addHandler(caplog.handler)
+    log_facts(log, "request", {"status": 200})
+    flush_log()
+    assert [record.message for record in caplog.records] == ["request"]
+    assert stream.getvalue().endswith("distfs.test request status=200\n")
 
 
 def test_text_from_outside_cannot_make_a_line_of_its_own() -> None:
