@@ -55,13 +55,17 @@ class Services:
         Generous, since a client may be slow: one that stops is noticed sooner, by the server's stall limit,
         and so is a node, by its own.
         """
-        http, peers = self.config.http, self.config.peers
-        most = http.max_file_size + http.max_form_overhead if size is None else size
-        return Deadline(peers.base_timeout + most / http.client_min_rate, scope=hang_up)
+        return Deadline(self._transfer_seconds(size), scope=hang_up)
 
     def upload_deadline(self, size: int | None, hang_up: Scope | None) -> Deadline:
         """The same for an upload: the orphan sweep takes fragments that are older for nobody's."""
-        return self.transfer_deadline(size, hang_up).sooner(self.config.upkeep.upload_ttl)
+        seconds = min(self._transfer_seconds(size), self.config.upkeep.upload_ttl)
+        return Deadline(seconds, scope=hang_up)
+
+    def _transfer_seconds(self, size: int | None) -> float:
+        http, peers = self.config.http, self.config.peers
+        most = http.max_file_size + http.max_form_overhead if size is None else size
+        return peers.base_timeout + most / http.client_min_rate
 
     def status(self) -> dict[str, Any]:
         """What this process holds, in bytes, and how it finds the nodes; what is counted together, of all."""

@@ -86,11 +86,20 @@ class Identity:
 
     def scheme(self, here: str) -> str:
         """``http`` or ``https``, as the client speaks it to the proxy; ``here``: as it came to us."""
-        given = self.header(FORWARDED_PROTO)
-        if given is None:
+        if self.header is _no_header or (given := self.header(FORWARDED_PROTO)) is None:
             return here
         said = [entry.lower() for entry in _entries(given)]
         return said[-1] if said and said[-1] in ("http", "https") else here
+
+
+def direct(address: str) -> Identity:
+    """Who has no proxy before him that is believed."""
+    return _direct(address) if len(address) <= _LONGEST else _direct.__wrapped__(address)
+
+
+@lru_cache(maxsize=1024)
+def _direct(address: str) -> Identity:
+    return Identity(parse_address(address), _no_header)
 
 
 def parse_network(text: str) -> Network:

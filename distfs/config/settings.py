@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NewType
 
-from distfs.config.callers import LOOPBACK, Caller, CallerMatch, Identity, IPAddress, Network
+from distfs.config.callers import LOOPBACK, Caller, CallerMatch, Identity, IPAddress, Network, direct
 from distfs.model import Policy
 
 Secret = NewType("Secret", str)  # never shown
@@ -89,7 +89,7 @@ class CallersConfig:
 
     def identify(self, caller: Caller) -> Identity:
         """Whom our proxies let us believe that is."""
-        return caller.identify(self.trusted_proxies)
+        return caller.identify(self.trusted_proxies) if self.trusted_proxies else direct(caller.address)
 
     def is_exempt(self, address: IPAddress | None) -> bool:
         """Whether it may have all there is; so may a proxy, since others are behind it."""

@@ -267,7 +267,8 @@ class Parser:
     @property
     def trailers(self) -> dict[str, str]:
         """What came behind a chunked body until now; all of it once the request has ended."""
-        return {name: ", ".join(values) for name, values in self._trailers.items()}
+        said = self._trailers
+        return {name: ", ".join(values) for name, values in said.items()} if said else {}
 
     # --- a reader for each state: an event, or None when another state is next ---------------------
 

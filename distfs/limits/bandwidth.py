@@ -106,7 +106,7 @@ class Share:
     """One transfer's part of the bandwidth."""
 
     def __init__(self, shaper: _Shaper, caller: Caller) -> None:
-        self._shaper = shaper
+        self.shaper = shaper
         self._caller = caller
         self.discipline: _Discipline | None = None  # the one it last asked in
         self.transfer: Transfer | None = None  # there
@@ -114,19 +114,19 @@ class Share:
 
     def take(self, amount: int, deadline: Deadline) -> int:
         """Wait until some of ``amount`` bytes, more than 0, may be moved; how many. Raises TooSlow, Unavailable."""
-        if self._shaper.discipline is None:
+        if self.shaper.discipline is None:
             return amount
-        return self._shaper.take(self, amount, deadline)
+        return self.shaper.take(self, amount, deadline)
 
     def give_back(self, amount: int) -> None:
         """``amount`` bytes of what was taken last were not moved, because there were no more."""
         if amount and self.discipline is not None:
-            self._shaper.give_back(self, amount)
+            self.shaper.give_back(self, amount)
 
     def close(self) -> None:
         """The transfer has ended. One that is forgotten loses its place a little later."""
         if self.discipline is not None:
-            self._shaper.leave(self)
+            self.shaper.leave(self)
 
     def join(self, discipline: _Discipline, order: Iterator[int]) -> Transfer:
         """Its transfer in ``discipline``; one that comes from another discipline keeps its place in the order."""
@@ -279,6 +279,10 @@ class PacedSource:
 
     def readinto(self, view: memoryview) -> int:
         """As Source says. Raises TooSlow and Unavailable as well."""
+        if self._share.shaper.discipline is None:
+            count = self._source.readinto(view)
+            self._left -= count
+            return count
         got = 0
         while got < len(view):
             wanted = int(min(len(view) - got, max(self._left, 1)))  # at its end, the source has the last word
@@ -294,6 +298,12 @@ class PacedSource:
 
     def close(self) -> None:
         """Nobody reads it any more, whether it has ended or not."""
+        self._share.close()
+
+    def __enter__(self) -> PacedSource:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         self._share.close()
 
 

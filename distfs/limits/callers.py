@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache, partial
 from ipaddress import IPv6Address, ip_network
+from typing import NamedTuple
 
 from distfs.config.callers import Caller, IPAddress, parse_address
 from distfs.config.settings import CallerRule, CallersConfig, HttpConfig
@@ -20,6 +22,16 @@ from distfs.quantity import compared, counted
 
 #: An address of IPv6 that nobody else has is a network of so many bits: who has it has all of its addresses.
 _IPV6_BITS = 64
+#: Addresses of which it is known what they are counted by, and their longest.
+_KNOWN, _LONGEST = 1024, 64
+
+
+class _Place(NamedTuple):
+    """By what somebody is counted."""
+
+    who: str
+    transfers: Held
+    shares: bool  # it has its share of what there is, not all
 
 
 class Callers:
@@ -29,40 +41,40 @@ class Callers:
         """``http``: of the whole service, whose ``tally`` is."""
         self.config, self._http = config, http
         self.tally = tally or Tally()
+        self._known = config, _places(config)
 
     # --- connections: of whoever is at their other end ------------------------------------------------
 
     def connect(self, address: str) -> None:
         """One more connection, until ``disconnect``. Raises TooMany."""
-        at = parse_address(address)
+        at = self._at(address)
         most = self._share(self._http.max_connections, at)
-        held = Held("connections", _whose(at))
+        held = Held("connections", at.who)
         if (has := self.tally.take(held, 1, most)) is not None:
             raise _too_many(held.who, counted(has, "connection"), "close some")
 
     def disconnect(self, address: str) -> None:
-        self.tally.give_back(Held("connections", _whose(parse_address(address))), 1)
+        self.tally.give_back(Held("connections", self._at(address).who), 1)
 
     # --- requests --------------------------------------------------------------------------------
 
-    @contextmanager
-    def download(self, caller: Caller) -> Iterator[None]:
-        """A request that sends a file, for as long as it lasts. Raises TooMany."""
-        with self._transfer(caller):
-            yield
+    def download(self, caller: Caller) -> AbstractContextManager[None]:
+        """A request that sends a file, for as long as it lasts. Entering raises TooMany."""
+        at = self._place(caller)
+        most = self._share(self._http.threads, at)
+        return _Holding(self.tally, at.transfers, 1, most, partial(_too_many_transfers, at.who))
 
-    @contextmanager
-    def upload(self, caller: Caller) -> Iterator[None]:
-        """A request that brings files, for as long as it lasts. Raises TooMany."""
+    def upload(self, caller: Caller) -> AbstractContextManager[None]:
+        """A request that brings files, for as long as it lasts. Entering raises TooMany."""
         rule = self.config.rule(caller)
         if rule is None:
-            with self._transfer(caller):
-                yield
-            return
-        with ExitStack() as stack:
-            stack.enter_context(self._held_by_rule(rule))
-            if not rule.max_uploads:
-                stack.enter_context(self._transfer(caller))
+            return self.download(caller)
+        return self._held_by_rule(rule) if rule.max_uploads else self._counted_for(rule, caller)
+
+    @contextmanager
+    def _counted_for(self, rule: CallerRule, caller: Caller) -> Iterator[None]:
+        """A rule that has no limit."""
+        with self._held_by_rule(rule), self.download(caller):
             yield
 
     def check(self, caller: Caller) -> None:
@@ -81,8 +93,8 @@ class Callers:
             self.check(caller)
             yield
             return
-        at = self.config.identify(caller).address
-        uploads, declared = Held("large uploads", _whose(at)), Held("declared bytes", _whose(at))
+        at = self._place(caller)
+        uploads, declared = Held("large uploads", at.who), Held("declared bytes", at.who)
         most = self._share(self._http.max_bytes_in_flight, at)
 
         def one_more(has: int) -> TooMany:
@@ -96,51 +108,37 @@ class Callers:
             )
 
         with (
-            self._holding(uploads, 1, self._share(self._http.max_uploads, at), one_more),
-            self._holding(declared, size, most, so_many_bytes),
+            _Holding(self.tally, uploads, 1, self._share(self._http.max_uploads, at), one_more),
+            _Holding(self.tally, declared, size, most, so_many_bytes),
         ):
             yield
 
-    def _transfer(self, caller: Caller) -> AbstractContextManager[None]:
-        at = self.config.identify(caller).address
-        held = Held("transfers", _whose(at))
-        return self._holding(
-            held,
-            1,
-            self._share(self._http.threads, at),
-            lambda has: _too_many(held.who, counted(has, "transfer"), "try again when one has ended"),
-        )
-
-    @contextmanager
-    def _holding(
-        self, held: Held, amount: int, most: int, refusal: Callable[[int], TooMany]
-    ) -> Iterator[None]:
-        """``amount`` more, until ``with`` ends. Raises ``refusal``, which is told what is held already."""
-        if (has := self.tally.take(held, amount, most)) is not None:
-            raise refusal(has)
-        try:
-            yield
-        finally:
-            self.tally.give_back(held, amount)
-
     def whose(self, caller: Caller) -> str:
         """The address that has its share of what is promised to uploads; empty: it has what there is."""
-        rule, at = self.config.rule(caller), self.config.identify(caller).address
-        by_rule = rule is not None and rule.max_uploads
-        return "" if by_rule or not self.config.address_share or self.config.is_exempt(at) else _whose(at)
+        rule, at = self.config.rule(caller), self._place(caller)
+        return at.who if at.shares and not (rule is not None and rule.max_uploads) else ""
 
-    def _share(self, whole: int, address: IPAddress | None) -> int:
+    def _place(self, caller: Caller) -> _Place:
+        if not self.config.trusted_proxies:
+            return self._at(caller.address)
+        return self._at(str(self.config.identify(caller).address or ""))
+
+    def _at(self, address: str) -> _Place:
+        """Who is at an address; it is remembered for as long as the configuration is the same."""
+        config, places = self._known
+        if config is not self.config:
+            config, places = self._known = self.config, _places(self.config)
+        return places(address[:_LONGEST])
+
+    def _share(self, whole: int, place: _Place) -> int:
         """Of what there is, for one address; 0: as much as it likes."""
-        share = self.config.address_share
-        if not whole or not share or self.config.is_exempt(address):
-            return 0
-        return max(1, int(whole * share))
+        return max(1, int(whole * self.config.address_share)) if whole and place.shares else 0
 
     # --- rules -------------------------------------------------------------------------------------
 
     def _held_by_rule(self, rule: CallerRule) -> AbstractContextManager[None]:
         held = Held("uploads by rule", str(rule.match))
-        return self._holding(held, 1, rule.max_uploads, lambda _: self._too_many_by_rule(rule))
+        return _Holding(self.tally, held, 1, rule.max_uploads, lambda _: self._too_many_by_rule(rule))
 
     def _too_many_by_rule(self, rule: CallerRule) -> TooMany:
         return TooMany(
@@ -158,6 +156,26 @@ class Callers:
     def _names(self) -> dict[str, str]:
         """What anybody may read of each rule, by whom it matches."""
         return {str(rule.match): _shown(number, rule) for number, rule in enumerate(self.config.rules, 1)}
+
+
+class _Holding:
+    """``amount`` more of something, until ``with`` ends."""
+
+    __slots__ = ("_amount", "_held", "_most", "_refusal", "_tally")
+
+    def __init__(
+        self, tally: Tally, held: Held, amount: int, most: int, refusal: Callable[[int], TooMany]
+    ) -> None:
+        """``refusal``: raised on entering when that would be more than ``most``; it is told what is held already."""
+        self._tally, self._held, self._amount = tally, held, amount
+        self._most, self._refusal = most, refusal
+
+    def __enter__(self) -> None:
+        if (has := self._tally.take(self._held, self._amount, self._most)) is not None:
+            raise self._refusal(has)
+
+    def __exit__(self, *exc: object) -> None:
+        self._tally.give_back(self._held, self._amount)
 
 
 class Ahead:
@@ -196,6 +214,22 @@ def _whose(address: IPAddress | None) -> str:
     if isinstance(address, IPv6Address):
         return str(ip_network((int(address), _IPV6_BITS), strict=False))
     return str(address or "a client without an address")
+
+
+def _places(config: CallersConfig) -> Callable[[str], _Place]:
+    """By what each address is counted."""
+
+    @lru_cache(maxsize=_KNOWN)
+    def place(address: str) -> _Place:
+        at = parse_address(address)
+        who, shares = _whose(at), bool(config.address_share) and not config.is_exempt(at)
+        return _Place(who, Held("transfers", who), shares)
+
+    return place
+
+
+def _too_many_transfers(who: str, has: int) -> TooMany:
+    return _too_many(who, counted(has, "transfer"), "try again when one has ended")
 
 
 def _too_many(who: str, has: str, remedy: str) -> TooMany:

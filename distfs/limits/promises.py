@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 from uuid import UUID, uuid4
@@ -137,9 +137,7 @@ class Admission:
             self._check_size(size, self.http.max_file_size if largest is None else largest)
         promise = Promise(self, policy, size, deadline, whose, strict=not declared)
         if size is not None and size <= self.storage.block_size:
-            promise.ends.callback(
-                self._with_room(lambda: self._admit_small(size, policy, deadline), deadline)
-            )
+            promise.small = self._with_room(lambda: self._admit_small(size, policy, deadline), deadline)
             promise.covered = size
         else:
             promise.cover(1)
@@ -260,20 +258,20 @@ class Admission:
 
     # --- small files ------------------------------------------------------------------------------
 
-    def _admit_small(self, size: int, policy: Policy, deadline: Deadline) -> Callable[[], None]:
-        """-> what gives it back."""
+    def _admit_small(self, size: int, policy: Policy, deadline: Deadline) -> int:
+        """-> its share, to be forgotten when it is over."""
         share = share_of(size, policy.k, self.storage.slice_size)
         if not share:
-            return lambda: None
+            return 0
         for fresh in (False, True):
             state, _ = self._known(deadline, fresh=fresh)
             with self._counting:
                 if self._small + share + self.storage.block_size <= self._room(state, policy):
                     self._small += share
-                    return lambda: self._forget_small(share)
+                    return share
         raise self._refusal(state, size, policy, self.storage.block_size)
 
-    def _forget_small(self, share: int) -> None:
+    def forget_small(self, share: int) -> None:
         with self._counting:
             self._small -= share
 
@@ -381,7 +379,7 @@ class Promise:
         strict: bool,
     ) -> None:
         self.covered = 0  # plain bytes there is room for
-        self.ends = ExitStack()
+        self.small = 0  # the share of a small body
         self._admission, self._policy, self._size, self._deadline = admission, policy, size, deadline
         self._strict = strict
         self._received = 0
@@ -393,8 +391,10 @@ class Promise:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if small := self.small:
+            self.small = 0
+            self._admission.forget_small(small)
         reserved, self._reserved = self._reserved, []
-        self.ends.close()
         self._counted.are(0)
         if not reserved:
             return
@@ -476,7 +476,8 @@ class Promise:
 
     def watch(self, source: Source) -> Source:
         """``source``, with what comes of it counted. Reading raises Full, or TooLarge beyond what was declared."""
-        return _Watched(source, self)
+        fits = self.small and not self._strict  # whatever comes of it
+        return source if fits else _Watched(source, self)
 
     def received(self, count: int) -> None:
         self._received += count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 
 from distfs.body.source import Source
@@ -18,10 +19,12 @@ class BodyDigests:
         says = "HTTP_REPR_DIGEST" in environ or "HTTP_CONTENT_DIGEST" in environ
         self._claims = list(digests.stated(request.headers.get)) if says else []
         self._trailers: Callable[[], Mapping[str, str]] = environ.get("distfs.trailers", dict)
-        names = {claim.algorithm for claim in self._claims}
-        if digests.announced(environ.get("HTTP_TRAILER", "")):
-            names = set(digests.ALGORITHMS)
-        self._hashes = {name: digests.ALGORITHMS[name]() for name in names}
+        self._hashes: dict[str, hashlib._Hash] = {}
+        if says or "HTTP_TRAILER" in environ:
+            names = {claim.algorithm for claim in self._claims}
+            if digests.announced(environ.get("HTTP_TRAILER", "")):
+                names = set(digests.ALGORITHMS)
+            self._hashes = {name: digests.ALGORITHMS[name]() for name in names}
 
     def watch(self, source: Source, *, free: str = "") -> Source:
         """``source``, with its bytes taken into account. ``free``: an algorithm that somebody else does anyway."""

@@ -60,7 +60,8 @@ class Request(BaseRequest):
     @property
     def root_path(self) -> str:  # type: ignore[override]
         """Where the app is mounted, without a slash at its end."""
-        return _decoded(self.environ.get("SCRIPT_NAME") or "").rstrip("/")
+        mounted = self.environ.get("SCRIPT_NAME")
+        return _decoded(mounted).rstrip("/") if mounted else ""
 
     @cached_property
     def body(self) -> Body:
@@ -109,7 +110,8 @@ class Request(BaseRequest):
 
     @property
     def wants_json(self) -> bool:
-        return asks_for(self.headers.get("Accept", ""), JSON)
+        said = self.environ.get("HTTP_ACCEPT")
+        return said is not None and asks_for(said, JSON)
 
 
 def _decoded(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, contextmanager
 
 from distfs.body.ingest import (
     POLICY_FIELD,
@@ -27,8 +27,6 @@ from distfs.routes.file_facts import created
 from distfs.routes.messages import Answer, Request
 from distfs.services import Services
 
-POLICY_HEADER = "X-Distfs-Policy"
-
 #: How the files of a body are found in it. Refuses at once what cannot have any.
 Files = Callable[[Source], Iterator[IncomingFile]]
 
@@ -51,7 +49,7 @@ def put_raw(services: Services, request: Request, name: str = "") -> Answer:
     if not request.environ.get("CONTENT_LENGTH") and not is_chunked(request.environ):
         raise LengthRequired("the body's length is not known: send a Content-Length, or chunks")
     content_type = request.environ.get("CONTENT_TYPE", "")
-    if media_type.announces_form(content_type) and request.argument("raw") != "1":
+    if content_type and media_type.announces_form(content_type) and request.argument("raw") != "1":
         raise Refused(
             "the body is a form, and PUT keeps a body as it is: send it by POST, curl -F file=@NAME URL/upload; "
             "a file that is a saved form, with ?raw=1"
@@ -77,31 +75,32 @@ def _store(
         check_nothing_there(request.headers)
     digests, known = BodyDigests(request), {}
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
+    announced = announced_size(request.environ) if size is None and is_chunked(request.environ) else size
     deadline = services.upload_deadline(size, request.hang_up)
     services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
-    with ExitStack() as stack:
-        body = services.bandwidth.incoming(request.body, request.caller, deadline, size)
-        stack.callback(body.close)  # who fails in its middle has a place among those served no longer
+    # Closed by whatever ends it: who fails in its middle has a place among those served no longer.
+    with services.bandwidth.incoming(request.body, request.caller, deadline, size) as body:
         incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
-        promise = _admitted(stack, services, request, policy, deadline, size)
-        session = stack.enter_context(
-            services.uploader.begin(deadline, request.environ.get("distfs.collect"), size)
-        )
-        for file in incoming:
-            if file.fields:
-                promise.use(policy := _policy(services, request, file.fields))
-            stored = session.add(
-                promise.watch(file),
-                name=file.name,
-                content_type=file.content_type,
-                policy=policy,
-                size_hint=file.size,
-            )
-            if is_the_file:
-                known["sha-256"] = stored.sha256
-        digests.check(known)
-        files = session.commit()
-        promise.keep()
+        with (
+            _counted(services, request, announced),
+            _room(services, request, policy, deadline, size, announced) as promise,
+            services.uploader.begin(deadline, request.environ.get("distfs.collect"), size) as session,
+        ):
+            for file in incoming:
+                if file.fields:
+                    promise.use(policy := _policy(services, request, file.fields))
+                stored = session.add(
+                    promise.watch(file),
+                    name=file.name,
+                    content_type=file.content_type,
+                    policy=policy,
+                    size_hint=file.size,
+                )
+                if is_the_file:
+                    known["sha-256"] = stored.sha256
+            digests.check(known)
+            files = session.commit()
+            promise.keep()
     return created(request, files)
 
 
@@ -110,31 +109,41 @@ def _largest(services: Services, request: Request) -> int:
     return services.admission.largest(request.caller)
 
 
-def _admitted(
-    stack: ExitStack,
+def _counted(services: Services, request: Request, announced: int | None) -> AbstractContextManager[None]:
+    """The upload, for as long as it lasts; a large one as such, unless our own server has done so already."""
+    admission, caller = services.admission, request.caller
+    large = announced is None or announced > services.config.http.stream_threshold
+    if not large or request.environ.get("distfs.admitted"):
+        return admission.callers.upload(caller)
+    return _both(admission.callers.upload(caller), admission.large(caller, announced or 0))
+
+
+@contextmanager
+def _both(first: AbstractContextManager[None], second: AbstractContextManager[None]) -> Iterator[None]:
+    with first, second:
+        yield
+
+
+def _room(
     services: Services,
     request: Request,
     policy: Policy,
     deadline: Deadline,
     size: int | None,
+    announced: int | None,
 ) -> Promise:
-    """Room for the body, found before any of it is read; given back with ``stack``. ``size``: its Content-Length."""
-    environ, admission, caller = request.environ, services.admission, request.caller
-    declared = True
-    if size is None and is_chunked(environ):
-        size, declared = announced_size(environ), False
-    large = size is None or size > services.config.http.stream_threshold
-    stack.enter_context(admission.callers.upload(caller))
-    if large and not environ.get("distfs.admitted"):  # our own server has counted it already
-        stack.enter_context(admission.large(caller, size or 0))
+    """Room for the body, found before any of it is read. ``size``: its Content-Length."""
+    admission, caller = services.admission, request.caller
     largest, whose = admission.largest(caller), admission.callers.whose(caller)
-    room = admission.admit(size, policy, deadline, declared=declared, largest=largest, whose=whose)
-    return stack.enter_context(room)
+    declared = size is not None
+    return admission.admit(announced, policy, deadline, declared=declared, largest=largest, whose=whose)
 
 
 def _refuse_encoded(request: Request) -> None:
-    codings = header_fields.words(request.environ.get("HTTP_CONTENT_ENCODING", "")) - {"identity"}
-    if codings:
+    said = request.environ.get("HTTP_CONTENT_ENCODING")
+    if not said:
+        return
+    if codings := header_fields.words(said) - {"identity"}:
         named = ", ".join(sorted(codings))[:40]
         raise Encoded(
             f"the body has the Content-Encoding {named!r}; files are kept as they are: send it without"
@@ -147,7 +156,9 @@ def _policy(services: Services, request: Request, fields: Mapping[str, str] | No
     A name of ``storage.policies``. Raises Refused for another, naming those there are.
     """
     named = (
-        (fields or {}).get(POLICY_FIELD) or request.argument("policy") or request.headers.get(POLICY_HEADER)
+        (fields or {}).get(POLICY_FIELD)
+        or request.argument("policy")
+        or request.environ.get("HTTP_X_DISTFS_POLICY")
     )
     known = services.config.storage.policies
     if not named:
