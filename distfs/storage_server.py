@@ -43,22 +43,6 @@ VERIFY_PAUSE_S = 0.01
 _DRAIN_POLL_S = 0.02
 
 
-class _Moving:
-    """Held while bytes of a fragment are on their way to or from somebody; by how many at once, ``inside`` says."""
-
-    def __init__(self) -> None:
-        self.inside = 0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self.inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self.inside -= 1
-
-
 class StorageServer(socketserver.ThreadingTCPServer):
     """Serves one DiskStore. ``address`` is where it really listens."""
 
@@ -73,7 +57,7 @@ class StorageServer(socketserver.ThreadingTCPServer):
         self.store, self.config, self.stall_timeout = store, config, stall_timeout
         self.address_family, address = to_listen(host, port)
         self._connections = self._requests = 0
-        self.moving = _Moving()
+        self._moving = 0  # of the requests, those with bytes of a fragment on their way
         self._draining = False
         self._lock = threading.Lock()
         self._accept_trouble = descriptors.AcceptTrouble(log)
@@ -129,15 +113,20 @@ class StorageServer(socketserver.ThreadingTCPServer):
         with self._lock:
             self._connections -= 1
 
-    def begin_request(self) -> bool:
-        """A request is served, until ``end_request``; False: it must not be, this node stops."""
+    def begin_request(self, moves: bool) -> bool:
+        """A request is served, until ``end_request``; False: it must not be, this node stops. ``moves``: bytes of a
+        fragment are on their way to or from somebody."""
         with self._lock:
-            self._requests += not self._draining
-            return not self._draining
+            if self._draining:
+                return False
+            self._requests += 1
+            self._moving += moves
+            return True
 
-    def end_request(self) -> None:
+    def end_request(self, moves: bool) -> None:
         with self._lock:
             self._requests -= 1
+            self._moving -= moves
 
     def drain(self, hurry: threading.Event) -> None:
         """Take no further request; return when none runs, after ``drain_timeout``, or when ``hurry`` is set."""
@@ -149,7 +138,7 @@ class StorageServer(socketserver.ThreadingTCPServer):
 
     def yield_to_transfers(self) -> None:
         """Between two cells that are verified: whoever moves bytes has the disk first."""
-        if self.moving.inside:
+        if self._moving:
             time.sleep(VERIFY_PAUSE_S)
 
 

@@ -231,12 +231,13 @@ class WireSocket:
 
     def receive_answer(self, limit: Limit | None = None) -> tuple[dict[str, Any], int]:
         """The header and body length of an OK frame; an ERROR frame is raised as the error it names."""
-        return self.accept_answer(self.receive_frame(limit))
+        frame = self.accept_answer(self.receive_frame(limit), wire.Type.OK)
+        return frame.header(), frame.body_length
 
-    def accept_answer(self, frame: wire.Frame) -> tuple[dict[str, Any], int]:
-        """The same, of a frame that has come."""
-        if frame.type is wire.Type.OK:
-            return frame.header(), frame.body_length
+    def accept_answer(self, frame: wire.Frame, due: wire.Type) -> wire.Frame:
+        """A frame that has come, if it is of the type that is due. Raises the error that an ERROR frame names."""
+        if frame.type is due:
+            return frame
         if frame.type is not wire.Type.ERROR:
             raise ProtocolError(f"{self.peer}: a {frame.type.name} frame where an answer was due")
         raise wire.decode_error(frame.header(), self.peer)

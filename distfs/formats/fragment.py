@@ -110,6 +110,24 @@ class FragmentHeader:
         return cls(*ids, index, Policy(k, m), block_size, UUID(bytes=file), ordinal, name, kind), length
 
 
+def unpadded(packed: bytes) -> FragmentHeader:
+    """The header that these bytes are, to the last of them. Raises Corrupt."""
+    header, length = FragmentHeader.unpack(packed)
+    at = len(packed) - _CHECKSUM.size
+    if length != len(packed) or packed[at:] != _CHECKSUM.pack(checksum(packed[:at])):
+        raise Corrupt("a fragment header with something behind it")
+    return header
+
+
+def named(packed: bytes) -> str:
+    """Which fragment a header says it is of, for people: also of one that is no good."""
+    try:
+        header, _ = FragmentHeader.unpack(packed)
+    except Corrupt:
+        return "of no good header"
+    return str(header.id)
+
+
 def _checked_header(data: bytes) -> tuple[tuple[Any, ...], int, int]:
     """What a header has between its length and its texts, its padded length, and where its checksum is."""
     if len(data) < MIN_HEADER or not data.startswith(_HEADER_MAGIC):
@@ -168,6 +186,13 @@ def slice_digest(plains: Iterable[int], size: int, block_size: int) -> bytes:
     digest = xxhash.xxh3_128(struct.pack("<QI", size, block_size))
     digest.update(b"".join(map(_CHECKSUM.pack, plains)))
     return digest.digest()
+
+
+def pack_whole(header: bytes, entry: CellEntry, cell: Buffer, slice_size: int, last: bool) -> bytes:
+    """A fragment of one cell, from its packed header on."""
+    table = FragmentTable((entry,), slice_size, last)
+    packed = table.pack()
+    return b"".join((header, cell, packed, pack_footer(table, packed, len(header) + len(cell), header)))
 
 
 def pack_footer(table: FragmentTable, packed_table: bytes, table_offset: int, header: bytes) -> bytes:

@@ -4,22 +4,25 @@ Every message is a frame: a fixed binary prefix, a header, a raw body.
 
     magic "DFSW" · version u8 · type u8 · reserved u16 · header length u32 · body length u64   (big-endian)
 
-The header is a JSON object, but for CELL, whose header is the cell's table entry as it will be stored. Every
-length is bounded by the frame's type before it is believed. A body is not collected here: the decoder says
-how long it is, and its reader takes it straight from the socket to where it belongs.
+The header is a JSON object. Only the frames that every GET and PUT has are fixed structs (``fixed``), and CELL,
+whose header is the cell's table entry as it will be stored. Every length is bounded by the frame's type before it
+is believed. A body is not collected here: the decoder says how long it is, and its reader takes it straight from
+the socket to where it belongs.
 
-A request is one frame, answered by one OK or ERROR frame, but for PUT:
+A request is one frame, answered by one frame, but for PUT; ERROR {kind, message} answers any at any moment:
 
-    PUT · CELL · CELL · … · END                    ->  OK {heard}, when it is durable; ERROR at any moment
-    GET {slice, index, first, count, quarantine?}  ->  OK {…}, body: the whole table, then the cells asked for
-    STAT, DELETE, VERIFY {slice, index}            ->  OK {…} (STAT: body is the table)
+    PUT · CELL · CELL · … · END                    ->  STORED, when it is durable
+    WHOLE, body: the only cell, of at most 64 KiB  ->  STORED
+    GET                                            ->  CELLS, body: the whole table, then the cells asked for
+    STAT {slice, index}                            ->  CELLS, body: the table
+    DELETE, VERIFY {slice, index}                  ->  OK {…}
     LIST {cursor, limit, quarantine?}              ->  OK {cursor}, body: LISTED entries; no cursor: complete
     QUARANTINE, DISCARD {slice, index, min_age}    ->  OK {done}: put aside; delete from what was put aside
     RELEASE {slice, index}                         ->  OK {done}: back from there, when it is good
     INFO {}                                        ->  OK {node, cluster, capacity, used, free, state, clock}
 
-``heard`` is the xxh3-64 of the headers of PUT, CELLs and END as the node received them: cells have checksums, and
-by this the caller knows that name, size and table of what was stored are right, too.
+STORED has the xxh3-64 of the headers of PUT, CELLs and END, or of WHOLE, as the node received them: cells have
+checksums, and by this the caller knows that name, size and table of what was stored are right, too.
 
 Every request names the cluster and the node it is meant for, and is refused by any other; it carries the
 seconds its caller will still wait (``deadline``) and the request id it works for (``request``). Within the
@@ -31,15 +34,12 @@ from __future__ import annotations
 import enum
 import json
 import struct
-from functools import lru_cache
-from json.encoder import c_encode_basestring_ascii, c_make_encoder  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from distfs.errors import (
     Busy,
     Cancelled,
-    ConfigError,
     Corrupt,
     DistfsError,
     Full,
@@ -51,14 +51,15 @@ from distfs.errors import (
     TooSlow,
     Unavailable,
 )
-from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_CELLS, FragmentHeader, bounded
-from distfs.model import MAX_K, MAX_M, MAX_NAME_BYTES, MAX_TYPE_BYTES, Buffer, FragmentId, Policy
+from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_CELLS
+from distfs.model import MAX_K, MAX_M, Buffer, FragmentId
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"DFSW"
 _PREFIX = struct.Struct(">4sBBHIQ")
 PREFIX_SIZE = _PREFIX.size
 MAX_HEADER = 64 << 10
+MAX_WHOLE = 64 << 10  # a longer cell has a frame of its own
 MAX_CELL = MAX_BLOCK + (64 << 10)  # a coded or badly compressible block may grow a little
 MAX_TABLE = MAX_CELLS * ENTRY_SIZE
 MAX_FRAGMENT = (2 << 30) + MAX_TABLE
@@ -66,10 +67,6 @@ MAX_FRAGMENT = (2 << 30) + MAX_TABLE
 #: One LIST entry: slice, index, stored bytes, age in seconds by the node's clock.
 LISTED = struct.Struct(">16sBQd")
 MAX_LISTED = 10_000
-
-
-def _no_json(value: object) -> object:
-    raise TypeError(f"no header of a frame has a {type(value).__name__}")
 
 
 class Type(enum.IntEnum):
@@ -85,11 +82,20 @@ class Type(enum.IntEnum):
     QUARANTINE = 10
     RELEASE = 11
     DISCARD = 12
+    WHOLE = 13
     OK = 64
     ERROR = 65
+    STORED = 66
+    CELLS = 67
 
 
-_MAX_BODY = {Type.CELL: MAX_CELL, Type.OK: MAX_FRAGMENT}  # every other type has none
+#: Bytes; every other type has none.
+_MAX_BODY = {
+    Type.CELL: MAX_CELL,
+    Type.WHOLE: MAX_WHOLE,
+    Type.CELLS: MAX_FRAGMENT,
+    Type.OK: MAX_LISTED * LISTED.size,
+}
 
 
 #: What a node may say went wrong. Everything else is a service's own affair: an answer "cancelled" or "busy" would
@@ -104,10 +110,6 @@ ERRORS: dict[str, type[DistfsError]] = {cls.kind: cls for cls in _SAYABLE}
 _WRONG = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
 
 
-_DECODE = json.JSONDecoder().decode
-#: What json.JSONEncoder makes anew for each header, made once.
-_pieces = c_make_encoder(None, _no_json, c_encode_basestring_ascii, None, ":", ",", False, False, True)
-_policy = lru_cache(maxsize=MAX_K * MAX_M)(Policy.parse)
 _KINDS = {type_.value: (type_, _MAX_BODY.get(type_, 0)) for type_ in Type}
 
 
@@ -121,7 +123,7 @@ class Frame(NamedTuple):
     def header(self) -> dict[str, Any]:
         """The JSON header. Raises ProtocolError when it is not an object."""
         try:
-            header = _DECODE(self.raw.decode())
+            header = json.loads(self.raw.decode())
         except (ValueError, RecursionError) as e:
             raise ProtocolError(f"{self.type.name} frame: header is not JSON") from e
         if not isinstance(header, dict):
@@ -129,23 +131,13 @@ class Frame(NamedTuple):
         return header
 
 
-def json_of(value: Any) -> str:
-    """As it stands in a header."""
-    return "".join(_pieces(value, 0))
-
-
 def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) -> bytes:
     """Prefix and header of a frame, ready to send; ``body_length`` bytes of body must follow."""
     if isinstance(header, dict):
-        header = json_of(header).encode()
+        header = json.dumps(header, separators=(",", ":")).encode()
     if len(header) > MAX_HEADER:
         raise ProtocolError(f"{type_.name} frame: a header of {len(header)} bytes is over {MAX_HEADER}")
     return _PREFIX.pack(MAGIC, VERSION, type_, 0, len(header), body_length) + header
-
-
-def members(fields: dict[str, Any]) -> str:
-    """What the JSON object has between its braces."""
-    return json_of(fields)[1:-1]
 
 
 def encode_error(error: DistfsError) -> bytes:
@@ -164,7 +156,7 @@ def decode_error(header: dict[str, Any], peer: str) -> DistfsError:
 
 
 def encode_id(id: FragmentId) -> dict[str, Any]:
-    """The header fields that name a fragment."""
+    """The fields of a JSON header that name a fragment."""
     return {"slice": id.slice.hex, "index": id.index}
 
 
@@ -177,36 +169,6 @@ def decode_id(header: dict[str, Any]) -> FragmentId:
     if not 0 <= fragment.index < MAX_K + MAX_M:
         raise ProtocolError(f"the request names fragment {fragment}, whose index is out of bounds")
     return fragment
-
-
-def encode_fragment(fragment: FragmentHeader) -> str:
-    """The members of PUT's header that become the fragment's own header."""
-    policy = fragment.policy
-    return (
-        f'"slice":"{fragment.slice.hex}","index":{fragment.index},"policy":[{policy.k},{policy.m}],'
-        f'"block_size":{fragment.block_size},"file":"{fragment.file.hex}","ordinal":{fragment.ordinal},'
-        f'"name":{_text(fragment.name, MAX_NAME_BYTES)},"content_type":{_text(fragment.content_type, MAX_TYPE_BYTES)}'
-    )
-
-
-@lru_cache(maxsize=64)  # each fragment of a file names the same
-def _text(text: str, most: int) -> str:
-    return json_of(bounded(text, most).decode())
-
-
-def decode_fragment(header: dict[str, Any], cluster: UUID) -> FragmentHeader:
-    """Raises ProtocolError on anything missing or out of bounds."""
-    fragment = decode_id(header)
-    try:
-        policy = _policy("{}+{}".format(*header["policy"]))
-        block_size, ordinal = int(header["block_size"]), int(header["ordinal"])
-        names = str(header["name"]), str(header["content_type"])
-        file = UUID(header["file"])
-    except (*_WRONG, ConfigError) as e:
-        raise ProtocolError(f"PUT {fragment}: a field is missing or wrong: {e}") from e
-    if not (0 < block_size <= MAX_BLOCK and 0 <= ordinal < 1 << 32 and fragment.index < policy.width):
-        raise ProtocolError(f"PUT {fragment}: block size, ordinal or index out of bounds")
-    return FragmentHeader(cluster, fragment.slice, fragment.index, policy, block_size, file, ordinal, *names)
 
 
 class Decoder:

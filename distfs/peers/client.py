@@ -13,6 +13,7 @@ from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.formats import wire
+from distfs.formats.fixed import Get, Put
 from distfs.formats.fragment import FragmentHeader, FragmentTable
 from distfs.formats.wire import Type
 from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo, check_page
@@ -30,7 +31,8 @@ class NodeClient(AsksAhead):
     def __init__(self, node: UUID, address: Address, cluster: UUID, config: PeersConfig) -> None:
         self.node, self.address = node, address
         self.link = NodeLink(address, config)
-        self._beginning = f'{{"cluster":"{cluster.hex}","node":"{node.hex}","deadline":'  # of every request
+        self._names = {"cluster": cluster.hex, "node": node.hex}  # whom a request is for, in JSON
+        self._to = cluster.bytes + node.bytes  # and elsewhere
 
     def close(self) -> None:
         self.link.pool.close()
@@ -68,14 +70,12 @@ class NodeClient(AsksAhead):
     # --- FragmentStore --------------------------------------------------------------------------
 
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> FragmentWriter:
-        # Not sent yet: it leaves with the first cell.
-        fields = f'{wire.encode_fragment(header)},"size_hint":{size_hint}'
-        request = self._request(Type.PUT, fields, deadline)
         # With its heads. In a larger file, an upload waits for nodes that have ended before a slice begins: look.
         replayable = header.ordinal == 0 and 0 < size_hint <= REPLAY_MOST // 2
-        return RemoteWriter(
-            Exchange(self.link, deadline, replayable=replayable, for_disk=True), request, header.block_size
-        )
+        left = deadline.remaining(self.link.peer)
+        exchange = Exchange(self.link, deadline, replayable=replayable, for_disk=True)
+        begin = Put(self._to, left, size_hint, header.pack(), current_request_id().encode())
+        return RemoteWriter(exchange, begin, header.block_size)
 
     def ask(
         self,
@@ -90,8 +90,8 @@ class NodeClient(AsksAhead):
 
         ``connect_within``: seconds after which a connection that is still not there is late already.
         """
-        fields = f'"slice":"{id.slice.hex}","index":{id.index},"first":{first},"count":{count}'
-        request = self._request(Type.GET, fields + ',"quarantine":true' if aside else fields, deadline)
+        left = deadline.remaining(self.link.peer)
+        asked = Get(self._to, left, id, first, count, aside, current_request_id().encode())
         try:
             exchange = Exchange(
                 self.link, deadline, notice=self.hedge_delay, connect_within=connect_within, replayable=True
@@ -100,7 +100,7 @@ class NodeClient(AsksAhead):
             if connect_within is not None:
                 self.link.latency.add(connect_within)
             raise
-        return RemoteReader(exchange, request)
+        return RemoteReader(exchange, wire.encode(Type.GET, asked.encode()))
 
     def get(
         self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
@@ -167,13 +167,10 @@ class NodeClient(AsksAhead):
             check_page(page, cursor, limit)
         return page
 
-    def _request(self, type_: Type, fields: dict[str, Any] | str, deadline: Deadline) -> bytes:
-        """``fields``: a dict, or what a JSON object has between its braces."""
+    def _request(self, type_: Type, fields: dict[str, Any], deadline: Deadline) -> bytes:
         left = deadline.remaining(self.link.peer)
-        text = fields if isinstance(fields, str) else wire.members(fields)
-        comma = "," if text else ""
-        header = f'{self._beginning}{left:.3f},"request":"{current_request_id()}"{comma}{text}}}'
-        return wire.encode(type_, header.encode())
+        about = {"deadline": round(left, 3), "request": current_request_id()}
+        return wire.encode(type_, self._names | about | fields)
 
     def _call(
         self, type_: Type, fields: dict[str, Any], deadline: Deadline, patient: bool = False
@@ -185,11 +182,11 @@ class NodeClient(AsksAhead):
         request = self._request(type_, fields, deadline)
         exchange = Exchange(self.link, deadline, patient=patient)
         exchange.send(request)
-        answer, length = exchange.answer()
-        if length > wire.MAX_LISTED * wire.LISTED.size:
-            raise exchange.protocol_error(f"{length} bytes in answer to {type_.name}")
-        body = bytearray(length)
+        frame = exchange.answer(Type.OK)
+        body = bytearray(frame.body_length)
         exchange.receive(memoryview(body))
+        with exchange:
+            answer = frame.header()
         exchange.done(understood=False)
         return answer, body
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from types import TracebackType
-from typing import Any
 
 from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError, TooSlow
-from distfs.formats.wire import Frame
+from distfs.formats.wire import Frame, Type, decode_error
 from distfs.model import Address, Buffer
 from distfs.peers.breaker import Breaker
 from distfs.peers.hedge import LatencyHistory
@@ -183,14 +182,14 @@ class Exchange:
                 self._raise_refusal()
                 raise NodeUnavailable(f"{self.sock.peer}: closed the connection")
 
-    def answer(self) -> tuple[dict[str, Any], int]:
-        """The header and body length of the OK frame. An ERROR frame is raised as the error it names."""
+    def answer(self, due: Type) -> Frame:
+        """The frame that answers. An ERROR frame is raised as the error it names."""
         if self._for_disk and self._size > REPLAY_MOST:  # the budget has grown with what was sent
             with self:
                 self.sock.set_receive_stall(self.budget.rest(self.link.disk_phase))
         while (frame := self.frame_or_late()) is None:
             pass
-        return self.accept(frame)
+        return self.accept(frame, due)
 
     def frame_or_late(self) -> Frame | None:
         """The frame that answers; None after a silence of ``notice``."""
@@ -208,9 +207,10 @@ class Exchange:
             self._fail(e)
             raise
 
-    def accept(self, frame: Frame) -> tuple[dict[str, Any], int]:
+    def accept(self, frame: Frame, due: Type) -> Frame:
+        """Raises the error that it names, or that it is not what is due."""
         try:
-            return self.sock.accept_answer(frame)
+            return self.sock.accept_answer(frame, due)
         except BaseException as e:
             self._fail(e)
             raise
@@ -319,9 +319,11 @@ class Exchange:
             return
         self.sock.set_receive_stall(_REFUSAL_WAIT_S)
         try:
-            self.sock.receive_answer(Deadline(_REFUSAL_WAIT_S))
+            frame = self.sock.receive_frame(Deadline(_REFUSAL_WAIT_S))
         except (NodeUnavailable, TooSlow):
             if self.sock.heard:
                 raise
             return  # it said nothing
+        if frame.type is Type.ERROR:
+            raise decode_error(frame.header(), self.sock.peer)
         raise ProtocolError(f"{self.sock.peer}: an answer before the end of the request")

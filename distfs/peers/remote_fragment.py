@@ -8,9 +8,11 @@ import xxhash
 
 from distfs.errors import Corrupt, DistfsError
 from distfs.formats import wire
+from distfs.formats.fixed import Cells, End, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry, FragmentTable
 from distfs.formats.wire import Type
 from distfs.fragment_store import check_length
+from distfs.model import Buffer
 from distfs.peers.link import REPLAY_MOST, Exchange
 
 #: A writer looks for a refusal before every so many cells; each look costs a system call.
@@ -22,35 +24,41 @@ _PROMPT_S = 0.005
 class RemoteWriter:
     """A fragment on its way to a node."""
 
-    def __init__(self, exchange: Exchange, request: bytes, block_size: int) -> None:
-        """``request`` leaves with the first cell, in one packet where that is small."""
-        self._exchange = exchange
-        self._unsent = request
-        self._block_size = block_size
+    def __init__(self, exchange: Exchange, begin: Put, block_size: int) -> None:
+        """``begin`` leaves with the first cell, in one packet where that is small."""
+        self._exchange, self._begin, self._block_size = exchange, begin, block_size
+        self._held: tuple[CellEntry, bytes] | None = None  # a short cell, until it is known what follows
+        self._begun, self._unsent = False, b""  # frames that leave with the next
         self._cells = 0
-        self._said = xxhash.xxh3_64(request[wire.PREFIX_SIZE :])
+        self._said = xxhash.xxh3_64()
 
     def write_cell(self, entry: CellEntry, data: memoryview) -> None:
         check_length(entry, len(data), self._cells)  # or the node would take the next frame for the rest
+        self._let_go()
         self._cells += 1
         if self._cells % _LISTEN_EVERY == 0:
             self._exchange.check_refusal()
-        head = self._said_to(wire.encode(Type.CELL, entry.pack(), entry.length))
         if len(data) < min(self._block_size, REPLAY_MOST):
-            self._unsent += (
-                head + data
-            )  # a short cell is the slice's last: it leaves with END, which follows at once
+            # Of a copy it is the last cell: it leaves with the end.
+            self._held = entry, bytes(data)
         else:
-            # As is one that is too long to be copied: then END shares its packet.
-            self._send(head, data, more=len(data) < self._block_size)
+            self._send_cell(entry, data)
 
     def finish(self, slice_size: int, last: bool) -> None:
-        end = b'{"slice_size":%d,"last":%s}' % (slice_size, b"true" if last else b"false")
-        self._send(self._said_to(wire.encode(Type.END, end)))
+        if self._held is not None and self._cells == 1:
+            self._send_whole(*self._held, slice_size, last)
+            return
+        self._begin_once()
+        if self._held is not None:
+            entry, data = self._held
+            self._unsent += self._frame(Type.CELL, entry.pack(), entry.length) + data
+        self._send(self._frame(Type.END, End(slice_size, last).encode()))
 
     def commit(self) -> None:
-        answer, _ = self._exchange.answer()
-        if answer.get("heard") != self._said.hexdigest():
+        frame = self._exchange.answer(Type.STORED)
+        with self._exchange:
+            heard = Stored.decode(frame.raw).heard
+        if heard != self._said.digest():
             peer = self._exchange.link.peer
             self._exchange.close()
             raise Corrupt(
@@ -61,11 +69,36 @@ class RemoteWriter:
     def abort(self) -> None:
         self._exchange.close()  # the node sees the connection end in the middle and removes what it has
 
-    def _said_to(self, head: bytes) -> bytes:
-        self._said.update(head[wire.PREFIX_SIZE :])
-        return head
+    def _let_go(self) -> None:
+        """What is held is not all."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._send_cell(*held)
 
-    def _send(self, head: bytes, *data: memoryview, more: bool = False) -> None:
+    def _begin_once(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._unsent = self._frame(Type.PUT, self._begin.encode())
+
+    def _send_cell(self, entry: CellEntry, data: Buffer) -> None:
+        self._begin_once()
+        # A short one has more behind it, at least the end: it shares a packet.
+        self._send(
+            self._frame(Type.CELL, entry.pack(), entry.length), data, more=len(data) < self._block_size
+        )
+
+    def _send_whole(self, entry: CellEntry, data: bytes, slice_size: int, last: bool) -> None:
+        """In one frame, which its node stores in one go."""
+        to, deadline, _, packed, request = self._begin
+        whole = Whole(to, deadline, slice_size, last, entry, packed, request)
+        self._send(self._frame(Type.WHOLE, whole.encode(), entry.length), data)
+
+    def _frame(self, type_: Type, header: bytes, body: int = 0) -> bytes:
+        """Its head, of which the node hears."""
+        self._said.update(header)
+        return wire.encode(type_, header, body)
+
+    def _send(self, head: bytes, *data: Buffer, more: bool = False) -> None:
         head, self._unsent = self._unsent + head, b""
         self._exchange.send(head, *data, more=more)
 
@@ -156,15 +189,16 @@ class RemoteReader:
             return None
         if self._timed:
             self._exchange.link.latency.add(time.monotonic() - self._asked_at)
-        answer, length = self._exchange.accept(frame)
-        size, slice_size = answer.get("table"), answer.get("slice_size")
-        if not isinstance(size, int) or not isinstance(slice_size, int) or not 0 <= slice_size < 1 << 63:
-            raise self._exchange.protocol_error("an answer without a table")
-        if not 0 <= size <= min(length, wire.MAX_TABLE):
-            raise self._exchange.protocol_error(f"a table of {size} bytes in an answer of {length}")
+        frame = self._exchange.accept(frame, Type.CELLS)
+        with self._exchange:
+            slice_size, last, size = Cells.decode(frame.raw)
+        if size > min(frame.body_length, wire.MAX_TABLE):
+            raise self._exchange.protocol_error(
+                f"a table of {size} bytes in an answer of {frame.body_length}"
+            )
         self._packed = bytearray(size)
-        self._left = length - size
-        return slice_size, bool(answer.get("last"))
+        self._left = frame.body_length - size
+        return slice_size, last
 
     def _accept_table(self, slice_size: int, last: bool) -> None:
         try:

@@ -11,7 +11,6 @@ import os
 import socket
 import socketserver
 import time
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, cast
 
 import xxhash
@@ -20,8 +19,10 @@ from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, Unavailable
 from distfs.formats import wire
+from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry
 from distfs.formats.wire import Frame, Type
+from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore, DiskWriter
 from distfs.wire_socket import WireSocket
 
@@ -32,7 +33,13 @@ MAX_DEADLINE_S = 86400.0  # the longest a caller may ask for
 MAX_AGE_S = 1e10  # of a fragment, in a request
 #: How far ahead of what is sent the disk is asked for what comes, and for how much at once.
 READ_AHEAD, READ_STEP = 8 << 20, 2 << 20
+#: Requests with bytes of a fragment, to or from somebody.
+_MOVING = frozenset((Type.GET, Type.PUT, Type.WHOLE))
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20  # of a caller that is refused while it sends
+
+
+#: A request, as far as it is understood.
+Asked = dict[str, Any] | Get | Put | Whole
 
 
 class NodeServer(Protocol):
@@ -41,13 +48,11 @@ class NodeServer(Protocol):
     store: DiskStore
     stall_timeout: Seconds
 
-    def begin_request(self) -> bool:
-        """A request is served, until ``end_request``; False: it must not be, this node stops."""
+    def begin_request(self, moves: bool) -> bool:
+        """A request is served, until ``end_request``; False: it must not be, this node stops. ``moves``: bytes of a
+        fragment are on their way to or from somebody."""
 
-    def end_request(self) -> None: ...
-
-    #: Held while bytes of a fragment are on their way to or from somebody.
-    moving: AbstractContextManager[None]
+    def end_request(self, moves: bool) -> None: ...
 
     def yield_to_transfers(self) -> None:
         """Between two cells that are verified: whoever moves bytes has the disk first."""
@@ -62,7 +67,8 @@ class Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         peer = f"service {self.client_address[0]}:{self.client_address[1]}"
         self.store = self.node.store
-        self.cluster, self.own = self.store.cluster.hex, self.store.node.hex
+        cluster, own = self.store.cluster, self.store.node
+        self.names, self.to = (cluster.hex, own.hex), cluster.bytes + own.bytes
         try:
             self.sock = WireSocket(self.request, peer, self.node.stall_timeout)
             while self._serve_one():
@@ -82,30 +88,37 @@ class Connection(socketserver.BaseRequestHandler):
             log.warning("%s: %s", self.sock.peer, e)
             self._refuse(e)
             return False
-        if self.node.begin_request():
+        moves = frame.type in _MOVING
+        if self.node.begin_request(moves):
             try:
                 return self._serve(frame)
             finally:
-                self.node.end_request()
+                self.node.end_request(moves)
         self._refuse(Unavailable("this node is stopping"))
         return False
 
     def _serve(self, frame: Frame) -> bool:
-        header: dict[str, Any] = {}
+        self.asked: Asked = {}  # what is known of the request
         self.answering = False  # once an answer has begun, a failure can only cut the connection
         try:
-            header = frame.header()
-            self._check_addressee(header)
-            if frame.type is Type.PUT:
-                with self.node.moving:
-                    return self._put(header, frame)
             if frame.type is Type.GET:
-                with self.node.moving:
-                    self._get(header)
+                self.asked = get = Get.decode(frame.raw)
+                self._check_for_us(get.to, get.deadline)
+                self._get(get.id, get.first, get.many, get.aside)
+            elif frame.type is Type.PUT:
+                self.asked = put = Put.decode(frame.raw)
+                self._check_for_us(put.to, put.deadline)
+                return self._put(put, frame)
+            elif frame.type is Type.WHOLE:
+                self.asked = whole = Whole.decode(frame.raw)
+                self._check_for_us(whole.to, whole.deadline)
+                return self._put_whole(whole, frame)
             else:
+                self.asked = header = frame.header()
+                self._check_addressee(header)
                 self._answer(frame.type, header)
         except DistfsError as e:
-            _log_refusal(frame.type, header, e)
+            _log_refusal(frame.type, self.asked, e)
             if self.answering:
                 return False
             if isinstance(e, ProtocolError):
@@ -114,29 +127,37 @@ class Connection(socketserver.BaseRequestHandler):
             self.sock.send_error(e)
         return True
 
-    def _check_addressee(self, header: dict[str, Any]) -> None:
-        cluster, node = header.get("cluster"), header.get("node")
+    def _check_for_us(self, to: bytes, seconds: float) -> None:
         # A stranger who learned our ids could name them, and read and delete everything.
-        if cluster != self.cluster:
-            raise ProtocolError(
-                "this node is of another cluster than the request: is the service's MetaDB that of its nodes?"
-            )
-        if node != self.own:
-            raise ProtocolError("the request is for another node than this one: has a port changed hands?")
+        if to != self.to:
+            raise _stranger() if to[:16] != self.to[:16] else _astray()
+        self._bound(seconds)
+
+    def _check_addressee(self, header: dict[str, Any]) -> None:
+        """The same, of a header in JSON."""
+        cluster, node = self.names
+        if header.get("cluster") != cluster:
+            raise _stranger()
+        if header.get("node") != node:
+            raise _astray()
         try:
-            seconds = min(float(header["deadline"]), MAX_DEADLINE_S)
+            seconds = float(header["deadline"])
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ProtocolError("the request has no deadline") from e
+        self._bound(seconds)
+
+    def _bound(self, seconds: float) -> None:
+        """By the time that the caller will still wait."""
         if not seconds > 0:  # no number is no time, too
             raise ProtocolError(f"the request's deadline is {seconds} s")
+        seconds = min(seconds, MAX_DEADLINE_S)
         self.deadline = Deadline(seconds)
-        self.sock.set_receive_stall(seconds)
-        self.sock.set_send_stall(seconds)
+        self.sock.begin(seconds, seconds, None)
 
     def _answer(self, type_: Type, header: dict[str, Any]) -> None:
         match type_:
             case Type.STAT:
-                self._get(header | {"first": 0, "count": 0})
+                self._get(wire.decode_id(header), 0, 0)
             case Type.DELETE:
                 self._ok({"deleted": self.store.delete(wire.decode_id(header), self.deadline)})
             case Type.VERIFY:
@@ -162,28 +183,46 @@ class Connection(socketserver.BaseRequestHandler):
 
     # --- PUT ----------------------------------------------------------------------------------------
 
-    def _put(self, header: dict[str, Any], frame: Frame) -> bool:
+    def _put(self, put: Put, frame: Frame) -> bool:
         writer = None
         self.heard = xxhash.xxh3_64(frame.raw)
         try:
-            fragment = wire.decode_fragment(header, self.store.cluster)
-            writer = self.store.put(fragment, _count(header, "size_hint"), self.deadline)
+            writer = self.store.put(put.fragment(), put.size_hint, self.deadline)
             self._receive(writer)
             writer.commit(self._check_caller)
         except NodeUnavailable as e:
-            if not self._abort(writer, header, e):
+            if not self._abort(writer, e):
                 self._refuse(e)
             return False
         except DistfsError as e:
-            self._abort(writer, header, e)
+            self._abort(writer, e)
             self._refuse(e)
             return False
         except BaseException:
             if writer is not None:
                 writer.abort()
             raise
-        self._ok({"heard": self.heard.hexdigest()})
+        self._stored(self.heard.digest())
         return True
+
+    def _put_whole(self, whole: Whole, frame: Frame) -> bool:
+        """What goes wrong when all of it has come is an answer like any other."""
+        if whole.entry.length != frame.body_length:
+            raise ProtocolError(f"WHOLE of {frame.body_length} bytes, its entry says {whole.entry.length}")
+        cell = bytearray(frame.body_length)
+        try:
+            self._receive_body(memoryview(cell))
+        except DistfsError as e:
+            if not self._abort(None, e):
+                self._refuse(e)
+            return False
+        self.store.keep(whole.fragment(), whole.packed, whole.entry, cell, whole.slice_size, whole.last)
+        self._stored(xxhash.xxh3_64_digest(frame.raw))
+        return True
+
+    def _stored(self, heard: bytes) -> None:
+        self.answering = True
+        self.sock.send(wire.encode(Type.STORED, Stored(heard).encode()), limit=self.deadline)
 
     def _receive(self, writer: DiskWriter) -> None:
         while (frame := self.sock.receive_frame(self.deadline)).type is Type.CELL:
@@ -195,17 +234,16 @@ class Connection(socketserver.BaseRequestHandler):
         if frame.type is not Type.END:
             raise ProtocolError(f"a {frame.type.name} frame in the middle of PUT")
         self.heard.update(frame.raw)
-        end = frame.header()
-        writer.finish(_count(end, "slice_size"), bool(end.get("last")))
+        writer.finish(*End.decode(frame.raw))
 
     def _receive_body(self, view: memoryview) -> None:
         self.sock.receive_body(view, self.deadline)
 
-    def _abort(self, writer: DiskWriter | None, header: dict[str, Any], error: DistfsError) -> bool:
+    def _abort(self, writer: DiskWriter | None, error: DistfsError) -> bool:
         """Leave nothing; whether the caller has gone, so that nobody is there to be told."""
         if writer is not None:
             writer.abort()
-        _log_refusal(Type.PUT, header, error)
+        _log_refusal(Type.WHOLE if isinstance(self.asked, Whole) else Type.PUT, self.asked, error)
         return self.sock.ended
 
     def _check_caller(self) -> None:
@@ -234,15 +272,13 @@ class Connection(socketserver.BaseRequestHandler):
 
     # --- reading --------------------------------------------------------------------------------------
 
-    def _get(self, header: dict[str, Any]) -> None:
-        first, count = _count(header, "first"), _count(header, "count")
-        id, aside = wire.decode_id(header), bool(header.get("quarantine"))
+    def _get(self, id: FragmentId, first: int, count: int, aside: bool = False) -> None:
         reader = self.store.get(id, first, count, self.deadline, aside=aside)
         try:
             offset, length = reader.extent(first, count)
             table = reader.packed
-            answer = {"slice_size": reader.table.slice_size, "last": reader.table.last, "table": len(table)}
-            head = wire.encode(Type.OK, answer, len(table) + length)
+            answer = Cells(reader.table.slice_size, reader.table.last, len(table))
+            head = wire.encode(Type.CELLS, answer.encode(), len(table) + length)
             self.answering = True
             if reader.all is not None:
                 cells = memoryview(reader.all)[offset : offset + length]
@@ -292,7 +328,20 @@ def _seconds(header: dict[str, Any], key: str) -> float:
     return float(value)
 
 
-def _log_refusal(type_: Type, header: dict[str, Any], error: DistfsError) -> None:
-    fragment = f"{header.get('slice')}.{header.get('index')}"[:100]
-    request = str(header.get("request", "-"))[:100]
+def _stranger() -> ProtocolError:
+    return ProtocolError(
+        "this node is of another cluster than the request: is the service's MetaDB that of its nodes?"
+    )
+
+
+def _astray() -> ProtocolError:
+    return ProtocolError("the request is for another node than this one: has a port changed hands?")
+
+
+def _log_refusal(type_: Type, asked: Asked, error: DistfsError) -> None:
+    if isinstance(asked, dict):
+        fragment = f"{asked.get('slice')}.{asked.get('index')}"[:100]
+        request = str(asked.get("request", "-"))[:100]
+    else:
+        fragment, request = asked.name, asked.request.decode(errors="replace")
     log.warning("%s %s for request %s: %s", type_.name, fragment, request, error)

@@ -95,7 +95,7 @@ def test_a_node_without_descriptors_serves_who_is_connected_and_the_others_later
             eventually(lambda: "new connections have to wait" in log.read_text(), "it says so")
             wait_until_calm(pid)
             for _ in range(5):
-                before.sock.sendall(wire.encode(Type.GET, before.request(**of_it, first=0, count=1)))
+                before.sock.sendall(before.get(FragmentId(UUID(slice_id), int(index)), 0, 1))
                 error = before.error()
                 assert isinstance(error, NodeUnavailable), "neither damaged nor missing"
                 assert REMEDY in str(error)

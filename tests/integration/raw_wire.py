@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,18 +14,14 @@ from distfs.errors import (
     DistfsError,
 )
 from distfs.formats import wire
+from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry, FragmentHeader
 from distfs.formats.wire import Type
+from distfs.model import FragmentId
 from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import entry_of, header, put, soon, whole
-
-
-def fields_of(head: FragmentHeader) -> dict[str, Any]:
-    """What PUT says of a fragment."""
-    fields: dict[str, Any] = json.loads(f"{{{wire.encode_fragment(head)}}}")
-    return fields
 
 
 class Raw:
@@ -41,6 +36,25 @@ class Raw:
         store = self.server.store
         return {"cluster": store.cluster.hex, "node": store.node.hex, "deadline": 30, "request": "t"} | fields
 
+    @property
+    def to(self) -> bytes:
+        return self.server.store.cluster.bytes + self.server.store.node.bytes
+
+    def get(self, id: FragmentId, first: int, many: int, deadline: float = 30) -> bytes:
+        """The frame that asks for cells."""
+        return wire.encode(Type.GET, Get(self.to, deadline, id, first, many, False, b"t").encode())
+
+    def cells(self, id: FragmentId, first: int, many: int) -> bytes:
+        """What a node answers to that, without the table."""
+        self.sock.sendall(self.get(id, first, many))
+        return self.read_cells()
+
+    def read_cells(self) -> bytes:
+        frame = self.wire.accept_answer(self.wire.receive_frame(), Type.CELLS)
+        body = bytearray(frame.body_length)
+        self.wire.receive_body(memoryview(body))
+        return bytes(body[Cells.decode(frame.raw).table :])
+
     def ask(self, kind: Type, **fields: Any) -> tuple[dict[str, Any], bytes]:
         self.sock.sendall(wire.encode(kind, self.request(**fields)))
         answer, length = self.wire.receive_answer()
@@ -48,15 +62,29 @@ class Raw:
         self.wire.receive_body(memoryview(body))
         return answer, bytes(body)
 
-    def begin_put(self, head: FragmentHeader, hint: int = 0, **fields: Any) -> None:
-        header = self.request(**fields_of(head), size_hint=hint) | fields
-        self.sock.sendall(wire.encode(Type.PUT, header))
+    def put(self, head: FragmentHeader, hint: int = 0, deadline: float = 30) -> bytes:
+        """The frame that begins one."""
+        return wire.encode(Type.PUT, Put(self.to, deadline, hint, head.pack(), b"t").encode())
+
+    def begin_put(self, head: FragmentHeader, hint: int = 0, deadline: float = 30) -> None:
+        self.sock.sendall(self.put(head, hint, deadline))
 
     def cell(self, data: bytes, entry: CellEntry | None = None) -> None:
         self.sock.sendall(wire.encode(Type.CELL, (entry or entry_of(data)).pack(), len(data)) + data)
 
     def end(self, slice_size: int, last: bool = True) -> None:
-        self.sock.sendall(wire.encode(Type.END, {"slice_size": slice_size, "last": last}))
+        self.sock.sendall(wire.encode(Type.END, End(slice_size, last).encode()))
+
+    def whole(self, head: FragmentHeader, data: bytes, entry: CellEntry | None = None, **other: Any) -> bytes:
+        """The frame of a fragment of one cell, with other values if told."""
+        said = Whole(self.to, 30, len(data), True, entry or entry_of(data), head.pack(), b"t")
+        return wire.encode(Type.WHOLE, said._replace(**other).encode(), len(data)) + data
+
+    def stored(self) -> bytes:
+        """The node has it; -> what it heard."""
+        frame = self.wire.accept_answer(self.wire.receive_frame(), Type.STORED)
+        assert frame.body_length == 0
+        return Stored.decode(frame.raw).heard
 
     def error(self) -> DistfsError:
         """The node's refusal."""

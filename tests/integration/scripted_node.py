@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from distfs.config.settings import BytesPerSecond, PeersConfig, Seconds
 from distfs.formats import wire
+from distfs.formats.fixed import Cells
 from distfs.formats.wire import Type
 from distfs.model import Address, FragmentId
 from distfs.peers.client import NodeClient
@@ -95,3 +96,8 @@ def trickling(data: bytes) -> Callable[[socket.socket], None]:
 
 def ok(header: dict[str, Any] | bytes, body: bytes = b"", length: int | None = None) -> bytes:
     return wire.encode(Type.OK, header, len(body) if length is None else length) + body
+
+
+def cells(said: Cells, body: bytes = b"", length: int | None = None) -> bytes:
+    """What a node says of a table and cells, and how much of them comes."""
+    return wire.encode(Type.CELLS, said.encode(), len(body) if length is None else length) + body

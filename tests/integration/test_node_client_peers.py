@@ -26,13 +26,14 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.formats import wire
+from distfs.formats.fixed import Cells
 from distfs.formats.wire import Type
 from distfs.model import Address
 from distfs.peers.client import NodeClient
 from distfs.peers.link import Exchange
 from tests.contract.nodes import PEERS, KillableServer, client_of
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, soon
-from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted, trickling
+from tests.integration.scripted_node import ID, IMPATIENT, answering, cells, ok, scripted, trickling
 from tests.ports import refusing
 
 # --- patience -------------------------------------------------------------------------------------------------
@@ -48,8 +49,7 @@ def test_a_node_that_says_nothing_is_too_slow() -> None:
 def test_a_node_that_answers_a_byte_now_and_then_is_too_slow(server: KillableServer) -> None:
     fragment = put(server.store, header(), random_bytes(20_000))
     table = server.store.stat(fragment, soon())
-    answer = {"slice_size": 20_000, "last": True, "table": len(table.pack())}
-    get = ok(answer, table.pack(), len(table.pack()) + 20_000)
+    get = cells(Cells(20_000, True, len(table.pack())), table.pack(), len(table.pack()) + 20_000)
     listing = ok({"cursor": None}, bytes(wire.LISTED.size * 100))
     with scripted(trickling(listing), trickling(get + bytes(20_000)), config=IMPATIENT) as client:
         with pytest.raises(TooSlow):
@@ -61,11 +61,11 @@ def test_a_node_that_answers_a_byte_now_and_then_is_too_slow(server: KillableSer
 def test_cells_that_come_a_byte_now_and_then_are_too_slow(server: KillableServer) -> None:
     fragment = put(server.store, header(), random_bytes(4096))
     table = server.store.stat(fragment, soon())
-    answer = {"slice_size": 4096, "last": True, "table": len(table.pack())}
+    answer = Cells(4096, True, len(table.pack()))
 
     def script(connection: socket.socket) -> None:
         connection.recv(1 << 16)
-        connection.sendall(ok(answer, table.pack(), len(table.pack()) + 4096))
+        connection.sendall(cells(answer, table.pack(), len(table.pack()) + 4096))
         pause = threading.Event()
         for _ in range(4096):
             connection.sendall(b"x")
@@ -115,7 +115,7 @@ def test_a_cancelled_request_says_nothing_of_its_node() -> None:
             exchange.send(b"x" * 100)
             deadline.cancel("another part failed")
             with pytest.raises(Cancelled):
-                exchange.answer()
+                exchange.answer(Type.OK)
         assert not client.trusted
 
 
@@ -130,7 +130,7 @@ def test_a_node_that_went_between_two_requests_has_failed_once() -> None:
         idle.sock.shutdown(socket.SHUT_RD)  # as if the node had closed it just now
         exchange.send(b"x" * 100)
         with pytest.raises(NodeUnavailable, match="cannot connect"):
-            exchange.answer()
+            exchange.answer(Type.OK)
         assert client.trusted, "the breaker opens at two"
         assert client.link.pool.snapshot().lent == 0
 
@@ -181,12 +181,15 @@ WRONG_ANSWERS = {
     "no numbers": ok({"table": "x", "slice_size": "y", "bad": 1}),
     "no object": ok(b"[]"),
     "no json": ok(b"\xff"),
-    "a table larger than the body": ok({"table": 42, "slice_size": 1, "last": True}, b"x" * 21),
-    "a table of a negative size": ok({"table": -21, "slice_size": 1, "last": True}, b"x" * 21),
-    "a huge table": ok({"table": wire.MAX_TABLE + 1, "slice_size": 1}, length=wire.MAX_FRAGMENT),
+    "a table larger than the body": cells(Cells(1, True, 42), b"x" * 21),
+    "a slice of no sane size": cells(Cells(1 << 63, True, 21), b"x" * 21),
+    "no table": wire.encode(Type.CELLS, b""),
+    "a byte less": wire.encode(Type.CELLS, Cells(1, True, 0).encode()[:-1]),
+    "a byte more": wire.encode(Type.CELLS, Cells(1, True, 0).encode() + b"x"),
+    "a huge table": cells(Cells(1, True, wire.MAX_TABLE + 1), length=wire.MAX_FRAGMENT),
     "a huge body": ok({"cursor": None, "bad": [], "deleted": True}, length=wire.MAX_FRAGMENT),
     "another frame": wire.encode(Type.INFO, {}),
-    "another version": b"DFSW\x02" + bytes(15),
+    "another version": b"DFSW\x01" + bytes(15),
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "an error without words": wire.encode(Type.ERROR, b"[]"),
 }
@@ -218,7 +221,7 @@ def test_a_listing_of_a_broken_length_is_a_protocol_error(bodies: bytes, field: 
 
 
 def test_a_table_of_a_broken_length_is_corrupt() -> None:
-    with scripted(answering(ok({"table": 20, "slice_size": 1, "last": True}, b"x" * 20))) as client:
+    with scripted(answering(cells(Cells(1, True, 20), b"x" * 20))) as client:
         with pytest.raises(Corrupt):
             client.stat(ID, soon())
         assert client.link.pool.snapshot().idle == 0

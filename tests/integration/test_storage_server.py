@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -25,6 +26,7 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.formats import wire
+from distfs.formats.fixed import End, Get, Put, Whole
 from distfs.formats.fragment import CellEntry
 from distfs.formats.wire import Type
 from distfs.model import FragmentId
@@ -32,7 +34,7 @@ from distfs.storage import connection as node_connection
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, PEERS, KillableServer, serving
 from tests.contract.samples import MIB, cut, entry_of, header, put, random_bytes, whole
-from tests.integration.raw_wire import Raw, assert_serves, fields_of, handlers
+from tests.integration.raw_wire import Raw, assert_serves, handlers
 
 # --- who may ask what ------------------------------------------------------------------------------------
 
@@ -53,15 +55,46 @@ from tests.integration.raw_wire import Raw, assert_serves, fields_of, handlers
         ({"deadline": 10**400}, "no deadline"),
     ],
 )
-@pytest.mark.parametrize("kind", [Type.INFO, Type.PUT, Type.GET])
 def test_a_request_that_is_not_for_this_node_is_refused_in_words(
-    raw: Raw, kind: Type, fields: dict[str, Any], words: str
+    raw: Raw, fields: dict[str, Any], words: str
 ) -> None:
-    raw.sock.sendall(wire.encode(kind, raw.request(**fields)) + b"x" * 100_000)
+    raw.sock.sendall(wire.encode(Type.INFO, raw.request(**fields)) + b"x" * 100_000)
     error = raw.error()
     assert isinstance(error, ProtocolError)
     assert words in str(error)
     assert raw.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("cluster", "this node is of another cluster than the request"),
+        ("node", "the request is for another node than this one"),
+        (0.0, "deadline is"),
+        (-3.0, "deadline is"),
+        (float("nan"), "deadline is"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Type.PUT, Type.GET, Type.WHOLE])
+def test_a_move_that_is_not_for_this_node_is_refused_in_words(
+    raw: Raw, kind: Type, wrong: str | float, words: str
+) -> None:
+    cluster = uuid4() if wrong == "cluster" else raw.server.store.cluster
+    node = uuid4() if wrong == "node" else raw.server.store.node
+    to, deadline = cluster.bytes + node.bytes, wrong if isinstance(wrong, float) else 30.0
+    head = replace(header(), cluster=cluster)
+    said: dict[Type, Get | Put | Whole] = {
+        Type.GET: Get(to, deadline, head.id, 0, 1, False, b"t"),
+        Type.PUT: Put(to, deadline, 5, head.pack(), b"t"),
+        Type.WHOLE: Whole(to, deadline, 5, True, entry_of(b"hello"), head.pack(), b"t"),
+    }
+    body = 5 if kind is Type.WHOLE else 0
+    raw.sock.sendall(wire.encode(kind, said[kind].encode(), body) + b"hello" + b"x" * 100_000)
+    error = raw.error()
+    assert isinstance(error, ProtocolError)
+    assert words in str(error)
+    assert raw.is_closed()
+    assert_no_litter(raw.server.store)
 
 
 def everything_it_says(server: KillableServer, data: bytes) -> bytes:
@@ -89,8 +122,12 @@ def test_no_stranger_is_told_an_id(server: KillableServer, kind: Type, knows: st
         "deadline": 30,
         **wire.encode_id(fragment),
     }
+    to = UUID(header_["cluster"]).bytes + UUID(header_["node"]).bytes
     strange = [
         wire.encode(kind, header_),
+        wire.encode(kind, Get(to, 30, fragment, 0, 1, False, b"").encode()),
+        wire.encode(kind, Put(to, 30, 5, header().pack(), b"").encode()),
+        wire.encode(kind, Whole(to, 30, 5, True, entry_of(b"hello"), header().pack(), b"").encode()),
         wire.encode(kind, {}),
         wire.encode(kind, b"[]"),
         struct.pack(">4sBBHIQ", b"DFSW", 9, kind, 0, 2, 0) + b"{}",
@@ -122,8 +159,8 @@ def test_a_node_that_is_full_of_connections_or_stops_tells_no_id(
 
 
 def test_another_version_is_told_both_versions(raw: Raw) -> None:
-    raw.sock.sendall(struct.pack(">4sBBHIQ", b"DFSW", 2, Type.INFO, 0, 2, 0) + b"{}" + b"y" * 300_000)
-    assert "version 2, this distfs 1" in str(raw.error())
+    raw.sock.sendall(struct.pack(">4sBBHIQ", b"DFSW", 1, Type.INFO, 0, 2, 0) + b"{}" + b"y" * 300_000)
+    assert "version 1, this distfs 2" in str(raw.error())
     assert raw.is_closed()
     assert_serves(raw.server)
 
@@ -134,10 +171,10 @@ def test_another_version_is_told_both_versions(raw: Raw) -> None:
         b"GET /download/x HTTP/1.1\r\nHost: node\r\n\r\n",
         bytes(64),
         b"\xff" * 5000,
-        struct.pack(">4sBBHIQ", b"DFSW", 1, 99, 0, 2, 0) + b"{}",
-        struct.pack(">4sBBHIQ", b"DFSW", 1, Type.INFO, 0, 2, 5) + b"{}12345",
-        struct.pack(">4sBBHIQ", b"DFSW", 1, Type.GET, 0, 2, 2**63) + b"{}",
-        struct.pack(">4sBBHIQ", b"DFSW", 1, Type.INFO, 0, 2**32 - 1, 0),
+        struct.pack(">4sBBHIQ", b"DFSW", 2, 99, 0, 2, 0) + b"{}",
+        struct.pack(">4sBBHIQ", b"DFSW", 2, Type.INFO, 0, 2, 5) + b"{}12345",
+        struct.pack(">4sBBHIQ", b"DFSW", 2, Type.GET, 0, 2, 2**63) + b"{}",
+        struct.pack(">4sBBHIQ", b"DFSW", 2, Type.INFO, 0, 2**32 - 1, 0),
         wire.encode(Type.INFO, b"[1]"),
         wire.encode(Type.INFO, b"[" * 50_000),
         wire.encode(Type.INFO, b"not json"),
@@ -152,7 +189,7 @@ def test_what_is_no_request_is_refused_and_the_connection_ends(raw: Raw, data: b
     assert_serves(raw.server)
 
 
-@pytest.mark.parametrize("kind", [Type.CELL, Type.END, Type.OK, Type.ERROR])
+@pytest.mark.parametrize("kind", [Type.CELL, Type.END, Type.OK, Type.ERROR, Type.STORED, Type.CELLS])
 def test_what_only_an_answer_or_a_put_may_hold_is_no_request(raw: Raw, kind: Type) -> None:
     raw.sock.sendall(wire.encode(kind, raw.request()))
     assert "is not a request" in str(raw.error())
@@ -161,12 +198,6 @@ def test_what_only_an_answer_or_a_put_may_hold_is_no_request(raw: Raw, kind: Typ
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (Type.GET, {"slice": uuid4().hex, "index": 0}),
-        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": -1, "count": 1}),
-        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": 0, "count": 1.5}),
-        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": True, "count": 1}),
-        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": 0, "count": 1 << 63}),
-        (Type.GET, {"slice": "../../etc/passwd", "index": 0, "first": 0, "count": 1}),
         (Type.STAT, {}),
         (Type.DELETE, {"slice": uuid4().hex}),
         (Type.DELETE, {"slice": uuid4().hex, "index": float("inf")}),
@@ -176,6 +207,8 @@ def test_what_only_an_answer_or_a_put_may_hold_is_no_request(raw: Raw, kind: Typ
         (Type.QUARANTINE, {"slice": uuid4().hex, "index": 0}),
         (Type.DISCARD, {"slice": uuid4().hex, "index": 0, "min_age": float("nan")}),
         (Type.PUT, {"size_hint": 0}),
+        (Type.GET, {"slice": uuid4().hex, "index": 0, "first": 0, "count": 1}),
+        (Type.WHOLE, {}),
     ],
 )
 def test_a_request_with_missing_or_wrong_fields_is_refused(
@@ -194,12 +227,11 @@ def test_many_requests_are_served_on_one_connection(raw: Raw) -> None:
         for block in cut(data, 4096):
             raw.cell(block)
         raw.end(len(data))
-        assert raw.wire.receive_answer()[1] == 0
+        raw.stored()
         fields = wire.encode_id(head.id)
-        answer, body = raw.ask(Type.GET, **fields, first=0, count=99)
-        assert body[answer["table"] :] == data
+        assert raw.cells(head.id, 0, 99) == data
         with pytest.raises(NotFound):
-            raw.ask(Type.GET, **wire.encode_id(header().id), first=0, count=1)
+            raw.cells(header().id, 0, 1)
         assert raw.ask(Type.VERIFY, **fields)[0] == {"bad": []}
         assert raw.ask(Type.DELETE, **fields)[0] == {"deleted": True}
     assert raw.ask(Type.LIST, cursor="", limit=10) == ({"cursor": None}, b"")
@@ -214,10 +246,9 @@ def test_requests_may_be_sent_before_the_answers_are_read(raw: Raw) -> None:
 
 def test_a_whole_put_in_one_segment_is_stored(raw: Raw) -> None:
     head = header()
-    put_frame = wire.encode(Type.PUT, raw.request(**fields_of(head), size_hint=5))
     cell = wire.encode(Type.CELL, entry_of(b"hello").pack(), 5) + b"hello"
-    raw.sock.sendall(put_frame + cell + wire.encode(Type.END, {"slice_size": 5, "last": True}))
-    assert raw.wire.receive_answer()[1] == 0
+    raw.sock.sendall(raw.put(head, 5) + cell + wire.encode(Type.END, End(5, True).encode()))
+    raw.stored()
     assert whole(raw.server.store, head.id) == b"hello"
 
 
@@ -225,14 +256,14 @@ def test_a_client_that_sends_a_byte_at_a_time_is_served(raw: Raw) -> None:
     head = header()
     data = b"slow but good"
     stream = (
-        wire.encode(Type.PUT, raw.request(**fields_of(head), size_hint=0))
+        raw.put(head)
         + wire.encode(Type.CELL, entry_of(data).pack(), len(data))
         + data
-        + wire.encode(Type.END, {"slice_size": len(data), "last": True})
+        + wire.encode(Type.END, End(len(data), True).encode())
     )
     for at in range(len(stream)):
         raw.sock.sendall(stream[at : at + 1])
-    assert raw.wire.receive_answer()[1] == 0
+    raw.stored()
     assert whole(raw.server.store, head.id) == data
 
 
@@ -246,18 +277,19 @@ def test_a_corrupt_fragment_is_told_and_the_connection_goes_on(raw: Raw) -> None
     data = bytearray(path.read_bytes())
     data[-30] ^= 1
     path.write_bytes(data)
-    for kind, fields in ((Type.GET, {"first": 0, "count": 3}), (Type.STAT, {}), (Type.VERIFY, {})):
+    with pytest.raises(Corrupt):
+        raw.cells(fragment, 0, 3)
+    for kind in (Type.STAT, Type.VERIFY):
         with pytest.raises(Corrupt):
-            raw.ask(kind, **wire.encode_id(fragment), **fields)
+            raw.ask(kind, **wire.encode_id(fragment))
     assert raw.ask(Type.INFO)[0]["state"] == "active"
 
 
 def test_a_fragment_cut_short_while_it_is_sent_ends_the_connection(raw: Raw) -> None:
     store = raw.server.store
     fragment = put(store, header(block_size=MIB), random_bytes(16 * MIB))
-    get = raw.request(**wire.encode_id(fragment), first=0, count=16)
-    raw.sock.sendall(wire.encode(Type.GET, get))
-    _, length = raw.wire.receive_answer()  # the rest waits for us in the sockets' buffers, mostly
+    raw.sock.sendall(raw.get(fragment, 0, 16))
+    length = raw.wire.receive_frame().body_length  # the rest waits for us in the sockets' buffers, mostly
     with open(store.path(fragment), "r+b") as f:
         f.truncate(10 * MIB)
     body = bytearray(length)
@@ -279,9 +311,8 @@ def test_the_disk_is_asked_for_what_comes_while_cells_are_sent_and_for_no_more(
     fragment = put(raw.server.store, header(block_size=MIB), random_bytes(24 * MIB))
     monkeypatch.setattr(os, "posix_fadvise", noted)
     raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-    get = raw.request(**wire.encode_id(fragment), first=2, count=20)
-    raw.sock.sendall(wire.encode(Type.GET, get))
-    _, length = raw.wire.receive_answer()
+    raw.sock.sendall(raw.get(fragment, 2, 20))
+    length = raw.wire.receive_frame().body_length
     assert asked
     assert sum(size for _, size in asked) < 20 * MIB, "of the last ones it is soon enough later"
     raw.wire.receive_body(memoryview(bytearray(length)))
@@ -293,7 +324,7 @@ def test_the_disk_is_asked_for_what_comes_while_cells_are_sent_and_for_no_more(
 
 def test_a_reader_that_goes_in_the_middle_leaves_nothing(raw: Raw, server: KillableServer) -> None:
     fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
-    raw.sock.sendall(wire.encode(Type.GET, raw.request(**wire.encode_id(fragment), first=0, count=16)))
+    raw.sock.sendall(raw.get(fragment, 0, 16))
     raw.sock.recv(1000)
     raw.reset()
     eventually(lambda: handlers(server) == 0, "its thread has ended")
@@ -302,8 +333,7 @@ def test_a_reader_that_goes_in_the_middle_leaves_nothing(raw: Raw, server: Killa
 
 def test_a_reader_that_takes_nothing_is_let_go_at_its_deadline(raw: Raw, server: KillableServer) -> None:
     fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
-    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.3)
-    raw.sock.sendall(wire.encode(Type.GET, fields))
+    raw.sock.sendall(raw.get(fragment, 0, 16, 0.3))
     eventually(lambda: handlers(server) == 0, "its thread has ended")
     assert_no_litter(server.store)
 
@@ -313,8 +343,7 @@ def test_a_reader_that_takes_a_little_now_and_then_is_let_go_soon_after_its_dead
 ) -> None:
     raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     fragment = put(server.store, header(block_size=MIB), random_bytes(16 * MIB))
-    fields = raw.request(**wire.encode_id(fragment), first=0, count=16, deadline=0.3)
-    raw.sock.sendall(wire.encode(Type.GET, fields))
+    raw.sock.sendall(raw.get(fragment, 0, 16, 0.3))
     ends = time.monotonic() + 60
     while handlers(server):
         assert time.monotonic() < ends, "it holds a thread of the node"

@@ -32,7 +32,9 @@ from distfs.formats.fragment import (
     CellEntry,
     FragmentHeader,
     FragmentTable,
+    checksum,
     pack_footer,
+    pack_whole,
 )
 from distfs.fragment_store import (
     Page,
@@ -43,13 +45,13 @@ from distfs.fragment_store import (
     go_on,
 )
 from distfs.metadb.ballast import shares_disk
-from distfs.model import FragmentId
+from distfs.model import Buffer, FragmentId
 from distfs.storage.disk import home
 from distfs.storage.disk.health import DiskHealth
 from distfs.storage.disk.reader import DiskReader, passes
 from distfs.storage.disk.space import Space, space
 from distfs.storage.disk.tree import FragmentTree, Translated, make_folder, page_of_both
-from distfs.storage.disk.writer import BufferPool, Sink, open_sink
+from distfs.storage.disk.writer import BufferPool, Sink, append, give_up, open_sink
 
 log = logging.getLogger("distfs.disk")
 
@@ -159,11 +161,45 @@ class DiskStore:
         id = header.id
         self._check_home("put", id)
         with self.writing("put", id):
-            room = self._space()
-            free = room.free
-            if size_hint > free or free <= 0:
-                raise Full(f"put {id}: {room.refusal(size_hint)}")
+            self._check_room(id, size_hint)
             return DiskWriter(self, header, size_hint)
+
+    def keep(
+        self,
+        header: FragmentHeader,
+        packed: bytes,
+        entry: CellEntry,
+        cell: Buffer,
+        slice_size: int,
+        last: bool,
+    ) -> None:
+        """``put`` of a fragment of one small cell, all of it at once: it is durable when this returns.
+
+        ``packed``: the header's bytes. Raises what ``put`` and its writer raise, and leaves nothing then.
+        """
+        id = header.id
+        check_counts(1, slice_size, header.block_size)
+        check_cell(entry, checksum(cell), 0)
+        data, temp = pack_whole(packed, entry, cell, slice_size, last), self.temp_path(id)
+        sink: Sink | None = None
+        try:
+            with self.writing("put", id):
+                self._check_room(id, len(data))
+                sink = self.sink(temp, len(data))
+                append(sink, data)
+                sink.close()
+                self.publish(temp, id)
+        except BaseException:
+            if sink is not None:
+                give_up(sink, temp)
+            raise
+        self.health.wrote()
+
+    def _check_room(self, id: FragmentId, size: int) -> None:
+        room = self._space()
+        free = room.free
+        if size > free or free <= 0:
+            raise Full(f"put {id}: {room.refusal(size)}")
 
     def get(
         self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
@@ -293,7 +329,8 @@ class DiskStore:
         buffers = self._buffers if direct else None
         try:
             return open_sink(path, size_hint, buffers)
-        except FileNotFoundError:  # somebody removed the folder
+        except FileNotFoundError:  # somebody removed the folder; or the disk
+            self._check_home("write")
             make_folder(self._temp)
             return open_sink(path, size_hint, buffers)
 
@@ -349,7 +386,7 @@ class DiskWriter:
         self._sink = store.sink(self._path, room)
         try:
             self._packed = header.pack(self._sink.alignment)
-            self._append(self._packed)
+            append(self._sink, self._packed)
         except BaseException:
             self.abort()
             raise
@@ -388,7 +425,7 @@ class DiskWriter:
         packed = table.pack()
         footer = pack_footer(table, packed, len(self._packed) + self._size, self._packed)
         with self._store.writing("write", self._id):
-            self._append(packed + footer)
+            append(self._sink, packed + footer)
 
     def commit(self, wanted: Callable[[], object] = go_on) -> None:
         """``wanted`` is called when the fragment is on the disk and has no name yet; what it raises undoes it."""
@@ -406,14 +443,4 @@ class DiskWriter:
             raise
 
     def abort(self) -> None:
-        self._sink.discard()
-        with contextlib.suppress(OSError):  # committed; or the disk failed, and the next start removes it
-            os.unlink(self._path)  # noqa: PTH108 - text, as everywhere on the way of a small fragment
-
-    def _append(self, data: bytes) -> None:
-        while data:
-            view = self._sink.space(len(data))
-            n = len(view)
-            view[:] = data[:n]
-            self._sink.advance(n)
-            data = data[n:]
+        give_up(self._sink, self._path)

@@ -7,6 +7,7 @@ cache, and writing 4 MiB in a thread of its own while the next 4 MiB arrive take
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -39,6 +40,22 @@ class Sink(Protocol):
 
     def discard(self) -> None:
         """Release everything at once, whatever was written; safe to call at any time, also twice."""
+
+
+def append(sink: Sink, data: bytes) -> None:
+    while data:
+        view = sink.space(len(data))
+        n = len(view)
+        view[:] = data[:n]
+        sink.advance(n)
+        data = data[n:]
+
+
+def give_up(sink: Sink, path: str) -> None:
+    """Nothing of it is left at ``path``, where it was."""
+    sink.discard()
+    with contextlib.suppress(OSError):  # it has its name; or the disk failed, and the next start removes it
+        os.unlink(path)  # noqa: PTH108 - text, as everywhere on the way of a small fragment
 
 
 class BufferPool:

@@ -1,0 +1,214 @@
+"""The headers that are no JSON: of the frames that every GET and PUT has. Each has one writer and one reader, here.
+
+A header is a fixed part, and in requests what that gives the length of: the fragment's own header as the disk
+keeps it, and the id of the request the service works for. A header that is a byte too short or too long, or says
+what cannot be, is refused. Big-endian, but for what is as in a fragment (see ``fragment``).
+
+    GET     to · deadline · slice · index · first · many · aside?               · request
+    PUT     to · deadline · size hint                                            · fragment's header · request
+    WHOLE   to · deadline · slice size · last? · the cell's entry                · fragment's header · request
+    END     slice size · last?
+    STORED  heard
+    CELLS   slice size · last? · length of the table
+
+``to`` is the cluster and the node a request is meant for, 16 bytes each.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from distfs.errors import ProtocolError
+from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader, named, unpadded
+from distfs.model import MAX_K, MAX_M, FragmentId
+
+TO_SIZE = 32
+MAX_REQUEST = 64  # bytes of a request's id; what is longer is cut
+_MAX_COUNT = 1 << 63
+
+_GET = struct.Struct(f">{TO_SIZE}sd16sBQQ?B")
+_PUT = struct.Struct(f">{TO_SIZE}sdQBH")
+_WHOLE = struct.Struct(f">{TO_SIZE}sdQ?{ENTRY_SIZE}sBH")
+_END = struct.Struct(">Q?")
+_STORED = struct.Struct(">8s")
+_CELLS = struct.Struct(">Q?Q")
+
+
+class Get(NamedTuple):
+    """What is asked for: ``many`` cells from cell ``first`` on."""
+
+    to: bytes
+    deadline: float
+    id: FragmentId
+    first: int
+    many: int
+    aside: bool
+    request: bytes
+
+    def encode(self) -> bytes:
+        to, deadline, id, first, many, aside, request = self
+        request = request[:MAX_REQUEST]
+        asked = id.slice.bytes, id.index, first, many, aside
+        return _GET.pack(to, deadline, *asked, len(request)) + request
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Get:
+        (to, deadline, slice_, index, first, many, aside, length), rest = _cut("GET", _GET, raw)
+        if index >= MAX_K + MAX_M or first >= _MAX_COUNT or many >= _MAX_COUNT or len(rest) != length:
+            raise _wrong("GET")
+        return cls(to, deadline, FragmentId(UUID(bytes=slice_), index), first, many, aside, rest)
+
+    @property
+    def name(self) -> str:
+        """Of the fragment, for people."""
+        return str(self.id)
+
+
+class Put(NamedTuple):
+    """A fragment to come, of about ``size_hint`` bytes."""
+
+    to: bytes
+    deadline: float
+    size_hint: int
+    packed: bytes  # the fragment's header
+    request: bytes
+
+    def encode(self) -> bytes:
+        to, deadline, size_hint, packed, request = self
+        request = request[:MAX_REQUEST]
+        return _PUT.pack(to, deadline, size_hint, len(request), len(packed)) + packed + request
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Put:
+        (to, deadline, size_hint, *lengths), rest = _cut("PUT", _PUT, raw)
+        if size_hint >= _MAX_COUNT:
+            raise _wrong("PUT")
+        return cls(to, deadline, size_hint, *_texts("PUT", rest, *lengths))
+
+    def fragment(self) -> FragmentHeader:
+        """Raises ProtocolError, Corrupt."""
+        return _fragment("PUT", self.to, self.packed)
+
+    @property
+    def name(self) -> str:
+        return named(self.packed)
+
+
+class Whole(NamedTuple):
+    """A fragment of one cell, which is the frame's body."""
+
+    to: bytes
+    deadline: float
+    slice_size: int
+    last: bool
+    entry: CellEntry
+    packed: bytes  # the fragment's header
+    request: bytes
+
+    def encode(self) -> bytes:
+        to, deadline, slice_size, last, entry, packed, request = self
+        request = request[:MAX_REQUEST]
+        fixed = _WHOLE.pack(to, deadline, slice_size, last, entry.pack(), len(request), len(packed))
+        return fixed + packed + request
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Whole:
+        (to, deadline, slice_size, last, entry, *lengths), rest = _cut("WHOLE", _WHOLE, raw)
+        if slice_size >= _MAX_COUNT:
+            raise _wrong("WHOLE")
+        texts = _texts("WHOLE", rest, *lengths)
+        return cls(to, deadline, slice_size, last, CellEntry.unpack(entry), *texts)
+
+    def fragment(self) -> FragmentHeader:
+        """Raises ProtocolError, Corrupt."""
+        return _fragment("WHOLE", self.to, self.packed)
+
+    @property
+    def name(self) -> str:
+        return named(self.packed)
+
+
+class End(NamedTuple):
+    """No more cells."""
+
+    slice_size: int
+    last: bool
+
+    def encode(self) -> bytes:
+        return _END.pack(*self)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> End:
+        found = cls(*_all("END", _END, raw))
+        if found.slice_size >= _MAX_COUNT:
+            raise _wrong("END")
+        return found
+
+
+class Stored(NamedTuple):
+    """What a node answers when a fragment is durable; ``heard``: see ``wire``."""
+
+    heard: bytes
+
+    def encode(self) -> bytes:
+        return _STORED.pack(self.heard)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Stored:
+        return cls(*_all("STORED", _STORED, raw))
+
+
+class Cells(NamedTuple):
+    """Before a table and cells: what the table does not say, and how long it is."""
+
+    slice_size: int
+    last: bool
+    table: int
+
+    def encode(self) -> bytes:
+        return _CELLS.pack(*self)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Cells:
+        found = cls(*_all("CELLS", _CELLS, raw))
+        if found.slice_size >= _MAX_COUNT:
+            raise _wrong("CELLS")
+        return found
+
+
+def _wrong(name: str) -> ProtocolError:
+    return ProtocolError(f"{name} frame: a header of a wrong length, or with what cannot be")
+
+
+def _cut(name: str, fixed: struct.Struct, raw: bytes) -> tuple[tuple[Any, ...], bytes]:
+    """The fixed part's fields, and the rest."""
+    if len(raw) < fixed.size:
+        raise _wrong(name)
+    return fixed.unpack_from(raw), raw[fixed.size :]
+
+
+def _all(name: str, fixed: struct.Struct, raw: bytes) -> tuple[Any, ...]:
+    if len(raw) != fixed.size:
+        raise _wrong(name)
+    return fixed.unpack(raw)
+
+
+def _texts(name: str, rest: bytes, request: int, packed: int) -> tuple[bytes, bytes]:
+    """The fragment's header, and the request's id."""
+    if len(rest) != packed + request:
+        raise _wrong(name)
+    return rest[:packed], rest[packed:]
+
+
+def _fragment(name: str, to: bytes, packed: bytes) -> FragmentHeader:
+    """Raises ProtocolError on what is out of bounds, Corrupt on what is no such header."""
+    fragment = unpadded(packed)
+    policy = fragment.policy
+    known = 0 < policy.k <= MAX_K and policy.m <= MAX_M and fragment.index < policy.width
+    if not known or not 0 < fragment.block_size <= MAX_BLOCK:
+        raise ProtocolError(f"{name} {fragment.id}: policy, index or block size out of bounds")
+    if not to.startswith(fragment.cluster.bytes):
+        raise ProtocolError(f"{name} {fragment.id}: a fragment of another cluster than its request")
+    return fragment
