@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import distfs
+from distfs.commands.audit import audited, show
 from distfs.commands.backup import backup, restore
 from distfs.commands.display import size
 from distfs.commands.parser import add_commands, operate
@@ -45,6 +46,8 @@ def _run(words: Sequence[str]) -> int:
 
 def _run_command(words: Sequence[str]) -> int:
     given = _parser().parse_args(words)
+    if given.command == "audit":  # of files that may be of elsewhere
+        return show(given.file, holds=given.holds, as_json=given.json)
     of_parent = "exit_with_parent" in given and given.exit_with_parent
     config = configuration.load(given.config, warn=output.warner("distfs", of_parent=of_parent))
     if "act" in given:
@@ -57,11 +60,11 @@ def _run_command(words: Sequence[str]) -> int:
         case "serve":
             return _serve(config, given)
         case "migrate":
-            _migrate(config, given)
+            audited(config, given, lambda: _migrate(config, given))
         case "backup":
             backup(_metadb(config, given), given.file)
         case "restore":
-            restore(_metadb(config, given), given.file)
+            audited(config, given, lambda: restore(_metadb(config, given), given.file))
         case "node":
             _node_init(config, given)
     return output.DONE
@@ -96,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     init = acts.add_parser("init", help=init_help, description=f"{init_help}.", epilog=_NODE_CODES)
     init.add_argument("--data", metavar="DIR", help="the folder (node.data)")
 
+    _add_audit(commands)
     for command in (up, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (http.host)")
         command.add_argument(
@@ -131,6 +135,22 @@ def _add_up_and_down(
     )
     down.add_argument("--data", metavar="DIR", help="which one: its folder of all data (local.data)")
     return up, down
+
+
+def _add_audit(commands: argparse._SubParsersAction[output.Parser]) -> None:
+    acts = commands.add_parser("audit", help="look through an audit log").add_subparsers(
+        required=True, metavar="ACT"
+    )
+    verify_help = "say whether files of an audit log are as they were written, and else which lines are not"
+    codes = "exit code: 0: they are; 1: they are not; 2: a flag is wrong; 3: a file cannot be read; 130: interrupted"
+    verify = acts.add_parser("verify", help=verify_help, description=f"{verify_help}.", epilog=codes)
+    verify.add_argument(
+        "file", metavar="FILE", nargs="+", type=Path, help="in any order; those put aside, too"
+    )
+    verify.add_argument(
+        "--holds", metavar="HASH", default="", help="a hash noted earlier, which a line must have still"
+    )
+    verify.add_argument("--json", action="store_true", help="for programs")
 
 
 _SAVING = (

@@ -21,6 +21,7 @@ from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, upload
 from distfs.routes.browsers import Browsers
+from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, Request
 from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request, log_facts
@@ -92,11 +93,14 @@ class HttpApp:
         identity = self._callers.identify(request.caller)
         request.scheme = identity.scheme(request.scheme)
         response = self._answer(request)
+        sender = who(identity, request.caller)
+        if self.services.audit.on and request.method not in SAFE:
+            note(self.services.audit, request, response.status_code, request_id, sender)
         response.headers["X-Request-Id"] = request_id
         response.headers.update(request.safety)
         self._browsers.share(request, response)
         answer = response(environ, start_response)
-        return _Answer(answer, request, response.status_code, began, who(identity, request.caller))
+        return _Answer(answer, request, response.status_code, began, sender)
 
     @staticmethod
     def answers_at_once(path: str) -> bool:
@@ -171,6 +175,8 @@ class HttpApp:
             if request.method == "OPTIONS" and (allowed := self._browsers.preflight(request)):
                 return allowed
             view, arguments = self._route(request.method, request.path)
+            if request.method not in SAFE:
+                self.services.audit.check()
             response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
             error = as_ours(e) if isinstance(e, MemoryError) else e
@@ -206,6 +212,7 @@ def _refusal(request: Request, error: Exception) -> Response:
         status = 500
         detail = f"distfs failed; the reason is in its log under request {current_request_id()}"
         log.error("a request failed for no reason that should occur", exc_info=error)
+    request.refused = detail
     kind, body = explained(request.headers.get("Accept", ""), status, detail, current_request_id())
     response = Response(body, f"{status} {phrase(status)}", content_type=kind)
     response.headers.update(headers)

@@ -118,6 +118,7 @@ def _serve(
     setup_logging(config.log, aside=True)
     app = create_app(config, together)
     services = app.services
+    services.audit.open()
     if sibling is None or (sibling.life == 0 and sibling.number == 0):
         _agree(services)
     if together is not None and together.before:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from distfs.agreement import Agreement
+from distfs.audit import AuditLog
 from distfs.config.settings import Config
 from distfs.deadline import Deadline, Scope
 from distfs.formats.coding import code_for
@@ -42,6 +44,7 @@ class Services:
     damage: DamageNotes
     agreement: Agreement
     together: Together | None  # with other processes of this service
+    audit: AuditLog
 
     # ``hang_up``: cancelled when the client is gone; None: nobody tells.
 
@@ -78,6 +81,7 @@ class Services:
                 "out": self.bandwidth.waiting("out"),
             },
             "nodes": self.directory.snapshot(),
+            "audit": self.audit.usage(),
         }
 
     def reconfigure(self, config: Config) -> None:
@@ -93,6 +97,13 @@ class Services:
         self.admission.close()
         self.directory.close()
         self.meta.close()
+        self.audit.close()
+
+
+def audit_log(config: Config) -> AuditLog:
+    """As it is configured."""
+    path = Path(config.audit_file) if config.audit_file else None
+    return AuditLog(path, config.audit.max_size, required=config.audit.required)
 
 
 def build(config: Config, together: Together | None = None) -> Services:
@@ -132,4 +143,5 @@ def build(config: Config, together: Together | None = None) -> Services:
         damage,
         Agreement(meta, config),
         together,
+        audit_log(config),
     )

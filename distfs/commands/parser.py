@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from distfs.commands.audit import audited
 from distfs.commands.drain import drain, forget, plan_drain, trust, undo_forget, undrain
 from distfs.commands.fsck import fsck
 from distfs.commands.nodes import show_nodes
@@ -84,7 +85,7 @@ def operate(config: Config, given: Given) -> int:
             if given.changes:
                 raise
             complain(f"distfs: {e}")
-        return int(given.act(one, given))
+        return audited(config, given, lambda: int(given.act(one, given)))
 
     return run(config, act, given.failed)
 

@@ -126,6 +126,11 @@ def _other_rules(c: Config) -> _Rules:
         "upkeep.quarantine_ttl must be more than 0: it is for mistakes",
     )
     yield c.upkeep.upload_ttl > 0, "upkeep.upload_ttl must be more than 0"
+    yield c.audit.max_size >= MIB, "audit.max_size must be at least 1MiB"
+    yield (
+        bool(c.audit_file) or not c.audit.required,
+        "audit.required needs audit.file: a path where distfs may write",
+    )
     yield c.local.nodes >= 1, "local.nodes must be at least 1"
     yield c.log.format in ("text", "json"), "log.format must be 'text' or 'json'"
     yield c.log.level.upper() in _LEVELS, f"log.level must be one of {', '.join(_LEVELS)}"

@@ -119,6 +119,15 @@ class TlsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditConfig:
+    """Where it is written who changed what."""
+
+    file: str = "auto"  # see Config.audit_file; 'off': nowhere
+    max_size: Bytes = Bytes(100 * MIB)  # of a file; then it is put aside under the time
+    required: bool = False  # what could not be written may not be changed
+
+
+@dataclass(frozen=True, slots=True)
 class BandwidthConfig:
     """How transfers share what the service may receive and send. SIGHUP reads it anew."""
 
@@ -247,6 +256,7 @@ class Config:
     http: HttpConfig = field(default_factory=HttpConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     bandwidth: BandwidthConfig = field(default_factory=BandwidthConfig)
     callers: CallersConfig = field(default_factory=CallersConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -256,3 +266,12 @@ class Config:
     upkeep: UpkeepConfig = field(default_factory=UpkeepConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def audit_file(self) -> str:
+        """Where the audit log is; empty: nowhere. Where nobody has a token, and all are 127.0.0.1, it would say
+        nothing: so by itself it is only where there are tokens, in the folder of a cluster that has one."""
+        if self.audit.file != "auto":
+            return "" if self.audit.file == "off" else self.audit.file
+        here = self.auth.mode == "on" and self.metadb.url.startswith("embedded:")
+        return f"{self.local.data}/audit.log" if here else ""

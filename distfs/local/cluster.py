@@ -132,7 +132,11 @@ class LocalCluster:
         _check_places(self._config)
         names = self._node_names()
         url = self._url = self._start_metadb()
-        self._env = supervisor.environment(DISTFS_METADB_URL=url, DISTFS_NODE_ADVERTISE="")
+        self._env = supervisor.environment(
+            DISTFS_METADB_URL=url,
+            DISTFS_NODE_ADVERTISE="",
+            DISTFS_AUDIT_FILE=self._config.audit_file or "off",
+        )
         meta = MetaDB(override(self._config, "metadb", url=url).metadb, self._config.node.down_after)
         try:
             if not join:

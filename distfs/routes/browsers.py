@@ -16,9 +16,9 @@ from distfs.config.callers import LOOPBACK, parse_address
 from distfs.config.settings import HttpConfig
 from distfs.errors import ForeignPage, Misdirected
 from distfs.headers import host, origin
+from distfs.routes.changes import SAFE
 from distfs.routes.messages import Answer, Request
 
-_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 #: What a page of a listed origin may send, and read of an answer.
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _MAY_SEND = (
@@ -55,7 +55,7 @@ class Browsers:
             return
         if not origin.is_foreign(page, site, called, request.scheme, self._origins):
             return
-        if request.method not in _SAFE_METHODS:
+        if request.method not in SAFE:
             raise ForeignPage(f"{_named(page)} may not change anything here: {_remedy(page)}")
         if _has_kept_password(request) and not _opens_window(request):
             raise ForeignPage(

@@ -36,6 +36,7 @@ def facts(request: Request, file: File) -> dict[str, object]:
 
 def created(request: Request, files: Sequence[File]) -> Answer:
     """201: a line a file, or JSON: an object for one file, a list for several (RFC 9530 digest for one)."""
+    request.changed = [str(file.id) for file in files]
     if request.wants_json:
         entries = [facts(request, file) for file in files]
         response = as_json(entries[0] if len(entries) == 1 else entries, 201)

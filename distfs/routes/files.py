@@ -53,4 +53,5 @@ def delete_file(services: Services, request: Request, uuid: str) -> Response:
         file = services.meta.file(id, deadline)  # its bytes never change: what holds now holds when it goes
         check_before_change(request.headers, etag(file), file.created_at)
     services.meta.delete_file(id, deadline)
+    request.changed = [str(id)]
     return Response(status=204)

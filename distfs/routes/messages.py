@@ -56,6 +56,9 @@ class Request(BaseRequest):
         self.query_string = environ.get("QUERY_STRING", "").encode("latin-1")
         self.caller = Caller(environ.get("REMOTE_ADDR", ""), self.headers.get)
         self.safety = safety.OURS  # what its answer says to browsers
+        self.who = ""  # whose token it came with
+        self.changed: list[str] = []  # what it made, changed or deleted
+        self.refused = ""  # why it was not done
 
     @property
     def root_path(self) -> str:  # type: ignore[override]

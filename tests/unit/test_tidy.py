@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = """
     __init__ errors quantity
     deadline model
-    headers process
+    audit headers process
     config formats
     body fragment_store metadb problem telemetry together wire_socket
     host meta

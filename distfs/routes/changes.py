@@ -1,0 +1,64 @@
+"""A request that changes something, done or refused, as lines of the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+
+from distfs.audit import AuditLog, Entry
+from distfs.routes.messages import Request
+
+#: Methods that change nothing (RFC 9110, 9.2.1).
+SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
+#: Method and first part of the path -> what that is called. A path may hold a name, or what opens a file, so no other
+#: is said than by its first part.
+_ACTIONS = {
+    ("POST", "upload"): "upload",
+    ("PUT", "upload"): "upload",
+    ("DELETE", "files"): "delete",
+    ("PATCH", "files"): "change",
+}
+#: Of one line: it stays short enough to be found at a file's end.
+_MOST_OBJECTS = 100
+
+
+def note(log: AuditLog, request: Request, status: int, request_id: str, sender: dict[str, str]) -> None:
+    """Before the answer leaves."""
+    outcome = _outcome(status)
+    for entry in _entries(request, status, request_id, sender, outcome):
+        log.write(entry, denied=outcome == "deny")
+
+
+def _entries(
+    request: Request, status: int, request_id: str, sender: dict[str, str], outcome: str
+) -> Iterator[Entry]:
+    first, _, rest = request.path.lstrip("/").partition("/")
+    action = _ACTIONS.get((request.method, first)) or f"{request.method[:20]} /{first[:40]}"
+    objects = request.changed or ([rest] if first == "files" and rest else [])
+    from_ = {"from": sender["client"]} | ({"via": sender["via"]} if "via" in sender else {})
+    for some in _batches(objects):
+        yield {
+            "who": request.who or sender["client"],
+            "action": action,
+            "object": some[0] if len(some) == 1 else some,
+            "outcome": outcome,
+            "why": request.refused,
+            "status": status,
+            **from_,
+            "request": request_id,
+        }
+
+
+def _batches(objects: list[str]) -> Iterator[list[str]]:
+    if not objects:
+        yield []
+    for start in range(0, len(objects), _MOST_OBJECTS):
+        yield objects[start : start + _MOST_OBJECTS]
+
+
+def _outcome(status: int) -> str:
+    """``deny``: by a rule; ``fail``: it may have happened or not, for another reason."""
+    if status < HTTPStatus.BAD_REQUEST:
+        return "allow"
+    gone = 499
+    return "fail" if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == gone else "deny"
