@@ -218,7 +218,7 @@ def _changes(given: argparse.Namespace) -> bool:
         ("now", False),  # repair
     )
     return getattr(given, "changes", True) and not any(
-        getattr(given, flag, None) is value for flag, value in shown
+        getattr(given, flag, None) == value for flag, value in shown
     )
 
 
