@@ -14,6 +14,7 @@ from distfs.commands.backup import backup, restore
 from distfs.commands.display import size
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
+from distfs.commands.tls import add_tls
 from distfs.config import file as configuration
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
@@ -67,6 +68,8 @@ def _run_command(words: Sequence[str]) -> int:
             audited(config, given, lambda: restore(_metadb(config, given), given.file))
         case "node":
             _node_init(config, given)
+        case "tls":
+            given.tls(configuration.override(config, "metadb", url=getattr(given, "metadb", None)), given)
     return output.DONE
 
 
@@ -100,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--data", metavar="DIR", help="the folder (node.data)")
 
     _add_audit(commands)
+    add_tls(commands)
+
     for command in (up, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (http.host)")
         command.add_argument(

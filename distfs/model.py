@@ -86,10 +86,10 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def url_here(host: str, port: int) -> str:
+def url_here(host: str, port: int, scheme: str = "http") -> str:
     """By which this machine reaches a service that listens at ``host``, which may be every address."""
     reachable = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared
-    return f"http://{Address(reachable, port)}"
+    return f"{scheme}://{Address(reachable, port)}"
 
 
 @dataclass(frozen=True, slots=True)

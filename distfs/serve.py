@@ -31,6 +31,7 @@ from distfs.process.terminal import Terminal
 from distfs.process.threads import start
 from distfs.services import Services
 from distfs.telemetry import flush_log, setup_logging
+from distfs.tls.contexts import https
 from distfs.together import Together
 from distfs.upkeep.runner import Upkeep
 
@@ -69,7 +70,9 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
         return output.DONE
     setup_logging(settings.config.log)  # in the thread there is
     listener = listen(settings.config.http)
-    url = url_here(*listener.getsockname()[:2])
+    scheme = "https" if https(settings.config.tls) else "http"  # what is wrong with it is said once
+    host, port = listener.getsockname()[:2]
+    url = url_here(host, port, scheme)
     terminal, service = Terminal(), uuid4()
     table, paces, board = SharedTable(count), SharedTable(count), NoticeBoard(count)
 
@@ -124,14 +127,14 @@ def _serve(
     if together is not None and together.before:
         start(services.admission.forget_dead, "forget", together.before)
     shared = None if sibling is None else Shared(lambda: not sibling.all_stop, sibling.others_work)
-    server = Server(app, config.http, services.pool, listener, shared)
+    server = Server(app, config.http, services.pool, listener, shared, services.https)
     upkeep = Upkeep(config, services.directory, services.pool, services.damage, services.agreement.require)
     on_stop(server.drain)
     Reload(settings.read, settings.as_read, services).on_signal(hung_up=server.drain)
     if exit_with_parent:
         parent_watch.exit_with_parent()
     if sibling is None:
-        output.announce(url_here(*server.address))
+        output.announce(url_here(*server.address, "https" if services.https else "http"))
     else:
         sibling.begin()
     if together is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from distfs.limits.promises import Admission
 from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
+from distfs.tls.contexts import FromFiles, https
 from distfs.together import Together
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.download import Downloader
@@ -45,6 +47,7 @@ class Services:
     agreement: Agreement
     together: Together | None  # with other processes of this service
     audit: AuditLog
+    https: FromFiles[ssl.SSLContext] | None  # None: plain HTTP
 
     # ``hang_up``: cancelled when the client is gone; None: nobody tells.
 
@@ -84,10 +87,21 @@ class Services:
             "audit": self.audit.usage(),
         }
 
+    @property
+    def troubles(self) -> list[str]:
+        """Certificates that were replaced by what cannot be used: those of before go on."""
+        found = self.https
+        if found is None:
+            return []
+        found.now()
+        return [found.trouble] if found.trouble else []
+
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""
         self.bandwidth.configure(config.bandwidth, config.callers)
         self.admission.callers.config = config.callers
+        if self.https is not None:
+            self.https.look()
 
     def close(self) -> None:
         """Let go of every thread and connection."""
@@ -144,4 +158,5 @@ def build(config: Config, together: Together | None = None) -> Services:
         Agreement(meta, config),
         together,
         audit_log(config),
+        https(config.tls),
     )

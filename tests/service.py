@@ -147,7 +147,7 @@ def running_node(folder: Path, config: Config) -> Iterator[StorageServer]:
 @contextmanager
 def listening(app: HttpApp, config: Config) -> Iterator[tuple[str, int]]:
     """``app`` under our own server."""
-    server = Server(app, replace(config.http, port=0), app.services.pool)
+    server = Server(app, replace(config.http, port=0), app.services.pool, tls=app.services.https)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

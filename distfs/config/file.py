@@ -33,6 +33,7 @@ from distfs.config.settings import (
     Bytes,
     BytesPerSecond,
     CallerRule,
+    Certificate,
     Config,
     Fraction,
     HostName,
@@ -382,6 +383,15 @@ def _callers(value: object) -> tuple[CallerRule, ...]:
     return tuple(rules)
 
 
+def _certificates(value: object) -> tuple[Certificate, ...]:
+    form = "[{cert: service.crt, key: service.key}]"
+    rows = _list(value, form)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or row.keys() != {"cert", "key"}:
+            raise ValueError(f"row {number} must have cert and key, for example {form}")
+    return tuple(_section(Certificate, row, "") for row in rows)
+
+
 _Parsers = Mapping[object, Callable[[object], object]]
 
 _PARSERS: _Parsers = {
@@ -405,6 +415,7 @@ _PARSERS: _Parsers = {
 _TABLES: _Parsers = {
     Mapping[str, Policy]: _policies,
     tuple[CallerRule, ...]: _callers,
+    tuple[Certificate, ...]: _certificates,
     tuple[Network, ...]: _networks,
     tuple[AllowedHost, ...]: _allowed_hosts,
     tuple[Origin, ...]: _origins,

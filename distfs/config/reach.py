@@ -20,10 +20,6 @@ def check_reach(config: Config) -> None:
         raise ConfigError(
             "config: auth.mode: tokens are not there yet: write `auth: open`, or listen on loopback"
         )
-    if config.tls.mode == "on":
-        raise ConfigError(
-            "config: tls.mode: TLS is not there yet: write `tls: off`, and use a proxy that has it"
-        )
     missing = [
         line
         for line, undecided in ((_AUTH, config.auth.mode == "off"), (_TLS, config.tls.mode == "auto"))

@@ -14,6 +14,7 @@ from distfs.config.settings import (
     Config,
     HttpConfig,
     StorageConfig,
+    TlsConfig,
 )
 from distfs.errors import ConfigError
 
@@ -25,6 +26,7 @@ def check_relations(c: Config) -> None:
     """Raises ConfigError for the first rule that is broken."""
     sections = (
         _http_rules(c.http),
+        _tls_rules(c.tls),
         _bandwidth_rules(c.bandwidth),
         _caller_rules(c.callers),
         _storage_rules(c.storage),
@@ -53,6 +55,14 @@ def _http_rules(http: HttpConfig) -> _Rules:
     yield http.idle_timeout > 0, "http.idle_timeout must be more than 0"
     yield http.client_stall_timeout > 0, "http.client_stall_timeout must be more than 0"
     yield http.client_min_rate > 0, "http.client_min_rate must be more than 0"
+
+
+def _tls_rules(tls: TlsConfig) -> _Rules:
+    shown = tls.mode != "on" or bool(tls.certificates)
+    yield shown, "tls.certificates must name a certificate and its key where tls.mode is on"
+    peers = (tls.ca, tls.cert, tls.key)
+    yield all(peers) or not any(peers), "tls.ca, tls.cert and tls.key go together: between service and node"
+    yield bool(tls.ca) or not tls.crl, "tls.crl is of tls.ca, which is not there"
 
 
 def _bandwidth_rules(bandwidth: BandwidthConfig) -> _Rules:

@@ -112,10 +112,23 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TlsConfig:
-    """HTTPS."""
+class Certificate:
+    """A row of ``tls.certificates``: paths of PEM files."""
 
-    mode: TlsMode = TlsMode("auto")  # nobody said: off, and on loopback alone
+    cert: str  # with those between it and its authority's
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TlsConfig:
+    """HTTPS, and TLS between service and node. The files are read anew when they change."""
+
+    mode: TlsMode = TlsMode("auto")  # of HTTPS; nobody said: off, and on loopback alone
+    certificates: tuple[Certificate, ...] = ()  # of HTTPS; the first, unless another has the name asked for
+    ca: str = ""  # between service and node: whose certificates are believed; empty: no TLS there
+    cert: str = ""  # this part's own
+    key: str = ""
+    crl: str = ""  # what ca has revoked
 
 
 @dataclass(frozen=True, slots=True)

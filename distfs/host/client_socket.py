@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from distfs.errors import ClientGone, Stopping
 from distfs.quantity import size as readable
+from distfs.tls.stream import AnySocket, TlsSocket
 
 Bytes = bytes | bytearray | memoryview
 
@@ -29,7 +30,7 @@ class ClientSocket:
 
     __slots__ = ("_cut", "_min_rate", "_patience", "_socket", "_stall_timeout", "_waited", "moved")
 
-    def __init__(self, sock: socket.socket, stall_timeout: float, min_rate: int, cut: int) -> None:
+    def __init__(self, sock: AnySocket, stall_timeout: float, min_rate: int, cut: int) -> None:
         """A client that moves no byte for ``stall_timeout`` seconds counts as gone, and so does one for which
         we waited longer than that in all and that moved fewer than ``min_rate`` bytes for each of those seconds.
         ``cut``: a descriptor that becomes readable when nothing is to be moved any more.
@@ -82,6 +83,8 @@ class ClientSocket:
 
     def waiting(self) -> int:
         """Bytes that have come and were not received."""
+        if isinstance(self._socket, TlsSocket):
+            return self._socket.waiting()
         return int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
 
     def check(self) -> None:

@@ -8,15 +8,15 @@ requests follow each other. Only the one who has it touches its state, so there 
 
 from __future__ import annotations
 
-import enum
 import socket
-import struct
 import time
 from typing import Any
 
 from distfs.config.settings import KIB, MIB
 from distfs.errors import BodyCutShort, ClientGone, DistfsError, Stopping
+from distfs.host import handshake
 from distfs.host.client_socket import FULL_CROWDED_S, FULL_S, Bytes, ClientSocket, beyond
+from distfs.host.ending import Ending
 from distfs.host.hang_up import CONTINUE, HangUp
 from distfs.host.head import Head
 from distfs.host.host import Host
@@ -25,6 +25,7 @@ from distfs.host.request import Request
 from distfs.host.request_body import CUT_SHORT, StreamedBody
 from distfs.host.response import Refusal, Response, Rewind, logger
 from distfs.telemetry import enter_request, leave_request
+from distfs.tls.stream import AnySocket, TlsSocket
 
 #: The most of an answer that is kept for a client that reads slowly: the host keeps no block for it.
 REST = 64 * KIB
@@ -32,17 +33,6 @@ REST = 64 * KIB
 LINGER_BYTES = 64 * MIB
 #: What a worker receives at once of a head, and of the body behind it.
 RECEIVE = 16 * KIB
-
-#: With this, closing a socket resets the connection: nobody takes it for the end of an answer.
-RESET = struct.pack("ii", 1, 0)
-
-
-class Ending(enum.Enum):
-    """How a connection ends."""
-
-    LINGER = enum.auto()  # no more is sent; what comes is thrown away, within bounds
-    CUT = enum.auto()  # at once
-    CLOSE = enum.auto()  # the client has closed it, and nothing is under way
 
 
 class Connection:
@@ -72,7 +62,7 @@ class Connection:
         "with_worker",
     )
 
-    def __init__(self, loop: Host, sock: socket.socket, address: Any, host: str) -> None:
+    def __init__(self, loop: Host, sock: AnySocket, address: Any, host: str) -> None:
         self.loop, self.socket, self.address = loop, sock, address
         self.host = host  # of an IP socket's address; a Unix socket's has none
         self.fd = sock.fileno()
@@ -99,8 +89,14 @@ class Connection:
 
     @property
     def begun(self) -> bool:
-        """A part of a request has come."""
-        return self.request is not None or (self.parser is not None and self.parser.begun)
+        """A part of a request has come, or is to come behind a handshake."""
+        if self.request is not None or (self.parser is not None and self.parser.begun):
+            return True
+        return self.shakes_hands
+
+    @property
+    def shakes_hands(self) -> bool:
+        return isinstance(self.socket, TlsSocket) and not self.socket.established
 
     # --- the loop has it ------------------------------------------------------------------------
 
@@ -117,8 +113,8 @@ class Connection:
         except BlockingIOError:
             self.loop.arm(self)
             return
-        except OSError:
-            self.loop.close(self)
+        except OSError as e:
+            handshake.broke(self, e)
             return
         if self.thrown_away >= 0:
             self.thrown_away += count

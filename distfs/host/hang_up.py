@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
 
 from distfs.deadline import Scope
+from distfs.tls.stream import AnySocket
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: How often a client is asked whether it is still there, at most.
@@ -42,7 +42,7 @@ class HangUp(Scope):
         before, self._moved = self._moved, moved
         return before == moved
 
-    def ask(self, sock: socket.socket) -> None:
+    def ask(self, sock: AnySocket) -> None:
         """Is it gone, or does it wait for its answer? It may have closed only its sending side, having said all.
 
         The two look the same until something is sent: TCP answers with a reset when nobody is there. A 100 is what
@@ -52,5 +52,9 @@ class HangUp(Scope):
             now = time.monotonic()
             if self.may_ask and not self._rest and now >= self._ask_from:
                 self._ask_from = now + ASK_AGAIN_SECONDS
-                with contextlib.suppress(OSError):
+                try:
                     self._rest = CONTINUE[sock.send(CONTINUE, socket.MSG_DONTWAIT) :]
+                except BlockingIOError:  # under TLS, a part of its record may have gone
+                    self._rest = CONTINUE
+                except OSError:
+                    pass

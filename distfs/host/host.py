@@ -34,6 +34,7 @@ class Host(ABC):
         self.app, self.http, self.memory, self.put_aside = app, http, memory, put_aside
         self.name, self.port = http.host or "localhost", str(port)
         self.closing = self.draining = False
+        self.scheme = "http"
         self.answers_at_once: Callable[[str], bool] = getattr(app, "answers_at_once", lambda path: False)
         self.answers_while_draining: Callable[[str], bool] = getattr(
             app, "answers_while_draining", lambda path: False

@@ -13,6 +13,7 @@ import itertools
 import os
 import select
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -22,7 +23,8 @@ from typing import Any
 from distfs.config.settings import KIB, HttpConfig
 from distfs.errors import Busy, ClientGone, DistfsError
 from distfs.host import host
-from distfs.host.connection import RESET, Connection, Ending
+from distfs.host.connection import Connection
+from distfs.host.ending import RESET, Ending
 from distfs.host.host import Host
 from distfs.host.request_body import Memory, PutAside
 from distfs.host.response import logger
@@ -31,6 +33,8 @@ from distfs.host.time_limits import check
 from distfs.host.turned_away import TurnedAway
 from distfs.process import descriptors
 from distfs.process.dial import timeval
+from distfs.tls.contexts import FromFiles
+from distfs.tls.stream import AnySocket, TlsSocket
 
 RECEIVE = 64 * KIB  # the most the loop reads at once
 LOOP_SECONDS = 1.0  # how often those who are served are looked after, at least
@@ -55,8 +59,10 @@ class Loop(Host):
         memory: Memory,
         put_aside: PutAside,
         shared: Shared | None = None,
+        tls: FromFiles[ssl.SSLContext] | None = None,
     ) -> None:
         super().__init__(app, http, listener.getsockname()[1], memory, put_aside)
+        self._tls, self.scheme = tls, "https" if tls else "http"
         self.tick = min(LOOP_SECONDS, http.client_stall_timeout / 4, http.idle_timeout / 4)
         self.connections: dict[int, Connection] = {}
         self._listener: socket.socket | None = listener
@@ -68,6 +74,7 @@ class Loop(Host):
         self._times: list[tuple[float, int, Connection]] = []
         self._serial = itertools.count()
         self._to_close: deque[Connection] = deque()
+        self._at_hand: deque[Connection] = deque()  # with bytes that the socket has given already
         self._scratch = memoryview(bytearray(RECEIVE))
         self._looked = 0.0
         self._ended = (
@@ -89,6 +96,10 @@ class Loop(Host):
         """The loop has it: tell when something comes, or when the socket takes what is unsent."""
         if self._has_ended:
             connection.socket.close()
+            return
+        if not connection.unsent and isinstance(connection.socket, TlsSocket) and connection.socket.pending:
+            self._at_hand.append(connection)
+            self.wake()
             return
         with contextlib.suppress(OSError, ValueError):  # it, or the loop, ends in this moment
             self._epoll.modify(connection.fd, WRITE if connection.unsent else READ)
@@ -137,6 +148,7 @@ class Loop(Host):
                     self._handle(connection)
             elif self._listener is not None:
                 self._accept(self._listener)
+        self._handle_at_hand()
         while self._to_close:
             self.close(self._to_close.popleft())
         now = time.monotonic()
@@ -159,6 +171,13 @@ class Loop(Host):
             return
         if connection.fd in self.connections:
             self._schedule(connection)
+
+    def _handle_at_hand(self) -> None:
+        """Those that TLS has more of; each once, or one that sends without an end would have the loop to itself."""
+        for _ in range(len(self._at_hand)):
+            connection = self._at_hand.popleft()
+            if self.connections.get(connection.fd) is connection and not connection.with_worker:
+                self._handle(connection)
 
     def _schedule(self, connection: Connection) -> None:
         """Have its time limits looked at in time, whatever comes next on it."""
@@ -232,13 +251,13 @@ class Loop(Host):
             self.connected(whose)
         except DistfsError as e:
             too_many = e
-            if not self._turned_away.may_linger(sock, e):
+            if not self._turned_away.may_linger(None if self._tls else sock, e):
                 sock.close()
                 return
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
-            connection = Connection(self, sock, address, whose)
+            connection = Connection(self, self._under_tls(sock), address, whose)
             self._epoll.register(sock, READ)
         except OSError:  # it was closed before we came to it
             sock.close()
@@ -249,6 +268,13 @@ class Loop(Host):
         if too_many:
             self._turned_away.linger(connection)
         self._schedule(connection)
+
+    def _under_tls(self, sock: socket.socket) -> AnySocket:
+        """Its handshake is done as its bytes come, in no more time than a head has."""
+        if self._tls is None:
+            return sock
+        context, generation = self._tls.now()
+        return TlsSocket(sock, context, server_side=True, generation=generation)
 
     def close(self, connection: Connection) -> None:
         """Now; by Ending.CUT with a reset. Descriptors are closed in this thread only: nobody else ever finds the

@@ -19,6 +19,7 @@ connection, whether it reads bodies at a pace of its own, and whom a request is 
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -28,6 +29,7 @@ from distfs.host.loop import DRAIN_LOOK_S, LOOP_SECONDS, Loop
 from distfs.host.request_body import Memory, OwnMemory, PutAside
 from distfs.host.shared import Shared
 from distfs.process.dial import cannot_listen, to_listen
+from distfs.tls.contexts import FromFiles
 
 #: Running requests get so long to end when the server closes (after drain(): drain_timeout); then they are cut.
 CLOSE_GRACE = 5.0
@@ -47,9 +49,10 @@ class Server:
         memory: Memory | None = None,
         listener: socket.socket | None = None,
         shared: Shared | None = None,
+        tls: FromFiles[ssl.SSLContext] | None = None,
     ) -> None:
         """``memory``: what spooled bodies share with whatever else is in flight; None: they have some of their own.
-        ``listener``: one that it has already, and ``shared`` if others accept from it, too.
+        ``listener``: one that it has already, and ``shared`` if others accept from it, too. ``tls``: it speaks HTTPS.
 
         Raises ConfigError, one line, when it cannot listen at ``config.host:port`` or has no room for temp files.
         """
@@ -57,7 +60,7 @@ class Server:
         put_aside = PutAside(config, memory)
         listener = listener or listen(config)
         self.address: tuple[str, int] = listener.getsockname()[:2]
-        self._loop = Loop(app, config, listener, memory, put_aside, shared)
+        self._loop = Loop(app, config, listener, memory, put_aside, shared, tls)
         self._drain_timeout = config.drain_timeout
         self._drain_until = 0.0
         self._closing = False

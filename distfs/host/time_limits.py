@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from distfs.errors import RequestTooSlow
-from distfs.host.connection import REST, Connection, Ending
+from distfs.host.connection import REST, Connection
+from distfs.host.ending import Ending
 from distfs.host.host import LINGER_SECONDS
 from distfs.quantity import size as readable
 
@@ -28,7 +29,7 @@ def check(connection: Connection, now: float) -> float:
         return until
     if connection.unsent:
         connection.ending = Ending.CUT
-    elif connection.begun and connection.thrown_away < 0:
+    elif connection.begun and connection.thrown_away < 0 and not connection.shakes_hands:
         connection.refuse(
             RequestTooSlow(f"the request's headers took more than {stall:g} s: send them at once")
         )

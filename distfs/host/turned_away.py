@@ -14,7 +14,8 @@ from http import HTTPStatus
 
 from distfs.errors import DistfsError
 from distfs.headers import safety
-from distfs.host.connection import Connection, Ending
+from distfs.host.connection import Connection
+from distfs.host.ending import Ending
 
 logger = logging.getLogger("distfs.server")
 
@@ -34,11 +35,14 @@ class TurnedAway:
     def __len__(self) -> int:
         return len(self._lingering)
 
-    def may_linger(self, sock: socket.socket, error: DistfsError) -> bool:
-        """Send it the answer; whether ``linger`` is to be called, else it is to be closed."""
+    def may_linger(self, sock: socket.socket | None, error: DistfsError) -> bool:
+        """Send it the answer; whether ``linger`` is to be called, else it is to be closed.
+        None: nothing can be said before a TLS handshake."""
         if time.monotonic() - self._said >= SAY_AGAIN_S:
             self._said = time.monotonic()
             logger.warning("a connection was turned away: %s", error)
+        if sock is None:
+            return False
         with contextlib.suppress(OSError):
             sock.send(_answer(error), socket.MSG_DONTWAIT)
         return len(self._lingering) < LINGERING

@@ -8,14 +8,16 @@ a second one for a while.
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -347,7 +349,15 @@ def _check_port(host: str, port: int, other_host: str = "choose another with --h
 def _unready(url: str) -> str:
     """Why the service is not ready; empty when it is."""
     place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=_PROBE_TIMEOUT_S)
+    name: str = place.hostname or ""
+    kind: Callable[..., http.client.HTTPConnection] = http.client.HTTPConnection
+    if (
+        place.scheme == "https"
+    ):  # our own child, which is told nothing: its certificate may be for other names
+        unproved = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        unproved.check_hostname, unproved.verify_mode = False, ssl.CERT_NONE
+        kind = functools.partial(http.client.HTTPSConnection, context=unproved)
+    connection = kind(name, place.port, timeout=_PROBE_TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")
         response = connection.getresponse()

@@ -52,7 +52,8 @@ def get_status(services: Services, request: Request) -> Answer:
 def get_ready(services: Services, request: Request) -> Answer:
     """200 when MetaDB has this version's schema and enough nodes take writes, else 503 and what is missing.
 
-    A cluster that is full says so and is ready: what is in it must be read, and deleted.
+    A cluster that is full says so and is ready: what is in it must be read, and deleted. So does a service whose new
+    certificate is broken.
     """
     policy = services.config.storage.policy
     needed = services.config.storage.fewest(policy)
@@ -82,12 +83,14 @@ def get_ready(services: Services, request: Request) -> Answer:
             "ready": not missing,
             "missing": missing,
             "full": full,
+            "troubles": services.troubles,
             "nodes_up": up,
             "nodes_needed": needed,
         }
         response = as_json(entry, status)
     else:
         lines = missing or ["ready", *([f"full: {full}"] if full else [])]
+        lines += [f"trouble: {trouble}" for trouble in services.troubles]
         response = text("".join(f"{line}\n" for line in lines), status)
     if missing:
         response.headers["Retry-After"] = str(Unavailable.retry_after)

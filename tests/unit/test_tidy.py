@@ -21,6 +21,7 @@ LAYERS = """
     deadline model
     audit headers process
     config formats
+    tls
     body fragment_store metadb problem telemetry together wire_socket
     host meta
     agreement peers

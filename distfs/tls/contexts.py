@@ -1,0 +1,257 @@
+"""TLS contexts from files, made anew when the files change: who is connected goes on, who comes gets the new one.
+
+Only the standard library's ssl. A file that is broken changes nothing: the context of before goes on, the log says so
+once, and so does ``trouble``, until the file is right.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+from uuid import UUID
+
+from distfs.config.settings import Certificate, TlsConfig
+from distfs.errors import ConfigError
+from distfs.tls.identity import hosts_of, node_uri, service_uri, uris_of
+
+log = logging.getLogger("distfs.tls")
+
+#: How old what is known of the files may be.
+LOOK_EVERY_S = 2.0
+#: Of the wire between service and node: a server of another protocol that has a certificate of the same authority
+#: cannot be taken for a node (RFC 7301).
+_WIRE = "distfs/1"
+
+T = TypeVar("T")
+
+
+class FromFiles(Generic[T]):
+    """What is made of files, as they are now. Thread-safe."""
+
+    def __init__(self, what: str, files: Iterable[str], make: Callable[[], T]) -> None:
+        """Raises ConfigError as ``make`` does."""
+        self._what, self._files, self._make = what, tuple(files), make
+        self._lock = threading.Lock()
+        self.generation = 0
+        self.trouble = ""  # why what is in the files now is not used
+        self._stamps = self._look()
+        self._looked = time.monotonic()
+        self._value = make()
+
+    def now(self) -> tuple[T, int]:
+        """With its generation. The files are looked at if that was long ago."""
+        if time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self.look()
+        return self._value, self.generation
+
+    def look(self) -> None:
+        """Whether they have changed. Never raises."""
+        with self._lock:
+            self._looked = time.monotonic()
+            stamps = self._look()
+            if stamps == self._stamps:
+                return
+            self._stamps = stamps
+            try:
+                self._value = self._make()
+            except ConfigError as e:
+                self.trouble = str(e)
+                log.error("%s: what was there goes on: %s", self._what, e)
+                return
+            self.generation += 1
+            self.trouble = ""
+            log.info("%s: read anew", self._what)
+
+    def _look(self) -> list[tuple[int, ...]]:
+        return [_stamp(file) for file in self._files]
+
+
+def _stamp(file: str) -> tuple[int, ...]:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+# --- HTTPS ------------------------------------------------------------------------------------------------
+
+
+def https(config: TlsConfig) -> FromFiles[ssl.SSLContext] | None:
+    """For the service's port; None: it speaks plain HTTP. Raises ConfigError."""
+    if config.mode != "on":
+        return None
+    files = [file for pair in config.certificates for file in (pair.cert, pair.key)]
+    return FromFiles("tls.certificates", files, lambda: _https(config.certificates))
+
+
+def _https(certificates: Sequence[Certificate]) -> ssl.SSLContext:
+    by_name: dict[str, ssl.SSLContext] = {}
+    contexts = []
+    for pair in certificates:
+        context = _server()
+        _load_pair(context, pair.cert, pair.key, "tls.certificates")
+        context.set_alpn_protocols(["http/1.1"])
+        contexts.append(context)
+        for name in hosts_of(decoded(pair.cert)):
+            by_name.setdefault(name, context)
+
+    def choose(tls: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
+        wanted = (name or "").lower()
+        found = by_name.get(wanted) or by_name.get(f"*.{wanted.partition('.')[2]}")
+        if found is not None and found is not first:
+            tls.context = found
+
+    if len(contexts) > 1:
+        contexts[0].sni_callback = cast(Any, choose)
+    return contexts[0]
+
+
+# --- between service, node and MetaDB ---------------------------------------------------------------------
+
+
+class Peers:
+    """Mutual TLS of a cluster: this part's own certificate, and whose it believes."""
+
+    def __init__(self, config: TlsConfig) -> None:
+        """Raises ConfigError."""
+        c = config
+        files = [file for file in (c.ca, c.cert, c.key, c.crl) if file]
+        self._files = FromFiles("tls.ca, cert, key and crl", files, lambda: (_client(c), _node(c)))
+
+    @property
+    def trouble(self) -> str:
+        return self._files.trouble
+
+    @property
+    def generation(self) -> int:
+        """Another one: what was believed may be revoked."""
+        return self._files.now()[1]
+
+    def look(self) -> None:
+        self._files.look()
+
+    def to_connect(self) -> tuple[ssl.SSLContext, int]:
+        """With its generation."""
+        (client, _), generation = self._files.now()
+        return client, generation
+
+    def to_accept(self) -> tuple[ssl.SSLContext, int]:
+        (_, server), generation = self._files.now()
+        return server, generation
+
+
+def peers(config: TlsConfig) -> Peers | None:
+    """None: between service and node there is no TLS. Raises ConfigError."""
+    return Peers(config) if config.ca else None
+
+
+def _client(c: TlsConfig) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # who it is is known by its UUID
+    return _mutual(context, c)
+
+
+def _node(c: TlsConfig) -> ssl.SSLContext:
+    context = _server()
+    context.num_tickets = 0  # who is revoked must not come back by one
+    context.options |= ssl.OP_NO_TICKET
+    return _mutual(context, c)
+
+
+def _mutual(context: ssl.SSLContext, c: TlsConfig) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols([_WIRE])
+    _load_pair(context, c.cert, c.key, "tls.cert, tls.key")
+    believe(context, c.ca, "tls.ca")
+    if c.crl:
+        heed(context, c.crl, "tls.crl")
+    return context
+
+
+def is_wrong_peer(tls: ssl.SSLObject, cluster: UUID, node: UUID | None) -> str:
+    """Why the one at the other end is not ``node``, or not a service (None) of the cluster; empty: it is."""
+    if tls.selected_alpn_protocol() != _WIRE:
+        return "it speaks another protocol under TLS than distfs"
+    wanted = service_uri(cluster) if node is None else node_uri(cluster, node)
+    found = uris_of(tls.getpeercert())
+    if wanted in found:
+        return ""
+    what = "a service" if node is None else f"node {node}"
+    return f"its certificate is not {what}'s of this cluster, but {', '.join(found) or 'nobody'}'s"
+
+
+# --- what all have ----------------------------------------------------------------------------------------
+
+
+def _server() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, cert: str, key: str, setting: str) -> None:
+    """Raises ConfigError."""
+    for path in (cert, key):
+        _check_readable(path, setting)
+    try:
+        if stat.S_IMODE(Path(key).stat().st_mode) & stat.S_IROTH:
+            log.warning("%s: everybody may read %s: chmod 600 %s", setting, key, key)
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except ssl.SSLError as e:
+        why = {
+            "KEY_VALUES_MISMATCH": f"{key} is not the key of {cert}",
+            "NO_START_LINE": f"{cert} or {key} is not PEM, or one is not what it should be",
+        }.get(e.reason or "", f"{cert} with {key} cannot be used ({e.reason or e})")
+        raise ConfigError(f"{setting}: {why}") from e
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{setting}: {key} cannot be read: is it encrypted? Keys must not be") from e
+
+
+def believe(context: ssl.SSLContext, file: str, setting: str) -> None:
+    """Certificates that an authority of ``file`` signed. Raises ConfigError."""
+    _load(context, file, setting, "certificates of an authority")
+    if not context.cert_store_stats()["x509_ca"]:
+        raise ConfigError(f"{setting}: {file} has no certificate of an authority")
+
+
+def heed(context: ssl.SSLContext, file: str, setting: str) -> None:
+    """What a list of revoked ones says. Raises ConfigError."""
+    _load(context, file, setting, "a list of what is revoked")
+    if not context.cert_store_stats()["crl"]:
+        raise ConfigError(f"{setting}: {file} is no list of what is revoked")
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+
+
+def _load(context: ssl.SSLContext, file: str, setting: str, what: str) -> None:
+    _check_readable(file, setting)
+    try:
+        context.load_verify_locations(cafile=file)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{setting}: {file} does not hold {what}") from e
+
+
+def _check_readable(path: str, setting: str) -> None:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "there is no such name"
+        raise ConfigError(f"{setting}: cannot read {path}: {reason}") from e
+
+
+def decoded(file: str) -> dict[str, Any]:
+    """The first certificate of a PEM file, as ``getpeercert`` has it. The library has no other way to read one."""
+    decode = cast(Any, ssl)._ssl._test_decode_cert
+    try:
+        return cast("dict[str, Any]", decode(file))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{file} holds no certificate: {e}") from e
