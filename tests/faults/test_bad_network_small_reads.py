@@ -61,7 +61,7 @@ def test_a_bit_flipped_on_the_way_is_never_delivered(
 ) -> None:
     with proxied(metadb_url, tmp_path, **IMPATIENT) as ways:
         file = stored(ways)
-        place = at if flow == "down" else at % 200
+        place = at if flow == "down" else at % 90
         with ways.struck(flow, place, lambda proxy: getattr(proxy, flow).flip()):
             assert whole(ways, file) == DATA
 

@@ -87,7 +87,7 @@ def test_a_bit_flipped_on_the_way_is_never_stored(ways: Proxied, flow: str, data
     """Not in a cell, which has a checksum, and not in what says where it belongs."""
     for _ in ways.proxies:
         ways.services.directory.close()
-        place = at if flow == "up" else at % 40
+        place = at if flow == "up" else at % 28
         with ways.struck(flow, place, lambda proxy: getattr(proxy, flow).flip()):
             file = ways.upload(data)
         ways.assert_redundant(file, data)
