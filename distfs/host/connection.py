@@ -326,7 +326,7 @@ class Connection:
 
     def _serve_all(self) -> bool:
         """Whether another request is ready, and others wait."""
-        buffer, workers = bytearray(RECEIVE), self.loop.workers
+        buffer, workers = bytearray(), self.loop.workers
         while True:
             if not self._serve_one() or not self._next(buffer, not workers.others_wait):
                 return False
@@ -341,6 +341,7 @@ class Connection:
         if parser is not None and parser.has_more:
             self.began = time.monotonic()
             return self._parse(parser)
+        buffer += bytes(RECEIVE - len(buffer))  # not before: whose first request takes long needs none
         try:  # as long as the socket's own time limit
             count = self.socket.recv_into(buffer, RECEIVE, 0 if patient else socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -209,6 +209,8 @@ class Parser:
 
     def took(self, count: int) -> None:
         """``count`` of the ``data_left`` bytes went past the parser."""
+        if self._at == self._end:
+            self._data, self._at, self._end = b"", 0, 0  # the rest needs no memory of the beginning
         self.data_left -= count
         if not self.data_left:
             self._go(Read.ALL_DATA)
@@ -341,8 +343,9 @@ class Parser:
             return Pause.NEED_DATA
         at = self._at
         self._at += min(self.data_left, self._end - at, most)
-        self.took(self._at - at)
-        return memoryview(self._data)[at : self._at]
+        event = memoryview(self._data)[at : self._at]
+        self.took(len(event))
+        return event
 
     def _read_size(self, _most: int) -> Event | None:
         line = self._line(self._http.max_chunk_line)

@@ -19,6 +19,8 @@ from distfs.host.http1 import Failed, Parser
 
 #: Chunks are read through a buffer, so that small ones do not cost a system call each. It grows for who fills it.
 LEAST_BUFFER, RAW_BUFFER = 16 * KIB, 256 * KIB
+#: What is put aside at once.
+PIECE = 64 * KIB
 #: What is read of a body its app left unread, to keep the connection: its end is often all that is missing.
 LOOK_AHEAD = 64 * KIB
 LOOK_AHEAD_SECONDS = 0.1
@@ -277,15 +279,24 @@ class StreamedBody(io.RawIOBase):
         return True
 
     def _collect(self, size: int, aside: IO[bytes]) -> None:
-        piece = memoryview(bytearray(LEAST_BUFFER))
-        while self._aside_left < size:
-            count = self._some_or_fail(piece[: size - self._aside_left])
+        while (left := size - self._aside_left) > 0:
+            self._await(left)
+            piece = memoryview(bytearray(min(left, PIECE)))
+            count = self._some_or_fail(piece)
             if not count:
                 return
             if not _is_written(aside, piece[:count]):
                 self._behind = bytes(piece[:count])
                 return
             self._aside_left += count
+            del piece
+
+    def _await(self, size: int) -> None:
+        """Wait for the next of ``size`` bytes before there is memory for them: a thousand may wait."""
+        parser = self._parser
+        if parser.exact and not parser.has_more:
+            self._ask()
+            self._client.gather(min(size, parser.data_left))
 
     def close(self) -> None:
         self._give_back_place()
@@ -300,7 +311,7 @@ class StreamedBody(io.RawIOBase):
             if not parser.has_more:
                 wanted = min(parser.data_left, len(view))
                 if wanted and (parser.exact or wanted >= RAW_BUFFER):
-                    count = self._receive(view[:wanted])
+                    count = self._receive(view[:wanted], wanted)
                     parser.took(count)
                     return count
                 self._refill()
@@ -326,9 +337,10 @@ class StreamedBody(io.RawIOBase):
             invite, self._invite = self._invite, None
             invite()
 
-    def _receive(self, view: memoryview) -> int:
+    def _receive(self, view: memoryview, coming: int = 1) -> int:
+        """``coming``: bytes that belong to the body for sure."""
         self._ask()
-        count = self._client.receive_into(view)
+        count = self._client.receive_into(view, coming)
         if not count:
             raise BodyCutShort(CUT_SHORT)
         return count

@@ -82,7 +82,7 @@ def test_small_uploads_that_wait_for_bandwidth_leave_a_worker_for_health_checks(
 ) -> None:
     service = serve(replace(config, bandwidth=BandwidthConfig(cap_in=BytesPerSecond(10 * KIB))))
     body = some_bytes(100 * KIB)  # ten seconds each
-    head = f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = f"PUT /upload/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     with ExitStack() as stack:
         for _ in range(2 * THREADS):
             sock = stack.enter_context(socket.create_connection((service.host, service.port)))
@@ -101,7 +101,9 @@ def test_under_a_cap_a_small_upload_waits_in_the_clients_socket_and_not_in_a_spo
     body = some_bytes(8 * MIB)
     with socket.create_connection((service.host, service.port)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
-        sock.sendall(f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+        sock.sendall(
+            f"PUT /upload/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        )
         sock.settimeout(0.5)
         with pytest.raises(TimeoutError):  # after what the sockets hold
             sock.sendall(body)
@@ -118,7 +120,7 @@ def test_an_upload_that_is_cut_is_in_nobodys_order_any_more(
     assert discipline
     schedule = discipline.schedule
     with socket.create_connection((service.host, service.port)) as sock:
-        head = f"PUT /upload/x HTTP/1.1\r\nHost: x\r\nContent-Length: {4 * MIB}\r\n\r\n"
+        head = f"PUT /upload/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: {4 * MIB}\r\n\r\n"
         sock.sendall(head.encode() + bytes(2 * MIB))
         eventually(lambda: any(transfer.taken > MIB for transfer in schedule._live), "it is under way")
     eventually(lambda: not schedule._live, "it has no place")
