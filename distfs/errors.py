@@ -86,6 +86,27 @@ class TooLarge(Refused):
     kind = "too_large"
 
 
+class Unauthorized(Refused):
+    """Who asks has shown no token, or none that is good."""
+
+    status = 401
+    kind = "unauthorized"
+
+
+class Forbidden(Refused):
+    """The token is good, and not for this."""
+
+    status = 403
+    kind = "forbidden"
+
+
+class OverQuota(Refused):
+    """The owner's files would have more bytes than they may. Deleting some helps."""
+
+    status = 507
+    kind = "over_quota"
+
+
 class TooMany(Refused):
     """More at once than this caller may; its own requests have to end first."""
 

@@ -13,10 +13,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
+from distfs.access.authorize import Action, needs_nothing
 from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
-from distfs.config.settings import CallersConfig, Config
-from distfs.errors import DistfsError, Encoded
+from distfs.config.settings import CallersConfig, Config, TokenCaller
+from distfs.errors import DistfsError, Encoded, Unauthorized
+from distfs.headers.authorization import CHALLENGE, shown_token
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, upload
@@ -45,19 +47,22 @@ class _AnyName(BaseConverter):
 
 _ID = "/<uuid>"
 _UPLOADS = "/upload/"
-_ROUTES: list[tuple[str, str, View]] = [
-    ("POST", "/upload", upload.post_form),
-    ("PUT", "/upload", upload.put_raw),
-    ("PUT", "/upload/<any_name:name>", upload.put_raw),
-    ("GET", "/download", download.get_file),
-    ("GET", "/download/<uuid>", download.get_file),
-    ("GET", "/files", files.list_files),
-    ("GET", "/files/<uuid>", files.get_facts),
-    ("DELETE", "/files/<uuid>", files.delete_file),
-    ("GET", "/healthz", admin.get_alive),
-    ("GET", "/readyz", admin.get_ready),
-    ("GET", "/status", admin.get_status),
-    ("GET", "/", admin.get_usage),
+#: By its action is decided who may call it: before the view is called or, for what is done to a file, by
+#: `routes.seen.the_file`.
+_ROUTES: list[tuple[str, str, Action, View]] = [
+    ("POST", "/upload", Action.UPLOAD, upload.post_form),
+    ("PUT", "/upload", Action.UPLOAD, upload.put_raw),
+    ("PUT", "/upload/<any_name:name>", Action.UPLOAD, upload.put_raw),
+    ("GET", "/download", Action.DOWNLOAD, download.get_file),
+    ("GET", "/download/<uuid>", Action.DOWNLOAD, download.get_file),
+    ("GET", "/files", Action.LIST, files.list_files),
+    ("GET", "/files/<uuid>", Action.FACTS, files.get_facts),
+    ("DELETE", "/files/<uuid>", Action.DELETE, files.delete_file),
+    ("PATCH", "/files/<uuid>", Action.CHANGE, files.change_file),
+    ("GET", "/healthz", Action.HEALTH, admin.get_alive),
+    ("GET", "/readyz", Action.HEALTH, admin.get_ready),
+    ("GET", "/status", Action.STATUS, admin.get_status),
+    ("GET", "/", Action.USAGE, admin.get_usage),
 ]
 
 
@@ -76,11 +81,13 @@ class HttpApp:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._browsers = Browsers(services.config.http)
-        self._views = {(method, path): view for method, path, view in _ROUTES if "<" not in path}
-        self._views_of_ids = {(m, p[: -len(_ID)]): view for m, p, view in _ROUTES if p.endswith(_ID)}
+        self._views = {(method, path): (view, act) for method, path, act, view in _ROUTES if "<" not in path}
+        self._views_of_ids = {
+            (m, p[: -len(_ID)]): (view, act) for m, p, act, view in _ROUTES if p.endswith(_ID)
+        }
         # A name may hold anything, also `//` or a slash at its end: nothing is merged or redirected.
         self._map = Map(
-            [Rule(path, methods=[method], endpoint=view) for method, path, view in _ROUTES],
+            [Rule(path, methods=[method], endpoint=(view, act)) for method, path, act, view in _ROUTES],
             strict_slashes=False,
             merge_slashes=False,
             converters={"any_name": _AnyName},
@@ -92,7 +99,7 @@ class HttpApp:
         request = Request(environ)
         identity = self._callers.identify(request.caller)
         request.scheme = identity.scheme(request.scheme)
-        response = self._answer(request)
+        response = self._answer(request, identity)
         sender = who(identity, request.caller)
         if self.services.audit.on and request.method not in SAFE:
             note(self.services.audit, request, response.status_code, request_id, sender)
@@ -112,7 +119,7 @@ class HttpApp:
 
         Raises TooLarge, TooMany.
         """
-        self.services.admission.check(Caller(address, header), size)
+        self.services.admission.check(self._caller(address, header), size)
 
     def admit_body(
         self, address: str, header: Callable[[str], str | None], size: int
@@ -121,7 +128,7 @@ class HttpApp:
 
         Entering raises TooMany, Busy.
         """
-        return self.services.admission.large(Caller(address, header), size)
+        return self.services.admission.large(self._caller(address, header), size)
 
     def connected(self, address: str) -> None:
         """A connection is open, until ``disconnected``. Raises TooMany."""
@@ -152,29 +159,30 @@ class HttpApp:
     def _callers(self) -> CallersConfig:
         return self.services.admission.callers.config
 
-    def _route(self, method: str, path: str) -> tuple[View, dict[str, str]]:
-        """The view of a request and its arguments. Raises HTTPException.
+    def _route(self, method: str, path: str) -> tuple[View, Action, dict[str, str]]:
+        """The view of a request, what it does, and its arguments. Raises HTTPException.
 
         The usual paths are found without werkzeug's map, which would find the same.
         """
-        if (view := self._views.get((method, path))) is not None:
-            return view, {}
+        if (found := self._views.get((method, path))) is not None:
+            return *found, {}
         folder, _, last = path.rpartition("/")
-        if last and (view := self._views_of_ids.get((method, folder))) is not None:
-            return view, {"uuid": last}
+        if last and (found := self._views_of_ids.get((method, folder))) is not None:
+            return *found, {"uuid": last}
         if path.startswith(_UPLOADS) and method == "PUT" and len(path) > len(_UPLOADS):
-            return upload.put_raw, {"name": path[len(_UPLOADS) :]}
+            return upload.put_raw, Action.UPLOAD, {"name": path[len(_UPLOADS) :]}
         # By the path alone: werkzeug has a mind of its own about hosts.
-        view, arguments = self._map.bind("", path_info=path, default_method=method).match()
-        return view, dict(arguments)
+        (view, action), arguments = self._map.bind("", path_info=path, default_method=method).match()
+        return view, action, dict(arguments)
 
-    def _answer(self, request: Request) -> Answer | Response:
+    def _answer(self, request: Request, identity: Identity) -> Answer | Response:
         try:
             request.check_host()
             self._browsers.check(request)
             if request.method == "OPTIONS" and (allowed := self._browsers.preflight(request)):
                 return allowed
-            view, arguments = self._route(request.method, request.path)
+            view, request.action, arguments = self._route(request.method, request.path)
+            self._let_in(request, identity)
             if request.method not in SAFE:
                 self.services.audit.check()
             response = view(self.services, request, **arguments)
@@ -182,6 +190,25 @@ class HttpApp:
             error = as_ours(e) if isinstance(e, MemoryError) else e
             response = _refusal(request, request.because_given_up(error) or error)
         return response
+
+    def _let_in(self, request: Request, identity: Identity) -> None:
+        """Who asks, and whether they may, as far as that can be told before the file is known. Raises Unauthorized,
+        Forbidden, TooMany, Unavailable."""
+        door = self.services.door
+        shown = shown_token(request.environ.get("HTTP_AUTHORIZATION"))
+        if shown is not None and needs_nothing(request.action):
+            shown = None
+        deadline = self.services.answer_deadline(request.hang_up)
+        request.actor = door.enter(shown, identity.address, deadline)
+        if (token := request.actor.token) is not None:
+            request.who = str(request.actor)
+            request.caller = TokenCaller(request.caller.address, request.caller.header, token.rule)
+        door.judge_before(request.actor, request.action)
+
+    def _caller(self, address: str, header: Callable[[str], str | None]) -> Caller:
+        """As far as can be told at a request's head, where nobody is asked."""
+        token = self.services.door.glance(shown_token(header("Authorization")))
+        return Caller(address, header) if token is None else TokenCaller(address, header, token.rule)
 
 
 def who(identity: Identity, caller: Caller) -> dict[str, str]:
@@ -206,6 +233,8 @@ def _refusal(request: Request, error: Exception) -> Response:
             headers["Retry-After"] = str(error.retry_after)
         if isinstance(error, Encoded):
             headers["Accept-Encoding"] = "identity"
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = CHALLENGE
         level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
         log.log(level, "%s: %s", error.kind, error)
     else:

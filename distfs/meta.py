@@ -25,11 +25,13 @@ from distfs.metadb.transactions import Transactions
 from distfs.model import (
     MAX_NAME_BYTES,
     MAX_TYPE_BYTES,
+    NOBODYS,
     Address,
     File,
     NewFile,
     Node,
     NodeReport,
+    Ownership,
     Policy,
     Slice,
 )
@@ -204,33 +206,53 @@ class MetaDB(Transactions):
 
     # --- files --------------------------------------------------------------------------------------
 
-    def commit_files(self, files: Sequence[NewFile], deadline: Deadline) -> list[File]:
+    def commit_files(
+        self, files: Sequence[NewFile], deadline: Deadline, whose: Ownership = NOBODYS
+    ) -> list[File]:
         """Make files readable, all or none, in one statement; -> them in the same order.
 
         May be called again with the same files, for example after OutcomeUnknown (the only error after which
         their fragments must stay where they are). Raises Refused for a name or type that is too long, NodesLeft
-        for a node that is being drained or was forgotten.
+        for a node that is being drained or was forgotten, OverQuota.
         """
         stored = [_checked(file) for file in files]
         if not stored:
             return []
-        rows = self.write("commit_files", deadline, files=json.dumps([_as_json(file) for file in stored]))
+        rows = self.write(
+            "commit_files",
+            deadline,
+            files=json.dumps([_as_json(file) for file in stored]),
+            owner=whose.owner,
+            visibility=whose.visibility,
+            quota=whose.quota,
+        )
         created = {row[0]: row[1] for row in rows}
         if None in created.values():
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
-        return [_committed(file, created[file.id]) for file in stored]
+        return [_committed(file, created[file.id], whose) for file in stored]
 
     def file(self, id: UUID, deadline: Deadline) -> File:
         """A file with all its slices, in order. Raises NotFound."""
         for row in self.read("file", deadline, id=id):
-            return _file(row[:9], row[9])
+            return _file(row[:-1], row[-1])
         raise NotFound(f"no file {id}")
 
-    def list_files(self, after: UUID | None, limit: int, deadline: Deadline) -> list[File]:
-        """Up to ``limit`` (and MAX_LISTED) files with ids above ``after``, by id; without their slices."""
-        after = UUID(int=0) if after is None else after
-        rows = self.read("files_after", deadline, after=after, limit=max(0, min(limit, MAX_LISTED)))
+    def list_files(
+        self, after: UUID | None, limit: int, deadline: Deadline, seen_by: str | None = None
+    ) -> list[File]:
+        """Up to ``limit`` (and MAX_LISTED) files with ids above ``after``, by id; without their slices. ``seen_by``:
+        only those of an owner, and public ones."""
+        page = {"after": UUID(int=0) if after is None else after, "limit": max(0, min(limit, MAX_LISTED))}
+        if seen_by is None:
+            rows = self.read("files_after", deadline, **page)
+        else:
+            rows = self.read("files_seen_after", deadline, **page, owner=seen_by)
         return [_file(row, []) for row in rows]
+
+    def set_visibility(self, id: UUID, visibility: str, deadline: Deadline) -> None:
+        """From now on these may read it. Raises NotFound."""
+        if not self.write("set_visibility", deadline, id=id, visibility=visibility):
+            raise NotFound(f"no file {id}")
 
     def delete_file(self, id: UUID, deadline: Deadline) -> None:
         """Move a file to the trash: it cannot be read from now on, its fragments stay. Raises NotFound."""
@@ -292,7 +314,7 @@ def _as_json(file: NewFile) -> dict[str, object]:
     }
 
 
-def _committed(file: NewFile, created_at: Any) -> File:
+def _committed(file: NewFile, created_at: Any, whose: Ownership) -> File:
     return File(
         file.id,
         file.name,
@@ -303,10 +325,12 @@ def _committed(file: NewFile, created_at: Any) -> File:
         file.block_size,
         file.slices,
         created_at,
+        whose.owner,
+        whose.visibility,
     )
 
 
 def _file(row: Sequence[Any], slices: list[Any]) -> File:
-    file_id, name, content_type, size, sha256, k, m, block_size, created_at = row
+    file_id, name, content_type, size, sha256, k, m, block_size, *rest = row
     pieces = tuple(map(Slice.from_json, slices))
-    return File(file_id, name, content_type, size, sha256, Policy(k, m), block_size, pieces, created_at)
+    return File(file_id, name, content_type, size, sha256, Policy(k, m), block_size, pieces, *rest)

@@ -168,6 +168,20 @@ class File(NewFile):
     """A committed file."""
 
     created_at: datetime  # by the database's clock
+    owner: str | None = None  # None: nobody's, as all that is stored while auth is off
+    visibility: str = "private"  # who may read it while auth is on: see access.authorize
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Whose new files are, who may read them, and how many bytes the owner may have (0: any number)."""
+
+    owner: str | None = None
+    visibility: str = "private"
+    quota: int = 0
+
+
+NOBODYS = Ownership()
 
 
 @dataclass(frozen=True, slots=True)

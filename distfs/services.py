@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from distfs.access.db import TokenDB
+from distfs.access.directory import Tokens
+from distfs.access.door import Door
 from distfs.agreement import Agreement
 from distfs.audit import AuditLog
 from distfs.config.settings import Config
@@ -45,6 +48,7 @@ class Services:
     bandwidth: Bandwidth
     damage: DamageNotes
     agreement: Agreement
+    door: Door
     together: Together | None  # with other processes of this service
     audit: AuditLog
     https: FromFiles[ssl.SSLContext] | None  # None: plain HTTP
@@ -156,6 +160,7 @@ def build(config: Config, together: Together | None = None) -> Services:
         bandwidth,
         damage,
         Agreement(meta, config),
+        Door(config.auth, Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace)),
         together,
         audit_log(config),
         https(config.tls),

@@ -39,14 +39,15 @@ SELECT node_leave(:uuid, :address, CAST(:secret AS bytea));
 
 -- name: commit_files
 -- All files of one request with their slices. A file that is there already is left as it is.
-SELECT id, commit_file(id, name, content_type, size, sha256, k, m, block_size, slices, sizes, digests, nodes)
+SELECT id, commit_file(id, name, content_type, size, sha256, k, m, block_size, slices, sizes, digests, nodes,
+    CAST(:owner AS text), :visibility, :quota)
 FROM json_to_recordset(CAST(:files AS json)) AS given (
     id uuid, name text, content_type text, size bigint, sha256 bytea, k smallint, m smallint, block_size integer,
     slices uuid[], sizes bigint[], digests bytea[], nodes integer[]
 );
 
 -- name: file
-SELECT id, name, content_type, size, sha256, k, m, block_size, created_at,
+SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility,
     (
         SELECT coalesce(json_agg(
             json_build_array(s.id, s.ordinal, s.size, encode(s.digest, 'hex'), s.nodes) ORDER BY s.ordinal
@@ -56,8 +57,19 @@ SELECT id, name, content_type, size, sha256, k, m, block_size, created_at,
 FROM file WHERE id = :id;
 
 -- name: files_after
-SELECT id, name, content_type, size, sha256, k, m, block_size, created_at
+SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility
 FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit;
+
+-- name: files_seen_after
+-- An index for each half: whoever has few files among many does not look through all of them.
+SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility FROM (
+    (SELECT * FROM file WHERE owner = :owner AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
+    UNION
+    (SELECT * FROM file WHERE visibility = 'public' AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
+) AS seen ORDER BY id LIMIT :limit;
+
+-- name: set_visibility
+UPDATE file SET visibility = :visibility WHERE id = :id RETURNING id;
 
 -- name: delete_file
 WITH gone AS (
@@ -66,9 +78,10 @@ WITH gone AS (
     DELETE FROM slice USING gone WHERE slice.file_id = gone.id RETURNING slice.*
 ), trashed AS (
     INSERT INTO trash (
-        id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at
+        id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at,
+        visibility
     )
-    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at FROM gone
+    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at, visibility FROM gone
     RETURNING id
 ), trashed_slice AS (
     INSERT INTO trash_slice (id, file_id, ordinal, size, digest, nodes)
@@ -83,9 +96,10 @@ WITH back AS (
     DELETE FROM trash_slice USING back WHERE trash_slice.file_id = back.id RETURNING trash_slice.*
 ), restored AS (
     INSERT INTO file (
-        id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at
+        id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at,
+        visibility
     )
-    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at FROM back
+    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at, visibility FROM back
     RETURNING id
 ), restored_slice AS (
     INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)

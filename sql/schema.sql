@@ -125,6 +125,14 @@ CREATE TABLE trash (
 );
 COMMENT ON COLUMN trash.purge_at IS 'When upkeep began to remove its fragments: from then on it cannot be undeleted.';
 COMMENT ON COLUMN trash.erase_at IS 'Its room is needed: from then on its fragments are deleted, and not put aside. It cannot be undeleted.';
+-- The last column of both.
+ALTER TABLE file ADD COLUMN visibility text NOT NULL DEFAULT 'private'
+    CHECK (visibility IN ('private', 'link', 'public'));
+ALTER TABLE trash ADD COLUMN visibility text NOT NULL DEFAULT 'private'
+    CHECK (visibility IN ('private', 'link', 'public'));
+COMMENT ON COLUMN file.visibility IS 'Who may read it while auth is on: its owner; link: who knows its id; public: everybody, and it is listed.';
+CREATE INDEX file_owner ON file (owner, id) WHERE owner IS NOT NULL;
+CREATE INDEX file_public ON file (id) WHERE visibility = 'public';
 CREATE INDEX trash_deleted_at ON trash (deleted_at);
 CREATE INDEX trash_erase_at ON trash (erase_at) WHERE erase_at IS NOT NULL;
 
@@ -189,6 +197,42 @@ CREATE UNLOGGED TABLE admission (
     grants bigint NOT NULL
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE admission IS 'Counts reservations. Who grants one names the count it has seen: if that is old, it looks again.';
+
+CREATE SEQUENCE token_revision;
+
+-- A token's text is nowhere, only its sha-256. Rows are never deleted: services learn what has changed by revision.
+CREATE TABLE token (
+    id uuid PRIMARY KEY,
+    hash bytea NOT NULL UNIQUE CHECK (octet_length(hash) = 32),
+    hash_before bytea CHECK (octet_length(hash_before) = 32),
+    before_until timestamptz,
+    name text NOT NULL CHECK (octet_length(name) <= 255),
+    owner text NOT NULL CHECK (octet_length(owner) BETWEEN 1 AND 255),
+    scopes text[] NOT NULL CHECK (
+        cardinality(scopes) > 0 AND scopes <@ ARRAY['upload', 'download', 'list', 'delete', 'admin']
+    ),
+    weight double precision NOT NULL CHECK (weight > 0),
+    cap_in bigint NOT NULL CHECK (cap_in >= 0),
+    cap_out bigint NOT NULL CHECK (cap_out >= 0),
+    max_file_size bigint NOT NULL CHECK (max_file_size >= 0),
+    max_uploads integer NOT NULL CHECK (max_uploads >= 0),
+    quota bigint NOT NULL CHECK (quota >= 0),
+    policies text[] NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz,
+    revoked_at timestamptz,
+    revision bigint NOT NULL UNIQUE
+);
+COMMENT ON COLUMN token.hash_before IS 'The one it had before it was rotated, which holds until before_until.';
+COMMENT ON COLUMN token.quota IS 'Bytes that all files of its owner may have together; 0: no limit. So with the other limits.';
+COMMENT ON COLUMN token.revision IS 'Of its last change. Who has all changes up to one lacks only those with a higher one.';
+
+-- How much each owner has of whom a token has a quota, or had one. What is in the trash is not counted: it gives way.
+CREATE TABLE owned (
+    owner text PRIMARY KEY,
+    bytes bigint NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE owned IS 'Bytes of all files of an owner, counted with each of them by triggers.';
 
 -- All a storage node does in MetaDB, with node_leave. They run with their owner's rights, so that the role
 -- distfs_node needs no right on any table (see node_role.sql). Refusals carry SQLSTATE DF001 and a message for the

@@ -17,11 +17,12 @@ from distfs.commands.repair import repair
 from distfs.commands.running_service import service_url
 from distfs.commands.settings import settings
 from distfs.commands.status import show_status
+from distfs.commands.token import create, list_tokens, revoke, rotate
 from distfs.commands.trash import empty_trash, list_trash
 from distfs.commands.undelete import undelete
 from distfs.config import file as configuration
 from distfs.config.settings import Config
-from distfs.errors import ConfigError
+from distfs.errors import ConfigError, Refused
 from distfs.local.data_folder import check_is_meant
 from distfs.process.output import COMMON_CODES, FAILED, NOT_TOLD, Parser, complain
 
@@ -122,6 +123,37 @@ def _trash_words(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _token_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", choices=("create", "list", "revoke", "rotate"), help="what to do; create and rotate print it"
+    )
+    parser.add_argument("id", metavar="ID", nargs="?", help="revoke, rotate: the token's, as list shows it")
+    parser.add_argument(
+        "--first", action="store_true", help="create: an administrator's, if there is no token yet"
+    )
+    parser.add_argument("--all", action="store_true", help="list: also what expired or was revoked")
+    parser.add_argument(
+        "--overlap", metavar="TIME", default="0s", help="rotate: the old one holds for so long"
+    )
+    for flag, metavar, meaning in _TERMS:
+        parser.add_argument(flag, metavar=metavar, help=f"create: {meaning}")
+
+
+_TERMS = (
+    ("--owner", "NAME", "whose it is, and whose files are that it uploads"),
+    ("--scopes", "LIST", "what it may, of upload,download,list,delete,admin"),
+    ("--name", "TEXT", "for lists"),
+    ("--expires", "TIME", "after so long (default: never)"),
+    ("--quota", "SIZE", "of all files of its owner together"),
+    ("--max-file-size", "SIZE", "of each file it uploads"),
+    ("--max-uploads", "N", "at once, to one service"),
+    ("--weight", "W", "of its transfers, under a cap"),
+    ("--cap-in", "RATE", "of its uploads together"),
+    ("--cap-out", "RATE", "of its downloads together"),
+    ("--policies", "LIST", "that its uploads may have"),
+)
+
+
 def _service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--service",
@@ -194,6 +226,19 @@ def _trash(operator: Operator, given: Given) -> int:
     return empty_trash(operator, given.uuid, wait=not given.no_wait, patience=given.patience)
 
 
+def _token(operator: Operator, given: Given) -> int:
+    names = [flag[2:].replace("-", "_") for flag, *_ in _TERMS]
+    terms = {name: value for name in names if (value := getattr(given, name)) is not None}
+    match given.what:
+        case "create":
+            return create(operator, terms, first=given.first, as_json=given.json)
+        case "list":
+            return list_tokens(operator, all=given.all, as_json=given.json)
+    if not given.id:
+        raise Refused(f"{given.what} which token? `distfs token list` shows their ids")
+    return revoke(operator, given.id) if given.what == "revoke" else rotate(operator, given.id, given.overlap)
+
+
 def _settings(operator: Operator, given: Given) -> int:
     return settings(operator, adopt=given.adopt)
 
@@ -250,6 +295,7 @@ _COMMANDS = (
         (_trash_words, _json, _waiting),
         _WAITING,
     ),
+    _Command("token", "say who may use the service, and for what: tokens", _token, (_token_words, _json)),
     _Command(
         "settings",
         "compare the times that the whole cluster must hold to with those configured here",

@@ -28,6 +28,8 @@ _IN_BRACKETS = re.compile(r"^\[([0-9A-Fa-f:.]+)\]")
 #: An address as proxies write it: some add a port.
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9]+(?:\.[0-9]+){3}):[0-9]{1,5}")
 _LONGEST = 64  # characters; longer ones are hardly addresses
+#: An address of IPv6 that nobody else has is a network of so many bits: who has it has all of its addresses.
+_IPV6_BITS = 64
 #: Around a header's value, and nothing else is.
 _BLANKS = " \t"
 
@@ -40,6 +42,11 @@ class CallerMatch(NamedTuple):
     value: str = ""
 
     @classmethod
+    def of_token(cls, id: str) -> CallerMatch:
+        """Who has a token. Nothing that ``parse`` gives is equal to it."""
+        return cls(None, "", id)
+
+    @classmethod
     def parse(cls, text: str) -> CallerMatch:
         """``10.0.0.0/8``, ``2001:db8::1`` or ``X-Team=gold``. Raises ValueError."""
         if given := _HEADER_IS.fullmatch(text.strip()):
@@ -47,7 +54,9 @@ class CallerMatch(NamedTuple):
         return cls(parse_network(text))
 
     def __str__(self) -> str:
-        return str(self.network) if self.network is not None else f"{self.header}={self.value}"
+        if self.network is not None:
+            return str(self.network)
+        return f"{self.header}={self.value}" if self.header else f"token {self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +140,13 @@ def _read(text: str) -> IPAddress | None:
 def shown(address: IPAddress) -> str:
     """An address as the log has it."""
     return str(address)
+
+
+def whose_is(address: IPAddress | None) -> str:
+    """Who is counted as one."""
+    if isinstance(address, IPv6Address):
+        return str(ip_network((int(address), _IPV6_BITS), strict=False))
+    return str(address or "a client without an address")
 
 
 def _listed(address: IPAddress | None, networks: Sequence[Network]) -> bool:

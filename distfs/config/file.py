@@ -44,6 +44,7 @@ from distfs.config.settings import (
     Secret,
     TlsMode,
     Weight,
+    Words,
 )
 from distfs.errors import ConfigError
 from distfs.headers import origin
@@ -86,6 +87,11 @@ def parse(tree: object) -> Config:
         config = replace(config, metadb=replace(config.metadb, url=url))
     check_relations(config)
     return config
+
+
+def parse_as(cls: Any, tree: Mapping[str, Any]) -> Any:
+    """A tree of plain values as a dataclass whose fields are typed as settings are. Raises ConfigError."""
+    return _section(cls, dict(tree), "")
 
 
 def override(config: Config, section: str, **values: object) -> Config:
@@ -247,7 +253,8 @@ def _rate(value: object) -> int:
     return parse_bytes(value.removesuffix("/s") if isinstance(value, str) else value)
 
 
-def _seconds(value: object) -> float:
+def parse_seconds(value: object) -> float:
+    """``"10min"`` -> 600.0. Raises ValueError."""
     return _quantity(value, _TIME_UNITS, "a time such as 500ms, 10s or 10min")
 
 
@@ -319,6 +326,11 @@ def _mode(*others: str) -> Callable[[object], str]:
             raise ValueError(f"{value!r} is not on, off or {' or '.join(others)}") from None
 
     return parse
+
+
+def _words(value: object) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else _list(value, "[upload, download]")
+    return tuple(dict.fromkeys(stripped for word in words if (stripped := _text(word).strip())))
 
 
 def _policies(value: object) -> Mapping[str, Policy]:
@@ -396,7 +408,7 @@ _Parsers = Mapping[object, Callable[[object], object]]
 
 _PARSERS: _Parsers = {
     Bytes: parse_bytes,
-    Seconds: _seconds,
+    Seconds: parse_seconds,
     BytesPerSecond: _rate,
     Fraction: _fraction,
     Weight: _weight,
@@ -405,6 +417,7 @@ _PARSERS: _Parsers = {
     Secret: _secret,
     AuthMode: _mode("open"),
     TlsMode: _mode("auto"),
+    Words: _words,
     CallerMatch: lambda value: CallerMatch.parse(_text(value)),
     int: _integer,
     bool: _switch,

@@ -23,6 +23,7 @@ BytesPerSecond = NewType("BytesPerSecond", int)
 Fraction = NewType("Fraction", float)
 Weight = NewType("Weight", float)
 Processes = NewType("Processes", int)  # AUTO: one a core
+Words = NewType("Words", tuple[str, ...])
 AuthMode = NewType("AuthMode", str)  # 'off', 'on' or 'open'
 TlsMode = NewType("TlsMode", str)  # 'auto', 'off' or 'on'
 
@@ -62,7 +63,7 @@ class HttpConfig:
 
 @dataclass(frozen=True, slots=True)
 class CallerRule:
-    """A row of ``callers.rules``: what holds for the transfers of some callers."""
+    """What holds for the transfers of some callers: a row of ``callers.rules``, or a token's limits."""
 
     match: CallerMatch
     weight: Weight = Weight(1)  # of each of their transfers
@@ -71,9 +72,21 @@ class CallerRule:
     max_file_size: Bytes = Bytes(0)  # of each file they upload; 0: http.max_file_size
     max_uploads: int = 0  # of all of them together, at once, to one service; 0: no limit of their own
 
+    @property
+    def paces(self) -> bool:
+        """Whether it says how fast they are."""
+        return bool(self.cap_in or self.cap_out or float(self.weight) != 1)
+
     def __str__(self) -> str:
         shares = f"weight {self.weight:g}, in {self.cap_in}, out {self.cap_out}"
         return f"{self.match}: {shares}, max_file_size {self.max_file_size}, max_uploads {self.max_uploads}"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCaller(Caller):
+    """A caller who has shown a token: its limits are ``rule``."""
+
+    rule: CallerRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,12 @@ class CallersConfig:
             return None
         identity = self.identify(caller)
         return next((rule for rule in self.rules if identity.matches(rule.match)), None)
+
+    def all_rules(self, caller: Caller) -> list[CallerRule]:
+        """What holds for a caller: its token's limits, and the row about it. Of two limits the narrower counts."""
+        row = self.rule(caller)
+        of_token = [caller.rule] if isinstance(caller, TokenCaller) else []
+        return of_token if row is None else [*of_token, row]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ asking costs one look at whether there is one.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from math import inf
 from typing import Literal
 
@@ -21,6 +22,8 @@ from distfs.errors import Unavailable
 from distfs.limits.fair_together import SharedSchedule
 from distfs.limits.fairshare import Group, Schedule, Transfer
 from distfs.process.shared_table import SharedTable
+
+log = logging.getLogger("distfs.bandwidth")
 
 Direction = Literal["in", "out"]
 
@@ -41,14 +44,30 @@ class Bandwidth:
             "in": _Shaper(clock, table is not None),
             "out": _Shaper(clock, table is not None),
         }
+        self._changing = threading.Lock()
+        self._of_tokens: Collection[CallerRule] = ()
         self.configure(config, callers)
 
     def configure(self, config: BandwidthConfig, callers: CallersConfig) -> None:
         """From now on these caps, this mode, these callers."""
-        caps = {rule: rule.cap_in for rule in callers.rules}
-        self._change("in", config.mode, config.cap_in, callers, caps)
-        caps = {rule: rule.cap_out for rule in callers.rules}
-        self._change("out", config.mode, config.cap_out, callers, caps)
+        with self._changing:
+            self._config, self._callers = config, callers
+            self._apply()
+
+    def pace(self, rules: Collection[CallerRule]) -> None:
+        """From now on these are the limits of tokens that say how fast who has them is."""
+        with self._changing:
+            self._of_tokens = rules
+            try:
+                self._apply()
+            except Unavailable as e:
+                log.error("not all caps of tokens are kept to: %s", e)
+
+    def _apply(self) -> None:
+        config, callers = self._config, self._callers
+        rules = (*callers.rules, *self._of_tokens)
+        self._change("in", config.mode, config.cap_in, callers, {rule: rule.cap_in for rule in rules})
+        self._change("out", config.mode, config.cap_out, callers, {rule: rule.cap_out for rule in rules})
 
     def _change(
         self,
@@ -150,9 +169,11 @@ class _Discipline:
         self._callers, self._everyone, self._groups = callers, everyone, groups
 
     def place(self, caller: Caller) -> tuple[Group, float]:
-        """By the first rule about the caller: who it shares a cap with, and its weight."""
-        rule = self._callers.rule(caller)
-        return (self._groups[rule], rule.weight) if rule else (self._everyone, 1.0)
+        """By the first rule about the caller that says how fast it is: who it shares a cap with, and its weight."""
+        for rule in self._callers.all_rules(caller):
+            if rule.paces and (group := self._groups.get(rule)) is not None:
+                return group, rule.weight
+        return self._everyone, 1.0
 
 
 class _Shaper:

@@ -11,17 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from ipaddress import IPv6Address, ip_network
 from typing import NamedTuple
 
-from distfs.config.callers import Caller, IPAddress, parse_address
+from distfs.config.callers import Caller, parse_address, whose_is
 from distfs.config.settings import CallerRule, CallersConfig, HttpConfig
 from distfs.errors import TooMany
 from distfs.limits.tally import Held, Tally
 from distfs.quantity import compared, counted
 
-#: An address of IPv6 that nobody else has is a network of so many bits: who has it has all of its addresses.
-_IPV6_BITS = 64
 #: Addresses of which it is known what they are counted by, and their longest.
 _KNOWN, _LONGEST = 1024, 64
 
@@ -209,20 +206,13 @@ class Ahead:
         self.bytes += more
 
 
-def _whose(address: IPAddress | None) -> str:
-    """Who is counted as one."""
-    if isinstance(address, IPv6Address):
-        return str(ip_network((int(address), _IPV6_BITS), strict=False))
-    return str(address or "a client without an address")
-
-
 def _places(config: CallersConfig) -> Callable[[str], _Place]:
     """By what each address is counted."""
 
     @lru_cache(maxsize=_KNOWN)
     def place(address: str) -> _Place:
         at = parse_address(address)
-        who, shares = _whose(at), bool(config.address_share) and not config.is_exempt(at)
+        who, shares = whose_is(at), bool(config.address_share) and not config.is_exempt(at)
         return _Place(who, Held("transfers", who), shares)
 
     return place

@@ -24,12 +24,14 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 from distfs import storage_server
+from distfs.access.db import TokenDB
+from distfs.access.terms import of_first
 from distfs.agreement import times_of
 from distfs.config.file import override
 from distfs.config.reach import check_reach
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import ConfigError, DistfsError
+from distfs.errors import ConfigError, DistfsError, Refused
 from distfs.local import data_folder, metadb, supervisor
 from distfs.local.outputs import Reader
 from distfs.local.supervisor import Child, Program, Stopped, say
@@ -56,8 +58,13 @@ _NODES_SHARE_A_HELD_PORT = sys.platform == "linux"
 _READY = """\
 distfs is ready at {url}  (data in {data}; Ctrl-C stops it)
 
-  curl -F file=@README.md {url}/upload      # prints a UUID
-  curl -o copy.md {url}/download/UUID       # gets the file back
+  curl {login}-F file=@README.md {url}/upload      # prints a UUID
+  curl {login}-o copy.md {url}/download/UUID       # gets the file back
+"""
+_FIRST = """
+An administrator's token, which makes others; nobody can show it again:
+
+  {token}
 """
 
 
@@ -150,9 +157,19 @@ class LocalCluster:
             ports = self._start_nodes(names, url)
             self._start_service()
             self._wait_ready(meta, ports)
+            self._say_ready(TokenDB(meta))
         finally:
             meta.close()
-        announce(_READY.format(url=self.url, data=self._data))
+
+    def _say_ready(self, tokens: TokenDB) -> None:
+        """And the first token, once: here, where no log is written, and never again."""
+        guarded, first = self._config.auth.mode == "on", ""
+        if guarded:
+            with contextlib.suppress(Refused):  # there are others
+                _, token = tokens.create(of_first(), Deadline(_PROBE_TIMEOUT_S), first=True)
+                first = _FIRST.format(token=token)
+        login = "-u :TOKEN " if guarded else ""
+        announce(_READY.format(url=self.url, data=self._data, login=login) + first)
 
     def watch(self, reload: threading.Event) -> None:
         """Start again what dies, until told to stop; when ``reload`` is set, SIGHUP to the service."""

@@ -23,6 +23,7 @@ from distfs.errors import (
     NodeForgotten,
     NodesLeft,
     OutcomeUnknown,
+    OverQuota,
     Refused,
     SchemaBehind,
     TooSlow,
@@ -35,6 +36,7 @@ from distfs.metadb.driver import Connection, DatabaseError, InterfaceError, time
 from distfs.metadb.statement import Statement, is_last
 from distfs.metadb.url import Host, MetaURL
 from distfs.process import descriptors
+from distfs.quantity import compared
 
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
 BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)
@@ -214,6 +216,11 @@ def translate(error: DatabaseError) -> DistfsError:
         return (NodeForgotten if _field(error, "t") == "forgotten_node" else Refused)(message)
     if code == "DF002":
         return NodesLeft(message)
+    if code == "DF003":
+        used, most = compared(*map(int, message.split()))
+        return OverQuota(
+            f"the files of this owner have {used} of {most} that they may, and no room for more: delete some"
+        )
     if code in ("42P01", "42703", "42883"):
         return SchemaBehind(f"MetaDB lacks what this version needs ({message}): run `distfs migrate`")
     if code == "42501":

@@ -60,7 +60,7 @@ def sql_folder() -> Path:
 def queries() -> Mapping[str, str]:
     """What ``sql/`` holds beside migrations, by name: each query follows a line ``-- name: <name>``."""
     found: dict[str, str] = {}
-    for file in ("queries.sql", "upkeep.sql", "admission.sql"):
+    for file in ("queries.sql", "upkeep.sql", "admission.sql", "access.sql"):
         text = (sql_folder() / file).read_text("utf-8")
         parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
         found |= {name: sql.strip().rstrip(";") for name, sql in zip(parts[::2], parts[1::2], strict=True)}

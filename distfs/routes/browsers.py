@@ -23,8 +23,8 @@ from distfs.routes.messages import Answer, Request
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 _MAY_SEND = (
     "Accept, Authorization, Content-Digest, Content-Type, If-Match, If-Modified-Since, If-None-Match, If-Range, "
-    "If-Unmodified-Since, Range, Repr-Digest, Upload-Length, Want-Max-Size, X-Distfs-Policy, X-Request-Id, "
-    "X-Upload-Length"
+    "If-Unmodified-Since, Range, Repr-Digest, Upload-Length, Want-Max-Size, X-Distfs-Policy, "
+    "X-Distfs-Visibility, X-Request-Id, X-Upload-Length"
 )
 _MAY_READ = (
     "Accept-Ranges, Content-Disposition, Content-Length, Content-Range, ETag, Last-Modified, Location, Repr-Digest, "

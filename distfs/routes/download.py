@@ -14,8 +14,9 @@ from distfs.model import File
 from distfs.quantity import counted
 from distfs.routes.conditions import has_conditions, precondition, same_as_before
 from distfs.routes.file_facts import etag, repr_digest, served_type
-from distfs.routes.messages import Answer, Request, parse_uuid
+from distfs.routes.messages import Answer, Request
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
+from distfs.routes.seen import the_file
 from distfs.services import Services
 from distfs.transfer.download import is_small
 
@@ -31,7 +32,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     uuid = request.argument("uuid") if uuid is None else uuid
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
-    file = services.meta.file(parse_uuid(uuid), services.answer_deadline(request.hang_up))
+    file = the_file(services, request, uuid, services.answer_deadline(request.hang_up))
     request.safety = safety.STORED
     tag = etag(file)
     headers = {

@@ -30,6 +30,8 @@ def facts(request: Request, file: File) -> dict[str, object]:
         "content_type": str(media_type.read(file.content_type)),
         "policy": str(file.policy),
         "created_at": file.created_at.isoformat(),
+        "owner": file.owner,
+        "visibility": file.visibility,
         "download": download_url(request, file),
     }
 

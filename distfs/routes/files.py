@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from werkzeug.wrappers import Response
 
 from distfs.errors import Refused
 from distfs.routes.conditions import check_before_change
 from distfs.routes.file_facts import etag, facts
 from distfs.routes.messages import Answer, Request, as_json, parse_uuid
+from distfs.routes.seen import read_visibility, the_file
 from distfs.services import Services
 from distfs.upkeep.db import UpkeepDB
 
@@ -23,7 +26,7 @@ def get_facts(services: Services, request: Request, uuid: str) -> Answer:
     fragments was written, or read again and checked, at this time or later.
     """
     deadline = services.answer_deadline(request.hang_up)
-    file = services.meta.file(parse_uuid(uuid), deadline)
+    file = the_file(services, request, uuid, deadline)
     health = UpkeepDB(services.meta).health(file.id, deadline)
     entry = {
         "redundancy_left": health.redundancy_left,
@@ -35,23 +38,42 @@ def get_facts(services: Services, request: Request, uuid: str) -> Answer:
 
 
 def list_files(services: Services, request: Request) -> Answer:
-    """Files in the order of their ids, ``limit`` at a time. ``next``: what to ask for ``after``; null at the end."""
+    """Files in the order of their ids, ``limit`` at a time. ``next``: what to ask for ``after``; null at the end.
+
+    Who is no administrator sees their own, and public ones.
+    """
     after = request.args.get("after")
     limit = request.args.get("limit", str(DEFAULT_LIMIT))
     if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LIMIT):
         raise Refused(f"limit must be 1 to {MAX_LIMIT}")
     start = parse_uuid(after) if after else None
-    found = services.meta.list_files(start, int(limit), services.answer_deadline(request.hang_up))
+    actor = request.actor
+    seen_by = None if actor.sees_all else actor.owner or ""
+    found = services.meta.list_files(start, int(limit), services.answer_deadline(request.hang_up), seen_by)
     following = str(found[-1].id) if len(found) == int(limit) else None
     return as_json({"files": [facts(request, file) for file in found], "next": following})
 
 
 def delete_file(services: Services, request: Request, uuid: str) -> Response:
     """From now on nobody can read the file."""
-    id, deadline = parse_uuid(uuid), services.answer_deadline(request.hang_up)
-    if any(name in request.headers for name in ("If-Match", "If-None-Match", "If-Unmodified-Since")):
-        file = services.meta.file(id, deadline)  # its bytes never change: what holds now holds when it goes
-        check_before_change(request.headers, etag(file), file.created_at)
-    services.meta.delete_file(id, deadline)
-    request.changed = [str(id)]
+    deadline = services.answer_deadline(request.hang_up)
+    # Its bytes and its owner never change: what holds now holds when it goes.
+    file = the_file(services, request, uuid, deadline)
+    check_before_change(request.headers, etag(file), file.created_at)
+    services.meta.delete_file(file.id, deadline)
+    request.changed = [str(file.id)]
     return Response(status=204)
+
+
+def change_file(services: Services, request: Request, uuid: str) -> Answer:
+    """Who may read a file: a JSON object with ``visibility``. -> its facts."""
+    deadline = services.answer_deadline(request.hang_up)
+    file = the_file(services, request, uuid, deadline)
+    wanted = request.json_object()
+    if unknown := wanted.keys() - {"visibility"}:
+        raise Refused(f"a file's {min(unknown)[:60]!r} cannot be changed, only its visibility")
+    visibility = read_visibility(wanted.get("visibility"))
+    check_before_change(request.headers, etag(file), file.created_at)
+    services.meta.set_visibility(file.id, visibility, deadline)
+    request.changed = [str(file.id)]
+    return as_json(facts(request, replace(file, visibility=visibility)))

@@ -7,23 +7,29 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.wrappers import Request as BaseRequest
 
+from distfs.access.authorize import Action
+from distfs.access.door import NOBODY
 from distfs.body.ingest import source_of
 from distfs.body.source import Source
 from distfs.config.callers import Caller
 from distfs.deadline import Scope
-from distfs.errors import Cancelled, DistfsError, Refused
+from distfs.errors import Cancelled, DistfsError, Refused, TooLarge
 from distfs.headers import host, safety
 from distfs.model import Address
 from distfs.problem import JSON, asks_for
+from distfs.quantity import size
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+#: Of a body that is no file.
+MAX_JSON = 16 << 10
 
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
 
@@ -55,6 +61,7 @@ class Request(BaseRequest):
         self.headers = EnvironHeaders(environ)
         self.query_string = environ.get("QUERY_STRING", "").encode("latin-1")
         self.caller = Caller(environ.get("REMOTE_ADDR", ""), self.headers.get)
+        self.actor, self.action = NOBODY, Action.USAGE  # until it is let in
         self.safety = safety.OURS  # what its answer says to browsers
         self.who = ""  # whose token it came with
         self.changed: list[str] = []  # what it made, changed or deleted
@@ -87,6 +94,21 @@ class Request(BaseRequest):
         server = Address(self.environ["SERVER_NAME"], int(self.environ.get("SERVER_PORT") or 80))
         called = host.in_url(self.environ.get("HTTP_HOST") or str(server), self.scheme)
         return f"{self.scheme}://{called}{self.root_path}/"
+
+    def json_object(self) -> dict[str, Any]:
+        """The body as JSON, of at most MAX_JSON bytes. Raises Refused."""
+        room, came = bytearray(MAX_JSON + 1), 0
+        while came <= MAX_JSON and (count := self.body.readinto(memoryview(room)[came:])):
+            came += count
+        if came > MAX_JSON:
+            raise TooLarge(f"a body of JSON has at most {size(MAX_JSON)} here")
+        try:
+            found = json.loads(room[:came])
+        except (ValueError, RecursionError) as e:
+            raise Refused(f"the body is not right as JSON: {e}") from e
+        if not isinstance(found, dict):
+            raise Refused('the body is no JSON object, such as {"visibility": "link"}')
+        return found
 
     @property
     def hang_up(self) -> Scope | None:

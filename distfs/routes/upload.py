@@ -20,11 +20,12 @@ from distfs.errors import Encoded, LengthRequired, Refused
 from distfs.headers import fields as header_fields
 from distfs.headers import media_type
 from distfs.limits.promises import Promise
-from distfs.model import Policy
+from distfs.model import NOBODYS, Ownership, Policy
 from distfs.routes.body_digests import BodyDigests
 from distfs.routes.conditions import check_nothing_there, has_conditions
 from distfs.routes.file_facts import created
 from distfs.routes.messages import Answer, Request
+from distfs.routes.seen import read_visibility
 from distfs.services import Services
 
 #: How the files of a body are found in it. Refuses at once what cannot have any.
@@ -84,7 +85,9 @@ def _store(
         with (
             _counted(services, request, announced),
             _room(services, request, policy, deadline, size, announced) as promise,
-            services.uploader.begin(deadline, request.environ.get("distfs.collect"), size) as session,
+            services.uploader.begin(
+                deadline, request.environ.get("distfs.collect"), size, _whose(request)
+            ) as session,
         ):
             for file in incoming:
                 if file.fields:
@@ -102,6 +105,17 @@ def _store(
             files = session.commit()
             promise.keep()
     return created(request, files)
+
+
+def _whose(request: Request) -> Ownership:
+    """Whose the files are, and who may read them: ``?visibility=`` or a header, by default only the owner."""
+    visibility = request.argument("visibility") or request.environ.get("HTTP_X_DISTFS_VISIBILITY")
+    token = request.actor.token
+    return Ownership(
+        request.actor.owner,
+        read_visibility(visibility) if visibility else NOBODYS.visibility,
+        token.quota if token else 0,
+    )
 
 
 def _largest(services: Services, request: Request) -> int:

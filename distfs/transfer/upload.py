@@ -30,7 +30,7 @@ from distfs.errors import (
 )
 from distfs.formats.coding import code_for
 from distfs.meta import MetaDB
-from distfs.model import File, FragmentId, NewFile, Node, Policy, Slice
+from distfs.model import NOBODYS, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
 from distfs.telemetry import in_context
@@ -86,14 +86,18 @@ class Uploader:
         self.after_commits = Threads(_THREADS_AFTER_COMMITS, thread_name_prefix="after-commit")
 
     def begin(
-        self, deadline: Deadline, collect: Collect | None = None, most: int | None = None
+        self,
+        deadline: Deadline,
+        collect: Collect | None = None,
+        most: int | None = None,
+        whose: Ownership = NOBODYS,
     ) -> UploadSession:
         """A request's upload; use it as a context manager.
 
         ``collect``: called before memory is taken for the next so many bytes of its body, and (True) nodes; it waits
         for them when they had better be waited for without that. ``most``: bytes of the body; None: nobody knows.
         """
-        session = UploadSession(self, deadline, collect or (lambda size, begins: None))
+        session = UploadSession(self, deadline, collect or (lambda size, begins: None), whose)
         session.is_short = most is not None and most <= self.resources.config.block_size
         return session
 
@@ -105,8 +109,8 @@ class Uploader:
 class UploadSession:
     """All files of one request: written as they come, committed together or not at all."""
 
-    def __init__(self, uploader: Uploader, deadline: Deadline, collect: Collect) -> None:
-        self._uploader, self._deadline, self.collect = uploader, deadline, collect
+    def __init__(self, uploader: Uploader, deadline: Deadline, collect: Collect, whose: Ownership) -> None:
+        self._uploader, self._deadline, self.collect, self.whose = uploader, deadline, collect, whose
         self._files: list[tuple[FileIdentity, NewFile]] = []
         self._placed_at: float | None = None  # when the first slice was, on the monotonic clock
         self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
@@ -171,7 +175,7 @@ class UploadSession:
         self._keep = True  # whatever happens now, never remove what may have been committed
         self._sent_at = time.monotonic()
         try:
-            files = self._uploader.meta.commit_files([file for _, file in self._files], self._deadline)
+            files = self._uploader.meta.commit_files([f for _, f in self._files], self._deadline, self.whose)
             self._committed = True
             return files
         except OutcomeUnknown:

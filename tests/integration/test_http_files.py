@@ -143,7 +143,7 @@ def test_metadb_away_is_503_in_words_and_the_process_stays_alive(caplog: pytest.
         ("DELETE", "/upload", "POST, PUT"),
         ("POST", "/upload/name", "PUT"),
         ("POST", "/download/x", "GET, HEAD"),
-        ("PUT", "/files/x", "DELETE, GET, HEAD"),
+        ("PUT", "/files/x", "DELETE, GET, HEAD, PATCH"),
         ("POST", "/healthz", "GET, HEAD"),
         ("BREW", "/", "GET, HEAD"),
     ],

@@ -199,13 +199,16 @@ def test_the_trash_still_knows_where_the_fragments_are(meta: MetaDB, metadb_url:
 
 def test_an_undeleted_file_is_what_it_was_in_every_column(meta: MetaDB, metadb_url: str) -> None:
     [file] = meta.commit_files([new_file((1, 2, 3))], soon())
-    run_sql(metadb_url, "UPDATE file SET owner = 'anna', expires_at = now() + interval '1 day'")
+    run_sql(
+        metadb_url,
+        "UPDATE file SET owner = 'anna', visibility = 'link', expires_at = now() + interval '1 day'",
+    )
     before = run_sql(metadb_url, "SELECT * FROM file"), run_sql(metadb_url, "SELECT * FROM slice ORDER BY id")
     meta.delete_file(file.id, soon())
     meta.undelete_file(file.id, soon())
     after = run_sql(metadb_url, "SELECT * FROM file"), run_sql(metadb_url, "SELECT * FROM slice ORDER BY id")
     assert after == before
-    assert meta.file(file.id, soon()) == file
+    assert meta.file(file.id, soon()) == dataclasses.replace(file, owner="anna", visibility="link")
     assert run_sql(metadb_url, "SELECT id FROM trash UNION ALL SELECT id FROM trash_slice") == []
     with pytest.raises(NotFound, match="in the trash"):
         meta.undelete_file(file.id, soon())

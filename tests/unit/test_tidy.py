@@ -27,6 +27,7 @@ LAYERS = """
     agreement peers
     storage transfer
     limits storage_server upkeep
+    access
     services
     local routes
     commands http_app

@@ -1,0 +1,103 @@
+"""Who may do what: one table, and nothing but it. Pure.
+
+An action needs a scope, or the scope ``admin``, which has all of them. What is done to a file is done by its owner
+or an administrator; a file may be made readable for others. Whoever may not even see a file is answered as if there
+were none: with a token by 404, without one by 401, for a token may show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+from typing import NamedTuple
+
+ADMIN = "admin"
+
+
+class Action(Enum):
+    """What a request asks for; every route names one."""
+
+    USAGE = "usage"
+    HEALTH = "health"
+    STATUS = "status"
+    UPLOAD = "upload"
+    LIST = "list"
+    DOWNLOAD = "download"
+    FACTS = "facts"
+    DELETE = "delete"
+    CHANGE = "change"
+    TOKENS = "tokens"
+
+
+class Relation(Enum):
+    """Whose a file is, seen from who asks."""
+
+    OWN = "own"  # also what is no file's matter, of who has a token
+    OTHER = "other"
+    STRANGER = "stranger"  # who asks has no token
+
+
+class Visibility(Enum):
+    """Who may read a file."""
+
+    PRIVATE = "private"  # its owner
+    LINK = "link"  # who knows its id
+    PUBLIC = "public"  # everybody, and it is listed
+
+
+class Verdict(Enum):
+    """What the answer is."""
+
+    ALLOW = "allow"
+    LOGIN = "login"  # a token may help: 401
+    FORBIDDEN = "forbidden"  # this one does not: 403
+    HIDDEN = "hidden"  # as if there were no such file: 404
+
+
+class _Row(NamedTuple):
+    """What an action needs."""
+
+    scope: str  # of who has a token
+    of_file: bool = False  # it is done to one, by its owner
+    open: bool = False  # nobody needs anything; if it is done to a file, where that is no private one
+
+
+_TABLE = {
+    Action.USAGE: _Row("", open=True),
+    Action.HEALTH: _Row("", open=True),
+    Action.STATUS: _Row(ADMIN),
+    Action.TOKENS: _Row(ADMIN),
+    Action.UPLOAD: _Row("upload"),
+    Action.LIST: _Row("list"),
+    Action.DOWNLOAD: _Row("download", of_file=True, open=True),
+    Action.FACTS: _Row("download", of_file=True, open=True),
+    Action.DELETE: _Row("delete", of_file=True),
+    Action.CHANGE: _Row("upload", of_file=True),
+}
+
+
+def authorize(
+    action: Action, relation: Relation, scopes: Collection[str], visibility: Visibility | None = None
+) -> Verdict:
+    """``visibility``: of the file; None: the action is done to none, or to one that is not there."""
+    row = _TABLE[action]
+    readable = visibility in (Visibility.LINK, Visibility.PUBLIC)
+    if row.of_file:
+        seen = ADMIN in scopes or relation is Relation.OWN or readable
+        if visibility is None or not seen:
+            return Verdict.LOGIN if relation is Relation.STRANGER else Verdict.HIDDEN
+    if ADMIN in scopes or (row.open and (readable or not row.of_file)):
+        return Verdict.ALLOW
+    if relation is Relation.STRANGER:
+        return Verdict.LOGIN
+    return Verdict.ALLOW if relation is Relation.OWN and row.scope in scopes else Verdict.FORBIDDEN
+
+
+def of_file(action: Action) -> bool:
+    """Whether an action is done to a file, so that it cannot be judged without."""
+    return _TABLE[action].of_file
+
+
+def needs_nothing(action: Action) -> bool:
+    """Whether nobody is even asked for a token."""
+    return _TABLE[action] == _Row("", open=True)

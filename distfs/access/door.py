@@ -1,0 +1,127 @@
+"""Who asks, and whether they may: where every request is let in, and every file that it asks for is judged.
+
+What is decided is told, each time, to whoever keeps the records (``told``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+from distfs.access.authorize import ADMIN, Action, Relation, Verdict, Visibility, authorize, of_file
+from distfs.access.db import Token
+from distfs.access.directory import Tokens
+from distfs.access.failures import Failures
+from distfs.access.token import hash_of
+from distfs.config.callers import IPAddress
+from distfs.config.settings import AuthConfig
+from distfs.deadline import Deadline
+from distfs.errors import Forbidden, NotFound, Unauthorized
+from distfs.model import File
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks. ``all``: nobody is asked for a token, and everybody may do everything."""
+
+    token: Token | None = None
+    all: bool = False
+
+    def __str__(self) -> str:
+        if self.token is not None:
+            return f"token {self.token.id} of {self.token.owner}"
+        return "anybody" if self.all else "nobody"
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        return _EVERYTHING if self.all else self.token.scopes if self.token else frozenset()
+
+    @property
+    def owner(self) -> str | None:
+        """Whose what they store is; None: nobody's."""
+        return self.token.owner if self.token else None
+
+    @property
+    def sees_all(self) -> bool:
+        return ADMIN in self.scopes
+
+    def relation(self, file: File | None) -> Relation:
+        if self.token is None:
+            return Relation.OWN if self.all else Relation.STRANGER
+        own = file is None or file.owner == self.token.owner
+        return Relation.OWN if own else Relation.OTHER
+
+
+_EVERYTHING = frozenset([ADMIN])
+ANYBODY, NOBODY = Actor(all=True), Actor()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided: may ``actor`` do ``action``, to ``file`` if it is about one."""
+
+    actor: Actor
+    action: Action
+    file: UUID | None
+    verdict: Verdict
+
+    @property
+    def allowed(self) -> bool:
+        return self.verdict is Verdict.ALLOW
+
+
+class Door:
+    """Of a service. Thread-safe."""
+
+    def __init__(
+        self,
+        auth: AuthConfig,
+        tokens: Tokens,
+        told: Callable[[Decision], None] = lambda decision: None,
+    ) -> None:
+        self.guarded = auth.mode == "on"
+        self.tokens, self.told = tokens, told
+        self.failures = Failures()
+
+    def enter(self, shown: str | None, address: IPAddress | None, deadline: Deadline) -> Actor:
+        """``shown``: what is said to be a token; None: nothing is. Raises Unauthorized for what is none, TooMany when
+        too many came from there; Unavailable when nobody can tell."""
+        if not self.guarded:
+            return ANYBODY
+        if shown is None:
+            return NOBODY
+        digest = hash_of(shown)
+        token = None if digest is None else self.tokens.find(digest, deadline)
+        if token is None:  # only now: whoever has a good one is let in, whatever others did
+            self.failures.failed(address)
+            raise Unauthorized("the token that was shown is not good: it is none, has expired or was revoked")
+        return Actor(token)
+
+    def glance(self, shown: str | None) -> Token | None:
+        """The token as far as it is known without asking anybody: nothing but a limit may rest on it."""
+        digest = hash_of(shown) if self.guarded and shown else None
+        return None if digest is None else self.tokens.peek(digest)
+
+    def judge(self, actor: Actor, action: Action, id: UUID | None = None, file: File | None = None) -> None:
+        """Of an action that is done to a file: the one with that ``id``; None for ``file``: there is none.
+
+        Raises Unauthorized, Forbidden, NotFound.
+        """
+        visibility = Visibility(file.visibility) if file else None
+        verdict = authorize(action, actor.relation(file), actor.scopes, visibility)
+        self.told(Decision(actor, action, id, verdict))
+        match verdict:
+            case Verdict.LOGIN:
+                raise Unauthorized(
+                    "a token is needed: send it as `Authorization: Bearer TOKEN`, or as a password (curl -u :TOKEN)"
+                )
+            case Verdict.FORBIDDEN:
+                raise Forbidden(f"this token may not {action.value} here: ask for one with the scope for it")
+            case Verdict.HIDDEN:
+                raise NotFound(f"no file {id}")
+
+    def judge_before(self, actor: Actor, action: Action) -> None:
+        """The same before anything is known but the action, as far as that is enough."""
+        if not of_file(action):
+            self.judge(actor, action)

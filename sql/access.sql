@@ -1,0 +1,44 @@
+-- The statements of distfs/access/db.py, by name; the rules of queries.sql hold here too.
+
+-- name: tokens_since
+-- What has changed since a revision, and its last change; of no revision (0) what is good now. Times from now on, in
+-- seconds: nobody else's clock counts.
+SELECT id, encode(hash, 'hex'), coalesce(encode(hash_before, 'hex'), ''),
+    coalesce(extract(epoch FROM before_until - now()), 0)::double precision,
+    extract(epoch FROM expires_at - now())::double precision, revoked_at IS NOT NULL, revision,
+    name, owner, array_to_json(scopes), weight, cap_in, cap_out, max_file_size, max_uploads, quota, array_to_json(policies)
+FROM token
+WHERE revision >= :known AND (CAST(:known AS bigint) > 0 OR (revoked_at IS NULL AND coalesce(expires_at > now(), true)))
+ORDER BY revision LIMIT :limit;
+
+-- name: create_token
+SELECT create_token(
+    :id, CAST(:hash AS bytea), :name, :owner, CAST(:scopes AS text[]), :weight, :cap_in, :cap_out, :max_file_size,
+    :max_uploads, :quota, CAST(:policies AS text[]), CAST(:expires AS double precision), :first
+);
+
+-- name: revoke_token
+UPDATE token SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id;
+
+-- name: is_revoked
+SELECT id FROM token WHERE id = :id AND revoked_at IS NOT NULL;
+
+-- name: rotate_token
+-- The one before holds for a while: clients are told one after another.
+UPDATE token SET hash = CAST(:hash AS bytea), hash_before = hash,
+    before_until = now() + make_interval(secs => CAST(:overlap AS double precision))
+WHERE id = :id AND hash <> CAST(:hash AS bytea) AND revoked_at IS NULL AND coalesce(expires_at > now(), true)
+RETURNING id;
+
+-- name: has_hash
+SELECT id FROM token WHERE hash = CAST(:hash AS bytea);
+
+-- name: tokens
+SELECT id, name, token.owner, array_to_json(scopes), weight, cap_in, cap_out, max_file_size, max_uploads, quota,
+    array_to_json(policies), created_at, expires_at, revoked_at, coalesce(owned.bytes, 0)
+FROM token LEFT JOIN owned ON owned.owner = token.owner
+WHERE :all OR (revoked_at IS NULL AND coalesce(expires_at > now(), true))
+ORDER BY created_at, id;
+
+-- name: owned_bytes
+SELECT bytes FROM owned WHERE owner = :owner;

@@ -1,0 +1,68 @@
+"""A service whose auth is on, and tokens for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from distfs.access.db import TokenDB
+from distfs.access.terms import SCOPES, read_terms
+from distfs.config.settings import AuthConfig, AuthMode, Config, Seconds
+from distfs.deadline import Deadline
+from tests.service import Answer, TestService, running_service, small_config
+
+#: All that is no administrator's.
+USER = [scope for scope in SCOPES if scope != "admin"]
+
+
+def soon() -> Deadline:
+    return Deadline(120)
+
+
+@dataclass(frozen=True)
+class User:
+    """Who has a token, at a service."""
+
+    service: TestService
+    id: UUID
+    token: str
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.service.ask(method, path, body, {"Authorization": f"Bearer {self.token}", **given})
+
+    def put(self, data: bytes = b"x", query: str = "") -> str:
+        answer = self.ask("PUT", f"/upload/name{query}", data)
+        assert answer.status == 201, answer.text
+        return answer.text.strip()
+
+    def listed(self) -> set[str]:
+        answer = self.ask("GET", "/files?limit=1000")
+        assert answer.status == 200, answer.text
+        return {entry["uuid"] for entry in json.loads(answer.body)["files"]}
+
+
+def tokens_of(service: TestService) -> TokenDB:
+    return TokenDB(service.app.services.meta)
+
+
+def user(service: TestService, owner: str, scopes: list[str] | None = None, **terms: Any) -> User:
+    """Somebody new, with a token of their own."""
+    given = {"owner": owner, "scopes": USER if scopes is None else scopes, **terms}
+    return User(service, *tokens_of(service).create(read_terms(given), soon()))
+
+
+def guarded_config(url: str, grace: float = 60.0) -> Config:
+    auth = AuthConfig(AuthMode("on"), token_grace=Seconds(grace))
+    return replace(small_config(url), auth=auth)
+
+
+@contextmanager
+def guarded_service(url: str, folder: Path) -> Iterator[TestService]:
+    with running_service(guarded_config(url), folder) as running:
+        yield running

@@ -1,0 +1,309 @@
+"""Auth is on: who has no token, or not the one for it, gets nothing; the one who has gets what is theirs."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from distfs.access.authorize import Action, Verdict, needs_nothing, of_file
+from distfs.access.door import Decision
+from distfs.access.token import new_token
+from distfs.http_app import _ROUTES
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from tests.integration.guarded import USER, User, guarded_service, soon, tokens_of, user
+from tests.postgres import database_url, run_sql
+from tests.service import Answer, TestService, running_service, small_config
+
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def service(postgres: EmbeddedPostgres) -> Iterator[TestService]:
+    run_sql(postgres.url, "CREATE DATABASE guarded_service TEMPLATE migrated")
+    with (
+        tempfile.TemporaryDirectory(prefix="distfs-test-") as folder,
+        guarded_service(database_url(postgres, "guarded_service"), Path(folder)) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def alice(service: TestService) -> User:
+    return user(service, f"alice{next(_names)}")
+
+
+@pytest.fixture
+def bob(service: TestService) -> User:
+    return user(service, f"bob{next(_names)}")
+
+
+@pytest.fixture
+def admin(service: TestService) -> User:
+    return user(service, "admin", ["admin"])
+
+
+def without_id(answer: Answer) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """All that an answer says but when, and to which request."""
+    said = [(k, v) for k, v in answer.headers.items() if k not in ("X-Request-Id", "Date")]
+    return answer.status, answer.body, said
+
+
+# --- every route ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "path", "action"), [(m, p, a) for m, p, a, _ in _ROUTES])
+def test_a_stranger_is_asked_for_a_token_on_every_route_but_health_and_usage(
+    service: TestService, method: str, path: str, action: Action
+) -> None:
+    path = path.replace("<uuid>", str(uuid4())).replace("<any_name:name>", "n")
+    answer = service.ask(method, path if path != "/download" else f"{path}?uuid={uuid4()}", b"")
+    if needs_nothing(action):
+        assert answer.status == 200
+        return
+    assert answer.status == 401, answer.text
+    assert 'Basic realm="distfs"' in answer.headers["WWW-Authenticate"]
+    assert "Bearer" in answer.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(m, p) for m, p, a, _ in _ROUTES if of_file(a)],
+)
+def test_a_file_that_is_not_seen_and_none_are_one_answer_by_the_same_statements(
+    service: TestService, alice: User, bob: User, method: str, path: str
+) -> None:
+    told: list[Decision] = []
+    theirs, nobodys = alice.put(), str(uuid4())
+
+    def ask(who: User | TestService, uuid: str) -> Answer:
+        place = path.replace("<uuid>", uuid) if "<" in path else f"{path}?uuid={uuid}"
+        return who.ask(method, place, b'{"visibility": "public"}')
+
+    bob.ask("GET", "/files")  # so that his token is known, and nothing else is asked
+    meta = service.app.services.meta
+    asked: list[str] = []
+    run = meta._run
+    service.app.services.door.told = told.append
+
+    def noting(query: str, *rest: Any, **more: Any) -> Any:
+        asked.append(query)
+        return run(query, *rest, **more)
+
+    meta._run = noting  # type: ignore[method-assign]
+    try:
+        for who, status in ((bob, 404), (service, 401)):
+            asked.clear()
+            hidden = without_id(ask(who, theirs))
+            by_hidden = [each for each in asked if each != "tokens_since"]
+            asked.clear()
+            none = without_id(ask(who, nobodys))
+            assert [each for each in asked if each != "tokens_since"] == by_hidden == ["file"]
+            assert hidden[0] == none[0] == status
+            assert hidden[1].replace(theirs.encode(), b"") == none[1].replace(nobodys.encode(), b"")
+            assert len(hidden[2]) == len(none[2])
+    finally:
+        del meta._run
+        service.app.services.door.told = lambda decision: None
+    assert [each.allowed for each in told] == [False] * 4
+    assert {each.verdict for each in told} == {Verdict.HIDDEN, Verdict.LOGIN}
+    assert alice.ask("GET", f"/download/{theirs}").body == b"x"
+
+
+def test_every_route_is_judged_by_its_action(service: TestService, admin: User) -> None:
+    """What is decided is told once for each request, with the action that the route names."""
+    told: list[Decision] = []
+    service.app.services.door.told = told.append
+    try:
+        for method, path, action, _ in _ROUTES:
+            told.clear()
+            uuid = admin.put() if of_file(action) else ""
+            told.clear()
+            place = path.replace("<uuid>", uuid).replace("<any_name:name>", "n")
+            place += f"?uuid={uuid}" if path == "/download" else ""
+            admin.ask(method, place, b'{"visibility": "link"}' if action is Action.CHANGE else b"x")
+            assert [(each.action, each.allowed) for each in told] == [(action, True)], (method, path)
+            assert str(told[0].file or "") == uuid
+    finally:
+        service.app.services.door.told = lambda decision: None
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_a_token_is_shown_by_bearer_or_as_a_password(service: TestService, alice: User) -> None:
+    uuid = alice.put(b"hers")
+    for login in (f":{alice.token}", f"anybody:{alice.token}"):
+        basic = "Basic " + base64.b64encode(login.encode()).decode()
+        answer = service.ask("GET", f"/download/{uuid}", headers={"Authorization": basic})
+        assert (answer.status, answer.body) == (200, b"hers")
+
+
+@pytest.mark.parametrize("shown", ["Bearer nonsense", "Bearer ", "Basic x", f"Bearer {new_token()}"])
+def test_what_is_no_token_is_refused_everywhere(service: TestService, alice: User, shown: str) -> None:
+    uuid = alice.put(query="?visibility=public")
+    headers = {"Authorization": shown}
+    for method, path in (("GET", f"/download/{uuid}"), ("PUT", "/upload/n"), ("GET", "/files")):
+        answer = service.ask(method, path, b"", headers)
+        assert answer.status in (401, 429), answer.text
+    assert service.ask("GET", "/healthz", headers=headers).status == 200
+    assert service.ask("GET", f"/download/{uuid}").status == 200
+
+
+def test_a_token_is_good_at_once_and_no_more_once_it_was_revoked(service: TestService, alice: User) -> None:
+    assert alice.ask("GET", "/files").status == 200
+    began = service.app.services.door.tokens._as_of
+    tokens_of(service).revoke(alice.id, soon())
+    while alice.ask("GET", "/files").status == 200:
+        pass  # as long as what is known was asked for before it
+    assert service.app.services.door.tokens._as_of > began
+    assert alice.ask("GET", "/files").status in (401, 429)
+
+
+def test_a_token_expires(service: TestService) -> None:
+    one = user(service, "soon", expires="1s")
+    while one.ask("GET", "/files").status == 200:
+        pass
+    assert one.ask("GET", "/files").status in (401, 429)
+
+
+def test_a_token_that_is_rotated_has_another_text(service: TestService, alice: User) -> None:
+    uuid = alice.put(b"hers")
+    text = tokens_of(service).rotate(alice.id, 3600.0, soon())
+    new = User(service, alice.id, text)
+    assert new.ask("GET", f"/download/{uuid}").body == b"hers"
+    assert alice.ask("GET", f"/download/{uuid}").status == 200, "that of before holds for an hour"
+    newer = User(service, alice.id, tokens_of(service).rotate(alice.id, 0.0, soon()))
+    assert newer.ask("GET", f"/download/{uuid}").status == 200  # by now, all that is known is of after that
+    assert new.ask("GET", f"/download/{uuid}").status in (401, 429)
+    assert alice.ask("GET", f"/download/{uuid}").status in (401, 429)
+
+
+def test_a_scope_is_what_one_may(service: TestService) -> None:
+    reader, writer = user(service, "both", ["download"]), user(service, "both", ["upload"])
+    uuid = writer.put(b"x")
+    assert reader.ask("GET", f"/download/{uuid}").status == 200
+    for who, method, path in (
+        (reader, "PUT", "/upload/n"),
+        (reader, "GET", "/files"),
+        (reader, "DELETE", f"/files/{uuid}"),
+        (reader, "GET", "/status"),
+        (writer, "GET", f"/download/{uuid}"),
+    ):
+        answer = who.ask(method, path, b"x")
+        assert answer.status == 403, answer.text
+        assert "scope" in answer.text
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_file_is_its_owners_until_that_one_says_otherwise(
+    service: TestService, alice: User, bob: User, admin: User
+) -> None:
+    uuid = alice.put(b"hers")
+    download, file = f"/download/{uuid}", f"/files/{uuid}"
+    entry = json.loads(alice.ask("GET", file).body)
+    assert (entry["owner"], entry["visibility"]) == (f"alice{entry['owner'][5:]}", "private")
+    assert [bob.ask("GET", download).status, service.ask("GET", download).status] == [404, 401]
+    assert admin.ask("GET", download).body == b"hers"
+    for visibility, in_lists in (("link", False), ("public", True), ("private", False)):
+        answer = alice.ask("PATCH", file, json.dumps({"visibility": visibility}).encode())
+        assert json.loads(answer.body)["visibility"] == visibility
+        seen = visibility != "private"
+        assert (bob.ask("GET", download).status == 200) is seen
+        assert (service.ask("GET", download).status == 200) is seen
+        assert (service.ask("GET", file).status == 200) is seen
+        assert (uuid in bob.listed()) is in_lists
+        assert uuid in alice.listed()
+        assert uuid in admin.listed()
+        assert bob.ask("DELETE", file).status == (403 if seen else 404)
+        assert bob.ask("PATCH", file, b'{"visibility": "public"}').status == (403 if seen else 404)
+    assert bob.ask("GET", download).status == 404
+    assert alice.ask("DELETE", file).status == 204
+    assert alice.ask("GET", download).status == 404
+
+
+@pytest.mark.parametrize("by", ["query", "header"])
+def test_an_upload_may_say_who_reads_it(service: TestService, alice: User, by: str) -> None:
+    query, headers = ("?visibility=link", {}) if by == "query" else ("", {"X-Distfs-Visibility": "link"})
+    answer = alice.ask("PUT", f"/upload/n{query}", b"x", **headers)
+    assert service.ask("GET", f"/download/{answer.text.strip()}").status == 200
+    answer = alice.ask("PUT", "/upload/n?visibility=all", b"x")
+    assert (answer.status, "private, link, public" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not right as JSON"),
+        (b"[]", "no JSON object"),
+        (b"{}", "visibility must be one of"),
+        (b'{"visibility": 7}', "visibility must be one of"),
+        (b'{"owner": "bob"}', "a file's 'owner' cannot be changed"),
+        (b"[" * 10000, "not right as JSON"),
+        (b" " * 20000, "at most 16.0 KiB"),
+    ],
+)
+def test_a_change_that_cannot_be_is_told(alice: User, body: bytes, words: str) -> None:
+    uuid = alice.put()
+    answer = alice.ask("PATCH", f"/files/{uuid}", body)
+    assert answer.status in (400, 413)
+    assert words in answer.text
+
+
+def test_a_listing_has_every_file_that_one_sees_once_in_pages(alice: User, bob: User) -> None:
+    mine = {alice.put() for _ in range(4)} | {alice.put(query="?visibility=public")}
+    public = {bob.put(query="?visibility=public") for _ in range(2)}
+    hidden = {bob.put(), bob.put(query="?visibility=link")}
+    seen: list[str] = []
+    after = ""
+    while True:
+        page = json.loads(alice.ask("GET", f"/files?limit=2{after}").body)
+        seen += [entry["uuid"] for entry in page["files"]]
+        if page["next"] is None:
+            break
+        after = f"&after={page['next']}"
+    assert len(seen) == len(set(seen))
+    assert seen == sorted(seen)
+    assert mine | public <= set(seen)
+    assert not hidden & set(seen)
+
+
+def test_what_was_stored_without_tokens_is_the_administrators(
+    service: TestService, admin: User, alice: User, tmp_path: Path
+) -> None:
+    """A UUID alone opens nothing while auth is on."""
+    with running_service(small_config(service.config.metadb.url), tmp_path) as before:
+        uuid = before.ask("PUT", "/upload/n", b"old").text.strip()
+        assert before.ask("GET", f"/download/{uuid}").body == b"old"
+        assert service.ask("GET", f"/download/{uuid}").status == 401
+        assert alice.ask("GET", f"/download/{uuid}").status == 404
+        assert admin.ask("GET", f"/download/{uuid}").body == b"old"
+        theirs = alice.put(b"hers")
+        assert before.ask("GET", f"/download/{theirs}").body == b"hers", "with auth off all is as ever"
+
+
+# --- quota ----------------------------------------------------------------------------------------
+
+
+def test_an_owner_has_no_more_than_the_quota(service: TestService) -> None:
+    name = f"small{next(_names)}"
+    first, second = user(service, name, quota=1000), user(service, name, quota=1000)
+    uuid = first.put(b"x" * 600)
+    answer = second.ask("PUT", "/upload/n", b"x" * 401)
+    assert answer.status == 507, answer.text
+    assert "600 bytes of 1000 bytes" in answer.text
+    second.put(b"x" * 400)
+    assert first.ask("PUT", "/upload/n", b"x").status == 507
+    assert first.ask("DELETE", f"/files/{uuid}").status == 204
+    first.put(b"x" * 600)
+    assert user(service, name, [*USER]).put(b"x" * 5000), "a token without one counts, and is not bound by it"
+    assert first.ask("PUT", "/upload/n", b"").status == 507
