@@ -21,7 +21,7 @@ from distfs.errors import DistfsError, Encoded, Unauthorized
 from distfs.headers.authorization import CHALLENGE, shown_token
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
-from distfs.routes import admin, download, files, upload
+from distfs.routes import admin, download, files, tokens, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, Request
@@ -59,6 +59,10 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/files/<uuid>", Action.FACTS, files.get_facts),
     ("DELETE", "/files/<uuid>", Action.DELETE, files.delete_file),
     ("PATCH", "/files/<uuid>", Action.CHANGE, files.change_file),
+    ("POST", "/tokens", Action.TOKENS, tokens.create_token),
+    ("GET", "/tokens", Action.TOKENS, tokens.list_tokens),
+    ("DELETE", "/tokens/<uuid>", Action.TOKENS, tokens.revoke_token),
+    ("POST", "/tokens/<uuid>/rotate", Action.TOKENS, tokens.rotate_token),
     ("GET", "/healthz", Action.HEALTH, admin.get_alive),
     ("GET", "/readyz", Action.HEALTH, admin.get_ready),
     ("GET", "/status", Action.STATUS, admin.get_status),

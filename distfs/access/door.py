@@ -123,5 +123,8 @@ class Door:
 
     def judge_before(self, actor: Actor, action: Action) -> None:
         """The same before anything is known but the action, as far as that is enough."""
+        if action is Action.TOKENS and not self.guarded:  # they would be good once auth is on
+            self.told(Decision(actor, action, None, Verdict.FORBIDDEN))
+            raise Forbidden("who needs no token may make none: `distfs token` does, while auth is not on")
         if not of_file(action):
             self.judge(actor, action)

@@ -20,6 +20,8 @@ from distfs.process.output import DONE, FAILED, NOT_TOLD, complain, tell
 from distfs.quantity import counted
 from distfs.services import audit_log
 
+#: Flags that name what a command is about.
+_OBJECTS = ("uuid", "node", "id", "owner")
 #: No line is longer.
 _MOST_LINE = audit.TAIL
 
@@ -191,8 +193,9 @@ def audited(config: Config, given: argparse.Namespace, act: Callable[[], int | N
     log = audit_log(config)
     if not (log.on and _changes(given)):
         return act() or DONE
-    what = getattr(given, "uuid", None) or getattr(given, "node", None) or ""
-    entry = {"who": _user(), "action": f"command {given.command}", "object": what}
+    what = next((named for each in _OBJECTS if (named := getattr(given, each, None))), "")
+    action = f"command {given.command} {getattr(given, 'what', '')}".rstrip()
+    entry = {"who": _user(), "action": action, "object": what}
     with closing(log):
         log.check()
         try:

@@ -1,4 +1,4 @@
 """What each URL does: ``(services, request, …) -> Response``. No SQL, no sockets.
 
-Way in: ``admin``, ``browsers``, ``changes``, ``download``, ``files``, ``upload``, ``messages``.
+Way in: ``admin``, ``browsers``, ``changes``, ``download``, ``files``, ``tokens``, ``upload``, ``messages``.
 """

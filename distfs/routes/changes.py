@@ -17,6 +17,8 @@ _ACTIONS = {
     ("PUT", "upload"): "upload",
     ("DELETE", "files"): "delete",
     ("PATCH", "files"): "change",
+    ("POST", "tokens"): "token",
+    ("DELETE", "tokens"): "token.revoke",
 }
 #: Of one line: it stays short enough to be found at a file's end.
 _MOST_OBJECTS = 100
@@ -34,7 +36,7 @@ def _entries(
 ) -> Iterator[Entry]:
     first, _, rest = request.path.lstrip("/").partition("/")
     action = _ACTIONS.get((request.method, first)) or f"{request.method[:20]} /{first[:40]}"
-    objects = request.changed or ([rest] if first == "files" and rest else [])
+    objects = request.changed or ([rest] if first in ("files", "tokens") and rest else [])
     from_ = {"from": sender["client"]} | ({"via": sender["via"]} if "via" in sender else {})
     for some in _batches(objects):
         yield {

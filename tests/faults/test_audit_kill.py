@@ -96,7 +96,7 @@ def test_what_operators_do_is_written_beside_the_service(make_cluster: MakeClust
         ("command forget", "deny"),
         ("command rebalance", "allow"),
         ("command repair", "allow"),
-        ("command trash", "allow"),
+        ("command trash empty", "allow"),
         ("command migrate", "allow"),
     ]
     verified(cluster.folder)

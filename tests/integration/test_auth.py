@@ -126,7 +126,7 @@ def test_every_route_is_judged_by_its_action(service: TestService, admin: User) 
             told.clear()
             uuid = admin.put() if of_file(action) else ""
             told.clear()
-            place = path.replace("<uuid>", uuid).replace("<any_name:name>", "n")
+            place = path.replace("<uuid>", uuid or str(uuid4())).replace("<any_name:name>", "n")
             place += f"?uuid={uuid}" if path == "/download" else ""
             admin.ask(method, place, b'{"visibility": "link"}' if action is Action.CHANGE else b"x")
             assert [(each.action, each.allowed) for each in told] == [(action, True)], (method, path)
@@ -307,3 +307,62 @@ def test_an_owner_has_no_more_than_the_quota(service: TestService) -> None:
     first.put(b"x" * 600)
     assert user(service, name, [*USER]).put(b"x" * 5000), "a token without one counts, and is not bound by it"
     assert first.ask("PUT", "/upload/n", b"").status == 507
+
+
+# --- the administrators' calls --------------------------------------------------------------------
+
+
+def test_administrators_make_list_rotate_and_revoke_tokens(service: TestService, admin: User) -> None:
+    terms = {
+        "owner": "carol",
+        "scopes": ["upload", "download"],
+        "expires": "1h",
+        "quota": "1GB",
+        "name": "ci",
+    }
+    answer = admin.ask("POST", "/tokens", json.dumps(terms).encode())
+    assert (answer.status, answer.headers["Cache-Control"]) == (201, "no-store")
+    made = json.loads(answer.body)
+    carol = User(service, made["id"], made["token"])
+    uuid = carol.put(b"carols")
+    [listed] = [each for each in tokens_in(admin) if each["id"] == made["id"]]
+    assert (listed["owner"], listed["scopes"], listed["quota"]) == ("carol", ["upload", "download"], 10**9)
+    assert (listed["owned"], listed["revoked_at"], listed["name"]) == (6, None, "ci")
+    assert made["token"] not in admin.ask("GET", "/tokens?all=1").text
+    rotated = json.loads(admin.ask("POST", f"/tokens/{made['id']}/rotate", b'{"overlap": "1h"}').body)
+    again = User(service, made["id"], rotated["token"])
+    assert again.ask("GET", f"/download/{uuid}").body == b"carols"
+    assert admin.ask("DELETE", f"/tokens/{made['id']}").status == 204
+    while again.ask("GET", f"/download/{uuid}").status == 200:
+        pass
+    assert made["id"] not in {each["id"] for each in tokens_in(admin)}
+    assert made["id"] in {each["id"] for each in tokens_in(admin, "?all=1")}
+    for path in (f"/tokens/{made['id']}", f"/tokens/{uuid4()}"):
+        assert admin.ask("DELETE", path).status == 404
+    assert admin.ask("POST", f"/tokens/{made['id']}/rotate", b"{}").status == 404
+
+
+def tokens_in(admin: User, query: str = "") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(admin.ask("GET", f"/tokens{query}").body)["tokens"]
+    return found
+
+
+def test_nobody_else_does(alice: User, admin: User) -> None:
+    for method, path in (("POST", "/tokens"), ("GET", "/tokens"), ("DELETE", f"/tokens/{admin.id}")):
+        assert alice.ask(method, path, b'{"owner": "alice", "scopes": ["admin"]}').status == 403
+    assert admin.ask("GET", "/tokens").status == 200
+
+
+def test_who_needs_no_token_makes_none(service: TestService, tmp_path: Path) -> None:
+    with running_service(small_config(service.config.metadb.url), tmp_path) as anybodys:
+        answer = anybodys.ask("POST", "/tokens", b'{"owner": "eve", "scopes": ["admin"]}')
+        assert answer.status == 403, answer.text
+        assert anybodys.ask("GET", "/tokens").status == 403
+
+
+def test_terms_that_cannot_be_are_refused(admin: User) -> None:
+    for body in (b"{}", b'{"owner": "x", "scopes": ["root"]}'):
+        assert admin.ask("POST", "/tokens", body).status == 400
+    for body in (b"", b'{"overlap": "soon"}', b'{"scopes": ["admin"]}'):
+        assert admin.ask("POST", f"/tokens/{admin.id}/rotate", body).status == 400
+    assert admin.ask("DELETE", "/tokens/nonsense").status == 400

@@ -1,0 +1,94 @@
+"""``distfs token``, and the first token of ``distfs up``."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from tests.cluster import Cluster
+from tests.cluster.operating import distfs
+from tests.cluster.test_up import StartUp, curl, data, up
+
+__all__ = ["data", "up"]
+
+TOKEN = r"distfs_[0-9A-Za-z]{49}"
+ALICE = ("--owner", "alice", "--scopes", "upload,download", "--quota", "1MiB")
+
+
+def test_tokens_are_made_listed_rotated_and_revoked(by_hand: Cluster) -> None:
+    made = distfs(by_hand, "token", "create", *ALICE)
+    assert made.code == 0
+    assert re.fullmatch(f"{TOKEN}\n", made.out), "the token alone, for scripts"
+    assert "of alice: upload, download; quota 1.0 MiB" in made.err
+    assert "distfs_" not in made.err
+    [entry] = [each for each in distfs(by_hand, "token", "list", "--json").entry if each["owner"] == "alice"]
+    assert (entry["scopes"], entry["quota"]) == (["upload", "download"], 1 << 20)
+    told = distfs(by_hand, "token", "list")
+    assert entry["id"] in told.out
+    assert "distfs_" not in told.out
+    rotated = distfs(by_hand, "token", "rotate", entry["id"], "--overlap", "1h")
+    assert re.fullmatch(f"{TOKEN}\n", rotated.out)
+    assert rotated.out != made.out
+    assert distfs(by_hand, "token", "revoke", entry["id"]).code == 0
+    assert entry["id"] not in distfs(by_hand, "token", "list").out
+    assert entry["id"] in distfs(by_hand, "token", "list", "--all").out
+    made = distfs(by_hand, "token", "create", *ALICE, "--json")
+    assert re.fullmatch(TOKEN, made.entry["token"])
+
+
+def test_what_cannot_be_is_one_line(by_hand: Cluster) -> None:
+    for words, said in (
+        (("create",), "a token needs owner"),
+        (("create", "--owner", "x", "--scopes", "all"), "there is no scope 'all'"),
+        (("create", "--owner", "x", "--scopes", "list", "--quota", "much"), "quota: 'much' is not a size"),
+        (("create", "--first", "--owner", "x"), "leave out the other flags"),
+        (("revoke",), "revoke which token?"),
+        (("revoke", "nonsense"), "is not a token's id"),
+        (("revoke", "00000000-0000-0000-0000-000000000000"), "no token"),
+        (("rotate", "00000000-0000-0000-0000-000000000000"), "no token"),
+    ):
+        told = distfs(by_hand, "token", *words)
+        assert told.code == 1, told
+        assert said in told.err
+        assert len(told.err.splitlines()) == 1
+    distfs(by_hand, "token", "create", "--first")
+    again = distfs(by_hand, "token", "create", "--first")
+    assert (again.code, again.out) == (1, "")
+    assert "there are tokens already" in again.err
+
+
+def test_up_prints_the_first_token_once_and_no_log_has_it(up: StartUp, data: Path, tmp_path: Path) -> None:
+    running = up(DISTFS_AUTH_MODE="on").wait_ready()
+    assert running.process.stdout is not None
+    told = "".join(iter(running.process.stdout.readline, "")) if running.stop() == 0 else ""
+    [token] = re.findall(TOKEN, told)
+    assert f"-u :TOKEN {running.url}/download/UUID" in told.replace("-o copy.md ", "")
+    again = up(DISTFS_AUTH_MODE="on").wait_ready()
+    content = tmp_path / "file"
+    content.write_bytes(b"kept")
+    uuid = curl("-u", f":{token}", "-T", str(content), f"{again.url}/upload/").decode().strip()
+    assert curl("-H", f"Authorization: Bearer {token}", f"{again.url}/download/{uuid}") == b"kept"
+    stranger = subprocess.run(
+        ["curl", "-s", "-w", "%{http_code}", f"{again.url}/download/{uuid}"], capture_output=True, text=True
+    )
+    assert stranger.stdout.endswith("401")
+    made = json.loads(
+        curl(
+            "-u",
+            f":{token}",
+            "-d",
+            '{"owner": "bob", "scopes": "download"}',
+            "-H",
+            "Content-Type: application/json",
+            f"{again.url}/tokens",
+        )
+    )
+    assert re.fullmatch(TOKEN, made["token"])
+    assert again.stop() == 0
+    assert again.process.stdout is not None
+    assert not re.search(TOKEN, again.process.stdout.read())
+    assert not re.search(TOKEN, running.log + again.log)
+    kept = [p for p in data.rglob("*") if p.is_file() and "postgres" not in p.parts]
+    assert not [p for p in kept if token.encode() in p.read_bytes()]
