@@ -330,7 +330,7 @@ class Connection:
         while True:
             if not self._serve_one() or not self._next(buffer, not workers.others_wait):
                 return False
-            if not workers.next_turn():
+            if not workers.next_turn(self):
                 return True
             self._has_turn = True
 
@@ -387,7 +387,7 @@ class Connection:
         """It is answered (``done``), or waits for its client."""
         if self._has_turn:
             self._has_turn = False
-            self.loop.workers.end_turn(done=done)
+            self.loop.workers.end_turn(self, done=done)
 
     def _finish(self, parser: Parser) -> None:
         """The request is answered and all of it was read: the next one may come."""

@@ -31,6 +31,7 @@ from distfs.host.response import logger
 from distfs.host.shared import Shared
 from distfs.host.time_limits import check
 from distfs.host.turned_away import TurnedAway
+from distfs.host.workers import LATE_S
 from distfs.process import descriptors
 from distfs.process.dial import timeval
 from distfs.tls.contexts import FromFiles
@@ -77,6 +78,7 @@ class Loop(Host):
         self._at_hand: deque[Connection] = deque()  # with bytes that the socket has given already
         self._scratch = memoryview(bytearray(RECEIVE))
         self._looked = 0.0
+        self._looks_soon = False  # for who is late
         self._ended = (
             threading.RLock()
         )  # held by who wakes, and by the end; a signal handler's thread may have it
@@ -120,6 +122,8 @@ class Loop(Host):
         try:
             if in_line or not (self.workers.all_busy and connection.answers_at_once):
                 self.workers.run(connection)
+                if in_line and not self._looks_soon and self.workers.others_wait:
+                    self.wake()  # to look after those who wait
                 return
         except Busy as e:
             connection.refuse_busy(e)
@@ -132,12 +136,7 @@ class Loop(Host):
         """Wait at most so long for something to do, and do it."""
         now = time.monotonic()
         self._watch_listener(now)
-        until = min(now + seconds, self._looked + self.tick)
-        if now < self._accept_after:
-            until = min(until, self._accept_after)
-        if self._times:
-            until = min(until, self._times[0][0])
-        for fd, events in self._epoll.poll(max(0.0, until - now), 256):
+        for fd, events in self._epoll.poll(self._idle_for(now, seconds), 256):
             if fd == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
@@ -152,6 +151,8 @@ class Loop(Host):
         while self._to_close:
             self.close(self._to_close.popleft())
         now = time.monotonic()
+        if self.workers.others_wait:
+            self.workers.pass_by_late(now)
         self._check_times(now)
         if now >= self._looked + self.tick:
             self._look_after(now)
@@ -160,6 +161,18 @@ class Loop(Host):
                 # The one that was woken for a connection may have died of it, or stand still.
                 self._epoll.unregister(self._listener)
                 self._accepting = False
+
+    def _idle_for(self, now: float, seconds: float) -> float:
+        """How long it may wait for something to do: at most so many seconds."""
+        until = min(now + seconds, self._looked + self.tick)
+        if now < self._accept_after:
+            until = min(until, self._accept_after)
+        if self._times:
+            until = min(until, self._times[0][0])
+        self._looks_soon = self.workers.others_wait
+        if self._looks_soon:
+            until = min(until, now + LATE_S / 2)
+        return max(0.0, until - now)
 
     def _handle(self, connection: Connection) -> None:
         try:

@@ -3,7 +3,8 @@
 A request has a thread from its beginning until its answer is taken, so a slow client costs a thread and nothing else:
 others have theirs. Only so many have a turn, those that do not wait for their clients: what comes beyond that waits
 in line, without a thread. A thousand questions at once are a thousand that are late, and a thousand threads that want
-the interpreter.
+the interpreter. More than a few keep it busy, and take it from each other. Who has his turn for long waits for a disk
+or the network, and another begins beside him.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ logger = logging.getLogger("distfs.server")
 
 #: A worker that had nothing to do for so long ends.
 IDLE_S = 10.0
-#: So many requests go to MetaDB and nodes at once.
-TURNS = 64
+#: So many requests go to MetaDB and nodes at once; and as long as each of them is soon done, only so many.
+TURNS, FEW_TURNS = 64, 16
+#: Who has had a turn for so long is passed by.
+LATE_S = 0.02
 
 
 class Task(Protocol):
@@ -49,8 +52,10 @@ class Worker(Generic[T]):
 class Workers(Generic[T]):
     """Thread-safe. A task that is served has a turn until ``end_turn``, which it says itself."""
 
-    def __init__(self, most: int, turns: int = TURNS) -> None:
-        self._most, self._turns = most, turns  # threads in all, and turns that nobody has
+    def __init__(self, most: int, turns: int = FEW_TURNS, beside: int = TURNS - FEW_TURNS) -> None:
+        """``most`` threads; ``turns``, and so many more ``beside`` those that are late."""
+        self._most, self._turns, self._beside = most, turns, beside  # turns that nobody has
+        self._begun: dict[T, float] = {}  # who has one and is not late, the first to begin first
         self._lock = threading.Lock()
         self._idle: list[Worker[T]] = []  # the last to become so is the first to work again: the others end
         self._waiting: deque[tuple[float, T]] = deque()
@@ -72,27 +77,58 @@ class Workers(Generic[T]):
                 raise
             self._put_back(first)
 
-    def next_turn(self) -> bool:
+    def next_turn(self, task: T) -> bool:
         """Whether a worker may go on with another request of its connection: nobody has waited for that longer."""
         with self._lock:
             if self._waiting or self._turns <= 0:
                 return False
-            self._turns -= 1
+            self._begin(task)
             return True
 
-    def end_turn(self, *, done: bool) -> None:
+    def end_turn(self, task: T, *, done: bool) -> None:
         """What a worker serves waits for its client from now on: another begins. Or it is ``done``, and this worker
         is the next that looks who waits."""
         with self._lock:
-            self._turns += 1
-            if done or not self._waiting or self.all_busy:
-                return
+            self._end(task)
+        if not done:
+            self._begin_first()
+
+    def pass_by_late(self, now: float) -> None:
+        """Others begin beside those whose turn has become long."""
+        with self._lock:
+            for task in [each for each, since in self._begun.items() if since <= now - LATE_S][
+                : self._beside
+            ]:
+                del self._begun[task]
+                self._turns += 1
+                self._beside -= 1
+        while self._begin_first():
+            pass
+
+    def _begin_first(self) -> bool:
+        """Whether one that waited has a turn and a thread now."""
+        with self._lock:
+            if not self._waiting or self.all_busy:
+                return False
             first = self._waiting.popleft()
             new = self._assign(first[1])
         try:
             self._start(new)
         except Busy:
             self._put_back(first)
+            return False
+        return True
+
+    def _begin(self, task: T) -> None:
+        """Under the lock, as all that follows."""
+        self._turns -= 1
+        self._begun[task] = time.monotonic()
+
+    def _end(self, task: T) -> None:
+        if self._begun.pop(task, None) is None:  # it was passed by
+            self._beside += 1
+        else:
+            self._turns += 1
 
     def _put_back(self, first: tuple[float, T]) -> None:
         """No thread could be started for it: a worker that has done its work takes it."""
@@ -101,7 +137,7 @@ class Workers(Generic[T]):
 
     def _assign(self, task: T) -> Worker[T] | None:
         """It has a turn, and an idle worker; or -> a new one, to be started."""
-        self._turns -= 1
+        self._begin(task)
         if not self._idle:
             worker = Worker(task)
             self._all.add(worker)
@@ -119,7 +155,8 @@ class Workers(Generic[T]):
         except BaseException:
             with self._lock:
                 self._all.discard(new)
-                self._turns += 1
+                if new.task is not None:
+                    self._end(new.task)
             raise
 
     @property
@@ -181,8 +218,8 @@ class Workers(Generic[T]):
         """Until there is something to do; no task: nothing came, it ends."""
         with self._lock:
             if self._waiting and self._turns > 0:
-                self._turns -= 1
                 worker.task = self._waiting.popleft()[1]
+                self._begin(worker.task)
                 return
             worker.task = None
             if not self._closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -27,10 +28,10 @@ class Task:
         if self._go is not None:
             self._go.wait(60)
         if self._client is not None:
-            self._pool.end_turn(done=False)
+            self._pool.end_turn(self, done=False)
             self._client.wait(60)
         else:
-            self._pool.end_turn(done=True)
+            self._pool.end_turn(self, done=True)
         self.served.set()
 
 
@@ -105,13 +106,14 @@ def test_who_has_no_turn_waits_without_a_thread_until_another_waits_for_its_clie
         pool.run(task)
     eventually(lambda: sum(task.begun.is_set() for task in tasks) == 2, "two have begun")
     assert (known(pool), pool.others_wait, pool.all_busy, pool.no_thread) == (2, True, True, False)
-    assert not pool.next_turn(), "who has a thread already waits as well"
+    another = Task(pool)
+    assert not pool.next_turn(another), "who has a thread already waits as well"
     assert pool.withdraw(tasks[-1])
     go.set()
     eventually(lambda: all(task.begun.is_set() for task in tasks[:5]), "the others have their turns")
     assert not any(task.served.is_set() for task in tasks), "the first still wait for their clients"
-    assert pool.next_turn()
-    pool.end_turn(done=True)
+    assert pool.next_turn(another)
+    pool.end_turn(another, done=True)
     client.set()
     for task in tasks[:5]:
         assert task.served.wait(60)
@@ -143,7 +145,7 @@ def test_who_comes_when_a_turn_is_free_does_not_pass_those_who_wait() -> None:
     pool: Workers[Task] = Workers(most=50, turns=1)
     go, later = threading.Event(), threading.Event()
     first, second, third = Task(pool), Task(pool, go), Task(pool, later)
-    assert pool.next_turn()
+    assert pool.next_turn(Task(pool))
     pool.run(second)
     pool._turns += 1  # as between a worker's last request and its rest
     pool.run(third)
@@ -156,4 +158,25 @@ def test_who_comes_when_a_turn_is_free_does_not_pass_those_who_wait() -> None:
     later.set()
     assert first.served.wait(60)
     assert pool._turns == 1
+    pool.close()
+
+
+def test_others_begin_beside_who_has_his_turn_for_long_but_no_more_than_so_many() -> None:
+    pool: Workers[Task] = Workers(most=50, turns=2, beside=1)
+    go = threading.Event()
+    tasks = [Task(pool, go) for _ in range(6)]
+    for task in tasks:
+        pool.run(task)
+    assert tasks[0].begun.wait(60)
+    assert tasks[1].begun.wait(60)
+    pool.pass_by_late(0)
+    assert known(pool) == 2, "nobody is late"
+    for _ in range(3):
+        pool.pass_by_late(time.monotonic() + 1)
+    assert tasks[2].begun.wait(60)
+    assert (known(pool), pool.all_busy) == (3, True)
+    go.set()
+    for task in tasks:
+        assert task.served.wait(60)
+    eventually(lambda: (pool._turns, pool._beside) == (2, 1), "all turns are given back")
     pool.close()
