@@ -96,7 +96,7 @@ class _Cluster:
         placed = 0
         for _ in range(slices):
             for node in placement.place(self.nodes, width, FRAGMENT, width):
-                placement.landed(node, FRAGMENT)
+                placement.landed([node], FRAGMENT)
                 placed += 1
         return f"{placed:,} fragments"
 

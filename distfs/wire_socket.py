@@ -23,6 +23,7 @@ from distfs.process.dial import dial, keep_alive, timeval
 
 _READ_AHEAD = 16 << 10
 _CLOSE_S = 0.0005  # so near to a limit is at it
+_SEND, _RECEIVE = int(socket.SO_SNDTIMEO), int(socket.SO_RCVTIMEO)
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # made once: these flags are no plain numbers
 _KEEPALIVE = 10, 5, 3  # a peer that sends no FIN is noticed after 25 s
@@ -44,7 +45,7 @@ class WireSocket:
         self._decoder = wire.Decoder()
         self._scratch = memoryview(bytearray(_READ_AHEAD))
         # Seconds: what the kernel lets a call wait, maybe less than its limit; the limits; how long it was silent.
-        self._timeouts: dict[int, float] = {}
+        self._timeouts = {_SEND: math.inf, _RECEIVE: math.inf}
         self._send_stall = self._stall = self._notice = self._silent = 0.0
         self._closing = threading.Lock()
         self._first, self._between = f"{peer}: first byte", f"{peer}: between bytes"  # phases of a wait
@@ -75,13 +76,16 @@ class WireSocket:
         self.heard, self._silent = False, 0.0
         self._send_stall, self._stall = max(send_stall, 0.001), max(receive_stall, 0.001)
         self._notice = self._stall if notice is None or notice > self._stall else notice
-        self._bound(socket.SO_SNDTIMEO, self._send_stall)
-        self._bound(socket.SO_RCVTIMEO, self._notice)
+        told = self._timeouts  # as ``_bound`` does, which most of the time has nothing to do
+        if told[_SEND] > self._send_stall:
+            self._set_timeout(_SEND, self._send_stall)
+        if told[_RECEIVE] > self._notice:
+            self._set_timeout(_RECEIVE, self._notice)
 
     def set_send_stall(self, seconds: float) -> None:
         """A send that moves no byte for so long raises TooSlow."""
         self._send_stall = max(seconds, 0.001)
-        self._bound(socket.SO_SNDTIMEO, self._send_stall)
+        self._bound(_SEND, self._send_stall)
 
     def set_receive_stall(self, seconds: float, notice: float | None = None) -> None:
         """A receive that gets no byte for so long raises TooSlow.
@@ -91,17 +95,17 @@ class WireSocket:
         self._stall = max(seconds, 0.001)
         self._silent = 0.0
         self._notice = self._stall if notice is None or notice > self._stall else notice
-        self._bound(socket.SO_RCVTIMEO, self._notice)
+        self._bound(_RECEIVE, self._notice)
 
     def _bound(self, option: int, seconds: float) -> None:
         """No call waits longer than so. One that waits less is called again, so the limit of before mostly does:
         to set it takes a system call, for each request."""
-        if not self._timeouts.get(option, math.inf) <= seconds:
+        if self._timeouts[option] > seconds:
             self._set_timeout(option, seconds)
 
     def _set_timeout(self, option: int, seconds: float) -> None:
         seconds = max(seconds, 0.001)  # zero would mean: wait for ever
-        if self._timeouts.get(option) != seconds:
+        if self._timeouts[option] != seconds:
             self.sock.setsockopt(socket.SOL_SOCKET, option, timeval(seconds))
             self._timeouts[option] = seconds
 
@@ -159,11 +163,11 @@ class WireSocket:
             try:
                 return self.sock.sendmsg(buffers, (), flags)
             except BlockingIOError as e:
-                stuck += self._timeouts[socket.SO_SNDTIMEO]
+                stuck += self._timeouts[_SEND]
                 left = self._send_stall - stuck
                 if left < _CLOSE_S:
                     raise TooSlow(f"{self.peer}: send made no progress for {stuck:.1f} s, the limit") from e
-                self._set_timeout(socket.SO_SNDTIMEO, left)
+                self._set_timeout(_SEND, left)
             except OSError as e:
                 raise NodeUnavailable(f"{self.peer}: send failed: {e.strerror or e}") from e
 
@@ -295,13 +299,13 @@ class WireSocket:
                 n = self.sock.recv_into(view, len(view), flags)
                 break
             except BlockingIOError:
-                seconds = self._timeouts[socket.SO_RCVTIMEO]
+                seconds = self._timeouts[_RECEIVE]
                 waited += seconds
                 self.count_silence(seconds)
                 if waited >= self._notice - _CLOSE_S:
-                    self._bound(socket.SO_RCVTIMEO, self._stall - self._silent)
+                    self._bound(_RECEIVE, self._stall - self._silent)
                     return 0
-                self._set_timeout(socket.SO_RCVTIMEO, min(self._notice - waited, self._stall - self._silent))
+                self._set_timeout(_RECEIVE, min(self._notice - waited, self._stall - self._silent))
             except OSError as e:
                 raise NodeUnavailable(f"{self.peer}: receive failed: {e.strerror or e}") from e
         if not n:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -36,6 +37,7 @@ _FOOTER_MAGIC = b"DFSFOOT\n"
 # magic, version, header length, cluster, slice, file, ordinal, index, k, m, block size, name and type lengths
 _HEADER = struct.Struct("<8sHI16s16s16sIBBBIHH")
 _CHECKSUM = struct.Struct("<Q")
+_SHAPE = struct.Struct("<QI")  # of what a slice's digest is of: size, block size
 _ENTRY = struct.Struct("<IBQQ")
 # magic, version, last?, cells, table offset, slice size, checksum of header, checksum of table
 _FOOTER = struct.Struct("<8sHBIQQQQ")
@@ -173,7 +175,7 @@ class FragmentTable:
         return known
 
     def digest(self, block_size: int) -> bytes:
-        return slice_digest((e.plain for e in self.entries), self.slice_size, block_size)
+        return slice_digest([e.plain for e in self.entries], self.slice_size, block_size)
 
     def check(self, digest: bytes, block_size: int) -> None:
         """Raises Corrupt unless it is of the slice that has this digest."""
@@ -183,9 +185,7 @@ class FragmentTable:
 
 def slice_digest(plains: Iterable[int], size: int, block_size: int) -> bytes:
     """xxh3-128 over the plain blocks' checksums, the slice's size and the block size; 16 bytes."""
-    digest = xxhash.xxh3_128(struct.pack("<QI", size, block_size))
-    digest.update(b"".join(map(_CHECKSUM.pack, plains)))
-    return digest.digest()
+    return xxhash.xxh3_128_digest(_SHAPE.pack(size, block_size) + b"".join(map(_CHECKSUM.pack, plains)))
 
 
 def pack_whole(header: bytes, entry: CellEntry, cell: Buffer, slice_size: int, last: bool) -> bytes:
@@ -258,6 +258,7 @@ def read_layout(size: int, pread: Callable[[int, int], bytes]) -> Layout:
     return Layout((fields[1], fields[4]), table, packed, length)
 
 
+@lru_cache(maxsize=64)  # each fragment of a file names the same
 def bounded(text: str, limit: int) -> bytes:
     """UTF-8 cut to ``limit`` bytes at a character's edge."""
     return text.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode("utf-8")

@@ -189,12 +189,12 @@ class Exchange:
                 self.sock.set_receive_stall(self.budget.rest(self.link.disk_phase))
         while (frame := self.frame_or_late()) is None:
             pass
-        return self.accept(frame, due)
+        return frame if frame.type is due else self.accept(frame, due)
 
     def frame_or_late(self) -> Frame | None:
         """The frame that answers; None after a silence of ``notice``."""
         try:
-            with self.budget.waiting(0) as bounded:
+            with self.budget as bounded:
                 limit = self.deadline if self._patient else bounded
                 try:
                     return self.sock.receive_frame_or_late(limit)

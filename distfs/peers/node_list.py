@@ -48,16 +48,16 @@ class NodeList:
 
     def known(self, deadline: Deadline) -> Nodes:
         """As MetaDB said last, however long ago. Waits only for the first list; raises Unavailable without one."""
-        if self.age > MAX_AGE_S:
+        if time.monotonic() - self._read_at > MAX_AGE_S:
             if not self._nodes:
                 self._look(deadline)
             elif not self._failed_lately:
                 self._begin()
-        return self._listed()
+        return self._nodes if self._error is None else self._listed()
 
     def recent(self, deadline: Deadline) -> Nodes:
         """At most STALE_MOST_S old; as MetaDB said last while it cannot be asked. Raises Unavailable as ``known``."""
-        if self.age > STALE_MOST_S and not self._failed_lately:
+        if time.monotonic() - self._read_at > STALE_MOST_S and not self._failed_lately:
             self._look(deadline)
         return self.known(deadline)
 

@@ -6,7 +6,7 @@ import time
 
 import xxhash
 
-from distfs.errors import Corrupt, DistfsError
+from distfs.errors import Corrupt, DistfsError, ProtocolError
 from distfs.formats import wire
 from distfs.formats.fixed import Cells, End, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry, FragmentTable
@@ -56,9 +56,7 @@ class RemoteWriter:
 
     def commit(self) -> None:
         frame = self._exchange.answer(Type.STORED)
-        with self._exchange:
-            heard = Stored.decode(frame.raw).heard
-        if heard != self._said.digest():
+        if frame.raw != Stored(self._said.digest()).encode():
             peer = self._exchange.link.peer
             self._exchange.close()
             raise Corrupt(
@@ -91,7 +89,7 @@ class RemoteWriter:
         """In one frame, which its node stores in one go."""
         to, deadline, _, packed, request = self._begin
         whole = Whole(to, deadline, slice_size, last, entry, packed, request)
-        self._send(self._frame(Type.WHOLE, whole.encode(), entry.length), data)
+        self._exchange.send(self._frame(Type.WHOLE, whole.encode(), entry.length), data)
 
     def _frame(self, type_: Type, header: bytes, body: int = 0) -> bytes:
         """Its head, of which the node hears."""
@@ -189,9 +187,12 @@ class RemoteReader:
             return None
         if self._timed:
             self._exchange.link.latency.add(time.monotonic() - self._asked_at)
-        frame = self._exchange.accept(frame, Type.CELLS)
-        with self._exchange:
+        if frame.type is not Type.CELLS:
+            self._exchange.accept(frame, Type.CELLS)
+        try:
             slice_size, last, size = Cells.decode(frame.raw)
+        except ProtocolError as e:
+            raise self._exchange.protocol_error(str(e)) from e
         if size > min(frame.body_length, wire.MAX_TABLE):
             raise self._exchange.protocol_error(
                 f"a table of {size} bytes in an answer of {frame.body_length}"

@@ -15,7 +15,7 @@ from distfs.formats.fragment import checksum
 from distfs.fragment_store import check_length
 from distfs.model import FragmentId, NewFile, Node, Slice
 from distfs.peers.directory import NodeDirectory
-from distfs.peers.late_read import LateReader, ask
+from distfs.peers.late_read import LateReader
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, search_of
 from distfs.transfer.slice_read import Hedging, NoteDamage, SliceReader, not_noted
@@ -111,7 +111,8 @@ class Downloader:
         if store is None:
             return None
         try:
-            reader = ask(store, FragmentId(piece.id, index), 0, 1, deadline, hasty=len(held) > 1)
+            hasty = store.hedge_delay if len(held) > 1 else None
+            reader = store.ask(FragmentId(piece.id, index), 0, 1, deadline, hasty)
             late = False
             try:
                 data = _at_once(reader, file)

@@ -149,10 +149,11 @@ class Placement:
                 self._move(node, fragment_size)
             return chosen
 
-    def landed(self, node: int, fragment_size: int) -> None:
-        """A fragment placed on ``node`` is stored, or given up."""
+    def landed(self, nodes: Sequence[int], fragment_size: int) -> None:
+        """The fragments placed on ``nodes`` are stored, or given up."""
         with self._lock:
-            self._move(node, -min(fragment_size, self._in_flight.get(node, 0)))
+            for node in nodes:
+                self._move(node, -min(fragment_size, self._in_flight.get(node, 0)))
 
     def _deal_anew(self, nodes: Sequence[Node], width: int, fragment_size: int) -> _Deal:
         if (before := self._deal) and before.slices:

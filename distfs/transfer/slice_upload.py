@@ -50,16 +50,15 @@ def write_small(
                 failed[index] = e
         while beside:
             beside.pop()()
-        for index, writer in writers.items():
-            if index in failed:
-                continue
+        for index in [index for index in writers if index not in failed]:
             try:
-                writer.commit()
+                writers[index].commit()
+                del writers[index]
             except DistfsError as e:
                 failed[index] = e
     finally:
         for writer in writers.values():
-            writer.abort()  # nothing, when it was committed
+            writer.abort()
     return failed
 
 

@@ -217,8 +217,7 @@ class UploadSession:
         """The slice is stored, or given up."""
         self._unsettled.remove(plan)
         self._stored.extend((plan.nodes[i], FragmentId(plan.id, i)) for i in sorted(plan.ended))
-        for node in plan.nodes:
-            self._uploader.placement.landed(node, plan.file.code.cell_size(plan.size_hint))
+        self._uploader.placement.landed(plan.nodes, plan.file.code.cell_size(plan.size_hint))
 
     def settle(self, plan: SlicePlan, failed: dict[int, DistfsError]) -> Slice:
         """A slice whose senders have ended -> its row. What failed is rebuilt on other nodes where there are any.
@@ -355,7 +354,7 @@ class UploadSession:
         try:
             whole = self._rebuilt(file, piece, index, target)
         finally:
-            self._uploader.placement.landed(target, share)
+            self._uploader.placement.landed([target], share)
         return _moved(piece, index, target) if whole else piece
 
     def _rebuilt(self, file: FileIdentity, piece: Slice, index: int, target: int) -> bool:

@@ -33,7 +33,7 @@ def place_many(placement: Placement, nodes: list[Node], count: int, width: int =
         assert len(set(chosen)) == width, "never two fragments of a slice on one node"
         got.update(chosen)
         for each in chosen:
-            placement.landed(each, 32 * MIB)
+            placement.landed([each], 32 * MIB)
     return got
 
 
@@ -201,7 +201,7 @@ def test_bytes_in_flight_count_until_they_landed() -> None:
     with pytest.raises(Unavailable):
         placement.place(nodes, 2, MIB, 2)
     for number in (1, 2):
-        placement.landed(number, MIB)
+        placement.landed([number], MIB)
     placement.place(nodes, 2, MIB, 2)
     with pytest.raises(Unavailable):
         placement.place(nodes, 2, MIB, 2)
@@ -231,7 +231,8 @@ def test_every_node_is_given_what_it_has_room_for_and_no_more(
     in_flight: list[tuple[int, int]] = []
     for _ in range(60):
         if in_flight and random.random() < 0.5:
-            placement.landed(*in_flight.pop(random.randrange(len(in_flight))))
+            id, size = in_flight.pop(random.randrange(len(in_flight)))
+            placement.landed([id], size)
             continue
         size, width = random.randrange(30), random.randint(1, 3)
         taken = Counter[str]()
@@ -251,7 +252,7 @@ def test_every_node_is_given_what_it_has_room_for_and_no_more(
 def test_what_landed_twice_is_not_counted_below_nothing() -> None:
     placement = Placement(Random(1))
     nodes = [node(1, free=2 * MIB)]
-    placement.landed(1, 5 * MIB)
+    placement.landed([1], 5 * MIB)
     placement.place(nodes, 1, 2 * MIB, 1)
     with pytest.raises(Unavailable):
         placement.place(nodes, 1, MIB, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,23 @@ def test_ids_differ_and_are_spread_evenly_over_the_first_byte() -> None:
 @pytest.mark.parametrize("byte", [i for i in range(16) if i not in (1, 6, 8)])
 def test_every_other_byte_is_random(byte: int) -> None:
     assert len({new_id(NOW).bytes[byte] for _ in range(2000)}) > 200
+
+
+def test_two_processes_make_no_id_twice() -> None:
+    """Also when they were forked from one, and whoever seeds Python's own generator."""
+    read, write = os.pipe()
+    for _ in range(2):
+        random.seed(5)
+        child = os.fork()
+        if not child:
+            os.write(write, b"".join(new_id(NOW).bytes for _ in range(10)))
+            os._exit(0)
+        os.waitpid(child, 0)
+    random.seed(5)
+    found = os.read(read, 320) + b"".join(new_id(NOW).bytes for _ in range(10))
+    assert len({found[at : at + 16] for at in range(0, len(found), 16)}) == 30
+    os.close(read)
+    os.close(write)
 
 
 def test_the_second_byte_is_that_of_the_hour_and_comes_again() -> None:

@@ -10,13 +10,14 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NotFound
-from distfs.formats.fragment import MAX_HEADER, checksum, read_layout
+from distfs.formats.fragment import MAX_HEADER, Layout, checksum, read_layout
 from distfs.fragment_store import failing_cells, go_on
 from distfs.model import FragmentId
 from distfs.storage.disk.tree import Translated
 
 #: A fragment of so many bytes is read as a whole: its cells, up to 64 KiB, and what is around them.
 SMALL = (64 << 10) + MAX_HEADER
+_TINY = 16 << 10  # bytes that are tried first
 
 
 class DiskReader:
@@ -26,11 +27,7 @@ class DiskReader:
         with Translated("read", id, reading=True):
             self.fd = os.open(path, os.O_RDONLY)
             try:
-                size = os.lseek(
-                    self.fd, 0, os.SEEK_END
-                )  # fstat(2) tells more, and Python makes objects of it
-                self.all = self._read_small(size)
-                said, self.table, self.packed, self.cells_at = read_layout(size, self._pread)
+                said, self.table, self.packed, self.cells_at = self._read_layout()
                 if said != (id.slice.bytes, id.index):
                     raise Corrupt(
                         f"fragment {id} says it is {UUID(bytes=said[0])}.{said[1]}: files were swapped"
@@ -41,18 +38,29 @@ class DiskReader:
         self._next = first
         self._id = id
 
-    def _read_small(self, size: int) -> bytes | None:
-        """All bytes of a small fragment; None of another, and of one of which the disk cannot read a part.
+    def _read_layout(self) -> Layout:
+        """Of a small fragment all bytes are read at once, and kept; not of one of which the disk cannot read a part.
 
         Of what it cannot read it gives no error when there are good pages before: it gives these.
         """
-        if size > SMALL:
-            return None
-        try:
-            data = os.pread(self.fd, size, 0)
-        except OSError:
-            return None
-        return data if len(data) == size else None
+        self.all: bytes | None = None
+        with contextlib.suppress(OSError, Corrupt):
+            data = self._read_small()
+            if data is not None:
+                layout = read_layout(len(data), lambda length, offset: data[offset : offset + length])
+                self.all = data
+                return layout
+        return read_layout(self._size(), lambda length, offset: os.pread(self.fd, length, offset))
+
+    def _read_small(self) -> bytes | None:
+        data = os.pread(self.fd, _TINY, 0)
+        if len(data) < _TINY:  # so far as is known, that is all: how long it is need not be asked
+            return data
+        size = self._size()
+        return os.pread(self.fd, size, 0) if size <= SMALL else None
+
+    def _size(self) -> int:
+        return os.lseek(self.fd, 0, os.SEEK_END)  # fstat(2) tells more, and Python makes objects of it
 
     def extent(self, first: int, count: int) -> tuple[int, int]:
         """Offset in the file and length in bytes of a run of cells: raw bytes for ``sendfile``."""
@@ -97,11 +105,6 @@ class DiskReader:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-    def _pread(self, length: int, offset: int) -> bytes:
-        if self.all is not None:
-            return self.all[offset : offset + length]
-        return os.pread(self.fd, length, offset)
 
 
 def passes(path: Path, id: FragmentId, deadline: Deadline) -> bool:
