@@ -73,14 +73,16 @@ class IncomingFile:
         )
 
 
-def files_in_form(source: Source, content_type: str, limits: FormLimits) -> Iterator[IncomingFile]:
+def files_in_form(
+    source: Source, content_type: str, limits: FormLimits, size: int | None = None
+) -> Iterator[IncomingFile]:
     """The files of a form as they arrive, in order; when it is exhausted the body was read to its end.
 
     Read each file to its end before asking for the next. A file input left empty in a browser (no name
     and no bytes) is no file. Raises Refused, TooLarge, BodyCutShort with the remedy; Refused at once, before
-    anything is read, when the body is no form.
+    anything is read, when the body is no form. ``size``: of the body; None: nobody knows.
     """
-    return _files(MultipartReader(source, boundary_of(content_type), limits), limits)
+    return _files(MultipartReader(source, boundary_of(content_type), limits, size), limits)
 
 
 def _files(reader: MultipartReader, limits: FormLimits) -> Iterator[IncomingFile]:

@@ -2,7 +2,7 @@
 
 ``MultipartReader.readinto`` lets the source write straight into the caller's view and looks for the
 delimiter there. Only what lies behind a delimiter, or may be the start of one at the end of the view,
-is set aside (``_ahead``) and served by the next call.
+is set aside (``_ahead``) and served by the next call. A small body is read at once, and served from there.
 
 A delimiter is CRLF ``--boundary`` and then either ``--`` (the last one) or blanks and CRLF. The boundary
 followed by anything else is data, as werkzeug and Go have it: a file may well contain such a line.
@@ -98,8 +98,10 @@ def boundary_of(content_type: str) -> bytes:
 class MultipartReader:
     """Walks through a form's parts: ``next_part``, then ``readinto`` until it gives less than asked."""
 
-    def __init__(self, source: Source, boundary: bytes, limits: FormLimits) -> None:
+    def __init__(self, source: Source, boundary: bytes, limits: FormLimits, size: int | None = None) -> None:
+        """``size``: of the body; None: nobody knows."""
         self._source = source
+        self._small = size if size is not None and size <= SCRATCH else 0
         self._limits = limits
         self._delimiter = b"\r\n--" + boundary
         self._lookalikes = 0
@@ -112,6 +114,7 @@ class MultipartReader:
         self._ahead = bytearray(b"\r\n")
         self._at = 0  # _ahead[_at:] is yet to be parsed
         self._received = 0
+        self._ended = False  # the source has no more
         self._in_preamble = True
         self._part_ended = False
         self._closed = False  # the closing delimiter was seen
@@ -144,7 +147,8 @@ class MultipartReader:
         while filled < len(view) and not self._part_ended:
             left = len(view) - filled
             ahead = len(self._ahead) - self._at
-            step = self._in_place if left >= IN_PLACE and left > ahead else self._from_ahead
+            direct = left >= IN_PLACE and left > ahead and not self._ended
+            step = self._in_place if direct else self._from_ahead
             filled += step(view[filled:])
         return filled
 
@@ -239,12 +243,13 @@ class MultipartReader:
     def _receive(self, view: memoryview) -> int:
         size = self._source.readinto(view)
         self._received += size
+        self._ended = size < len(view)
         return size
 
     def _look(self, size: int) -> int:
         """Bring at least ``size`` bytes ahead, unless the body ends before; how many are ahead now."""
         missing = size - (len(self._ahead) - self._at)
-        if missing > 0:
+        if missing > 0 and not self._ended:
             del self._ahead[: self._at]
             self._at = 0
             old = len(self._ahead)
@@ -274,7 +279,9 @@ class MultipartReader:
         return block[2:]
 
     def _discard_preamble(self) -> None:
-        scratch = memoryview(bytearray(SCRATCH))
+        if self._small:
+            self._look(len(self._ahead) + self._small + 1)  # and so it sees that there is no more
+        scratch = memoryview(bytearray(self._small or SCRATCH))
         while size := self.readinto(scratch):
             self._charge(size)
         self._in_preamble = False

@@ -35,12 +35,8 @@ Files = Callable[[Source], Iterator[IncomingFile]]
 def post_form(services: Services, request: Request) -> Answer:
     """Store every file of a form, or none of them."""
     limits = FormLimits(_largest(services, request), services.config.http.max_form_overhead)
-    return _store(
-        services,
-        request,
-        lambda body: files_in_form(body, request.headers.get("Content-Type", ""), limits),
-        declared_size(request.environ),
-    )
+    kind, size = request.environ.get("CONTENT_TYPE", ""), declared_size(request.environ)
+    return _store(services, request, lambda body: files_in_form(body, kind, limits, size), size)
 
 
 def put_raw(services: Services, request: Request, name: str = "") -> Answer:

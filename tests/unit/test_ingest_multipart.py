@@ -41,12 +41,35 @@ def form(
     return body + b"--" + boundary + b"--" + epilogue
 
 
+Part = tuple[str, str | None, bytes]
+
+
 def parts_of(
     body: bytes, sizes: Sequence[int] = (1 << 16,), boundary: bytes = B, limits: FormLimits = LIMITS
-) -> list[tuple[str, str | None, bytes]]:
-    """All parts, read by views of the given sizes in turn; checks that each view but the last is filled."""
+) -> list[Part]:
+    """All parts, read by views of the given sizes in turn; the same whether its size is known or not."""
+    found: list[list[Part]] = []
+    errors: list[DistfsError] = []
+    for size in (None, len(body)):
+        try:
+            found.append(_parts(body, sizes, boundary, limits, size))
+        except DistfsError as e:
+            errors.append(e)
+    assert len(found) == 2 or [(type(e), str(e)) for e in errors[:1]] == [
+        (type(e), str(e)) for e in errors[1:]
+    ]
+    if errors:
+        raise errors[0]
+    assert found[0] == found[1]
+    return found[0]
+
+
+def _parts(
+    body: bytes, sizes: Sequence[int], boundary: bytes, limits: FormLimits, size: int | None
+) -> list[Part]:
+    """Checks that each view but the last is filled."""
     source = Bytes(body)
-    reader = MultipartReader(source, boundary, limits)
+    reader = MultipartReader(source, boundary, limits, size)
     found = []
     while head := reader.next_part():
         data, turn = b"", 0
@@ -323,6 +346,24 @@ def test_a_file_full_of_the_boundary_is_refused(follows: bytes) -> None:
     assert parts_of(form(('name="file"; filename="f"', (b"\r\n--" + B + follows) * 3000)))
     with pytest.raises(Refused, match="another boundary"):
         parts_of(form(('name="file"; filename="f"', (b"\r\n--" + B + follows) * 30_000)))
+
+
+def test_a_small_body_is_asked_for_once() -> None:
+    """Each look at a source goes through all the sources that it stands in front of."""
+
+    class Counting(Bytes):
+        asked = 0
+
+        def readinto(self, view: memoryview) -> int:
+            self.asked += 1
+            return super().readinto(view)
+
+    body = form(('name="a"', b"x"), ('name="file"; filename="f"', bytes(4096)))
+    source = Counting(body)
+    reader = MultipartReader(source, B, LIMITS, len(body))
+    while reader.next_part():
+        reader.readinto(memoryview(bytearray(1 << 20)))
+    assert source.asked == 1
 
 
 def test_a_long_file_is_never_set_aside() -> None:
