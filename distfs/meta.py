@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -38,6 +40,8 @@ from distfs.model import (
 from distfs.quantity import counted
 
 MAX_LISTED = 1000
+
+_OF_FILE = 11  # columns of a row of a file and a slice
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -218,14 +222,12 @@ class MetaDB(Transactions):
         stored = [_checked(file) for file in files]
         if not stored:
             return []
-        rows = self.write(
-            "commit_files",
-            deadline,
-            files=json.dumps([_as_json(file) for file in stored]),
-            owner=whose.owner,
-            visibility=whose.visibility,
-            quota=whose.quota,
-        )
+        facts = [_facts(file) for file in stored]
+        owned: dict[str, Any] = {"owner": whose.owner, "visibility": whose.visibility, "quota": whose.quota}
+        if len(facts) == 1:
+            rows = self.write("commit_file", deadline, **facts[0], **owned)
+        else:
+            rows = self.write("commit_files", deadline, files=json.dumps(facts), **owned)
         created = {row[0]: row[1] for row in rows}
         if None in created.values():
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
@@ -233,9 +235,12 @@ class MetaDB(Transactions):
 
     def file(self, id: UUID, deadline: Deadline) -> File:
         """A file with all its slices, in order. Raises NotFound."""
-        for row in self.read("file", deadline, id=id):
-            return _file(row[:-1], row[-1])
-        raise NotFound(f"no file {id}")
+        rows = self.read("file", deadline, id=id)
+        if not rows:
+            raise NotFound(f"no file {id}")
+        slices = [row[_OF_FILE:] for row in rows if row[_OF_FILE] is not None]
+        slices.sort(key=itemgetter(1))  # their ordinals
+        return _file(rows[0][:_OF_FILE], slices)
 
     def list_files(
         self, after: UUID | None, limit: int, deadline: Deadline, seen_by: str | None = None
@@ -278,16 +283,10 @@ def _checked(file: NewFile) -> NewFile:
     ordered = [piece.ordinal for piece in file.slices] == list(range(len(file.slices)))
     if not (whole and ordered and all(_placed(piece, file.policy) for piece in file.slices)):
         raise DistfsError(f"file {file.id} is not complete: it must not be committed")
-    return NewFile(
-        id=file.id,
-        name=storable_name(file.name),
-        content_type=storable_content_type(file.content_type),
-        size=file.size,
-        sha256=file.sha256,
-        policy=file.policy,
-        block_size=file.block_size,
-        slices=file.slices,
-    )
+    name, content_type = storable_name(file.name), storable_content_type(file.content_type)
+    if name == file.name and content_type == file.content_type:
+        return file
+    return replace(file, name=name, content_type=content_type)
 
 
 def _placed(piece: Slice, policy: Policy) -> bool:
@@ -296,8 +295,8 @@ def _placed(piece: Slice, policy: Policy) -> bool:
     return len(piece.nodes) == policy.width and len(holders) >= policy.k and len(set(holders)) == len(holders)
 
 
-def _as_json(file: NewFile) -> dict[str, object]:
-    """What ``commit_file`` takes (sql/functions.sql)."""
+def _facts(file: NewFile) -> dict[str, Any]:
+    """What ``commit_file`` takes (sql/functions.sql); arrays, and the bytes in them, as PostgreSQL writes them."""
     return {
         "id": str(file.id),
         "name": file.name,
@@ -307,11 +306,15 @@ def _as_json(file: NewFile) -> dict[str, object]:
         "k": file.policy.k,
         "m": file.policy.m,
         "block_size": file.block_size,
-        "slices": [str(piece.id) for piece in file.slices],
-        "sizes": [piece.size for piece in file.slices],
-        "digests": [f"\\x{piece.digest.hex()}" for piece in file.slices],
-        "nodes": [node for piece in file.slices for node in piece.nodes],
+        "slices": _array(str(piece.id) for piece in file.slices),
+        "sizes": _array(str(piece.size) for piece in file.slices),
+        "digests": _array(f'"\\\\x{piece.digest.hex()}"' for piece in file.slices),
+        "nodes": _array(str(node) for piece in file.slices for node in piece.nodes),
     }
+
+
+def _array(elements: Iterable[str]) -> str:
+    return f"{{{','.join(elements)}}}"
 
 
 def _committed(file: NewFile, created_at: Any, whose: Ownership) -> File:
@@ -330,7 +333,10 @@ def _committed(file: NewFile, created_at: Any, whose: Ownership) -> File:
     )
 
 
-def _file(row: Sequence[Any], slices: list[Any]) -> File:
+def _file(row: Sequence[Any], slices: Iterable[Sequence[Any]]) -> File:
     file_id, name, content_type, size, sha256, k, m, block_size, *rest = row
-    pieces = tuple(map(Slice.from_json, slices))
+    pieces = tuple(
+        Slice(slice_id, ordinal, size, digest, tuple(nodes))
+        for slice_id, ordinal, size, digest, nodes in slices
+    )
     return File(file_id, name, content_type, size, sha256, Policy(k, m), block_size, pieces, *rest)

@@ -19,6 +19,7 @@ from distfs.process.dial import dial, keep_alive, timeval
 
 _KEEPALIVE = 30, 5, 3  # a server behind a firewall that went silent is noticed after 45 s
 
+_READ = 16 << 10  # bytes at once
 _SHORTEST_S = 0.05  # is not halved
 
 #: Length 8 and the request's code (https://www.postgresql.org/docs/current/protocol-message-formats.html).
@@ -47,6 +48,9 @@ class DBSocket(socket.socket):
             except BlockingIOError:
                 self._waits = 0.0
 
+    def makefile(self, *args: Any, **kwargs: Any) -> Any:
+        return Stream(self)
+
     def sendall(self, data: Any, flags: int = 0) -> None:
         sent, most = self.send(data, flags), len(data)
         while sent < most:
@@ -73,6 +77,45 @@ class DBSocket(socket.socket):
         with contextlib.suppress(OSError):  # it has ended already
             # Not TLS's own, which would also forget its state, in mid-call.
             socket.socket.shutdown(self, socket.SHUT_RDWR)
+
+
+class Stream:
+    """What the driver writes to and reads from, and our statements too: what has come is in one place.
+
+    A file of Python's would keep what it has read ahead to itself, and go through three more calls for it.
+    """
+
+    def __init__(self, sock: DBSocket) -> None:
+        self._sock, self._scratch = sock, memoryview(bytearray(_READ))
+        self._come, self._to_send = b"", bytearray()
+
+    def read(self, size: int) -> bytes:
+        """So many bytes; fewer at the connection's end."""
+        data = self._come
+        if len(data) < size:
+            pieces = bytearray(data)
+            self._come = b""
+            while len(pieces) < size and (more := self.receive()):
+                pieces += more
+            data = bytes(pieces)
+        self._come = data[size:]
+        return data[:size]
+
+    def receive(self) -> bytes:
+        """What has come and was not read; else what comes next. Empty: the connection's end. Raises OSError."""
+        if self._come:
+            data, self._come = self._come, b""
+            return data
+        return bytes(self._scratch[: self._sock.recv_into(self._scratch)])
+
+    def write(self, data: bytes) -> None:
+        self._to_send += data
+
+    def flush(self) -> None:
+        """Raises OSError."""
+        data, self._to_send = self._to_send, bytearray()
+        if data:
+            self._sock.sendall(data)
 
 
 class _TLSSocket(DBSocket, ssl.SSLSocket):

@@ -1,15 +1,18 @@
 """A prepared statement, run by one message out and, mostly, one piece in.
 
 pg8000 has prepared it, knows its types, and hears of all that is no row. It would write six times and read twice for
-each message.
+each message, and make text of what is none.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
+from distfs.metadb.db_socket import Stream
 from distfs.metadb.driver import (
     EXECUTE_MSG,
     SYNC_MSG,
@@ -24,7 +27,17 @@ _MESSAGE = struct.Struct("!ci")  # its kind, and its length without the former
 _LENGTH = struct.Struct("!i")
 _COUNTS = struct.Struct("!HH")
 _NULL = _LENGTH.pack(-1)
-_MOST = 64 << 10  # bytes received at once
+_ROW, _READY = b"D", b"Z"
+_OF_NO_INTEREST = frozenset((b"2", b"C"))  # a statement was bound; a command is complete
+
+_PLAIN = UUID, int  # are written as Python writes them
+_TEXT, _BINARY = 0, 1
+_TEXTS = 25, 1043  # OIDs: text, varchar
+_INTEGERS = 20, 21, 23
+_ARRAY_HEAD, _HAS_NULLS = (
+    20,
+    7,
+)  # of an array with one dimension: how many, has nulls, of what, length, lower bound
 
 
 class Statement:
@@ -33,63 +46,86 @@ class Statement:
     def __init__(self, connection: Connection, sql: str) -> None:
         """Raises as the driver does."""
         self._connection, self._prepared = connection, connection.prepare(sql)
+        self._stream: Stream = connection._sock
+        self._names: tuple[str, ...] = self._prepared.make_vals(_Itself())
+        # Of its message, what is always the same. Parameters go as text.
+        self._head = b"\0" + self._prepared.name_bin + _COUNTS.pack(_TEXT, len(self._names))
+        oids = [column["type_oid"] for column in self._prepared.cols or ()]
+        formats = [_BINARY if oid in _BINARY_READERS else _TEXT for oid in oids]
+        self._tail = struct.pack(f"!H{len(oids)}H", len(oids), *formats) + EXECUTE_MSG + SYNC_MSG
+        self._bound = len(self._head) + len(self._tail) - len(EXECUTE_MSG + SYNC_MSG) + _LENGTH.size
+        self._readers = [self._reader(*of) for of in zip(oids, self._prepared.input_funcs, strict=True)]
+
+    def _reader(self, oid: int, driver: Callable[[str], Any]) -> Callable[[bytes], Any]:
+        """Of a column's values; ``driver``: pg8000's."""
+        encoding = self._connection._client_encoding
+
+        def text(data: bytes) -> Any:
+            return str(data, encoding)
+
+        if oid in _INTEGERS:
+            return int
+        if oid in _TEXTS:
+            return text
+        return _BINARY_READERS.get(oid) or (lambda data: driver(str(data, encoding)))
 
     def run(self, params: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """-> its rows. Raises as the driver does."""
-        connection, prepared = self._connection, self._prepared
-        encoding = connection._client_encoding
-        values = make_params(connection.py_types, prepared.make_vals(params))
-        bind = bytearray(b"\0" + prepared.name_bin + _COUNTS.pack(0, len(values)))
-        for value in values:
-            if value is None:
-                bind += _NULL
-            else:
-                data = value.encode(encoding)
-                bind += _LENGTH.pack(len(data)) + data
-        bind += b"\0\0"  # every column as text
+        given = b"".join([self._parameter(params[name]) for name in self._names])
         try:
-            connection._usock.sendall(
-                _MESSAGE.pack(b"B", len(bind) + _LENGTH.size) + bind + EXECUTE_MSG + SYNC_MSG
+            self._connection._usock.sendall(
+                _MESSAGE.pack(b"B", self._bound + len(given)) + self._head + given + self._tail
             )
         except OSError as e:
             raise InterfaceError("network error") from e
-        context = Context(prepared.statement, columns=prepared.cols, input_funcs=prepared.input_funcs)
+        rows: list[list[Any]] = []
+        context = Context(self._prepared.statement)
         try:
-            self._receive(context, encoding)
+            self._receive(rows, context)
         except InterfaceError as e:
             if context.error is not None and is_last(context.error):  # it said why, and hung up
                 raise context.error from e
             raise
         if context.error is not None:
             raise context.error
-        rows: Sequence[Sequence[Any]] = context.rows
         return rows
 
-    def _receive(self, context: Context, encoding: str) -> None:
+    def _parameter(self, value: Any) -> bytes:
+        """As text, and its length."""
+        if value is None:
+            return _NULL
+        encoding = self._connection._client_encoding
+        if isinstance(value, _PLAIN):
+            value = str(value)
+        elif not isinstance(value, str):
+            [value] = make_params(self._connection.py_types, (value,))
+        data: bytes = value.encode(encoding)
+        return _LENGTH.pack(len(data)) + data
+
+    def _receive(self, rows: list[list[Any]], context: Context) -> None:
         """All that comes until the server is ready for the next one."""
         data, at, ready = b"", 0, False
         while not ready or at < len(data):
-            end = 0
-            if at + _MESSAGE.size <= len(data):
+            end, body = 0, at + _MESSAGE.size
+            if body <= len(data):
                 kind, length = _MESSAGE.unpack_from(data, at)
                 end = at + 1 + length
             if not end or end > len(data):  # more of it is to come
                 data, at = data[at:] + self._more(end - len(data)), 0
                 continue
-            body = data[at + _MESSAGE.size : end]
             at = end
-            if kind == b"D":
-                context.rows.append(_row(body, context.input_funcs, encoding))
-            else:
-                self._connection.message_types[kind](body, context)
-                ready = ready or kind == b"Z"
+            if kind == _ROW:
+                rows.append(_row(data, body, self._readers))
+            elif kind not in _OF_NO_INTEREST:
+                self._connection.message_types[kind](data[body:end], context)
+                ready = ready or kind == _READY
 
     def _more(self, least: int) -> bytes:
         """What comes, and at least so many bytes: those of a large row are joined once, not with each piece."""
         pieces: list[bytes] = []
         while least > 0 or not pieces:
             try:
-                piece: bytes | None = self._connection._sock.read1(_MOST)
+                piece = self._stream.receive()
             except OSError as e:
                 raise InterfaceError("network error") from e
             if not piece:
@@ -99,21 +135,56 @@ class Statement:
         return b"".join(pieces)
 
 
+class _Itself(dict[str, str]):
+    """Parameters of which each is its own name."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
 def is_last(error: DatabaseError) -> bool:
     """Whether the server says nothing more after this error: it ends the connection."""
     fields = error.args[0] if error.args else None
     return isinstance(fields, dict) and fields.get("V") in ("FATAL", "PANIC")
 
 
-def _row(body: bytes, functions: Sequence[Any], encoding: str) -> list[Any]:
+def _row(data: bytes, at: int, readers: Sequence[Callable[[bytes], Any]]) -> list[Any]:
+    """The values of a row that begins at ``at``."""
     row: list[Any] = []
-    at = 2
-    for function in functions:
-        [length] = _LENGTH.unpack_from(body, at)
-        at += _LENGTH.size
+    at += 2  # how many there are
+    for reader in readers:
+        [length] = _LENGTH.unpack_from(data, at)
+        at += 4
         if length < 0:
             row.append(None)
         else:
-            row.append(function(str(body[at : at + length], encoding)))
-            at += length
+            end = at + length
+            row.append(reader(data[at:end]))
+            at = end
     return row
+
+
+def _uuid(data: bytes) -> UUID:
+    return UUID(bytes=data)
+
+
+def _integers(data: bytes) -> list[int | None]:
+    """Of an array with at most one dimension."""
+    values: list[int | None] = []
+    at, end = _ARRAY_HEAD, len(data)
+    if not data[_HAS_NULLS]:
+        return list(_with_lengths((end - at) // 8).unpack_from(data, at)) if at < end else []
+    while at < end:
+        [length] = _LENGTH.unpack_from(data, at)
+        values.append(_LENGTH.unpack_from(data, at + 4)[0] if length > 0 else None)
+        at += 4 + max(0, length)
+    return values
+
+
+@lru_cache(maxsize=64)
+def _with_lengths(count: int) -> struct.Struct:
+    return struct.Struct("!" + count * "4xi")
+
+
+#: By OID, what comes as the server keeps it: uuid, bytea, integer[].
+_BINARY_READERS: dict[int, Callable[[bytes], Any]] = {2950: _uuid, 17: bytes, 1007: _integers}

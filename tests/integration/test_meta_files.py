@@ -28,6 +28,23 @@ def test_a_committed_file_reads_back_as_it_was(meta: MetaDB, sizes: tuple[int, .
     assert committed.created_at.tzinfo == UTC
 
 
+def test_slices_are_in_their_order_however_the_server_comes_upon_them(meta: MetaDB, metadb_url: str) -> None:
+    [committed] = meta.commit_files([new_file((5, 5, 3))], soon())
+    run_sql(metadb_url, "UPDATE slice SET size = size WHERE ordinal = 0")  # its row is the last now
+    with meta._pool.link(soon()) as link:
+        link.raw.run("SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_seqscan = on")
+        found = link.run("file", soon(), {"id": committed.id})
+    assert [row[12] for row in found] == [1, 2, 0]
+    assert meta.file(committed.id, soon()) == committed
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_name_of_any_characters_reads_back_as_it_was(meta: MetaDB, count: int) -> None:
+    name = "\\ \"{'},é\n\U0001f600 NULL {}"
+    for file in meta.commit_files([new_file(name=name) for _ in range(count)], soon()):
+        assert meta.file(file.id, soon()).name == name
+
+
 def test_a_file_that_was_never_committed_is_not_found(meta: MetaDB) -> None:
     meta.commit_files([new_file()], soon())
     with pytest.raises(NotFound):

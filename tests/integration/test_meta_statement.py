@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
 
@@ -32,3 +34,79 @@ def test_the_pieces_of_a_large_row_are_joined_once(metadb_url: str, monkeypatch:
         assert large.run({"size": 1}) == [[1, "1"], [2, "2"], [3, "3"]]
     assert sum(joined) > 3 * _SIZE
     assert len(joined) < 20
+
+
+#: Of every type that a query of ours returns; what it is in SQL and in Python.
+VALUES: dict[str, object] = {
+    "'6f1c9ab2-3f0e-4f36-8a53-0d1f6a7b8c9d'::uuid": UUID("6f1c9ab2-3f0e-4f36-8a53-0d1f6a7b8c9d"),
+    r"'\x00ff5c'::bytea": b"\0\xff\\",
+    "''::bytea": b"",
+    "'{7,0,-3}'::integer[]": [7, 0, -3],
+    "'{}'::integer[]": [],
+    "'{1,NULL,2147483647}'::integer[]": [1, None, 2**31 - 1],
+    "'{NULL}'::integer[]": [None],
+    "'{1,2}'::bigint[]": [1, 2],
+    "32767::smallint": 32767,
+    "(-5)::integer": -5,
+    "9223372036854775807::bigint": 2**63 - 1,
+    "1.5::double precision": 1.5,
+    "true": True,
+    "'dätei \n 😀'::text": "dätei \n 😀",
+    "''::text": "",
+    "'x'::name": "x",
+    "'[1, {\"a\": null}]'::json": [1, {"a": None}],
+    "'2026-11-27 06:05:04.000321+00'::timestamptz": datetime(2026, 11, 27, 6, 5, 4, 321, UTC),
+    "NULL::uuid": None,
+    "NULL::integer[]": None,
+}
+
+
+def test_values_are_what_the_driver_makes_of_them(metadb_url: str) -> None:
+    url = MetaURL.parse(metadb_url)
+    sql = f"SELECT {', '.join(VALUES)} FROM generate_series(1, 2)"  # noqa: S608 - nothing is given
+    with contextlib.closing(Link(url, url.hosts[0], soon(), statement_timeout=60)) as link:
+        rows = Statement(link.raw, sql).run({})
+        assert rows == link.raw.run(sql) == [list(VALUES.values())] * 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        UUID(int=1 << 127),
+        0,
+        -(2**63),
+        2.5,
+        True,
+        "",
+        "Ü\t'\\",
+        b"\0\xff",
+        [3, 1],
+        datetime(2026, 1, 2, tzinfo=UTC),
+    ],
+    ids=repr,
+)
+def test_a_parameter_is_what_was_given(metadb_url: str, value: object) -> None:
+    types = {UUID: "uuid", int: "bigint", float: "float", bool: "boolean", str: "text", bytes: "bytea"}
+    type_ = types.get(type(value)) or ("integer[]" if isinstance(value, list) else "timestamptz")
+    url = MetaURL.parse(metadb_url)
+    with contextlib.closing(Link(url, url.hosts[0], soon(), statement_timeout=60)) as link:
+        asked = Statement(link.raw, f"SELECT CAST(:value AS {type_}), :other::text, CAST(:value AS {type_})")
+        assert asked.run({"value": value, "other": "x"}) == [[value, "x", value]]
+        assert asked.run({"value": None, "other": ""}) == [[None, "", None]]
+
+
+def test_what_the_driver_has_read_ahead_is_the_next_statements(metadb_url: str) -> None:
+    """And the reverse: the server says something behind an answer, by itself."""
+    url = MetaURL.parse(metadb_url)
+    with (
+        contextlib.closing(Link(url, url.hosts[0], soon(), statement_timeout=60)) as link,
+        contextlib.closing(Link(url, url.hosts[0], soon(), statement_timeout=60)) as other,
+    ):
+        one = Statement(link.raw, "SELECT 1")
+        for run in (lambda: link.raw.run("SELECT 1"), lambda: one.run({})):
+            link.raw.run("LISTEN told")
+            for _ in range(3):
+                other.raw.run("NOTIFY told")
+                assert run() == [[1]]
+            link.raw.run("UNLISTEN told")
+        assert len(link.raw.notifications) == 6
