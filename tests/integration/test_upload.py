@@ -239,8 +239,8 @@ def test_a_commit_of_unknown_outcome_removes_nothing(ways: Ways, monkeypatch: py
     commit = MetaDB.commit_files
     committed: list[File] = []
 
-    def lost(self: MetaDB, new: list[NewFile], deadline: Deadline) -> list[File]:
-        committed.extend(commit(self, new, deadline))
+    def lost(self: MetaDB, new: list[NewFile], deadline: Deadline, *whose: Any) -> list[File]:
+        committed.extend(commit(self, new, deadline, *whose))
         raise OutcomeUnknown("MetaDB was lost")
 
     with monkeypatch.context() as patch:

@@ -76,8 +76,8 @@ def test_what_came_to_the_node_after_the_commit_stays(ways: Ways, monkeypatch: p
     answers: list[bool] = []
     later = time.time() + 3600
 
-    def then_named_again(self: MetaDB, new: list[NewFile], deadline: Deadline) -> list[File]:
-        files = commit(self, new, deadline)
+    def then_named_again(self: MetaDB, new: list[NewFile], deadline: Deadline, *whose: Any) -> list[File]:
+        files = commit(self, new, deadline, *whose)
         for node in ways.nodes.values():
             for path in (node.store.folder / "data").rglob("*.*"):
                 os.utime(path, (later, later))
