@@ -24,7 +24,7 @@ from distfs.limits.promises import Admission
 from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
-from distfs.tls.contexts import FromFiles, https
+from distfs.tls.contexts import FromFiles, Peers, https, peers
 from distfs.together import Together
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.download import Downloader
@@ -52,6 +52,7 @@ class Services:
     together: Together | None  # with other processes of this service
     audit: AuditLog
     https: FromFiles[ssl.SSLContext] | None  # None: plain HTTP
+    peers: Peers | None  # None: no TLS to the nodes
 
     # ``hang_up``: cancelled when the client is gone; None: nobody tells.
 
@@ -94,18 +95,15 @@ class Services:
     @property
     def troubles(self) -> list[str]:
         """Certificates that were replaced by what cannot be used: those of before go on."""
-        found = self.https
-        if found is None:
-            return []
-        found.now()
-        return [found.trouble] if found.trouble else []
+        return [each.trouble for each in (self.https, self.peers) if each is not None and each.trouble]
 
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""
         self.bandwidth.configure(config.bandwidth, config.callers)
         self.admission.callers.config = config.callers
-        if self.https is not None:
-            self.https.look()
+        for each in (self.https, self.peers):
+            if each is not None:
+                each.look()
 
     def close(self) -> None:
         """Let go of every thread and connection."""
@@ -131,7 +129,8 @@ def build(config: Config, together: Together | None = None) -> Services:
     if together is not None:
         http, tally, service = together.config.http, SharedTally(together.table), together.service
     meta = MetaDB(config.metadb, config.node.down_after)
-    directory = NodeDirectory(meta, config.peers)
+    secure = peers(config.tls)
+    directory = NodeDirectory(meta, config.peers, secure)
     storage = config.storage
     for policy in storage.policies.values():
         code_for(policy)  # what it needs and is not installed is said now, not to the first who uploads
@@ -164,4 +163,5 @@ def build(config: Config, together: Together | None = None) -> Services:
         together,
         audit_log(config),
         https(config.tls),
+        secure,
     )

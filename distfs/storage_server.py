@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import socketserver
 import sys
 import threading
@@ -14,10 +15,11 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from distfs.config import file as configuration
-from distfs.config.settings import Config, NodeConfig, Seconds
+from distfs.config.settings import Config, NodeConfig, Seconds, TlsConfig
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import folder_of
@@ -26,6 +28,7 @@ from distfs.process import descriptors, parent_watch
 from distfs.process.dial import cannot_listen, to_listen
 from distfs.process.output import DONE, PART_CODES, Parser, command, warner
 from distfs.process.signals import on_stop, say_stop, wait_for
+from distfs.process.terminal import Terminal
 from distfs.process.threads import as_ours, start
 from distfs.storage.connection import LINGER_S, Connection
 from distfs.storage.disk.home import make_home, read_identity
@@ -33,6 +36,7 @@ from distfs.storage.disk.store import DiskStore
 from distfs.storage.disk.watch import DiskWatch
 from distfs.storage.membership import Membership, cluster_of
 from distfs.telemetry import setup_logging
+from distfs.tls.contexts import Peers, is_not_own, peers
 from distfs.wire_socket import WireSocket
 
 log = logging.getLogger("distfs.node")
@@ -52,10 +56,17 @@ class StorageServer(socketserver.ThreadingTCPServer):
     request_queue_size = 128
 
     def __init__(
-        self, host: str, port: int, store: DiskStore, config: NodeConfig, stall_timeout: Seconds
+        self,
+        host: str,
+        port: int,
+        store: DiskStore,
+        config: NodeConfig,
+        stall_timeout: Seconds,
+        tls: Peers | None = None,
     ) -> None:
         self.store, self.config, self.stall_timeout = store, config, stall_timeout
         self.address_family, address = to_listen(host, port)
+        self.side = tls.to_service(store.cluster) if tls else None
         self._connections = self._requests = 0
         self._moving = 0  # of the requests, those with bytes of a fragment on their way
         self._draining = False
@@ -91,7 +102,8 @@ class StorageServer(socketserver.ThreadingTCPServer):
         if full:
             error = Unavailable(f"this node has {MAX_CONNECTIONS} connections already")
             with contextlib.suppress(DistfsError):
-                WireSocket(request, f"service {client_address}", LINGER_S).send_error(error)
+                if self.side is None:  # before a TLS handshake nothing can be said
+                    WireSocket(request, f"service {client_address}", LINGER_S).send_error(error)
             self.shutdown_request(request)
             return
         try:
@@ -191,12 +203,12 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     if init and read_identity(folder) is None:
         make_home(folder)
     store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node, folder_of(config.metadb.url))
+    host, port = config.node.host, config.node.port
     try:
-        server = StorageServer(
-            config.node.host, config.node.port, store, config.node, config.peers.stall_timeout
-        )
+        stall, tls = config.peers.stall_timeout, _tls(config.tls, store)
+        server = StorageServer(host, port, store, config.node, stall, tls)
     except OSError as e:
-        host, port, another = config.node.host, config.node.port, "choose another with"
+        another = "choose another with"
         raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e
     failure: list[DistfsError] = []
 
@@ -221,6 +233,25 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     meta.close()
     if failure:
         raise failure[0] if isinstance(failure[0], NodeForgotten) else ConfigError(str(failure[0]))
+
+
+def _tls(config: TlsConfig, store: DiskStore) -> Peers | None:
+    """Of this node; SIGHUP has its files looked at. Raises ConfigError."""
+    tls = peers(config)
+    if tls is None:
+        return None
+    if wrong := is_not_own(config, store.cluster, store.node):
+        raise ConfigError(f"{wrong}: `distfs tls node DIR --node {store.node}` signs one")
+    terminal, stop = Terminal(), signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not terminal.hung_up:
+            start(tls.look, "reload")
+        elif callable(stop):
+            stop(number, frame)
+
+    signal.signal(signal.SIGHUP, handle)
+    return tls
 
 
 def main(argv: list[str] | None = None) -> int:

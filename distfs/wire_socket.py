@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,11 +21,14 @@ from distfs.formats import wire
 from distfs.model import Buffer
 from distfs.process import descriptors
 from distfs.process.dial import dial, keep_alive, timeval
+from distfs.tls.contexts import LOOK_EVERY_S, Side
+from distfs.tls.stream import AnySocket, TlsSocket, in_words
 
 _READ_AHEAD = 16 << 10
 _CLOSE_S = 0.0005  # so near to a limit is at it
 _SEND, _RECEIVE = int(socket.SO_SNDTIMEO), int(socket.SO_RCVTIMEO)
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
+_SEALED_PIECE = 256 << 10  # of a file under TLS, where there is no sendfile
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)  # made once: these flags are no plain numbers
 _KEEPALIVE = 10, 5, 3  # a peer that sends no FIN is noticed after 25 s
 
@@ -40,7 +44,9 @@ class WireSocket:
     """One connection. ``peer`` names the other side in errors. Used by one thread at a time, but ``interrupt``."""
 
     def __init__(self, sock: socket.socket, peer: str, stall: float) -> None:
-        self.sock, self.peer = sock, peer
+        self.sock: AnySocket = sock
+        self.peer = peer
+        self._side: Side | None = None  # without TLS
         self.heard = False  # whether anything was received since ``heard`` was last set to False
         self._decoder = wire.Decoder()
         self._scratch = memoryview(bytearray(_READ_AHEAD))
@@ -70,6 +76,23 @@ class WireSocket:
             kind = Busy if descriptors.used_up(e) else NodeUnavailable
             raise kind(f"{peer}: cannot connect: {descriptors.in_words(e)}") from e
         return cls(sock, peer, stall)
+
+    def start_tls(self, side: Side, within: float) -> None:
+        """From now on all goes under TLS, with the one whom ``side`` wants. Raises NodeUnavailable; TooSlow."""
+        if isinstance(self.sock, TlsSocket):
+            raise ProtocolError(f"{self.peer}: TLS in TLS")
+        try:
+            self.sock, self._side = side.begin(self.sock, time.monotonic() + within), side
+            self.sock.setblocking(True)
+        except TimeoutError as e:
+            raise TooSlow(f"{self.peer}: no TLS handshake within {within:.2f} s") from e
+        except OSError as e:
+            raise NodeUnavailable(f"{self.peer}: {in_words(e)}") from e
+
+    @property
+    def outdated(self) -> bool:
+        """Whom the certificates believed when it began may be revoked: it is not to be used again."""
+        return self._side is not None and self._side.outdated(self.sock)
 
     def begin(self, send_stall: float, receive_stall: float, notice: float | None) -> None:
         """A new exchange, of which nothing is heard yet."""
@@ -112,7 +135,7 @@ class WireSocket:
     @property
     def idle(self) -> bool:
         """Nothing to read: neither stray bytes nor the peer's end. What a pooled connection must be."""
-        return not self._decoder.buffered and self._peek() is None
+        return not self._decoder.buffered and self._peek() is None and not self.outdated
 
     @property
     def buffered(self) -> int:
@@ -183,13 +206,26 @@ class WireSocket:
         Raises what ``receive_frame`` does.
         """
         if not self._decoder.buffered:
-            self.set_receive_stall(idle)
-            self._decoder.feed(self._scratch[: self._receive(self._scratch, 0)])
+            self._decoder.feed(self._scratch[: self._receive_first(idle)])
         frame = self._decoder.next_frame()
         if frame is None:
             self.set_receive_stall(within)
             frame = self.receive_frame(Deadline(within))
         return frame
+
+    def _receive_first(self, idle: float) -> int:
+        """Bytes of a request, within ``idle`` seconds. Under TLS, as long as its certificates are believed."""
+        if self._side is None:
+            self.set_receive_stall(idle)
+            return self._receive(self._scratch, 0)
+        until = time.monotonic() + idle
+        while True:
+            self.set_receive_stall(min(idle, LOOK_EVERY_S))
+            try:
+                return self._receive(self._scratch, 0)
+            except TooSlow:
+                if self.outdated or time.monotonic() >= until:
+                    raise
 
     def receive_frame_or_late(self, limit: Limit | None = None) -> wire.Frame | None:
         """The same; None after a silence of ``notice``: call again to wait on."""
@@ -257,6 +293,13 @@ class WireSocket:
         wait anew for each few pages of a long run, so it is given short ones, and looks up every second.
         """
         while length:
+            if isinstance(self.sock, TlsSocket):
+                piece = os.pread(fd, min(length, _SEALED_PIECE), offset)
+                if not piece:
+                    raise NodeUnavailable(f"{self.peer}: the fragment was cut short while it was sent")
+                self.send(piece, limit=limit)
+                offset, length = offset + len(piece), length - len(piece)
+                continue
             left = limit.remaining(f"{self.peer}: send, with {length:,} bytes left,")
             self.set_send_stall(min(left, _LOOK_UP_S))
             try:

@@ -60,6 +60,8 @@ class Certificates:
             node, hosts = node and uuid4(), ("elsewhere.example",)
         with at(when):
             name = f"wrong-{uuid4()}"
+            for old in made.folder.glob(f"node-{node}.*"):
+                old.unlink()
             cert = made.sign_node(node, hosts) if node else made.sign_service(name, hosts)
         if what == "revoked":
             made.revoke(cert.name)

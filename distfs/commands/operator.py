@@ -19,6 +19,7 @@ from distfs.model import Node
 from distfs.peers.directory import NodeDirectory
 from distfs.process.output import FAILED, code_of, complain
 from distfs.telemetry import setup_logging
+from distfs.tls.contexts import peers
 from distfs.upkeep.db import UpkeepDB
 
 #: An operator waits longer than a user's request would for what looks at every slice.
@@ -81,7 +82,7 @@ def operator(config: Config) -> Iterator[Operator]:
         agreed = with_times(config, meta.settings(Deadline(CALL_LIMIT_S)))
         meta.down_after = agreed.node.down_after
         _hear_nodes(meta)
-        with closing(NodeDirectory(meta, agreed.peers)) as directory:
+        with closing(NodeDirectory(meta, agreed.peers, peers(config.tls))) as directory:
             yield Operator(agreed, config, meta, UpkeepDB(meta), directory)
 
 

@@ -320,6 +320,11 @@ def _check_new(config: Config, data: Path) -> None:
 def _check_places(config: Config) -> None:
     """Raises ConfigError when the service or the nodes cannot listen, or should not."""
     check_reach(config)
+    if config.tls.ca:
+        raise ConfigError(
+            "the nodes of `distfs up` have no certificates of their own: take out tls.ca, tls.cert and tls.key "
+            "(between its parts is only loopback), or start the parts by themselves"
+        )
     _check_port(config.http.host, config.http.port)
     if (host := config.node.host) in ("0.0.0.0", "::", ""):  # noqa: S104 - compared
         raise ConfigError(

@@ -23,14 +23,17 @@ from distfs.peers.late_read import AsksAhead
 from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink
 from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
 from distfs.telemetry import current_request_id
+from distfs.tls.contexts import Peers
 
 
 class NodeClient(AsksAhead):
     """FragmentStore over the wire. Thread-safe."""
 
-    def __init__(self, node: UUID, address: Address, cluster: UUID, config: PeersConfig) -> None:
+    def __init__(
+        self, node: UUID, address: Address, cluster: UUID, config: PeersConfig, tls: Peers | None = None
+    ) -> None:
         self.node, self.address = node, address
-        self.link = NodeLink(address, config)
+        self.link = NodeLink(address, config, tls.to_node(cluster, node) if tls else None)
         self._names = {"cluster": cluster.hex, "node": node.hex}  # whom a request is for, in JSON
         self._to = cluster.bytes + node.bytes  # and elsewhere
 

@@ -20,6 +20,7 @@ from distfs.peers.client import NodeClient
 from distfs.peers.hedge import HedgeBudget
 from distfs.peers.node_list import MAX_AGE_S, NodeList
 from distfs.process.threads import start
+from distfs.tls.contexts import Peers
 
 log = logging.getLogger("distfs.nodes")
 
@@ -43,8 +44,8 @@ class Standing(IntEnum):
 class NodeDirectory:
     """Thread-safe. Keeps nothing that another service needs. ``hedging``: the service's budget of extra reads."""
 
-    def __init__(self, meta: MetaDB, config: PeersConfig) -> None:
-        self._meta, self._config = meta, config
+    def __init__(self, meta: MetaDB, config: PeersConfig, tls: Peers | None = None) -> None:
+        self._meta, self._config, self._tls = meta, config, tls
         self.hedging = HedgeBudget(config.hedge_budget)
         self._lock = threading.Lock()
         self._list = NodeList(meta, self._look_after_clients)
@@ -83,7 +84,9 @@ class NodeDirectory:
             if known is not None and known.address == node.address:
                 self._known[node_id] = node, known
                 return known
-            fresh = self._clients[node.uuid] = NodeClient(node.uuid, node.address, cluster, self._config)
+            fresh = self._clients[node.uuid] = NodeClient(
+                node.uuid, node.address, cluster, self._config, self._tls
+            )
         if known is not None:  # it listens elsewhere now
             known.close()
         return fresh

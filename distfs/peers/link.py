@@ -14,6 +14,7 @@ from distfs.model import Address, Buffer
 from distfs.peers.breaker import Breaker
 from distfs.peers.hedge import LatencyHistory
 from distfs.process.connection_pool import ConnectionPool, Limits
+from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
@@ -24,8 +25,10 @@ _REFUSAL_WAIT_S = 1.0  # for the rest of an answer that has begun to come
 class NodeLink:
     """Thread-safe; shared by all requests of a service to one node."""
 
-    def __init__(self, address: Address, config: PeersConfig) -> None:
+    def __init__(self, address: Address, config: PeersConfig, side: Side | None = None) -> None:
+        """``side``: of TLS; None: without."""
         self.peer, self.address, self.config = f"node {address}", address, config
+        self._side = side
         self.disk_phase = f"{self.peer}: waiting for its disk"
         limits = Limits(
             config.max_connections,
@@ -59,7 +62,10 @@ class NodeLink:
         timeout = deadline.bound(self.config.connect_timeout, f"{self.peer}: connect")
         try:
             host, port = self.address.host, self.address.port
-            return WireSocket.connect(host, port, self.peer, timeout, self.config.stall_timeout)
+            sock = WireSocket.connect(host, port, self.peer, timeout, self.config.stall_timeout)
+            if self._side is not None:
+                self._secure(sock, self._side, deadline)
+            return sock
         except TooSlow:
             if timeout >= self.config.connect_timeout:
                 self.breaker.failed()
@@ -67,6 +73,17 @@ class NodeLink:
         except NodeUnavailable:
             self.breaker.failed()
             raise
+
+    def _secure(self, sock: WireSocket, side: Side, deadline: Deadline) -> None:
+        unwatch = deadline.watch(sock.interrupt)
+        try:
+            sock.start_tls(side, deadline.bound(self.config.stall_timeout, f"{self.peer}: TLS"))
+        except BaseException:
+            sock.close()
+            deadline.check_cancelled()
+            raise
+        finally:
+            unwatch()
 
 
 class WaitBudget:
@@ -248,7 +265,9 @@ class Exchange:
         self._unwatch()
         if understood:
             self.link.breaker.succeeded()
-        if self.sock.buffered:  # more came than was asked for: nobody is to take that for an answer
+        if (
+            self.sock.buffered or self.sock.outdated
+        ):  # more came than was asked for: nobody is to take that for an answer
             self.link.pool.discard(self.sock)
         else:
             self.link.pool.give_back(self.sock)

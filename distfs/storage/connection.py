@@ -24,6 +24,7 @@ from distfs.formats.fragment import CellEntry
 from distfs.formats.wire import Frame, Type
 from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore, DiskWriter
+from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
 
 log = logging.getLogger("distfs.node")
@@ -47,6 +48,8 @@ class NodeServer(Protocol):
 
     store: DiskStore
     stall_timeout: Seconds
+    #: Of TLS; None: without.
+    side: Side | None
 
     def begin_request(self, moves: bool) -> bool:
         """A request is served, until ``end_request``; False: it must not be, this node stops. ``moves``: bytes of a
@@ -71,7 +74,9 @@ class Connection(socketserver.BaseRequestHandler):
         self.names, self.to = (cluster.hex, own.hex), cluster.bytes + own.bytes
         try:
             self.sock = WireSocket(self.request, peer, self.node.stall_timeout)
-            while self._serve_one():
+            if self.node.side is not None:
+                self.sock.start_tls(self.node.side, self.node.stall_timeout)
+            while self._serve_one() and not self.sock.outdated:
                 pass
         except DistfsError as e:
             log.info("%s: connection ended: %s", peer, e)

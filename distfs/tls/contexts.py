@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
 import stat
 import threading
@@ -20,6 +21,7 @@ from uuid import UUID
 from distfs.config.settings import Certificate, TlsConfig
 from distfs.errors import ConfigError
 from distfs.tls.identity import hosts_of, node_uri, service_uri, uris_of
+from distfs.tls.stream import AnySocket, TlsSocket
 
 log = logging.getLogger("distfs.tls")
 
@@ -40,7 +42,7 @@ class FromFiles(Generic[T]):
         self._what, self._files, self._make = what, tuple(files), make
         self._lock = threading.Lock()
         self.generation = 0
-        self.trouble = ""  # why what is in the files now is not used
+        self._trouble = ""
         self._stamps = self._look()
         self._looked = time.monotonic()
         self._value = make()
@@ -50,6 +52,12 @@ class FromFiles(Generic[T]):
         if time.monotonic() - self._looked >= LOOK_EVERY_S:
             self.look()
         return self._value, self.generation
+
+    @property
+    def trouble(self) -> str:
+        """Why what is in the files now is not used."""
+        self.now()
+        return self._trouble
 
     def look(self) -> None:
         """Whether they have changed. Never raises."""
@@ -62,11 +70,11 @@ class FromFiles(Generic[T]):
             try:
                 self._value = self._make()
             except ConfigError as e:
-                self.trouble = str(e)
+                self._trouble = str(e)
                 log.error("%s: what was there goes on: %s", self._what, e)
                 return
             self.generation += 1
-            self.trouble = ""
+            self._trouble = ""
             log.info("%s: read anew", self._what)
 
     def _look(self) -> list[tuple[int, ...]]:
@@ -128,24 +136,53 @@ class Peers:
 
     @property
     def trouble(self) -> str:
+        """Why what is in the files now is not used."""
         return self._files.trouble
-
-    @property
-    def generation(self) -> int:
-        """Another one: what was believed may be revoked."""
-        return self._files.now()[1]
 
     def look(self) -> None:
         self._files.look()
 
-    def to_connect(self) -> tuple[ssl.SSLContext, int]:
-        """With its generation."""
-        (client, _), generation = self._files.now()
-        return client, generation
+    def to_node(self, cluster: UUID, node: UUID) -> Side:
+        return Side(self._files, cluster, node)
 
-    def to_accept(self) -> tuple[ssl.SSLContext, int]:
-        (_, server), generation = self._files.now()
-        return server, generation
+    def to_service(self, cluster: UUID) -> Side:
+        return Side(self._files, cluster, None)
+
+
+class WrongPeer(OSError):
+    """Its certificate is believed, and it is somebody else."""
+
+
+class Side:
+    """One end of a connection between service and node: whom it wants at the other."""
+
+    def __init__(
+        self, files: FromFiles[tuple[ssl.SSLContext, ssl.SSLContext]], cluster: UUID, node: UUID | None
+    ) -> None:
+        """``node``: the one that is called; None: we are one, and are called by a service."""
+        self._files, self._cluster, self._node = files, cluster, node
+
+    def begin(self, raw: socket.socket, until: float) -> TlsSocket:
+        """The handshake, ``until`` then on the monotonic clock. Raises OSError, such as WrongPeer, PlainText."""
+        (client, server), generation = self._files.now()
+        called = self._node is None
+        sock = TlsSocket(raw, server if called else client, server_side=called, generation=generation)
+        sock.shake(until)
+        if wrong := is_wrong_peer(sock.peer, self._cluster, self._node):
+            raise WrongPeer(0, wrong)
+        return sock
+
+    def outdated(self, sock: AnySocket) -> bool:
+        """It began with other files: what was believed then may be revoked."""
+        return isinstance(sock, TlsSocket) and sock.generation != self._files.now()[1]
+
+
+def is_not_own(config: TlsConfig, cluster: UUID, node: UUID) -> str:
+    """Why ``tls.cert`` is not this node's; empty: it is. Raises ConfigError."""
+    found = uris_of(decoded(config.cert))
+    if node_uri(cluster, node) in found:
+        return ""
+    return f"tls.cert: {config.cert} is not node {node}'s of cluster {cluster}, but {', '.join(found) or 'nobody'}'s"
 
 
 def peers(config: TlsConfig) -> Peers | None:
@@ -210,7 +247,8 @@ def _load_pair(context: ssl.SSLContext, cert: str, key: str, setting: str) -> No
     except ssl.SSLError as e:
         why = {
             "KEY_VALUES_MISMATCH": f"{key} is not the key of {cert}",
-            "NO_START_LINE": f"{cert} or {key} is not PEM, or one is not what it should be",
+            "NO_START_LINE": f"{cert} or {key} is not PEM, or not what it should be",
+            "": f"{cert} or {key} is not PEM, or not what it should be",
         }.get(e.reason or "", f"{cert} with {key} cannot be used ({e.reason or e})")
         raise ConfigError(f"{setting}: {why}") from e
     except (OSError, ValueError) as e:

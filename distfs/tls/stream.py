@@ -26,6 +26,8 @@ PIECE = 64 << 10
 #: What is received at once, in buffers that all share.
 _RECEIVE, _SPARE = 128 << 10, 32
 _LEAST_S = 0.001
+#: A record, at most 16 KiB, that takes longer is waited for anew, so that the one who waits may look at his limit.
+_RECORD_S = 1.0
 
 #: Of a handshake's first record (RFC 8446, 5.1).
 _HANDSHAKE = 0x16
@@ -149,23 +151,22 @@ class TlsSocket:
             return there + self._in.pending + (self._tls.pending() if self._tls else 0)
 
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
-        """As a socket's; MSG_WAITALL as well."""
+        """As a socket's. MSG_WAITALL is as good as none: who asks for more asks again, and may look at his limit."""
         view = memoryview(buffer)
         if nbytes:
             view = view[:nbytes]
-        whole, flags, done = flags & socket.MSG_WAITALL, flags & ~socket.MSG_WAITALL, 0
+        flags, trickles = flags & ~socket.MSG_WAITALL, 0.0
         if self._half:  # who has said goodbye throws away what comes
             return self.raw.recv_into(view, len(view), flags)
         while True:
-            done += self._open(view[done:])
-            if done == len(view) or (done and not whole) or self._ended:
+            done = self._open(view)
+            if done or self._ended:
                 return done
-            try:
-                self._receive(flags)
-            except OSError:
-                if done:
-                    return done
-                raise
+            self._receive(flags)
+            now = time.monotonic()
+            trickles = trickles or now
+            if now - trickles > _RECORD_S:
+                raise BlockingIOError("a record comes in pieces")  # which is as good as silence
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if flags & socket.MSG_PEEK:
@@ -221,7 +222,7 @@ class TlsSocket:
         return self.sendmsg((data,), (), flags)
 
     def sendmsg(self, buffers: Sequence[Buffer], ancillary: Sequence[object] = (), flags: int = 0) -> int:
-        """As a socket's: at least one byte is sent, or it raises; with more of them, as many as it takes."""
+        """As a socket's, but that it may be none when only a part of a record went."""
         views = [memoryview(buffer) for buffer in buffers]
         total, done = sum(map(len, views)), 0
         with self._lock:
@@ -239,6 +240,8 @@ class TlsSocket:
                     if done:
                         return done
                     raise
+                if self._sealed and (done or not flags & socket.MSG_DONTWAIT):
+                    return done  # the kernel has waited for as long as it may
 
     def _seal(self, views: Sequence[memoryview], done: int, total: int) -> None:
         """The next PIECE of them, from byte ``done`` on."""
@@ -302,6 +305,8 @@ def in_words(error: OSError) -> str:
     """What went wrong, without OpenSSL's own words where it is about certificates."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not believed: {error.verify_message}"
+    if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "PACKET_LENGTH_TOO_LONG"):
+        return "it speaks no TLS"
     if isinstance(error, ssl.SSLError) and error.reason:
         reason = error.reason.removeprefix("SSLV3_").removeprefix("TLSV1_").replace("_", " ").lower()
         return f"TLS: {reason.replace('alert', 'it answers', 1)}"

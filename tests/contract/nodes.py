@@ -15,6 +15,7 @@ from distfs.peers.client import NodeClient
 from distfs.storage.disk.home import make_home, read_identity
 from distfs.storage.disk.store import DiskStore
 from distfs.storage_server import StorageServer
+from distfs.tls.contexts import Peers
 from tests.contract.samples import CLUSTER
 
 #: No reserve, so that tests need no disk of a certain size.
@@ -36,9 +37,10 @@ class KillableServer(StorageServer):
         store: DiskStore,
         config: NodeConfig,
         stall_timeout: Seconds = PEERS.stall_timeout,
+        tls: Peers | None = None,
     ) -> None:
         self.connections: list[socket.socket] = []
-        super().__init__(host, port, store, config, stall_timeout)
+        super().__init__(host, port, store, config, stall_timeout, tls)
 
     def get_request(self) -> tuple[socket.socket, object]:
         connection, address = super().get_request()
