@@ -41,7 +41,7 @@ from distfs.quantity import counted
 
 MAX_LISTED = 1000
 
-_OF_FILE = 11  # columns of a row of a file and a slice
+_OF_FILE = 10  # columns of a row of a file and a slice
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -240,7 +240,7 @@ class MetaDB(Transactions):
             raise NotFound(f"no file {id}")
         slices = [row[_OF_FILE:] for row in rows if row[_OF_FILE] is not None]
         slices.sort(key=itemgetter(1))  # their ordinals
-        return _file(rows[0][:_OF_FILE], slices)
+        return _file((id, *rows[0][:_OF_FILE]), slices)
 
     def list_files(
         self, after: UUID | None, limit: int, deadline: Deadline, seen_by: str | None = None

@@ -55,7 +55,7 @@ SELECT CAST(:id AS uuid), commit_file(
 
 -- name: file
 -- A row for each of its slices, in no order: nearly all have one, and to sort it costs a sixth. A file of no bytes: one.
-SELECT f.id, name, content_type, f.size, sha256, k, m, block_size, created_at, owner, visibility,
+SELECT name, content_type, f.size, sha256, k, m, block_size, created_at, owner, visibility,
     s.id, s.ordinal, s.size, digest, nodes
 FROM file AS f LEFT JOIN slice AS s ON s.file_id = f.id WHERE f.id = :id;
 

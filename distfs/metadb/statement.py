@@ -53,7 +53,9 @@ class Statement:
         oids = [column["type_oid"] for column in self._prepared.cols or ()]
         formats = [_BINARY if oid in _BINARY_READERS else _TEXT for oid in oids]
         self._tail = struct.pack(f"!H{len(oids)}H", len(oids), *formats) + EXECUTE_MSG + SYNC_MSG
-        self._bound = len(self._head) + len(self._tail) - len(EXECUTE_MSG + SYNC_MSG) + _LENGTH.size
+        self._after = _LENGTH.size + _COUNTS.size // 2 * (
+            1 + len(oids)
+        )  # bytes: its own length, and the formats
         self._readers = [self._reader(*of) for of in zip(oids, self._prepared.input_funcs, strict=True)]
 
     def _reader(self, oid: int, driver: Callable[[str], Any]) -> Callable[[bytes], Any]:
@@ -71,11 +73,19 @@ class Statement:
 
     def run(self, params: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """-> its rows. Raises as the driver does."""
-        given = b"".join([self._parameter(params[name]) for name in self._names])
+        encoding = self._connection._client_encoding
+        pieces = [b"", self._head]
+        for name in self._names:
+            value = params[name]
+            if value is None:
+                pieces.append(_NULL)
+            else:
+                data = value.encode(encoding) if type(value) is str else self._as_text(value).encode(encoding)
+                pieces += (_LENGTH.pack(len(data)), data)
+        pieces[0] = _MESSAGE.pack(b"B", sum(map(len, pieces)) + self._after)
+        pieces.append(self._tail)
         try:
-            self._connection._usock.sendall(
-                _MESSAGE.pack(b"B", self._bound + len(given)) + self._head + given + self._tail
-            )
+            self._connection._usock.sendall(b"".join(pieces))
         except OSError as e:
             raise InterfaceError("network error") from e
         rows: list[list[Any]] = []
@@ -90,17 +100,11 @@ class Statement:
             raise context.error
         return rows
 
-    def _parameter(self, value: Any) -> bytes:
-        """As text, and its length."""
-        if value is None:
-            return _NULL
-        encoding = self._connection._client_encoding
+    def _as_text(self, value: Any) -> str:
         if isinstance(value, _PLAIN):
-            value = str(value)
-        elif not isinstance(value, str):
-            [value] = make_params(self._connection.py_types, (value,))
-        data: bytes = value.encode(encoding)
-        return _LENGTH.pack(len(data)) + data
+            return str(value)
+        [text] = make_params(self._connection.py_types, (value,))
+        return str(text)
 
     def _receive(self, rows: list[list[Any]], context: Context) -> None:
         """All that comes until the server is ready for the next one."""
@@ -165,7 +169,7 @@ def _row(data: bytes, at: int, readers: Sequence[Callable[[bytes], Any]]) -> lis
 
 
 def _uuid(data: bytes) -> UUID:
-    return UUID(bytes=data)
+    return UUID(int=int.from_bytes(data))
 
 
 def _integers(data: bytes) -> list[int | None]:
