@@ -76,6 +76,10 @@ class Tokens:
             raise Unavailable("MetaDB cannot say at this moment whether the token is good: try again soon")
         return self._good(digest)
 
+    def owned(self, owner: str, deadline: Deadline) -> int:
+        """Bytes that an owner's files have, of whom a token has a quota."""
+        return self._db.owned(owner, deadline)
+
     def peek(self, digest: bytes) -> Token | None:
         """The token as it was known last: nobody is asked, and nothing may rest on it but a limit."""
         known = self._known.get(digest)

@@ -46,6 +46,10 @@ class CallerMatch(NamedTuple):
         """Who has a token. Nothing that ``parse`` gives is equal to it."""
         return cls(None, "", id)
 
+    @property
+    def is_token(self) -> bool:
+        return self.network is None and not self.header
+
     @classmethod
     def parse(cls, text: str) -> CallerMatch:
         """``10.0.0.0/8``, ``2001:db8::1`` or ``X-Team=gold``. Raises ValueError."""

@@ -1,20 +1,21 @@
 """How much each caller has of a service, so that none has all of it.
 
 Uploads of those that a row of ``callers.rules`` with a ``max_uploads`` is about are counted together. Everything else
-is counted by address, in IPv6 a /64: one may have ``callers.address_share`` of what there is. Pure counting: of who
-has nothing, nothing is kept.
+is counted by address, in IPv6 a /64, and by token: each may have ``callers.address_share`` of what there is, so
+neither many addresses with one token nor many tokens at one address have all of it. Pure counting: of who has
+nothing, nothing is kept.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import lru_cache, partial
 from typing import NamedTuple
 
 from distfs.config.callers import Caller, parse_address, whose_is
-from distfs.config.settings import CallerRule, CallersConfig, HttpConfig
+from distfs.config.settings import CallerRule, CallersConfig, HttpConfig, TokenCaller
 from distfs.errors import TooMany
 from distfs.limits.tally import Held, Tally
 from distfs.quantity import compared, counted
@@ -29,6 +30,7 @@ class _Place(NamedTuple):
     who: str
     transfers: Held
     shares: bool  # it has its share of what there is, not all
+    kind: str = "address"
 
 
 class Callers:
@@ -48,7 +50,7 @@ class Callers:
         most = self._share(self._http.max_connections, at)
         held = Held("connections", at.who)
         if (has := self.tally.take(held, 1, most)) is not None:
-            raise _too_many(held.who, counted(has, "connection"), "close some")
+            raise _too_many(at, counted(has, "connection"), "close some")
 
     def disconnect(self, address: str) -> None:
         self.tally.give_back(Held("connections", self._at(address).who), 1)
@@ -57,63 +59,84 @@ class Callers:
 
     def download(self, caller: Caller) -> AbstractContextManager[None]:
         """A request that sends a file, for as long as it lasts. Entering raises TooMany."""
-        at = self._place(caller)
-        most = self._share(self._http.threads, at)
-        return _Holding(self.tally, at.transfers, 1, most, partial(_too_many_transfers, at.who))
+        at = self._transfer(self._place(caller))
+        if not isinstance(caller, TokenCaller):
+            return at
+        return _all([at, self._transfer(self._place_of_token(caller))])
 
     def upload(self, caller: Caller) -> AbstractContextManager[None]:
         """A request that brings files, for as long as it lasts. Entering raises TooMany."""
-        rule = self.config.rule(caller)
-        if rule is None:
+        if self.config.rule(caller) is None and not isinstance(caller, TokenCaller):
             return self.download(caller)
-        return self._held_by_rule(rule) if rule.max_uploads else self._counted_for(rule, caller)
-
-    @contextmanager
-    def _counted_for(self, rule: CallerRule, caller: Caller) -> Iterator[None]:
-        """A rule that has no limit."""
-        with self._held_by_rule(rule), self.download(caller):
-            yield
+        held: list[AbstractContextManager[None]] = []
+        for place, rule in self._counted_by(caller):
+            if rule is not None and (rule.max_uploads or not rule.match.is_token):
+                held.append(self._held_by_rule(rule))
+            if rule is None or not rule.max_uploads:
+                held.append(self._transfer(place))
+        return _all(held)
 
     def check(self, caller: Caller) -> None:
         """What ``upload`` would say of who a rule is about. Raises TooMany."""
-        rule = self.config.rule(caller)
-        if rule is not None and rule.max_uploads:
-            has = self.tally.total(Held("uploads by rule", str(rule.match)))
-            if has >= rule.max_uploads:
-                raise self._too_many_by_rule(rule)
+        for rule in self.config.all_rules(caller):
+            if rule.max_uploads:
+                has = self.tally.total(Held("uploads by rule", str(rule.match)))
+                if has >= rule.max_uploads:
+                    raise self._too_many_by_rule(rule)
 
     @contextmanager
     def large_upload(self, caller: Caller, size: int) -> Iterator[None]:
         """Of ``size`` declared bytes (0: not said), from its header to its answer. Raises TooMany."""
-        rule = self.config.rule(caller)
-        if rule is not None and rule.max_uploads:
-            self.check(caller)
+        self.check(caller)
+        by_place = [place for place, rule in self._counted_by(caller) if rule is None or not rule.max_uploads]
+        with _all([each for place in by_place for each in self._large_upload(place, size)]):
             yield
-            return
-        at = self._place(caller)
-        uploads, declared = Held("large uploads", at.who), Held("declared bytes", at.who)
+
+    def _large_upload(self, at: _Place, size: int) -> Iterator[AbstractContextManager[None]]:
         most = self._share(self._http.max_bytes_in_flight, at)
 
         def one_more(has: int) -> TooMany:
-            return _too_many(uploads.who, counted(has, "large upload"), "try again when one has ended")
+            return _too_many(at, counted(has, "large upload"), "try again when one has ended")
 
         def so_many_bytes(has: int) -> TooMany:
             running, more, limit = compared(has, size, most)
             return TooMany(
-                f"uploads of {running} from {declared.who} run already, {more} more would pass the {limit} that "
-                "one address may have (callers.address_share): try again when one has ended"
+                f"uploads of {running} from {at.who} run already, {more} more would pass the {limit} that "
+                f"one {at.kind} may have (callers.address_share): try again when one has ended"
             )
 
-        with (
-            _Holding(self.tally, uploads, 1, self._share(self._http.max_uploads, at), one_more),
-            _Holding(self.tally, declared, size, most, so_many_bytes),
-        ):
-            yield
+        uploads = self._share(self._http.max_uploads, at)
+        yield _Holding(self.tally, Held("large uploads", at.who), 1, uploads, one_more)
+        yield _Holding(self.tally, Held("declared bytes", at.who), size, most, so_many_bytes)
 
-    def whose(self, caller: Caller) -> str:
-        """The address that has its share of what is promised to uploads; empty: it has what there is."""
-        rule, at = self.config.rule(caller), self._place(caller)
-        return at.who if at.shares and not (rule is not None and rule.max_uploads) else ""
+    def whose(self, caller: Caller) -> tuple[str, ...]:
+        """The address and the token that have their share of what is promised to uploads; none: what there is."""
+        return tuple(
+            place.who
+            for place, rule in self._counted_by(caller)
+            if place.shares and (rule is None or not rule.max_uploads)
+        )
+
+    def largest(self, caller: Caller) -> int:
+        """How many bytes a file of theirs may have."""
+        limits = (rule.max_file_size for rule in self.config.all_rules(caller) if rule.max_file_size)
+        return min([self._http.max_file_size, *limits])
+
+    def _counted_by(self, caller: Caller) -> list[tuple[_Place, CallerRule | None]]:
+        """By its address and by its token, each with the rule about it."""
+        found: list[tuple[_Place, CallerRule | None]] = [(self._place(caller), self.config.rule(caller))]
+        if isinstance(caller, TokenCaller):
+            found.append((self._place_of_token(caller), caller.rule))
+        return found
+
+    def _transfer(self, at: _Place) -> AbstractContextManager[None]:
+        most = self._share(self._http.threads, at)
+        return _Holding(self.tally, at.transfers, 1, most, partial(_too_many_transfers, at))
+
+    def _place_of_token(self, caller: TokenCaller) -> _Place:
+        """Wherever it comes from, also from where an address may have all there is."""
+        who = str(caller.rule.match)
+        return _Place(who, Held("transfers", who), bool(self.config.address_share), "token")
 
     def _place(self, caller: Caller) -> _Place:
         if not self.config.trusted_proxies:
@@ -138,16 +161,18 @@ class Callers:
         return _Holding(self.tally, held, 1, rule.max_uploads, lambda _: self._too_many_by_rule(rule))
 
     def _too_many_by_rule(self, rule: CallerRule) -> TooMany:
-        return TooMany(
-            f"{self._names().get(str(rule.match), 'you')} may have {counted(rule.max_uploads, 'upload')} at once "
-            "(callers.rules), and has: try again when one has ended"
-        )
+        name, of = self._names().get(str(rule.match), "you"), "callers.rules"
+        if rule.match.is_token:
+            name, of = str(rule.match), "its own limit"
+        most = counted(rule.max_uploads, "upload")
+        return TooMany(f"{name} may have {most} at once ({of}), and has: try again when one has ended")
 
     def by_rule(self) -> dict[str, int]:
         """Uploads in flight of those that rules are about, by whom each matches."""
         names, found = self._names(), Counter[str]()
         for of in {**names, **self.tally.of("uploads by rule")}:
-            found[names.get(of, "a rule of before")] += self.tally.total(Held("uploads by rule", of))
+            name = names.get(of) or (of if of.startswith("token ") else "a rule of before")
+            found[name] += self.tally.total(Held("uploads by rule", of))
         return {name: count for name, count in found.items() if count}
 
     def _names(self) -> dict[str, str]:
@@ -176,33 +201,41 @@ class _Holding:
 
 
 class Ahead:
-    """The bytes that are promised to one upload and did not come yet, counted with all others of its address."""
+    """The bytes that are promised to one upload and did not come yet, counted with all others of its address, and
+    with all others of its token."""
 
-    def __init__(self, tally: Tally, whose: str) -> None:
-        """``whose``: the address; empty: it is not counted."""
+    def __init__(self, tally: Tally, whose: Sequence[str]) -> None:
+        """``whose``: address and token, as far as they are counted."""
         self.bytes = 0
-        self._tally, self._held = tally, Held("bytes ahead", whose)
+        self._tally, self._held = tally, [Held("bytes ahead", who) for who in whose]
 
     def take(self, size: int, most: Callable[[], int]) -> bool:
-        """They are ``size``, if its address then has ``most`` or less, or nothing else is promised to it."""
-        if not self._held.who:
+        """They are ``size``, if each of those then has ``most`` or less, or nothing else is promised to it."""
+        if not self._held:
             return True
         self.are(0)
-        taken = self._tally.take(self._held, size, 1) is None or (
-            self._tally.take(self._held, size, max(1, most())) is None
-        )
-        self.bytes = size if taken else 0
-        return taken
+        for number, held in enumerate(self._held):
+            if (
+                self._tally.take(held, size, 1) is None
+                or self._tally.take(held, size, max(1, most())) is None
+            ):
+                continue
+            for taken in self._held[:number]:
+                self._tally.give_back(taken, size)
+            return False
+        self.bytes = size
+        return True
 
     def are(self, size: int) -> None:
-        """They are ``size`` now, whatever its address may have."""
+        """They are ``size`` now, whatever anybody may have."""
         more = max(0, size) - self.bytes
-        if not self._held.who or not more:
+        if not self._held or not more:
             return
-        if more > 0:
-            self._tally.take(self._held, more, 0)
-        else:
-            self._tally.give_back(self._held, -more)
+        for held in self._held:
+            if more > 0:
+                self._tally.take(held, more, 0)
+            else:
+                self._tally.give_back(held, -more)
         self.bytes += more
 
 
@@ -218,12 +251,20 @@ def _places(config: CallersConfig) -> Callable[[str], _Place]:
     return place
 
 
-def _too_many_transfers(who: str, has: int) -> TooMany:
-    return _too_many(who, counted(has, "transfer"), "try again when one has ended")
+@contextmanager
+def _all(held: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for each in held:
+            stack.enter_context(each)
+        yield
 
 
-def _too_many(who: str, has: str, remedy: str) -> TooMany:
-    return TooMany(f"{who} has {has}, as many as one address may have (callers.address_share): {remedy}")
+def _too_many_transfers(at: _Place, has: int) -> TooMany:
+    return _too_many(at, counted(has, "transfer"), "try again when one has ended")
+
+
+def _too_many(at: _Place, has: str, remedy: str) -> TooMany:
+    return TooMany(f"{at.who} has {has}, as many as one {at.kind} may have (callers.address_share): {remedy}")
 
 
 def _shown(number: int, rule: CallerRule) -> str:

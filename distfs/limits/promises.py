@@ -112,8 +112,7 @@ class Admission:
 
     def largest(self, caller: Caller) -> int:
         """How many bytes a file of theirs may have."""
-        rule, most = self.callers.config.rule(caller), self.http.max_file_size
-        return min(rule.max_file_size, most) if rule and rule.max_file_size else most
+        return self.callers.largest(caller)
 
     def admit(
         self,
@@ -123,13 +122,13 @@ class Admission:
         *,
         declared: bool = True,
         largest: int | None = None,
-        whose: str = "",
+        whose: Sequence[str] = (),
     ) -> Promise:
         """Room for a body of ``size`` bytes; None: nobody knows how many, and room is found as they come.
 
         ``declared`` False: ``size`` is only what the client says beside a chunked body, and holds it to that.
-        ``largest``: what its files may have; None: ``http.max_file_size``. ``whose``: the address that may have only
-        its share of what is promised; empty: none.
+        ``largest``: what its files may have; None: ``http.max_file_size``. ``whose``: address and token that may have
+        only their share of what is promised.
         Leave the promise on every way out; ``keep`` it when the file is committed. Raises TooLarge; Full when the
         cluster has no room for it under this policy; Unavailable when too few nodes take writes.
         """
@@ -374,7 +373,7 @@ class Promise:
         policy: Policy,
         size: int | None,
         deadline: Deadline,
-        whose: str,
+        whose: Sequence[str],
         *,
         strict: bool,
     ) -> None:

@@ -16,11 +16,12 @@ from distfs.body.ingest import (
 from distfs.body.multipart import FormLimits
 from distfs.body.source import Source
 from distfs.deadline import Deadline
-from distfs.errors import Encoded, LengthRequired, Refused
+from distfs.errors import Encoded, Forbidden, LengthRequired, OverQuota, Refused
 from distfs.headers import fields as header_fields
 from distfs.headers import media_type
 from distfs.limits.promises import Promise
 from distfs.model import NOBODYS, Ownership, Policy
+from distfs.quantity import compared
 from distfs.routes.body_digests import BodyDigests
 from distfs.routes.conditions import check_nothing_there, has_conditions
 from distfs.routes.file_facts import created
@@ -74,6 +75,7 @@ def _store(
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
     announced = announced_size(request.environ) if size is None and is_chunked(request.environ) else size
     deadline = services.upload_deadline(size, request.hang_up)
+    _check_quota(services, request, announced, deadline)
     services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
     # Closed by whatever ends it: who fails in its middle has a place among those served no longer.
     with services.bandwidth.incoming(request.body, request.caller, deadline, size) as body:
@@ -112,6 +114,19 @@ def _whose(request: Request) -> Ownership:
         read_visibility(visibility) if visibility else NOBODYS.visibility,
         token.quota if token else 0,
     )
+
+
+def _check_quota(services: Services, request: Request, announced: int | None, deadline: Deadline) -> None:
+    """Before a large body is read for nothing; how it is in the end is found at the commit. Raises OverQuota."""
+    token, http = request.actor.token, services.config.http
+    if token is None or not token.quota or announced is None or announced <= http.stream_threshold:
+        return
+    used = services.door.tokens.owned(token.owner, deadline)
+    if used + announced - http.max_form_overhead > token.quota:
+        has, more, most = compared(used, announced, token.quota)
+        raise OverQuota(
+            f"the files of this owner have {has} of {most} that they may, and no room for {more} more: delete some"
+        )
 
 
 def _largest(services: Services, request: Request) -> int:
@@ -163,14 +178,19 @@ def _refuse_encoded(request: Request) -> None:
 def _policy(services: Services, request: Request, fields: Mapping[str, str] | None = None) -> Policy:
     """How this file is to be kept: by the form's field ``policy``, ``?policy=`` or a header, in this order.
 
-    A name of ``storage.policies``. Raises Refused for another, naming those there are.
+    A name of ``storage.policies``. Raises Refused for another, naming those there are; Forbidden for one that is not
+    for the token.
     """
     named = (
         (fields or {}).get(POLICY_FIELD)
         or request.argument("policy")
         or request.environ.get("HTTP_X_DISTFS_POLICY")
     )
-    known = services.config.storage.policies
+    known, token = services.config.storage.policies, request.actor.token
+    if token is not None and token.policies and (named or "default") not in token.policies:
+        raise Forbidden(
+            f"this token's uploads may have the policies {', '.join(sorted(token.policies))}: name one of them"
+        )
     if not named:
         return services.config.storage.policy
     if named not in known:

@@ -265,7 +265,7 @@ def test_an_address_is_promised_its_share_ahead_and_others_what_they_declare(
     admission = services.service()
 
     def begin(address: str) -> Promise:
-        promise = admission.admit(60 * MIB if declared else None, TWO_COPIES, Deadline(20), whose=address)
+        promise = admission.admit(60 * MIB if declared else None, TWO_COPIES, Deadline(20), whose=[address])
         for _ in range(0 if declared else 12):
             promise.received(MIB)
         return promise
@@ -294,7 +294,7 @@ def test_an_address_is_promised_one_share_ahead_by_all_processes_together(
         table.mine(process)
         address = "198.51.100.7"
         return stack.enter_context(
-            processes[process].admit(60 * MIB, TWO_COPIES, Deadline(20), whose=address)
+            processes[process].admit(60 * MIB, TWO_COPIES, Deadline(20), whose=[address])
         )
 
     with ExitStack() as stack:

@@ -107,8 +107,8 @@ def test_who_may_not_be_ahead_costs_few_rows(services: Services, monkeypatch: py
     services.nodes_have(10_000 * MIB, 10_000 * MIB)
     admission = services.service()
     with (
-        admission.admit(6000 * MIB, TWO_COPIES, Deadline(60), whose="198.51.100.7"),
-        admission.admit(1000 * MIB, TWO_COPIES, Deadline(60), whose="198.51.100.7") as promise,
+        admission.admit(6000 * MIB, TWO_COPIES, Deadline(60), whose=["198.51.100.7"]),
+        admission.admit(1000 * MIB, TWO_COPIES, Deadline(60), whose=["198.51.100.7"]) as promise,
     ):
         before = grants(admission)
         for received in range(1, 1001):

@@ -6,7 +6,10 @@ import base64
 import itertools
 import json
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +21,7 @@ from distfs.access.door import Decision
 from distfs.access.token import new_token
 from distfs.http_app import _ROUTES
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from tests.contract.litter import eventually
 from tests.integration.guarded import USER, User, guarded_service, soon, tokens_of, user
 from tests.postgres import database_url, run_sql
 from tests.service import Answer, TestService, running_service, small_config
@@ -366,3 +370,93 @@ def test_terms_that_cannot_be_are_refused(admin: User) -> None:
     for body in (b"", b'{"overlap": "soon"}', b'{"scopes": ["admin"]}'):
         assert admin.ask("POST", f"/tokens/{admin.id}/rotate", body).status == 400
     assert admin.ask("DELETE", "/tokens/nonsense").status == 400
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_a_token_s_own_limits_hold(service: TestService) -> None:
+    small = user(service, "small", max_file_size=1000)
+    assert small.ask("PUT", "/upload/n", bytes(1000)).status == 201
+    too_large = small.ask("PUT", "/upload/n", bytes(service.config.http.max_form_overhead + 1001))
+    assert (too_large.status, "max_file_size" in too_large.text) == (413, True)
+    bound = user(service, "bound", policies=["archive"])
+    answer = bound.ask("PUT", "/upload/n", b"x")
+    assert (answer.status, "may have the policies archive" in answer.text) == (403, True)
+    assert user(service, "bound", policies=["default", "archive"]).put()
+
+
+def test_a_large_upload_over_the_quota_is_refused_before_it_is_sent(service: TestService) -> None:
+    one = user(service, f"large{next(_names)}", quota=100)
+    connection = service.connect()
+    connection.putrequest("PUT", "/upload/n")
+    for name, value in (("Authorization", f"Bearer {one.token}"), ("Content-Length", "2900000")):
+        connection.putheader(name, value)
+    connection.putheader("Expect", "100-continue")
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 507
+    assert b"and no room for 2.8 MiB more" in answer.read()
+    connection.close()
+
+
+# --- who shows what is no token, again and again --------------------------------------------------
+
+
+def test_a_wrong_checksum_costs_no_statement(service: TestService) -> None:
+    tokens = service.app.services.door.tokens
+    right = new_token()
+    wrong = [right[:-1] + digit for digit in "abcdefghij" if digit != right[-1]]
+    asked = tokens.asked
+    for each in wrong * 10:
+        answer = service.ask("GET", "/files", headers={"Authorization": f"Bearer {each}"})
+        assert answer.status in (401, 429)
+    assert tokens.asked == asked
+
+
+def test_who_is_wrong_too_often_waits_longer_each_time_and_a_right_token_never(
+    service: TestService, alice: User
+) -> None:
+    failures = service.app.services.door.failures
+    waits: list[int] = []
+    while len(waits) < 3:
+        answer = service.ask("GET", "/files", headers={"Authorization": f"Bearer {new_token()}"})
+        if answer.status == 429:
+            assert "too many tokens from 127.0.0.1 were not good" in answer.text
+            waits.append(int(answer.headers["Retry-After"]))
+        assert alice.ask("GET", "/files").status == 200
+    assert waits == sorted(waits)
+    newcomer = user(service, f"new{next(_names)}")
+    assert newcomer.ask("GET", "/files").status == 200, "one that nobody has seen before"
+    assert failures.total >= 10
+
+
+def test_a_storm_of_wrong_tokens_stops_no_right_one(service: TestService, alice: User) -> None:
+    """Each is a token as far as anybody can tell without asking; MetaDB is asked for many of them at once."""
+    uuid, tokens = alice.put(b"hers"), service.app.services.door.tokens
+    stop = threading.Event()
+    told: Counter[int] = Counter()
+
+    def storm() -> None:
+        connection = service.connect()
+        while not stop.is_set():
+            connection.request("GET", "/files", headers={"Authorization": f"Bearer {new_token()}"})
+            answer = connection.getresponse()
+            answer.read()
+            told[answer.status] += 1
+        connection.close()
+
+    asked = tokens.asked
+    with ThreadPoolExecutor(16) as together:
+        running = [together.submit(storm) for _ in range(16)]
+        try:
+            for _ in range(20):
+                assert alice.ask("GET", f"/download/{uuid}").body == b"hers"
+                assert user(service, "another").ask("GET", "/files").status == 200
+            eventually(lambda: told.total() > 200, "there was a storm")
+        finally:
+            stop.set()
+        for each in running:
+            each.result()
+    assert set(told) <= {401, 429}
+    assert tokens.asked - asked < told.total() / 2
