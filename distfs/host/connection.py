@@ -443,7 +443,7 @@ class Connection:
 
         ``rewind``: takes back what a full socket does not take and is more than REST; -> how much that was.
         """
-        if self._has_turn:
+        if self._has_turn and rewind is not None:  # of many parts, which a client may take slowly
             self._end_turn()
         if self.hang_up is not None and self.hang_up.may_ask:
             self.unsent += self.hang_up.stop_asking()
@@ -461,6 +461,8 @@ class Connection:
 
     def _write_rest(self, views: list[memoryview], rewind: Rewind | None) -> int:
         """What the socket does not take at once."""
+        if self._has_turn:
+            self._end_turn()
         if sum(map(len, views)) > REST:
             seconds = FULL_CROWDED_S if self.loop.memory.crowded else FULL_S
             views = self.client.send(views, full_after=seconds if rewind else None)
