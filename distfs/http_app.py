@@ -14,6 +14,7 @@ from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
 from distfs.access.authorize import Action, needs_nothing
+from distfs.access.door import ANYBODY
 from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config, TokenCaller
@@ -111,6 +112,8 @@ class HttpApp:
         response.headers.update(request.safety)
         self._browsers.share(request, response)
         answer = response(environ, start_response)
+        if request.who:
+            sender["who"] = request.who
         return _Answer(answer, request, response.status_code, began, sender)
 
     @staticmethod
@@ -199,13 +202,14 @@ class HttpApp:
         """Who asks, and whether they may, as far as that can be told before the file is known. Raises Unauthorized,
         Forbidden, TooMany, Unavailable."""
         door = self.services.door
-        shown = shown_token(request.environ.get("HTTP_AUTHORIZATION"))
-        if shown is not None and needs_nothing(request.action):
-            shown = None
-        deadline = self.services.answer_deadline(request.hang_up)
-        request.actor = door.enter(shown, identity.address, deadline)
+        if door.guarded and not needs_nothing(request.action):
+            shown = shown_token(request.environ.get("HTTP_AUTHORIZATION"))
+            deadline = self.services.answer_deadline(request.hang_up)
+            request.actor = door.enter(shown, identity.address, deadline)
+        elif not door.guarded:
+            request.actor = ANYBODY
         if (token := request.actor.token) is not None:
-            request.who = str(request.actor)
+            request.who = token.shown
             request.caller = TokenCaller(request.caller.address, request.caller.header, token.rule)
         door.judge_before(request.actor, request.action)
 

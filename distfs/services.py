@@ -90,6 +90,7 @@ class Services:
             },
             "nodes": self.directory.snapshot(),
             "audit": self.audit.usage(),
+            "auth": self.door.usage(),
         }
 
     @property

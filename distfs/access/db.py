@@ -33,7 +33,7 @@ class Token:
     rule: CallerRule
     quota: int
     policies: frozenset[str]
-    expires: float
+    shown: str  # as logs say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,13 @@ def _change(row: Sequence[Any], began: float) -> Change:
     asked = _terms(terms)
     ends = inf if lives_for is None else began + lives_for
     token = Token(
-        id, asked.owner, frozenset(asked.scopes), asked.rule(id), asked.quota, frozenset(asked.policies), ends
+        id,
+        asked.owner,
+        frozenset(asked.scopes),
+        asked.rule(id),
+        asked.quota,
+        frozenset(asked.policies),
+        f"token {id} of {asked.owner}",
     )
     hashes = {} if revoked else {bytes.fromhex(digest): ends}
     if hashes and before:

@@ -30,7 +30,7 @@ class Actor:
 
     def __str__(self) -> str:
         if self.token is not None:
-            return f"token {self.token.id} of {self.token.owner}"
+            return self.token.shown
         return "anybody" if self.all else "nobody"
 
     @property
@@ -78,8 +78,9 @@ class Door:
         self,
         auth: AuthConfig,
         tokens: Tokens,
-        told: Callable[[Decision], None] = lambda decision: None,
+        told: Callable[[Decision], None] | None = None,
     ) -> None:
+        """``told``: hears of every decision."""
         self.guarded = auth.mode == "on"
         self.tokens, self.told = tokens, told
         self.failures = Failures()
@@ -98,6 +99,10 @@ class Door:
             raise Unauthorized("the token that was shown is not good: it is none, has expired or was revoked")
         return Actor(token)
 
+    def usage(self) -> dict[str, int]:
+        """For operators: how often MetaDB was asked for tokens, and how often something shown was none."""
+        return {"lookups": self.tokens.asked, "refused": self.failures.total}
+
     def glance(self, shown: str | None) -> Token | None:
         """The token as far as it is known without asking anybody: nothing but a limit may rest on it."""
         digest = hash_of(shown) if self.guarded and shown else None
@@ -110,7 +115,10 @@ class Door:
         """
         visibility = Visibility(file.visibility) if file else None
         verdict = authorize(action, actor.relation(file), actor.scopes, visibility)
-        self.told(Decision(actor, action, id, verdict))
+        if self.told is not None:
+            self.told(Decision(actor, action, id, verdict))
+        if verdict is Verdict.ALLOW:
+            return
         match verdict:
             case Verdict.LOGIN:
                 raise Unauthorized(
@@ -124,7 +132,8 @@ class Door:
     def judge_before(self, actor: Actor, action: Action) -> None:
         """The same before anything is known but the action, as far as that is enough."""
         if action is Action.TOKENS and not self.guarded:  # they would be good once auth is on
-            self.told(Decision(actor, action, None, Verdict.FORBIDDEN))
+            if self.told is not None:
+                self.told(Decision(actor, action, None, Verdict.FORBIDDEN))
             raise Forbidden("who needs no token may make none: `distfs token` does, while auth is not on")
         if not of_file(action):
             self.judge(actor, action)

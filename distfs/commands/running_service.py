@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
+from distfs.access.token import hash_of
 from distfs.commands.display import counted, size, table
 
 #: A service that says nothing for so long is not waited for.
 SERVICE_WITHIN_S = 2.0
 _MOST_BYTES = 1 << 22
+#: An administrator's, for services that ask for one.
+_TOKEN = "DISTFS_TOKEN"  # noqa: S105 - where it is
 
 _COUNTS = ["lent", "idle", "waiting", "made", "reused", "stale", "broken"]
 _HEADS = ["NODE", "ADDRESS", *map(str.upper, _COUNTS), "LATENCY", "P95", "BREAKER"]
@@ -45,14 +49,24 @@ def ask_service(url: str) -> dict[str, Any]:
     kind = _KINDS[place.scheme]
     try:
         with contextlib.closing(kind(place.netloc, timeout=SERVICE_WITHIN_S)) as connection:
-            connection.request("GET", f"{place.path.rstrip('/')}/status")
+            connection.request("GET", f"{place.path.rstrip('/')}/status", headers=_login())
             response = connection.getresponse()
             told = json.loads(response.read(_MOST_BYTES)) if response.status == HTTPStatus.OK else None
     except (OSError, HTTPException, ValueError) as e:
         return {"url": url, "error": str(e) or type(e).__name__}
     if isinstance(told, dict) and {"memory", "uploads", "nodes"} <= told.keys():
         return {"url": url} | told
+    if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return {"url": url, "error": f"it tells administrators: set {_TOKEN} to the token of one"}
     return {"url": url, "error": f"it answers {response.status}, as no distfs service does"}
+
+
+def _login() -> dict[str, str]:
+    """Raises ValueError."""
+    token = os.environ.get(_TOKEN, "").strip()
+    if token and not hash_of(token):
+        raise ValueError(f"{_TOKEN} is no token")  # and is shown to nobody
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def in_words(told: Mapping[str, Any]) -> str:

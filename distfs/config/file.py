@@ -165,7 +165,7 @@ def _hint(key: object, known: Iterable[str], prefix: str, spell: Callable[[str],
 
 #: What is set for others: for clients (tests/integration-test.sh), and for whatever runs beside services of
 #: Kubernetes or Docker whose names begin with distfs.
-_OF_CLIENTS = "DISTFS_URL"
+_OF_CLIENTS = ("DISTFS_URL", "DISTFS_TOKEN")
 _OF_SERVICES = re.compile(
     r"DISTFS_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)", re.ASCII
 )
@@ -174,7 +174,7 @@ _OF_SERVICES = re.compile(
 def _is_of_others(name: str, text: str) -> bool:
     if name.endswith("_PORT") and re.match(r"(?:tcp|udp|sctp)://", text):
         return True
-    return name == _OF_CLIENTS or _OF_SERVICES.fullmatch(name) is not None
+    return name in _OF_CLIENTS or _OF_SERVICES.fullmatch(name) is not None
 
 
 def _unknown_variable(name: str, sections: Mapping[str, Any]) -> ConfigError:

@@ -19,6 +19,7 @@ import pytest
 from distfs.access.authorize import Action, Verdict, needs_nothing, of_file
 from distfs.access.door import Decision
 from distfs.access.token import new_token
+from distfs.commands.running_service import ask_service
 from distfs.http_app import _ROUTES
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from tests.contract.litter import eventually
@@ -115,7 +116,7 @@ def test_a_file_that_is_not_seen_and_none_are_one_answer_by_the_same_statements(
             assert len(hidden[2]) == len(none[2])
     finally:
         del meta._run
-        service.app.services.door.told = lambda decision: None
+        service.app.services.door.told = None
     assert [each.allowed for each in told] == [False] * 4
     assert {each.verdict for each in told} == {Verdict.HIDDEN, Verdict.LOGIN}
     assert alice.ask("GET", f"/download/{theirs}").body == b"x"
@@ -136,7 +137,7 @@ def test_every_route_is_judged_by_its_action(service: TestService, admin: User) 
             assert [(each.action, each.allowed) for each in told] == [(action, True)], (method, path)
             assert str(told[0].file or "") == uuid
     finally:
-        service.app.services.door.told = lambda decision: None
+        service.app.services.door.told = None
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -460,3 +461,21 @@ def test_a_storm_of_wrong_tokens_stops_no_right_one(service: TestService, alice:
             each.result()
     assert set(told) <= {401, 429}
     assert tokens.asked - asked < told.total() / 2
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+def test_the_command_status_shows_a_service_its_token(
+    service: TestService, admin: User, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://{service.host}:{service.port}"
+    monkeypatch.delenv("DISTFS_TOKEN", raising=False)
+    assert "set DISTFS_TOKEN to the token of one" in ask_service(url)["error"]
+    monkeypatch.setenv("DISTFS_TOKEN", alice.token)
+    assert "set DISTFS_TOKEN to the token of one" in ask_service(url)["error"]
+    monkeypatch.setenv("DISTFS_TOKEN", f"{admin.token}\n")
+    told = ask_service(url)
+    assert told["auth"]["lookups"] > 0
+    monkeypatch.setenv("DISTFS_TOKEN", f"{admin.token[:-1]}\nX")
+    assert ask_service(url)["error"] == "DISTFS_TOKEN is no token"

@@ -380,7 +380,13 @@ def test_more_redundancy_than_any_policy_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
-    theirs = {"DISTFS_URL": "http://x", "HTTP_PORT": "1", "DISTFS": "1", "DISTFSHTTP_PORT": "1"}
+    theirs = {
+        "DISTFS_URL": "http://x",
+        "DISTFS_TOKEN": "t",
+        "HTTP_PORT": "1",
+        "DISTFS": "1",
+        "DISTFSHTTP_PORT": "1",
+    }
     of_kubernetes = {
         "DISTFS_PORT": "tcp://10.0.0.1:80",
         "DISTFS_PORT_80_TCP_PORT": "80",
