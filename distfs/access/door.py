@@ -134,6 +134,8 @@ class Door:
         if action is Action.TOKENS and not self.guarded:  # they would be good once auth is on
             if self.told is not None:
                 self.told(Decision(actor, action, None, Verdict.FORBIDDEN))
-            raise Forbidden("who needs no token may make none: `distfs token` does, while auth is not on")
+            raise Forbidden(
+                "who needs no token may make none: `distfs token create` does, while auth is not on"
+            )
         if not of_file(action):
             self.judge(actor, action)

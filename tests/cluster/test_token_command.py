@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
 
 from tests.cluster import Cluster
 from tests.cluster.operating import distfs
+from tests.cluster.test_readme_commands import BLOCKS, lines_of
 from tests.cluster.test_up import StartUp, curl, data, up
 
 __all__ = ["data", "up"]
@@ -92,3 +94,41 @@ def test_up_prints_the_first_token_once_and_no_log_has_it(up: StartUp, data: Pat
     assert not re.search(TOKEN, running.log + again.log)
     kept = [p for p in data.rglob("*") if p.is_file() and "postgres" not in p.parts]
     assert not [p for p in kept if token.encode() in p.read_bytes()]
+
+
+def test_what_the_readme_says_of_tokens_is_so(up: StartUp, tmp_path: Path) -> None:
+    running = up(DISTFS_AUTH_MODE="on").wait_ready()
+    assert running.process.stdout is not None
+    lines = iter(running.process.stdout.readline, "")
+    admin = next(found[0] for line in lines if (found := re.search(TOKEN, line)))
+    (tmp_path / "a").write_bytes(b"hers")
+    (tmp_path / "got").mkdir()
+    here = {"ADMIN": admin, "TOKEN": "", "UUID": "", "ID": ""}
+
+    def run(line: str) -> str:
+        line = line.replace("http://127.0.0.1:8080", running.url)
+        line = line.replace("/UUID", f"/{here['UUID']}").replace("/ID", f"/{here['ID']}")
+        folder = tmp_path / "got" if "-OJ" in line else tmp_path
+        done = subprocess.run(
+            ["bash", "-euc", f"{line} --fail --silent --show-error"],
+            cwd=folder,
+            env={"PATH": os.environ["PATH"], "ADMIN": here["ADMIN"], "TOKEN": here["TOKEN"]},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        return done.stdout
+
+    [block] = [each for each in BLOCKS if "-u :$TOKEN" in each]
+    create, upload, change, download, revoke = [
+        line for line in lines_of(block) if not line.startswith("export")
+    ]
+    made = json.loads(run(create))
+    here["TOKEN"], here["ID"] = made["token"], made["id"]
+    here["UUID"] = run(upload).strip()
+    assert json.loads(run(change))["visibility"] == "link"
+    run(download)
+    assert (tmp_path / "got" / "a").read_bytes() == b"hers"
+    run(revoke)
+    assert running.stop() == 0
