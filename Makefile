@@ -8,7 +8,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test collect check lint types rules format integration-test soak bench clean
+.PHONY: help run test collect check lint types rules format integration-test soak fuzz bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ integration-test: $(VENV)/run.stamp ## files of 10 to 600 MB, there and back, wi
 SECONDS ?= 600
 soak: $(VENV)/dev.stamp ## random walks of kills, damage and drains for SECONDS=600; prints seeds, and steps that fail
 	$(PY) -m tests.faults.walk --seconds $(SECONDS) $(ARGS)
+
+fuzz: $(VENV)/dev.stamp ## hostile bytes for everything that reads bytes, for SECONDS=600 in all; a find is kept in tests/fuzz/corpus
+	$(PY) -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 bench: $(VENV)/dev.stamp ## speed and memory against a bare-socket floor, on this machine
 	$(PY) -m bench $(ARGS)

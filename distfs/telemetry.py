@@ -23,6 +23,7 @@ from typing import ParamSpec, TextIO, TypeVar
 
 from distfs.config.settings import LogConfig
 from distfs.process.log_writer import REQUEST_ID, LineWriter
+from distfs.process.redact import visible
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +32,6 @@ NO_REQUEST = "-"
 _request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default=NO_REQUEST)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 #: What all records have in common; by which thread and process is not said, as by ``setup_logging``.
 _RECORD = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dict.fromkeys(
     ("thread", "threadName", "process", "processName")
@@ -141,9 +141,7 @@ class TextFormatter(logging.Formatter):
     def line(
         created: float, level: str, request_id: str, logger: str, message: str, facts: Mapping[str, object]
     ) -> str:
-        if _CONTROL.search(message):
-            message = _CONTROL.sub(lambda match: repr(match[0])[1:-1], message)
-        parts = [f"{_time(created)} {level} {request_id} {logger} {message}"]
+        parts = [f"{_time(created)} {level} {request_id} {logger} {visible(message)}"]
         for key, value in facts.items():
             text = f"{value:.3f}" if isinstance(value, float) else str(value)
             parts.append(f"{key}={text if _PLAIN.fullmatch(text) else json.dumps(text)}")

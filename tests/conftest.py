@@ -27,7 +27,7 @@ LONGEST = (
 LONGEST_GROUP = "heavy"
 #: The rest follows by how long a test takes: what is last are thousands of short ones, with which all end at once.
 #: Those of a module are handed out together: to hand out each takes as long as many of them do.
-SHORT = ("unit", "contract")
+SHORT = ("unit", "contract", "fuzz")
 
 
 def pytest_configure() -> None:

@@ -130,8 +130,28 @@ def _with_environment(tree: Any, environ: Mapping[str, str], old_names: Mapping[
     return tree
 
 
+#: A key of a row of a list of a section is four deep.
+_MOST_DEPTH = 10
+#: The largest number that is packed or sent anywhere, and a century: more means a mistake.
+_MOST_BYTES, _MOST_SECONDS, _MOST = (1 << 63) - 1, 36525 * 86400, 10**9
+
+
 class _TextLoader(yaml.BaseLoader):
-    """Text, lists and mappings; a key given twice is refused, where YAML would let the last one win."""
+    """Text, lists and mappings; a key given twice is refused, where YAML would let the last one win. So is what is
+    nested deeper than anything of ours, or named anew by an alias: a few lines could mean more than memory holds."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        where: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=where.start_mark)
+        if self._depth > _MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=where.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -244,9 +264,15 @@ def _quantity(value: object, units: Mapping[str, float], example: str) -> float:
     return float(match[1]) * units[match[2].lower()]
 
 
+def _at_most(most: float, number: float, value: object) -> float:
+    if number > most:
+        raise ValueError(f"{str(value)[:40]!r} is more than there can be")
+    return number
+
+
 def parse_bytes(value: object) -> int:
     """``"32MiB"`` -> 33554432; ``"10GB"`` -> 10**10; a plain number is bytes. Raises ValueError."""
-    return int(_quantity(value, _SIZE_UNITS, "a size such as 32MiB or 10GB"))
+    return int(_at_most(_MOST_BYTES, _quantity(value, _SIZE_UNITS, "a size such as 32MiB or 10GB"), value))
 
 
 def _rate(value: object) -> int:
@@ -255,7 +281,7 @@ def _rate(value: object) -> int:
 
 def parse_seconds(value: object) -> float:
     """``"10min"`` -> 600.0. Raises ValueError."""
-    return _quantity(value, _TIME_UNITS, "a time such as 500ms, 10s or 10min")
+    return _at_most(_MOST_SECONDS, _quantity(value, _TIME_UNITS, "a time such as 500ms, 10s or 10min"), value)
 
 
 def _fraction(value: object) -> float:
@@ -268,7 +294,7 @@ def _fraction(value: object) -> float:
 def _integer(value: object) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value), re.ASCII):
         raise ValueError(f"{value!r} is not a whole number of 0 or more")
-    return int(str(value))
+    return int(_at_most(_MOST, int(str(value)[:20]), value))
 
 
 def _processes(value: object) -> int:

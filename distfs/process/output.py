@@ -31,7 +31,7 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.process import descriptors
-from distfs.process.redact import redacted, redacted_word
+from distfs.process.redact import redacted, redacted_word, visible
 
 #: Exit codes of every command and part. 70 is sysexits.h's, 130 the shell's.
 DONE, FAILED, USAGE, NOT_TOLD, OUTPUT_LOST, NOT_HOME, FORGOTTEN = range(7)
@@ -84,8 +84,9 @@ def announce(text: str) -> None:
 
 
 def complain(line: str) -> None:
-    """A line on standard error, where somebody may read it; no URL in it shows its password."""
-    show(f"{redacted(line)}\n")
+    """A line on standard error, where somebody may read it; no URL in it shows its password, and it is one line,
+    whatever is in it."""
+    show(f"{visible(redacted(line))}\n")
 
 
 def warner(name: str, *, of_parent: bool = False) -> Callable[[str], None]:

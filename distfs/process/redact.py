@@ -1,4 +1,7 @@
-"""What of a URL may be read by anybody: not its password. Every text that may hold a URL goes through here."""
+"""What of a text may be shown: of a URL no password, of control characters none as they are.
+
+Every text that may hold a URL goes through here, and every line with what somebody else wrote in it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,13 @@ import re
 _HIDDEN = "***"
 _PASSWORD_IS = re.compile(r"(?i)(password=)[^&]*")
 _USER_ENDS = re.compile(r"[:@/?]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WORD = re.compile(r"""('[^']*'|"[^"]*"|\s+)""")
+
+
+def visible(text: str) -> str:
+    """``text`` on one line, and harmless to a terminal: control characters as Python writes them."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text) if _CONTROL.search(text) else text
 
 
 def redacted(text: str) -> str:

@@ -31,6 +31,18 @@ def test_a_password_is_hidden_and_nothing_else(text: str, shown: str | None) -> 
     assert redacted(redacted(text)) == redacted(text)
 
 
+@pytest.mark.parametrize("inside", ["\n", "\x1b[2J", "\u2028", "\x85", "\x9b2J", "\r", "\x7f"])
+def test_what_is_wrong_is_told_on_one_line_that_is_harmless_to_a_terminal(
+    inside: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by fuzzing: the name of a variable may have anything in it."""
+    monkeypatch.setenv(f"DISTFS_A{inside}B", "x")
+    assert cli.main(["nodes"]) == 2
+    told = capsys.readouterr().err
+    assert "environment: unknown DISTFS_A" in told
+    assert told.removesuffix("\n").isprintable()
+
+
 def test_one_argument_may_have_blanks() -> None:
     assert redacted_word("--m=postgresql://anna:a se cret@db") == "--m=postgresql://anna:***@db"
 
