@@ -237,5 +237,8 @@ def _for_libpq(url: MetaURL) -> Mapping[str, str]:
         "PGPASSWORD": url.password,
         "PGSSLMODE": next((mode for mode in modes if mode != "disable"), "disable"),
         "PGSSLROOTCERT": url.sslrootcert or "system" * ("verify-full" in modes),
+        "PGSSLCERT": url.sslcert,
+        "PGSSLKEY": url.sslkey,
+        "PGSSLCRL": url.sslcrl,
     }
     return {key: value for key, value in found.items() if value}

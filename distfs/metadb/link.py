@@ -266,6 +266,9 @@ def _reason(error: BaseException) -> str:
         return _field(cause, "M")
     if isinstance(cause, TimeoutError):
         return "no answer in time"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        why = f"certificate verify failed: {cause.verify_message.rstrip('.')}"
+        return f"{why}; metadb.url says whose is believed: sslrootcert, or sslmode (README, Certificates)"
     if _hung_up(cause):
         return "it closed the connection"
     return descriptors.in_words(cause) if isinstance(cause, OSError) else str(cause)

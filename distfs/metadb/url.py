@@ -6,6 +6,7 @@ it concerns distfs; a parameter that would have to be ignored is refused instead
 
 from __future__ import annotations
 
+import functools
 import re
 import ssl
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,11 @@ from urllib.parse import parse_qsl, unquote
 from distfs.config.settings import MetaDBConfig
 from distfs.errors import ConfigError
 from distfs.metadb.password import password_of
+from distfs.tls.contexts import FromFiles, believe, heed, load_pair
 
 _SCHEMES = ("postgresql://", "postgres://")
-_PARAMETERS = ("host", "port", "user", "password", "sslmode", "sslrootcert")
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
+_PARAMETERS = ("host", "port", "user", "password", "sslmode", *_FILES)
 _SSL_MODES = ("disable", "require", "verify-full")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FORM = "postgresql://user:password@host:port/database"
@@ -47,8 +50,11 @@ class MetaURL:
     user: str
     database: str
     password: str = field(default="", repr=False)
-    sslmode: str = ""  # empty: nothing on this machine, 'require' elsewhere
-    sslrootcert: str = ""
+    sslmode: str = ""  # empty: nothing on this machine, 'verify-full' elsewhere
+    sslrootcert: str = ""  # empty: the system's authorities
+    sslcert: str = ""  # our own, for a server that asks for one
+    sslkey: str = ""
+    sslcrl: str = ""  # what is revoked
 
     @classmethod
     def parse(cls, text: str) -> MetaURL:
@@ -70,7 +76,7 @@ class MetaURL:
             database=unquote(database) or user,
             password=options.get("password", unquote(password)),
             sslmode=options.get("sslmode", ""),
-            sslrootcert=options.get("sslrootcert", ""),
+            **{key: options.get(key, "") for key in _FILES},
         )
 
     @classmethod
@@ -80,28 +86,43 @@ class MetaURL:
         return url if url.password else replace(url, password=password_of(config))
 
     def mode_to(self, host: Host) -> str:
-        """libpq's sslmode for a host: what was asked for, else no TLS on this machine and TLS elsewhere."""
+        """libpq's sslmode for a host: as asked for, else no TLS on this machine and a proved server elsewhere."""
         if host.socket_path is not None:
             return "disable"
-        return self.sslmode or ("disable" if host.name in _LOOPBACK else "require")
+        return self.sslmode or ("disable" if host.name in _LOOPBACK else "verify-full")
 
     def ssl_context(self, host: Host) -> ssl.SSLContext | bool:
         """For pg8000: a context, or False for none. Never None, with which it falls back to plaintext."""
         mode = self.mode_to(host)
         if mode == "disable":
             return False
-        if mode == "require":  # encrypted, the server's name not proved: what libpq means by it
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to read the system's certificates takes 40 ms
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            return context
-        try:
-            return ssl.create_default_context(cafile=self.sslrootcert or None)
-        except OSError as e:
-            raise ConfigError(f"metadb.url: cannot read sslrootcert {self.sslrootcert}: {e.strerror}") from e
+        return _context(mode, *(getattr(self, key) for key in _FILES)).now()[0]
 
     def __str__(self) -> str:
         return f"{self.user}@{','.join(map(str, self.hosts))}/{self.database}"
+
+
+@functools.cache
+def _context(mode: str, root: str, cert: str, key: str, crl: str) -> FromFiles[ssl.SSLContext]:
+    """Made once, as long as its files are the same: to read the system's certificates takes 40 ms."""
+
+    def make() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if cert:
+            load_pair(context, cert, key, "metadb.url: sslcert, sslkey")
+        if mode == "require":  # encrypted, the server's name not proved: what libpq means by it
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif root:
+            believe(context, root, "metadb.url: sslrootcert")
+        else:
+            context.load_default_certs()
+        if crl and mode != "require":
+            heed(context, crl, "metadb.url: sslcrl")
+        return context
+
+    return FromFiles("metadb.url's certificates", [each for each in (root, cert, key, crl) if each], make)
 
 
 def _options(query: str) -> dict[str, str]:
@@ -117,9 +138,11 @@ def _options(query: str) -> dict[str, str]:
     mode = options.get("sslmode")
     if mode is not None and mode not in _SSL_MODES:
         raise ConfigError(f"metadb.url: sslmode {mode!r} is not one of {', '.join(_SSL_MODES)}")
-    root = options.get("sslrootcert")
-    if root and not Path(root).is_file():
-        raise ConfigError(f"metadb.url: sslrootcert {root} is not a file")
+    for key in _FILES:
+        if (file := options.get(key)) and not Path(file).is_file():
+            raise ConfigError(f"metadb.url: {key} {file} is not a file")
+    if bool(options.get("sslcert")) != bool(options.get("sslkey")):
+        raise ConfigError("metadb.url: sslcert and sslkey go together")
     return options
 
 

@@ -105,7 +105,7 @@ def _https(certificates: Sequence[Certificate]) -> ssl.SSLContext:
     contexts = []
     for pair in certificates:
         context = _server()
-        _load_pair(context, pair.cert, pair.key, "tls.certificates")
+        load_pair(context, pair.cert, pair.key, "tls.certificates")
         context.set_alpn_protocols(["http/1.1"])
         contexts.append(context)
         for name in hosts_of(decoded(pair.cert)):
@@ -207,7 +207,7 @@ def _mutual(context: ssl.SSLContext, c: TlsConfig) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols([_WIRE])
-    _load_pair(context, c.cert, c.key, "tls.cert, tls.key")
+    load_pair(context, c.cert, c.key, "tls.cert, tls.key")
     believe(context, c.ca, "tls.ca")
     if c.crl:
         heed(context, c.crl, "tls.crl")
@@ -236,7 +236,7 @@ def _server() -> ssl.SSLContext:
     return context
 
 
-def _load_pair(context: ssl.SSLContext, cert: str, key: str, setting: str) -> None:
+def load_pair(context: ssl.SSLContext, cert: str, key: str, setting: str) -> None:
     """Raises ConfigError."""
     for path in (cert, key):
         _check_readable(path, setting)

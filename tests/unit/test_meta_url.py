@@ -58,6 +58,8 @@ def test_printing_a_url_shows_no_password() -> None:
         ("postgresql://anna@db/files?password=secret&ssl=on", "unknown parameter 'ssl'"),
         ("postgresql://anna@db/files?pass-secret=1", "unknown parameter;"),
         ("postgresql://anna:secret@db/files?sslrootcert=/no/such/file", "/no/such/file is not a file"),
+        ("postgresql://anna:secret@db/files?sslcrl=/no/such/file", "sslcrl /no/such/file is not a file"),
+        (f"postgresql://anna:secret@db/files?sslcert={__file__}", "sslcert and sslkey go together"),
     ],
 )
 def test_a_url_that_is_wrong_says_where_without_the_password(url: str, complaint: str) -> None:
@@ -84,13 +86,19 @@ def test_only_verify_full_proves_the_name_of_the_server() -> None:
     assert (encrypted.verify_mode, encrypted.check_hostname) == (ssl.CERT_NONE, False)
 
 
+def test_who_says_nothing_of_another_machine_has_it_prove_its_name() -> None:
+    asked_nothing = context("")
+    assert isinstance(asked_nothing, ssl.SSLContext)
+    assert (asked_nothing.verify_mode, asked_nothing.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
 def test_certificates_that_prove_nothing_are_not_read(tmp_path: Path) -> None:
     """Every connection would take 40 ms of processor time to read the system's; a file is read when it counts."""
     (no_certificate := tmp_path / "root.pem").write_text("nothing")
     encrypted = context(f"?sslmode=require&sslrootcert={no_certificate}")
     assert isinstance(encrypted, ssl.SSLContext)
     assert encrypted.cert_store_stats()["x509"] == 0
-    with pytest.raises(ConfigError, match="cannot read sslrootcert"):
+    with pytest.raises(ConfigError, match="sslrootcert: .*root.pem does not hold certificates"):
         context(f"?sslmode=verify-full&sslrootcert={no_certificate}")
 
 
@@ -111,10 +119,10 @@ def test_a_password_after_the_question_mark_is_used_and_not_shown() -> None:
 @pytest.mark.parametrize(
     ("url", "mode", "root"),
     [
-        ("postgresql://u@db.example/d", "require", None),
+        ("postgresql://u@db.example/d", "verify-full", "system"),
         ("postgresql://u@127.0.0.1/d", "disable", None),
         ("postgresql://u@/d?host=/run/postgresql", "disable", None),
-        ("postgresql://u@127.0.0.1,db.example/d", "require", None),
+        ("postgresql://u@127.0.0.1,db.example/d", "verify-full", "system"),
         ("postgresql://u@db.example/d?sslmode=verify-full", "verify-full", "system"),
     ],
 )
