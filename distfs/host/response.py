@@ -313,7 +313,8 @@ def _has_one(app_iter: object) -> bool:
 def _check_texts(texts: Sequence[object]) -> None:
     """All at once, since that takes a tenth of the time."""
     try:
-        right = not _LINE_BREAK.search("".join(texts))  # type: ignore[arg-type]  # what is no text is said below
+        all_of_it = "".join(texts)  # type: ignore[arg-type]  # what is no text is said below
+        right = not ("\r" in all_of_it or "\n" in all_of_it or "\0" in all_of_it)
     except TypeError:
         right = False
     if right:

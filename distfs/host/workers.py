@@ -22,8 +22,9 @@ logger = logging.getLogger("distfs.server")
 
 #: A worker that had nothing to do for so long ends.
 IDLE_S = 10.0
-#: So many requests go to MetaDB and nodes at once; and as long as each of them is soon done, only so many.
-TURNS, FEW_TURNS = 64, 16
+#: So many requests go to MetaDB and nodes at once; and as long as each of them is soon done, only so many: a service
+#: keeps no more connections to MetaDB unless it is told to, and more threads would wait for those as well.
+TURNS, FEW_TURNS = 64, 8
 #: Who has had a turn for so long is passed by.
 LATE_S = 0.02
 
