@@ -246,8 +246,10 @@ def main(verb: str, port: str, count: str, rate: str, file: str, path: str) -> N
         return ask(int(port), path, content, float(rate), out)
 
     clients = Clients(start, int(count), keep=verb == "idle")
+    began = time.monotonic()
     clients.run()
-    print(json.dumps(figures(clients.outcomes)), flush=True)
+    cores = time.process_time() / (time.monotonic() - began)
+    print(json.dumps(figures(clients.outcomes) | {"cores": cores}), flush=True)
     if verb == "idle":
         sys.stdin.read()
         print(sum(_is_open(out.sock) for out in clients.outcomes), flush=True)

@@ -199,7 +199,8 @@ def _print(crowd: Crowd, size: int) -> None:
     told = crowd.clients
     print(f"\n{told['clients']} x {crowd.verb}, {size / 1e6:g} MB each at {RATES[crowd.verb] / 1e3:g} kB/s")
     print(
-        f"  complete {told['complete']}; others: {told['problems'] or 'none'}; median {told['lasted_p50_s']:.1f} s"
+        f"  complete {told['complete']}; others: {told['problems'] or 'none'}; median {told['lasted_p50_s']:.1f} s; "
+        f"they took {told['cores']:.2f} of a core themselves"
     )
     firsts = [told[f"first_{which}_s"] for which in ("p50", "p99", "max")]
     if None not in firsts:
