@@ -233,9 +233,15 @@ class MetaDB(Transactions):
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
         return [_committed(file, created[file.id], whose) for file in stored]
 
-    def file(self, id: UUID, deadline: Deadline) -> File:
-        """A file with all its slices, in order. Raises NotFound."""
-        rows = self.read("file", deadline, id=id)
+    def file(self, id: UUID, deadline: Deadline, seen_by: str | None = None) -> File:
+        """A file with all its slices, in order; ``seen_by``: no other than an owner's, and those that were opened.
+
+        Raises NotFound.
+        """
+        if seen_by is None:
+            rows = self.read("file", deadline, id=id)
+        else:
+            rows = self.read("file_seen", deadline, id=id, owner=seen_by)
         if not rows:
             raise NotFound(f"no file {id}")
         slices = [row[_OF_FILE:] for row in rows if row[_OF_FILE] is not None]

@@ -59,6 +59,13 @@ SELECT name, content_type, f.size, sha256, k, m, block_size, created_at, owner, 
     s.id, s.ordinal, s.size, digest, nodes
 FROM file AS f LEFT JOIN slice AS s ON s.file_id = f.id WHERE f.id = :id;
 
+-- name: file_seen
+-- One that is not seen takes as long as none.
+SELECT name, content_type, f.size, sha256, k, m, block_size, created_at, owner, visibility,
+    s.id, s.ordinal, s.size, digest, nodes
+FROM file AS f LEFT JOIN slice AS s ON s.file_id = f.id
+WHERE f.id = :id AND (f.owner = :owner OR f.visibility <> 'private');
+
 -- name: files_after
 SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility
 FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit;

@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 from distfs.access.db import Change, Token, TokenDB
@@ -31,6 +32,19 @@ _RENEW_S = 0.5
 _LOOK_S, _ASK_LIMIT_S = 0.05, 2.0
 #: MetaDB did not answer: known tokens go on, and it is left alone for so long.
 _PAUSE_S = 0.5
+_NEVER = float("-inf")
+
+
+class _Seen(NamedTuple):
+    """What was known at a moment of the monotonic clock: never changed, but replaced."""
+
+    tokens: dict[bytes, tuple[Token, float]]  # by hash, and until when it holds
+    as_of: float  # when MetaDB was asked
+
+    def good(self, digest: bytes) -> Token | None:
+        """The token, unless it has expired."""
+        token, until = self.tokens.get(digest, (None, 0.0))
+        return token if time.monotonic() < until else None
 
 
 class Tokens:
@@ -42,11 +56,10 @@ class Tokens:
         """``grace``: seconds for which known tokens are believed while MetaDB is away. ``paced``: hears of the limits
         of those that are to be kept to a pace, whenever these change."""
         self._db, self._grace, self._paced = db, grace, paced
-        self._known: dict[bytes, tuple[Token, float]] = {}  # by hash, and until when it holds
+        self._seen = _Seen({}, _NEVER)
         self._hashes: dict[UUID, tuple[bytes, ...]] = {}  # by token
         self._revision = 0
-        self._as_of = float("-inf")  # when MetaDB was asked last, and has answered
-        self._failed_at, self._failure = float("-inf"), ""  # when it did not
+        self._failed_at, self._failure = _NEVER, ""  # when MetaDB did not answer
         self._away = False  # and was not there
         self._turn = threading.Condition()
         self._asking = False
@@ -63,18 +76,21 @@ class Tokens:
         Raises Unavailable when that cannot be told.
         """
         now = time.monotonic()
-        if now - self._as_of >= FRESH_S and not self._away:
+        age = now - self._seen.as_of
+        if age >= FRESH_S and not self._away:
             self._renew(now - FRESH_S, deadline)
-        elif now - self._as_of >= _RENEW_S and not self._asking:
+        elif age >= _RENEW_S and not self._asking:
             self._renew_early()
         oldest = now - (self._grace if self._away else FRESH_S)
-        if digest in self._known and self._as_of > oldest:
-            return self._good(digest)
+        seen = self._seen
+        if digest in seen.tokens and seen.as_of > oldest:
+            return seen.good(digest)
         self._renew(now, deadline)
-        if self._as_of < now:
+        seen = self._seen
+        if seen.as_of < now:
             log.info("a token cannot be judged: %s", self._failure)
             raise Unavailable("MetaDB cannot say at this moment whether the token is good: try again soon")
-        return self._good(digest)
+        return seen.good(digest)
 
     def owned(self, owner: str, deadline: Deadline) -> int:
         """Bytes that an owner's files have, of whom a token has a quota."""
@@ -82,24 +98,19 @@ class Tokens:
 
     def peek(self, digest: bytes) -> Token | None:
         """The token as it was known last: nobody is asked, and nothing may rest on it but a limit."""
-        known = self._known.get(digest)
+        known = self._seen.tokens.get(digest)
         return known[0] if known else None
-
-    def _good(self, digest: bytes) -> Token | None:
-        """What is known, unless it has expired."""
-        token, until = self._known.get(digest, (None, 0.0))
-        return token if time.monotonic() < until else None
 
     # --- what has changed -----------------------------------------------------------------------------
 
     def _renew(self, since: float, deadline: Deadline) -> None:
         """Have what is known be what MetaDB has said since then; it is left as it is while MetaDB does not answer."""
         with self._turn:
-            while self._as_of < since:
+            while self._seen.as_of < since:
                 now = time.monotonic()
-                if self._failed_at > self._as_of and now - self._failed_at < _PAUSE_S:
+                if self._failed_at > self._seen.as_of and now - self._failed_at < _PAUSE_S:
                     return
-                pause = max(self._as_of + _LOOK_S - now, 0.0)
+                pause = max(self._seen.as_of + _LOOK_S - now, 0.0)
                 if not self._asking and not pause:
                     break
                 self._turn.wait(deadline.bound(pause or _ASK_LIMIT_S, "waiting for what tokens there are"))
@@ -112,7 +123,7 @@ class Tokens:
         """Before others have to wait for it."""
         with self._turn:
             now = time.monotonic()
-            if self._asking or now - self._as_of < _RENEW_S or now - self._failed_at < _PAUSE_S:
+            if self._asking or now - self._seen.as_of < _RENEW_S or now - self._failed_at < _PAUSE_S:
                 return
             self._asking = True
         self._ask()
@@ -141,23 +152,24 @@ class Tokens:
         with self._turn:
             before = self._revision
             if anew:
-                self._known, self._hashes, self._revision = {}, {}, 0
-            for change in changes:
+                self._hashes, self._revision = {}, 0
+            changed = anew or (bool(changes) and changes[-1].revision != before)
+            tokens = dict({} if anew else self._seen.tokens) if changed else self._seen.tokens
+            for change in changes if changed else ():
                 for digest in self._hashes.pop(change.token.id, ()):
-                    self._known.pop(digest, None)
+                    del tokens[digest]
                 if change.hashes:
                     self._hashes[change.token.id] = tuple(change.hashes)
-                    for digest, until in change.hashes.items():
-                        self._known[digest] = (change.token, until)
+                    tokens |= {digest: (change.token, until) for digest, until in change.hashes.items()}
                 self._revision = change.revision
-            self._as_of, self._away = as_of, False
+            self._seen, self._away = _Seen(tokens, as_of), False
             self._turn.notify_all()
-        if anew or self._revision != before:
+        if changed:
             self._tell_paced()
 
     def _tell_paced(self) -> None:
         """By who asks, so one at a time."""
-        rules = frozenset(token.rule for token, _ in self._known.values() if token.rule.paces)
+        rules = frozenset(token.rule for token, _ in self._seen.tokens.values() if token.rule.paces)
         if rules != self._rules:
             self._rules = rules
             self._paced(rules)

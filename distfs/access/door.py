@@ -43,8 +43,13 @@ class Actor:
         return self.token.owner if self.token else None
 
     @property
-    def sees_all(self) -> bool:
-        return ADMIN in self.scopes
+    def seen_by(self) -> str | None:
+        """As MetaDB is asked for what this one may see; None: everything."""
+        return None if ADMIN in self.scopes else self.owner or ""
+
+    def knows_all_of(self, file: File) -> bool:
+        """Whether it may know whose a file is, and where it is kept."""
+        return ADMIN in self.scopes or self.relation(file) is Relation.OWN
 
     def relation(self, file: File | None) -> Relation:
         if self.token is None:

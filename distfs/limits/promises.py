@@ -88,7 +88,7 @@ class Admission:
 
     def check(self, caller: Caller, size: int) -> None:
         """What is to be said against a body of ``size`` bytes without asking anybody. Raises TooLarge, TooMany."""
-        self._check_size(size, self.largest(caller))
+        self._check_size(size, self.callers.largest(caller))
         self.callers.check(caller)
 
     def _check_size(self, size: int, largest: int) -> None:
@@ -96,7 +96,11 @@ class Admission:
         most = largest + self.http.max_form_overhead
         if size > most:
             body, taken = compared(size, most)
-            by = "http.max_file_size" if largest == self.http.max_file_size else "callers.rules.max_file_size"
+            by = (
+                "http.max_file_size"
+                if largest == self.http.max_file_size
+                else "the caller's own max_file_size"
+            )
             raise TooLarge(
                 f"a body of {body} is more than the {taken} that are taken ({by}): send less at once"
             )
@@ -109,10 +113,6 @@ class Admission:
         """
         with self.callers.large_upload(caller, size), self.gate.enter(size):
             yield
-
-    def largest(self, caller: Caller) -> int:
-        """How many bytes a file of theirs may have."""
-        return self.callers.largest(caller)
 
     def admit(
         self,

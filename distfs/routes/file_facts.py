@@ -21,7 +21,8 @@ def download_url(request: Request, file: File) -> str:
 
 
 def facts(request: Request, file: File) -> dict[str, object]:
-    """What everyone may know of a file."""
+    """What who may see a file may know of it; whose it is, is for its owner."""
+    owner = {"owner": file.owner} if request.actor.knows_all_of(file) else {}
     return {
         "uuid": str(file.id),
         "name": file.name,
@@ -30,7 +31,7 @@ def facts(request: Request, file: File) -> dict[str, object]:
         "content_type": str(media_type.read(file.content_type)),
         "policy": str(file.policy),
         "created_at": file.created_at.isoformat(),
-        "owner": file.owner,
+        **owner,
         "visibility": file.visibility,
         "download": download_url(request, file),
     }

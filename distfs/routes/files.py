@@ -18,7 +18,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 
 
 def get_facts(services: Services, request: Request, uuid: str) -> Answer:
-    """All there is to know of one file, and how safe it is now.
+    """All there is to know of one file, and, for its owner, how safe it is now.
 
     ``health.redundancy_left``: how many more nodes every one of its slices survives, the least over the slices;
     below 0 some of it cannot be read. ``missing_fragments``: damaged, on nodes that are down, or kept by nobody
@@ -27,6 +27,9 @@ def get_facts(services: Services, request: Request, uuid: str) -> Answer:
     """
     deadline = services.answer_deadline(request.hang_up)
     file = the_file(services, request, uuid, deadline)
+    known = facts(request, file) | {"slices": len(file.slices)}
+    if not request.actor.knows_all_of(file):
+        return as_json(known)
     health = UpkeepDB(services.meta).health(file.id, deadline)
     entry = {
         "redundancy_left": health.redundancy_left,
@@ -34,7 +37,7 @@ def get_facts(services: Services, request: Request, uuid: str) -> Answer:
         "nodes": health.nodes,
         "last_verified": health.last_verified.isoformat(),
     }
-    return as_json(facts(request, file) | {"slices": len(file.slices), "health": entry})
+    return as_json(known | {"health": entry})
 
 
 def list_files(services: Services, request: Request) -> Answer:
@@ -47,9 +50,8 @@ def list_files(services: Services, request: Request) -> Answer:
     if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LIMIT):
         raise Refused(f"limit must be 1 to {MAX_LIMIT}")
     start = parse_uuid(after) if after else None
-    actor = request.actor
-    seen_by = None if actor.sees_all else actor.owner or ""
-    found = services.meta.list_files(start, int(limit), services.answer_deadline(request.hang_up), seen_by)
+    deadline = services.answer_deadline(request.hang_up)
+    found = services.meta.list_files(start, int(limit), deadline, request.actor.seen_by)
     following = str(found[-1].id) if len(found) == int(limit) else None
     return as_json({"files": [facts(request, file) for file in found], "next": following})
 

@@ -14,7 +14,7 @@ def the_file(services: Services, request: Request, uuid: str, deadline: Deadline
     """Raises NotFound, also for who may not see it; Unauthorized, Forbidden, Refused."""
     id = parse_uuid(uuid)
     try:
-        file = services.meta.file(id, deadline)
+        file = services.meta.file(id, deadline, request.actor.seen_by)
     except NotFound:
         services.door.judge(request.actor, request.action, id)
         raise

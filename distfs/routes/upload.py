@@ -131,7 +131,7 @@ def _check_quota(services: Services, request: Request, announced: int | None, de
 
 def _largest(services: Services, request: Request) -> int:
     """Bytes a file of this caller may have."""
-    return services.admission.largest(request.caller)
+    return services.admission.callers.largest(request.caller)
 
 
 def _counted(services: Services, request: Request, announced: int | None) -> AbstractContextManager[None]:
@@ -159,7 +159,7 @@ def _room(
 ) -> Promise:
     """Room for the body, found before any of it is read. ``size``: its Content-Length."""
     admission, caller = services.admission, request.caller
-    largest, whose = admission.largest(caller), admission.callers.whose(caller)
+    largest, whose = admission.callers.largest(caller), admission.callers.whose(caller)
     declared = size is not None
     return admission.admit(announced, policy, deadline, declared=declared, largest=largest, whose=whose)
 

@@ -34,6 +34,11 @@ def digest(text: str) -> bytes:
     return found
 
 
+def age(tokens: Tokens, seconds: float) -> None:
+    """As if so many had passed since MetaDB was asked."""
+    tokens._seen = tokens._seen._replace(as_of=tokens._seen.as_of - seconds)
+
+
 @pytest.fixture
 def db(meta: MetaDB) -> TokenDB:
     return TokenDB(meta)
@@ -118,11 +123,11 @@ def test_a_token_is_good_as_soon_as_it_is_made_and_until_it_is_revoked(db: Token
         assert found is not None
         assert (found.id, found.owner, found.scopes) == (id, "anna", frozenset(("upload", "download")))
         db.revoke(id, soon())
-        revoked = tokens._as_of
+        revoked = tokens._seen.as_of
         while tokens.find(digest(text), soon()) is not None:
             pass
-        assert tokens._as_of > revoked
-    assert tokens._as_of > revoked
+        assert tokens._seen.as_of > revoked
+    assert tokens._seen.as_of > revoked
 
 
 def test_what_is_known_is_a_second_old_at_most(db: TokenDB, tokens: Tokens) -> None:
@@ -130,7 +135,7 @@ def test_what_is_known_is_a_second_old_at_most(db: TokenDB, tokens: Tokens) -> N
     id, text = db.create(TERMS, soon())
     assert tokens.find(digest(text), soon())
     db.revoke(id, soon())
-    tokens._as_of -= FRESH_S  # as if that second had passed
+    age(tokens, FRESH_S)  # as if that second had passed
     assert tokens.find(digest(text), soon()) is None
 
 
@@ -138,10 +143,10 @@ def test_a_token_that_is_known_asks_nothing(db: TokenDB, tokens: Tokens) -> None
     _, text = db.create(TERMS, soon())
     tokens.find(digest(text), soon())
     while True:
-        asked, as_of = tokens.asked, tokens._as_of
+        asked, as_of = tokens.asked, tokens._seen.as_of
         for _ in range(1000):
             assert tokens.find(digest(text), soon())
-        if tokens._as_of == as_of:  # else it took longer than half a second
+        if tokens._seen.as_of == as_of:  # else it took longer than half a second
             assert tokens.asked == asked
             return
 
@@ -159,13 +164,34 @@ def test_however_many_unknown_ones_are_looked_for_together(db: TokenDB, tokens: 
         assert [each.result() for each in rest] == [None] * 200
 
 
+def test_a_good_token_is_found_while_others_change(db: TokenDB, tokens: Tokens) -> None:
+    _, text = db.create(TERMS, soon())
+    stop = threading.Event()
+
+    def look() -> int:
+        count = 0
+        while not stop.is_set():
+            assert tokens.find(digest(text), soon()) is not None
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as together:
+        looking = [together.submit(look) for _ in range(4)]
+        for _ in range(30):
+            id, other = db.create(TERMS, soon())
+            assert tokens.find(digest(other), soon())
+            db.revoke(id, soon())
+        stop.set()
+        assert all(each.result() for each in looking)
+
+
 def test_another_metadb_is_read_anew(db: TokenDB, tokens: Tokens, metadb_url: str) -> None:
     """As after a restore, or a standby that lags: its last change is not there."""
     _, before = db.create(TERMS, soon())
     _, gone = db.create(TERMS, soon())
     assert tokens.find(digest(gone), soon())
     run_sql(metadb_url, "DELETE FROM token WHERE hash = :hash", hash=digest(gone))
-    tokens._as_of -= FRESH_S
+    age(tokens, FRESH_S)
     assert tokens.find(digest(gone), soon()) is None
     assert tokens.find(digest(before), soon())
 
@@ -223,7 +249,7 @@ def test_while_metadb_is_away_known_tokens_go_on_and_others_cannot_be_told(
     assert tokens.find(digest(text), soon())
     assert tokens.find(digest(revoked), soon())
     cut(proxy, through)
-    tokens._as_of -= FRESH_S
+    age(tokens, FRESH_S)
     assert tokens.find(digest(text), soon())
     for unknown in (new_token(), new_token()):
         with pytest.raises(Unavailable, match="MetaDB cannot say"):
@@ -240,9 +266,9 @@ def test_the_grace_ends(through: MetaDB, db: TokenDB, proxy: Proxy) -> None:
     _, text = db.create(TERMS, soon())
     assert tokens.find(digest(text), soon())
     cut(proxy, through)
-    tokens._as_of -= 50
+    age(tokens, 50)
     assert tokens.find(digest(text), soon())
-    tokens._as_of -= 50  # as if so many seconds had passed
+    age(tokens, 50)  # as if so many seconds had passed
     with pytest.raises(Unavailable):
         tokens.find(digest(text), soon())
 
@@ -254,7 +280,7 @@ def test_a_token_that_expires_meanwhile_has_no_grace(through: MetaDB, db: TokenD
     cut(proxy, through)
     while tokens.find(digest(text), soon()):
         pass
-    tokens._as_of -= FRESH_S
+    age(tokens, FRESH_S)
     assert tokens.find(digest(text), soon()) is None
 
 
