@@ -1,7 +1,7 @@
 """What every answer says to browsers, so that nothing that was stored runs, and no page of others takes what is here.
 
-One table, made once: an answer only adds its row. Who embeds files in pages of another origin lists that in
-``http.cors_origins`` and asks with CORS (``<img crossorigin>``).
+One table, made once: an answer only adds its row. Pages of others may embed a file that its owner made public; any
+other one where their origin is in ``http.cors_origins`` and they ask with CORS (``<img crossorigin>``).
 """
 
 from __future__ import annotations
@@ -26,3 +26,5 @@ STORED: Mapping[str, str] = _EVERY | {
         "frame-ancestors 'none'; sandbox"
     )
 }
+#: One that everybody may read.
+PUBLIC: Mapping[str, str] = {**STORED, "Cross-Origin-Resource-Policy": "cross-origin"}

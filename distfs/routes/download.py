@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from werkzeug.wrappers import Response
 
+from distfs.access.authorize import Visibility
 from distfs.deadline import Deadline
 from distfs.errors import Refused, TooMuch
 from distfs.headers import dates, disposition, lengths, safety
@@ -21,6 +22,7 @@ from distfs.services import Services
 from distfs.transfer.download import is_small
 
 SIZE_HEADER = "Want-Max-Size"
+_PUBLIC = Visibility.PUBLIC.value
 
 
 def get_file(services: Services, request: Request, uuid: str | None = None) -> Answer | Response:
@@ -33,7 +35,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
     file = the_file(services, request, uuid, services.answer_deadline(request.hang_up))
-    request.safety = safety.STORED
+    request.safety = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
     tag = etag(file)
     headers = {
         "ETag": f'"{tag}"',

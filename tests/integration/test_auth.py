@@ -20,6 +20,7 @@ from distfs.access.authorize import Action, Verdict, needs_nothing, of_file
 from distfs.access.door import Decision
 from distfs.access.token import new_token
 from distfs.commands.running_service import ask_service
+from distfs.headers import safety
 from distfs.http_app import _ROUTES
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from tests.contract.litter import eventually
@@ -237,6 +238,14 @@ def test_a_file_is_its_owners_until_that_one_says_otherwise(
     assert bob.ask("GET", download).status == 404
     assert alice.ask("DELETE", file).status == 204
     assert alice.ask("GET", download).status == 404
+
+
+@pytest.mark.parametrize("visibility", ["private", "link", "public"])
+def test_pages_of_others_embed_only_what_is_public(alice: User, visibility: str) -> None:
+    uuid = alice.put(query=f"?visibility={visibility}")
+    answer = alice.ask("GET", f"/download/{uuid}")
+    row = safety.PUBLIC if visibility == "public" else safety.STORED
+    assert row.items() <= dict(answer.headers).items()
 
 
 @pytest.mark.parametrize("by", ["query", "header"])

@@ -390,11 +390,13 @@ def test_nobody_is_sent_elsewhere(app: HttpApp, path: str) -> None:
 
 
 def test_the_table_says_what_it_must() -> None:
-    for row in (safety.OURS, safety.STORED):
+    for row in (safety.OURS, safety.STORED, safety.PUBLIC):
         assert row["X-Content-Type-Options"] == "nosniff"
         assert row["Referrer-Policy"] == "no-referrer"
         assert row["X-Frame-Options"] == "DENY"
-        assert row["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert row["Cross-Origin-Resource-Policy"] == (
+            "cross-origin" if row is safety.PUBLIC else "same-origin"
+        )
         policy = {part.split()[0]: part.split()[1:] for part in row["Content-Security-Policy"].split("; ")}
         assert policy["sandbox"] == []
         assert policy["default-src"] == policy["frame-ancestors"] == ["'none'"]
