@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -25,14 +26,14 @@ _COUNTS = ["lent", "idle", "waiting", "made", "reused", "stale", "broken"]
 _HEADS = ["NODE", "ADDRESS", *map(str.upper, _COUNTS), "LATENCY", "P95", "BREAKER"]
 
 
-_KINDS = {"http": HTTPConnection, "https": HTTPSConnection}
+_SCHEMES = ("http", "https")
 
 
 def service_url(text: str) -> str:
     """A flag's text as the URL of a service. Raises argparse.ArgumentTypeError."""
     try:
         place = urlsplit(text)
-        well = place.scheme in _KINDS and place.hostname and (place.port is None or place.port > 0)
+        well = place.scheme in _SCHEMES and place.hostname and (place.port is None or place.port > 0)
         well = well and "@" not in place.netloc  # a login, which a service has not, and `status` would show
     except ValueError:
         well = False
@@ -43,12 +44,25 @@ def service_url(text: str) -> str:
     return text
 
 
-def ask_service(url: str) -> dict[str, Any]:
-    """What ``GET /status`` answers, with ``url``; or ``url`` and ``error``, why nothing did. Never raises."""
+def _connect(url: str, ca: str) -> HTTPConnection:
+    """Raises OSError for a file of an authority that cannot be read."""
     place = urlsplit(url)
-    kind = _KINDS[place.scheme]
+    if place.scheme == "http":
+        return HTTPConnection(place.netloc, timeout=SERVICE_WITHIN_S)
+    context = ssl.create_default_context()
+    if ca:
+        context.load_verify_locations(ca)
+    return HTTPSConnection(place.netloc, timeout=SERVICE_WITHIN_S, context=context)
+
+
+def ask_service(url: str, ca: str = "") -> dict[str, Any]:
+    """What ``GET /status`` answers, with ``url``; or ``url`` and ``error``, why nothing did. Never raises.
+
+    ``ca``: a file of an authority that is believed beside the system's.
+    """
+    place = urlsplit(url)
     try:
-        with contextlib.closing(kind(place.netloc, timeout=SERVICE_WITHIN_S)) as connection:
+        with contextlib.closing(_connect(url, ca)) as connection:
             connection.request("GET", f"{place.path.rstrip('/')}/status", headers=_login())
             response = connection.getresponse()
             told = json.loads(response.read(_MOST_BYTES)) if response.status == HTTPStatus.OK else None

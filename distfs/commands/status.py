@@ -30,8 +30,9 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
     status = operator.db.status(operator.walk())
     backlog = _backlog(operator, status)
     drains = _drains(operator, status)
-    http = operator.config.http
-    told = [ask_service(url) for url in services or [url_here(http.host, http.port)]]
+    http, tls = operator.config.http, operator.config.tls
+    here = url_here(http.host, http.port, "https" if tls.mode == "on" else "http")
+    told = [ask_service(url, tls.ca) for url in services or [here]]
     found = verdict(status, told, _full(operator))
     asked_in_vain = bool(services) and any("error" in each for each in told)
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE

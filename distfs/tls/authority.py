@@ -110,8 +110,9 @@ class Authority:
 
     def sign_service(self, name: str, hosts: Iterable[str], days: int = LEAF_DAYS) -> Path:
         """The same; ``name``: of its files."""
-        if not name or name.startswith((".", "ca", "crl", "node-")) or not set(name) <= _NAME:
-            raise ConfigError(f"{name!r} names no service's files: letters, digits, . - and _")
+        taken = name in ("", "ca", "crl") or name.startswith((".", "node-"))
+        if taken or not set(name) <= _NAME:
+            raise ConfigError(f"--as {name!r}: choose another name of letters, digits, . - and _")
         return self._sign(name, service_uri(self.cluster), hosts, days)
 
     def _sign(self, name: str, uri: str, hosts: Iterable[str], days: int) -> Path:

@@ -179,7 +179,14 @@ def test_a_statement_that_the_line_takes_only_in_part_ends_in_time(line: Line) -
     url = MetaURL.parse(line.url)
     link = Link(url, url.hosts[0], soon(), 0)
     with closing(link):
-        assert list(link.run("commit_files", soon(), {"files": "[]", "owner": None})) == []
+        assert (
+            list(
+                link.run(
+                    "commit_files", soon(), {"files": "[]", "owner": None, "visibility": "public", "quota": 0}
+                )
+            )
+            == []
+        )
         line.cable.blackhole()
         large = " " * (32 << 20)  # more than the cable and the sockets hold: sending it has to wait
         with pytest.raises(OutcomeUnknown, match=SAYS):
