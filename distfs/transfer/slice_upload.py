@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
@@ -21,6 +21,9 @@ from distfs.transfer.blocks import Block
 from distfs.transfer.slice_plan import SlicePlan
 
 log = logging.getLogger("distfs.upload")
+
+#: Threads that send a slice's cells, of a code.
+_CODED_SENDERS = 2
 
 
 def write_small(
@@ -63,9 +66,10 @@ def write_small(
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
-    entry: CellEntry
-    data: Buffer
+class _Cells:
+    """Of one block, for the fragments of one sender."""
+
+    cells: Sequence[tuple[CellEntry, Buffer]]
     block: Block
 
 
@@ -79,67 +83,99 @@ class _Abort:
     pass
 
 
-class _FragmentSender:
-    """The thread of one fragment: takes cells from its queue, sends them, waits for the acknowledgement.
+class _Fragment:
+    """One of a sender's, and what became of it."""
 
-    After a failure, whatever it was, it goes on taking, so that blocks come free and its siblings are not held up.
-    Its queue is fed by the request's thread, each of whose waits has the request's deadline, and which always says
-    the end.
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.began = False  # its node took the beginning
+        self.error: DistfsError | None = None
+
+
+class _Sender:
+    """The thread of one or a few fragments: takes cells from its queue, sends them, waits for the acknowledgements.
+
+    After a failure of a fragment, whatever it was, it goes on taking, so that blocks come free and the others are not
+    held up. Its queue is fed by the request's thread, each of whose waits has the request's deadline, and which
+    always says the end.
     """
 
     def __init__(
-        self, plan: SlicePlan, index: int, stores: Stores, deadline: Deadline, tell: Callable[[], object]
+        self,
+        plan: SlicePlan,
+        fragments: Sequence[_Fragment],
+        stores: Stores,
+        deadline: Deadline,
+        tell: Callable[[], object],
     ) -> None:
-        """``tell`` is called after the beginning, and after the failure."""
-        self._plan, self._index, self._stores, self._deadline = plan, index, stores, deadline
+        """``tell`` is called after each beginning, and after each failure."""
+        self._plan, self.fragments, self._stores, self._deadline = plan, fragments, stores, deadline
         self._tell = tell
-        self.queue: queue.SimpleQueue[_Cell | _End | _Abort] = queue.SimpleQueue()
-        self.error: DistfsError | None = None
-        self.began = False  # its node took the beginning
+        self._writers: dict[_Fragment, FragmentWriter] = {}
+        self.queue: queue.SimpleQueue[_Cells | _End | _Abort] = queue.SimpleQueue()
 
     def run(self) -> None:
-        writer: FragmentWriter | None = None
         try:
-            try:
-                writer = self._plan.begin(self._index, self._stores, self._deadline)
-                self.began = True
-                self._tell()
-            except BaseException as e:  # noqa: BLE001 - as below
-                self._fail(e)
-            while True:
-                item = self.queue.get()
-                if isinstance(item, _Abort):
-                    break
-                if self.error is None and writer is not None:
-                    try:
-                        self._pass_on(item, writer)
-                    except BaseException as e:  # noqa: BLE001 - the thread's outermost edge: others wait for what it holds
-                        self._fail(e)
-                if isinstance(item, _Cell):
-                    item.block.release()
-                else:
+            self._each(self._begin)
+            while not isinstance(item := self.queue.get(), _Abort):
+                if isinstance(item, _End):
+                    self._end(item)
                     return
+                self._write(item)
+                item.block.release()
         finally:
-            if writer is not None:
+            for writer in self._writers.values():
                 writer.abort()  # nothing, when it was committed
 
-    def _fail(self, error: BaseException) -> None:
-        if not isinstance(error, DistfsError):
-            log.error("fragment %s.%d is not sent on, by a bug", self._plan.id, self._index, exc_info=error)
-        self.error = as_ours(error)
+    def _each(self, step: Callable[[_Fragment], object]) -> None:
+        """With each fragment that has not failed."""
+        for fragment in self.fragments:
+            if fragment.error is None:
+                try:
+                    step(fragment)
+                except BaseException as e:  # noqa: BLE001 - the thread's outermost edge: others wait for what it holds
+                    self._fail(fragment, e)
+
+    def _begin(self, fragment: _Fragment) -> None:
+        self._writers[fragment] = self._plan.begin(fragment.index, self._stores, self._deadline)
+        fragment.began = True
         self._tell()
 
-    def _pass_on(self, item: _Cell | _End, writer: FragmentWriter) -> None:
-        if isinstance(item, _Cell):
-            writer.write_cell(item.entry, memoryview(item.data))
-        else:
-            writer.finish(item.size, item.last)
-            self._plan.ended.add(self._index)
-            writer.commit()
+    def _write(self, item: _Cells) -> None:
+        cells = dict(zip(self.fragments, item.cells, strict=True))
+
+        def write(fragment: _Fragment) -> None:
+            entry, data = cells[fragment]
+            self._writers[fragment].write_cell(entry, memoryview(data))
+
+        self._each(write)
+
+    def _end(self, end: _End) -> None:
+        """All nodes are told before one is waited for: they make it durable at once."""
+
+        def finish(fragment: _Fragment) -> None:
+            self._writers[fragment].finish(end.size, end.last)
+            self._plan.ended.add(fragment.index)
+
+        self._each(finish)
+        self._each(lambda fragment: self._writers[fragment].commit())
+
+    def _fail(self, fragment: _Fragment, error: BaseException) -> None:
+        if not isinstance(error, DistfsError):
+            log.error(
+                "fragment %s.%d is not sent on, by a bug", self._plan.id, fragment.index, exc_info=error
+            )
+        fragment.error = as_ours(error)
+        self._tell()
 
 
 class SliceUpload:
-    """A slice of several blocks: one thread of the executor a fragment, fed through queues."""
+    """A slice of several blocks, sent by threads of the executor, fed through queues.
+
+    A copy has a thread of its own. The cells of a code are a part of a block each, and to wake a thread for each of
+    them costs more than to send it: two threads share them. A node that is slow holds up those beside it sooner so,
+    but it would anyway: blocks in flight are few, and each is held until all have its cells.
+    """
 
     def __init__(
         self,
@@ -154,8 +190,11 @@ class SliceUpload:
         self._lost = lost
         self._changed = threading.Condition()
         self._accepted = False
+        self._fragments = [_Fragment(index) for index in range(len(plan.nodes))]
+        a_thread = 1 if plan.file.code.policy.k == 1 else -(-len(plan.nodes) // _CODED_SENDERS)
         self._senders = [
-            _FragmentSender(plan, i, stores, deadline, self._look) for i in range(len(plan.nodes))
+            _Sender(plan, self._fragments[at : at + a_thread], stores, deadline, self._look)
+            for at in range(0, len(plan.nodes), a_thread)
         ]
         self.ended = False
         self._futures: list[Future[None]] = []
@@ -172,8 +211,8 @@ class SliceUpload:
         """
         k = self.plan.file.code.policy.k
         with deadline.waking(self._changed), self._changed:
-            while sum(s.began and s.error is None for s in self._senders) < k:
-                if len(self._senders) - len(self.failed) < k:
+            while sum(f.began and f.error is None for f in self._fragments) < k:
+                if len(self._fragments) - len(self.failed) < k:
                     return False
                 self._changed.wait(deadline.remaining("waiting for storage nodes"))
         return True
@@ -185,10 +224,12 @@ class SliceUpload:
 
     def write(self, block: Block) -> None:
         """The next block of the slice; the caller keeps its own hold of it."""
-        cells = [_Cell(entry, data, block) for entry, data in self.plan.cells(block.view)]
-        for sender, cell in zip(self._senders, cells, strict=False):
-            block.hold()
-            sender.queue.put(cell)
+        cells, at = self.plan.cells(block.view), 0
+        block.hold(len(self._senders))
+        for sender in self._senders:
+            end = at + len(sender.fragments)
+            sender.queue.put(_Cells(cells[at:end], block))
+            at = end
 
     def finish(self, last: bool) -> None:
         """No more blocks."""
@@ -208,13 +249,13 @@ class SliceUpload:
         with self._changed:
             self._changed.notify_all()
         failed = self.failed
-        if self._accepted and len(self._senders) - len(failed) < self.plan.file.code.policy.k:
+        if self._accepted and len(self._fragments) - len(failed) < self.plan.file.code.policy.k:
             self._lost(failed)
 
     @property
     def failed(self) -> dict[int, DistfsError]:
         """What failed until now, by fragment index."""
-        return {i: s.error for i, s in enumerate(self._senders) if s.error is not None}
+        return {f.index: f.error for f in self._fragments if f.error is not None}
 
     def wait(self) -> dict[int, DistfsError]:
         """Until every fragment is durable or failed, which is bounded by the nodes' time limits."""

@@ -62,7 +62,7 @@ OUTERMOST_EDGES = {
     "storage_server:StorageServer.accept": "a node that accepts nothing would go on heartbeating",
     "together:Together._say": "the others would be told of a process as it once was",
     "transfer.file_upload:_Digest._run": "others wait for the blocks that it holds",
-    "transfer.slice_upload:_FragmentSender.run": "others wait for the blocks that it holds",
+    "transfer.slice_upload:_Sender._each": "others wait for the blocks that it holds",
     "upkeep.damage:DamageNotes._run": "what readers find is to be noted after one note failed, too",
     "upkeep.runner:Runner.run": "a worker that stumbles must not end upkeep",
 }
