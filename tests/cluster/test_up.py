@@ -57,7 +57,7 @@ class Up:
     def wait_ready(self) -> Up:
         assert self.process.stdout is not None
         first = self.process.stdout.readline()
-        found = re.search(r"ready at (http://[\d.:]+)", first)
+        found = re.search(r"ready at (https?://[\d.:]+)", first)
         assert found, f"{first!r}\n{self.log}"
         self.url = found[1]
         return self

@@ -9,18 +9,21 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from distfs.config.settings import HttpConfig, Seconds
+from distfs.errors import Busy
 from distfs.host.server import Server
 from distfs.tls.contexts import https
 from tests.certificates import Certificates, replace_pair
 from tests.contract.litter import eventually
+from tests.recorder import Recorder
 from tests.service import TestService, running_service, small_config
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -340,3 +343,84 @@ def test_a_new_certificate_comes_while_an_upload_runs_and_a_broken_one_does_not(
             upload.sendall(DATA[1_000_000:])
             assert answers(upload, 1) == [201]
             assert upload.getpeercert(binary_form=True) == first
+
+
+class Waiting:
+    """An app that answers when it is told to, and knows whether its client is there."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Any] = []
+        self.go_on = threading.Event()
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., object]) -> list[bytes]:
+        self.scopes.append(environ["distfs.hang_up"])
+        while not self.go_on.wait(0.02) and self.scopes[-1].reason is None:
+            pass
+        start("200 OK", [("Content-Length", "4")])
+        return [b"done"]
+
+
+@pytest.fixture
+def waiting(certificates: Certificates, tmp_path: Path) -> Iterator[tuple[Waiting, Secure]]:
+    app, own = Waiting(), Certificates(tmp_path / "ca")
+    config = HttpConfig(port=0, idle_timeout=Seconds(0.8))  # so that clients are looked at often
+    server = Server(app, config, tls=https(own.https(own.service())))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield app, Secure(server.address[1], own, cast(Any, None))
+    finally:
+        app.go_on.set()
+        server.close()
+        thread.join()
+
+
+def test_a_client_that_goes_is_noticed_under_tls(waiting: tuple[Waiting, Secure]) -> None:
+    app, secure = waiting
+    sock = secure.tls()
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    eventually(lambda: app.scopes, "it is asked")
+    sock.close()
+    eventually(lambda: app.scopes[0].reason is not None, "it is cancelled")
+
+
+def test_who_only_closes_his_sending_side_is_asked_and_answered_under_tls(
+    waiting: tuple[Waiting, Secure],
+) -> None:
+    app, secure = waiting
+    with secure.tls() as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        eventually(lambda: app.scopes, "it is asked")
+        socket.socket.shutdown(sock, socket.SHUT_WR)  # TCP's alone: TLS goes on
+        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        app.go_on.set()
+        assert answers(sock, 1) == [200]
+
+
+def test_one_in_between_reads_nothing_of_https(secure: Secure) -> None:
+    data = b"nobody in between is to read this; " * 2000
+    with Recorder("127.0.0.1", secure.port) as tap:
+        through = replace(secure, port=tap.port)
+        uuid = through.ask("PUT", "/upload/a-secret-name", data)[1].decode().strip()
+        assert through.ask("GET", f"/download/{uuid}") == (200, data)
+    assert len(tap.seen) > 2 * len(data)
+    assert not tap.read(data[:20], b"a-secret-name", uuid.encode(), b"HTTP/1.1")
+
+
+def test_one_address_too_many_is_closed_without_a_word(
+    service: TestService, certificates: Certificates
+) -> None:
+    def turned_away(address: str) -> None:
+        raise Busy("too many of yours")
+
+    app: Any = Waiting()
+    app.connected = turned_away
+    server = Server(app, HttpConfig(port=0), tls=https(certificates.https(certificates.service("busy"))))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        with closing(socket.create_connection(server.address, 60)) as sock:
+            assert received(sock) == b""
+    finally:
+        server.close()
+        thread.join()

@@ -31,6 +31,7 @@ from tests.integration import meta_proxy
 from tests.integration.meta_examples import new_file, soon
 
 LIMIT = 0.5
+OWNED = {"owner": None, "visibility": "public", "quota": 0}
 #: What the user reads; nothing of OpenSSL's own.
 SAYS = (
     r": (no answer in time|it closed the connection|Connection reset by peer|Broken pipe)$"
@@ -179,18 +180,13 @@ def test_a_statement_that_the_line_takes_only_in_part_ends_in_time(line: Line) -
     url = MetaURL.parse(line.url)
     link = Link(url, url.hosts[0], soon(), 0)
     with closing(link):
-        assert (
-            list(
-                link.run(
-                    "commit_files", soon(), {"files": "[]", "owner": None, "visibility": "public", "quota": 0}
-                )
-            )
-            == []
-        )
+        assert list(link.run("commit_files", soon(), {"files": "[]", **OWNED})) == []
         line.cable.blackhole()
         large = " " * (32 << 20)  # more than the cable and the sockets hold: sending it has to wait
         with pytest.raises(OutcomeUnknown, match=SAYS):
-            line.ask(link.run, "commit_files", Deadline(10 * LIMIT), {"files": large})  # time to begin it
+            line.ask(
+                link.run, "commit_files", Deadline(10 * LIMIT), {"files": large, **OWNED}
+            )  # time to begin it
         assert link.broken
     line.cable.heal()
     line.ask(line.meta.ping, soon())
