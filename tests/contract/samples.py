@@ -11,6 +11,7 @@ from distfs.deadline import Deadline
 from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy
+from distfs.storage.disk.store import DiskStore
 
 CLUSTER = UUID("0a0b0c0d-0000-4000-8000-00000000c1c1")
 FILE = UUID("0a0b0c0d-0000-4000-8000-00000000f11e")
@@ -61,6 +62,12 @@ def put(store: FragmentStore, head: FragmentHeader, data: bytes, *, hint: int | 
     except BaseException:
         writer.abort()
         raise
+    return head.id
+
+
+def keep(store: DiskStore, head: FragmentHeader, data: bytes) -> FragmentId:
+    """As ``put``, of one cell, in one go."""
+    store.keep(head, head.pack(), entry_of(data), data, len(data), True)
     return head.id
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,18 @@ from distfs.storage.disk.store import DiskStore
 from distfs.storage.disk.tree import FragmentTree
 from tests.contract.litter import assert_no_litter, open_files
 from tests.contract.nodes import NODE, new_store
-from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
+from tests.contract.samples import (
+    CLUSTER,
+    MIB,
+    entry_of,
+    header,
+    keep,
+    listed,
+    put,
+    random_bytes,
+    soon,
+    whole,
+)
 from tests.small_disk import SMALL, readonly, small_disk
 
 
@@ -261,9 +273,12 @@ def test_an_fsync_that_fails_is_no_success(store: DiskStore, monkeypatch: pytest
         assert listed(store) == []
 
 
-@pytest.mark.parametrize("size", [10, 5 * MIB])
+@pytest.mark.parametrize(("way", "size"), [(put, 10), (put, 5 * MIB), (keep, 10), (keep, 60_000)])
 def test_a_fragment_is_durable_before_it_has_its_name_and_its_name_before_the_commit_returns(
-    store: DiskStore, monkeypatch: pytest.MonkeyPatch, size: int
+    store: DiskStore,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[DiskStore, FragmentHeader, bytes], FragmentId],
+    size: int,
 ) -> None:
     fsync, rename = os.fsync, os.rename
     events: list[str] = []
@@ -280,10 +295,11 @@ def test_a_fragment_is_durable_before_it_has_its_name_and_its_name_before_the_co
     head = header(block_size=MIB)
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "rename", noted_rename)
-    put(store, head, random_bytes(size))
+    way(store, head, random_bytes(size))
     folder = f"folder {store.path(head.id).parent}"
     steps = [event for event in events if event in ("file", "rename", folder)]
     assert steps == ["file", "rename", folder]
+    assert whole(store, head.id) == random_bytes(size)
 
 
 def test_a_disk_that_fills_up_takes_nothing_half_and_still_deletes(
@@ -415,13 +431,14 @@ def take_in(tree: FragmentTree, folder: Path, slice_: UUID, index: int = 0) -> P
     return tree.path(fragment)
 
 
+@pytest.mark.parametrize("blocks", [2, 4, 15])
 def test_a_small_fragment_of_which_the_disk_gives_only_a_part_is_read_cell_by_cell(
-    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, blocks: int
 ) -> None:
     """A read that meets a bad page behind good ones gives these, and no error."""
-    head, data = header(), random_bytes(4 * header().block_size)
+    head, data = header(), random_bytes(blocks * header().block_size)
     id = put(store, head, data)
-    bad_at = store.path(id).read_bytes().index(data[3 * head.block_size :])
+    bad_at = store.path(id).read_bytes().index(data[(blocks - 1) * head.block_size :])
     real, met = os.pread, []
 
     def short(fd: int, length: int, offset: int) -> bytes:

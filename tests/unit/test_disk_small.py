@@ -1,0 +1,75 @@
+"""Small fragments on a disk: written in one go, read in one go."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from distfs.errors import NodeUnavailable
+from distfs.storage.disk.store import DiskStore
+from tests.contract.litter import assert_no_litter
+from tests.contract.samples import MIB, header, keep, listed, put, random_bytes, soon, whole
+from tests.faults.patch import unplanned
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "write"])
+def test_a_fragment_in_one_go_that_fails_at_any_step_leaves_nothing(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    head = header(block_size=MIB)
+    keep(store, replace(head, slice=UUID(int=head.slice.int ^ 1)), b"so the folder is there")
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        with pytest.raises(NodeUnavailable, match="Input/output error"):
+            keep(store, head, b"some")
+    assert_no_litter(store)
+    assert head.id not in listed(store)
+    keep(store, head, b"some")
+    assert whole(store, head.id) == b"some"
+
+
+def test_a_fragment_in_one_go_is_not_written_where_the_disk_is_not(store: DiskStore) -> None:
+    """The folder of a disk that was unmounted, below: nothing is made there."""
+    away = store.folder.rename(store.folder.with_name("away"))
+    store.folder.mkdir()
+    with pytest.raises(NodeUnavailable, match="is its disk mounted"):
+        keep(store, header(block_size=MIB), b"some")
+    assert list(store.folder.iterdir()) == []
+    store.folder.rmdir()
+    away.rename(store.folder)
+    keep(store, header(block_size=MIB), b"some")
+
+
+def test_a_small_fragment_is_opened_read_once_and_closed(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_bytes(4096)
+    id, calls = put(store, header(), data), []
+
+    def noted(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            calls.append(name)
+            return real(*given, **named)
+
+        return call
+
+    for name in ("open", "stat", "fstat", "lseek", "read", "pread", "preadv", "close"):
+        monkeypatch.setattr(os, name, unplanned(noted(name)))
+    with closing(store.get(id, 0, 1, soon())) as reader:
+        offset, length = reader.extent(0, 1)
+        assert reader.all is not None
+        assert reader.all[offset : offset + length] == data
+    assert calls == ["open", "pread", "close"]
