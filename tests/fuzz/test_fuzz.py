@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from distfs.errors import DistfsError, Refused
-from tests.fuzz import guard
+from tests.fuzz import guard, one
 from tests.fuzz.inputs import kept, strategy
 from tests.fuzz.targets import TARGETS
 
@@ -95,3 +97,25 @@ def test_an_error_of_a_kind_is_what_hostile_bytes_are_for() -> None:
         raise Refused("no")
 
     guard.feed_measured(refuses, b"")
+
+
+@pytest.mark.parametrize(("broken", "code"), [(False, 0), (True, one.FOUND)])
+def test_without_atheris_inputs_are_mutated_and_a_find_is_kept(
+    broken: bool, code: int, tmp_path: Path
+) -> None:
+    """In a process of its own, as `make fuzz` does it."""
+    lines = [
+        "from pathlib import Path",
+        "from tests.fuzz import inputs, one, targets",
+        "one.has_atheris = lambda: False",
+        f"inputs.CORPUS = Path({str(tmp_path)!r})",
+        "def break_down(data): raise KeyError(1)",
+        "fed = targets.TARGETS['metadb_url']",
+        f"if {broken}: targets.TARGETS['metadb_url'] = targets.Fed(break_down, fed.seeds, fed.words)",
+        "one.main('metadb_url', 0.1, 1)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("fed ")
+    assert ("KeyError" in done.stderr) is broken
+    assert len(list((tmp_path).rglob("found-*"))) == broken

@@ -140,6 +140,7 @@ def test_every_answer_about_a_file_keeps_browsers_from_running_it(service: TestS
         answer = service.ask(method, f"/download/{uuid}", headers=headers)
         assert answer.status == status
         assert safety.STORED.items() <= dict(answer.headers).items()
+        assert answer.headers.get_all("Server") == ["distfs"], "its version is nobody's business"
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/download/<script>", "/download", "/files?limit=<b>", "/"])
