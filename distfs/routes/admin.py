@@ -31,9 +31,13 @@ is the service well:  curl {url}readyz
 An upload answers with the file's UUID; with "Accept: application/json" it answers in JSON.
 """
 
+_GUARDED = """
+All but the last needs a token: curl -u :TOKEN, or -H "Authorization: Bearer TOKEN".
+"""
+
 
 def get_usage(services: Services, request: Request) -> Answer:
-    return text(_USAGE.format(url=request.url))
+    return text(_USAGE.format(url=request.url) + (_GUARDED if services.door.guarded else ""))
 
 
 def get_alive(services: Services, request: Request) -> Answer:

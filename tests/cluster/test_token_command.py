@@ -12,6 +12,7 @@ from tests.cluster import Cluster
 from tests.cluster.operating import distfs
 from tests.cluster.test_readme_commands import BLOCKS, lines_of
 from tests.cluster.test_up import StartUp, curl, data, up
+from tests.contract.litter import eventually
 
 __all__ = ["data", "up"]
 
@@ -131,4 +132,29 @@ def test_what_the_readme_says_of_tokens_is_so(up: StartUp, tmp_path: Path) -> No
     run(download)
     assert (tmp_path / "got" / "a").read_bytes() == b"hers"
     run(revoke)
+    assert running.stop() == 0
+
+
+def test_every_process_of_a_service_knows_that_a_token_was_revoked(up: StartUp) -> None:
+    running = up(DISTFS_AUTH_MODE="on", DISTFS_HTTP_PROCESSES="3").wait_ready()
+    assert running.process.stdout is not None
+    admin = next(
+        found[0] for line in iter(running.process.stdout.readline, "") if (found := re.search(TOKEN, line))
+    )
+    made = json.loads(
+        curl("-u", f":{admin}", "-d", '{"owner": "x", "scopes": "list"}', f"{running.url}/tokens")
+    )
+
+    def lists(count: int) -> int:
+        """How many of so many requests, each on a connection of its own, were let in."""
+        ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-u", f":{made['token']}"]
+        url = f"{running.url}/files"
+        said = [subprocess.run([*ask, url], capture_output=True, text=True).stdout for _ in range(count)]
+        assert set(said) <= {"200", "401", "429"}
+        return said.count("200")
+
+    assert lists(12) == 12, "each of them knows it at once"
+    curl("-u", f":{admin}", "-X", "DELETE", f"{running.url}/tokens/{made['id']}")
+    eventually(lambda: lists(12) == 0, "none of them lets it in")
+    assert lists(30) == 0
     assert running.stop() == 0

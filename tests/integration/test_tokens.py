@@ -103,6 +103,27 @@ def test_changes_come_in_the_order_of_their_revisions(db: TokenDB) -> None:
     assert good == set(ids[1::2])
 
 
+def test_a_change_waits_for_the_one_before_it(meta: MetaDB, db: TokenDB, metadb_url: str) -> None:
+    """Else the later number could be seen first, and who has seen that would never ask for the other."""
+    (first, _), (second, _) = db.create(TERMS, soon()), db.create(TERMS, soon())
+    [*_, last] = db.since(0, soon())
+    with ThreadPoolExecutor(1) as aside, meta._pool.link(soon()) as link:
+        link.raw.run("BEGIN")
+        link.raw.run("UPDATE token SET name = 'changed' WHERE id = :id", id=first)
+        revoked = aside.submit(db.revoke, second, soon())
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        eventually(lambda: revoked.done() or run_sql(metadb_url, waiting) == [[1]], "the other waits")
+        assert not revoked.done()
+        link.raw.run("COMMIT")
+        revoked.result()
+    changes = [change for change in db.since(last.revision, soon()) if change.revision > last.revision]
+    assert [change.token.id for change in changes] == [first, second]
+
+
+def test_what_is_known_is_meant_to_be_a_second_old_at_most() -> None:
+    assert FRESH_S <= 1
+
+
 def test_what_is_not_there_is_not_revoked_and_not_rotated(db: TokenDB) -> None:
     id, _ = db.create(TERMS, soon())
     db.revoke(id, soon())
