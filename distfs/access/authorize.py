@@ -17,6 +17,8 @@ ADMIN = "admin"
 class Action(Enum):
     """What a request asks for; every route names one."""
 
+    __hash__ = object.__hash__  # Enum's own is a function in Python, and called for each request
+
     USAGE = "usage"
     HEALTH = "health"
     STATUS = "status"
