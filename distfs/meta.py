@@ -19,6 +19,7 @@ from uuid import UUID
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, SchemaBehind, Unavailable
+from distfs.formats.hello import Key
 from distfs.metadb import embedded_postgres
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.driver import DatabaseError
@@ -141,6 +142,10 @@ class MetaDB(Transactions):
             self._cluster_id = known
         return known
 
+    def cluster_keys(self, deadline: Deadline) -> tuple[Key, ...]:
+        """By which services and nodes know each other, the newest first."""
+        return tuple(Key(bytes(secret)) for [secret] in self.read("cluster_keys", deadline))
+
     def settings(self, deadline: Deadline) -> dict[str, float]:
         """Times that the cluster agreed on, in seconds, by key of the configuration."""
         rows = self.read("settings", deadline)
@@ -207,6 +212,13 @@ class MetaDB(Transactions):
         Nothing happens unless it is registered at ``address`` and with ``secret``. Its next heartbeat brings it back.
         """
         self.write("node_leave", deadline, uuid=uuid, address=str(address), secret=secret)
+
+    def node_holds_keys(
+        self, uuid: UUID, keys: Sequence[Key], deadline: Deadline, secret: bytes | None
+    ) -> None:
+        """Say which of the cluster's keys a node takes. Nothing happens without its ``secret``."""
+        ids = ",".join(map(str, keys))
+        self.write("node_holds_keys", deadline, uuid=uuid, ids=ids, secret=secret)
 
     # --- files --------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ One thread a connection (``storage/connection.py``), and beside them the node's 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import socketserver
@@ -30,18 +29,18 @@ from distfs.process.output import DONE, PART_CODES, Parser, command, warner
 from distfs.process.signals import on_stop, say_stop, wait_for
 from distfs.process.terminal import Terminal
 from distfs.process.threads import as_ours, start
-from distfs.storage.connection import LINGER_S, Connection
+from distfs.storage.connection import Connection
 from distfs.storage.disk.home import make_home, read_identity
 from distfs.storage.disk.store import DiskStore
 from distfs.storage.disk.watch import DiskWatch
-from distfs.storage.membership import Membership, cluster_of
+from distfs.storage.membership import Membership, await_keys, cluster_of
+from distfs.storage.strangers import Strangers
 from distfs.telemetry import setup_logging
 from distfs.tls.contexts import Peers, is_not_own, peers
-from distfs.wire_socket import WireSocket
 
 log = logging.getLogger("distfs.node")
 
-MAX_CONNECTIONS = 1000  # at once; each is a thread
+MAX_CONNECTIONS = 1000  # at once, of peers that have proved who they are; each is a thread
 #: A fragment is verified with a pause of this length before each cell while others move bytes.
 VERIFY_PAUSE_S = 0.01
 _DRAIN_POLL_S = 0.02
@@ -69,6 +68,7 @@ class StorageServer(socketserver.ThreadingTCPServer):
         self.side = tls.to_service(store.cluster) if tls else None
         self._connections = self._requests = 0
         self._moving = 0  # of the requests, those with bytes of a fragment on their way
+        self.strangers = Strangers()
         self._draining = False
         self._lock = threading.Lock()
         self._accept_trouble = descriptors.AcceptTrouble(log)
@@ -94,36 +94,20 @@ class StorageServer(socketserver.ThreadingTCPServer):
                 time.sleep(descriptors.ACCEPT_PAUSE_S)
             raise
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for a new connection, unless there are too many already."""
+    def admit(self) -> DistfsError | None:
+        """Count a connection whose peer has proved who he is; what to tell him if there are too many."""
         with self._lock:
-            full = self._connections >= MAX_CONNECTIONS
-            self._connections += not full
-        if full:
-            error = Unavailable(f"this node has {MAX_CONNECTIONS} connections already")
-            with contextlib.suppress(DistfsError):
-                if self.side is None:  # before a TLS handshake nothing can be said
-                    WireSocket(request, f"service {client_address}", LINGER_S).send_error(error)
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread to be had
-            self._forget_connection()
-            raise
+            self._connections += 1
+            full = self._connections > MAX_CONNECTIONS
+        return Unavailable(f"this node has {MAX_CONNECTIONS} connections already") if full else None
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._forget_connection()
+    def leave(self) -> None:
+        """One of those has ended."""
+        with self._lock:
+            self._connections -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.error("service %s: the connection could not be served: %s", client_address, sys.exc_info()[1])
-
-    def _forget_connection(self) -> None:
-        with self._lock:
-            self._connections -= 1
 
     def begin_request(self, moves: bool) -> bool:
         """A request is served, until ``end_request``; False: it must not be, this node stops. ``moves``: bytes of a
@@ -203,13 +187,8 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     if init and read_identity(folder) is None:
         make_home(folder)
     store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node, folder_of(config.metadb.url))
-    host, port = config.node.host, config.node.port
-    try:
-        stall, tls = config.peers.stall_timeout, _tls(config.tls, store)
-        server = StorageServer(host, port, store, config.node, stall, tls)
-    except OSError as e:
-        another = "choose another with"
-        raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e
+    await_keys(store, meta, stopping)
+    server = _listen(config, store)
     failure: list[DistfsError] = []
 
     def refused(error: DistfsError) -> None:
@@ -252,6 +231,17 @@ def _tls(config: TlsConfig, store: DiskStore) -> Peers | None:
 
     signal.signal(signal.SIGHUP, handle)
     return tls
+
+
+def _listen(config: Config, store: DiskStore) -> StorageServer:
+    """Raises ConfigError."""
+    host, port = config.node.host, config.node.port
+    try:
+        stall, tls = config.peers.stall_timeout, _tls(config.tls, store)
+        return StorageServer(host, port, store, config.node, stall, tls)
+    except OSError as e:
+        another = "choose another with"
+        raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError, NodeUnavailable, ProtocolError, TooSlow
@@ -66,7 +66,7 @@ class WireSocket:
             raise NodeUnavailable(f"{peer}: {e.strerror or e}") from e
 
     @classmethod
-    def connect(cls, host: str, port: int, peer: str, timeout: float, stall: float) -> WireSocket:
+    def connect(cls, host: str, port: int, peer: str, timeout: float, stall: float) -> Self:
         """Raises NodeUnavailable, or TooSlow in the connect phase; Busy when it is this process that cannot."""
         try:
             sock = dial(host, port, timeout)

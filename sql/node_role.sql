@@ -1,4 +1,4 @@
--- The role storage nodes connect as: it may heartbeat and read the cluster's id, and nothing else.
+-- The role storage nodes connect as: it may heartbeat and read the cluster's id, keys and times, and nothing else.
 -- Run after every migration, because the role may come later than the tables: where the migrating user may not
 -- create roles (managed PostgreSQL), an administrator does, and the next `distfs migrate` grants the rest.
 -- It can log in but has no password; over TCP it needs one: ALTER ROLE distfs_node PASSWORD '...'.
@@ -22,7 +22,7 @@ BEGIN
         END;
     END IF;
     GRANT USAGE ON SCHEMA public TO distfs_node;
-    GRANT SELECT ON public.cluster, public.setting TO distfs_node;
-    GRANT EXECUTE ON FUNCTION public.node_heartbeat, public.node_leave TO distfs_node;
+    GRANT SELECT ON public.cluster, public.cluster_key, public.setting TO distfs_node;
+    GRANT EXECUTE ON FUNCTION public.node_heartbeat, public.node_leave, public.node_holds_keys TO distfs_node;
 END
 $$;

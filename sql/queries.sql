@@ -11,6 +11,20 @@ SELECT id FROM cluster;
 -- What any version's MetaDB can tell.
 SELECT id, EXISTS (SELECT FROM node) FROM cluster;
 
+-- name: cluster_keys
+SELECT key FROM cluster_key ORDER BY made_at DESC LIMIT 2;
+
+-- name: cluster_key_ids
+-- With how many nodes take each, and how many there are.
+SELECT key.id, key.made_at, (SELECT count(*) FROM node WHERE key_ids @> ARRAY[key.id]), (SELECT count(*) FROM node)
+FROM cluster_key AS key ORDER BY key.made_at DESC;
+
+-- name: rotate_cluster_key
+SELECT rotate_cluster_key();
+
+-- name: retire_cluster_key
+SELECT retire_cluster_key(:force);
+
 -- name: settings
 SELECT name, seconds FROM setting;
 
@@ -36,6 +50,9 @@ SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :
 
 -- name: node_leave
 SELECT node_leave(:uuid, :address, CAST(:secret AS bytea));
+
+-- name: node_holds_keys
+SELECT node_holds_keys(:uuid, string_to_array(:ids, ','), CAST(:secret AS bytea));
 
 -- name: commit_files
 -- All files of one request with their slices. A file that is there already is left as it is.

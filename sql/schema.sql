@@ -1,6 +1,6 @@
 -- MetaDB's schema as the migrations leave it, to read it in one place; a test proves that they agree.
--- A change goes into a new migration first, and here after it. What upkeep and commits call: functions.sql. Rights of
--- the role distfs_node: node_role.sql.
+-- A change goes into a new migration first, and here after it. What upkeep and commits call: functions.sql; how keys change:
+-- cluster_keys.sql. Rights of the role distfs_node: node_role.sql.
 
 -- Which migrations were applied; made by distfs/metadb/schema.py before the first.
 CREATE TABLE migration (
@@ -18,6 +18,15 @@ CREATE TABLE cluster (
 );
 COMMENT ON TABLE cluster IS 'One row: nodes and services of another cluster are refused by its id.';
 COMMENT ON COLUMN cluster.last_node IS 'The highest id that a node was given; none is given twice.';
+
+-- gen_random_uuid takes 122 random bits from the system's generator.
+CREATE TABLE cluster_key (
+    id text GENERATED ALWAYS AS (encode(substring(sha256(key) FROM 1 FOR 8), 'hex')) STORED PRIMARY KEY,
+    key bytea NOT NULL CHECK (octet_length(key) = 32)
+        DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
+    made_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON TABLE cluster_key IS 'One, or two while they change: by these services and nodes know each other. Secret.';
 
 CREATE TABLE setting (
     name text PRIMARY KEY CHECK (octet_length(name) <= 100),
@@ -43,7 +52,8 @@ CREATE TABLE node (
     disk text NOT NULL DEFAULT '' CHECK (octet_length(disk) <= 100),
     unreachable_since timestamptz,
     unreachable_at timestamptz,
-    secret_hash bytea CHECK (octet_length(secret_hash) = 32)
+    secret_hash bytea CHECK (octet_length(secret_hash) = 32),
+    key_ids text[] NOT NULL DEFAULT '{}'
 ) WITH (fillfactor = 50); -- every node rewrites its row every two seconds: in place, on the same page
 COMMENT ON COLUMN node.state IS 'active or readonly: the node''s own report; draining: an operator''s word, which heartbeats keep.';
 COMMENT ON COLUMN node.stopped IS 'It said that it stops: down at once. Its next heartbeat clears it.';
@@ -52,6 +62,7 @@ COMMENT ON COLUMN node.disk IS 'Nodes that name the same disk share its bytes. E
 COMMENT ON COLUMN node.unreachable_since IS 'It heartbeats, and from then on did not answer the service that leads scrub. Null: it does, as far as is known.';
 COMMENT ON COLUMN node.unreachable_at IS 'When that was last found so. A heartbeat clears what was not found again for five minutes, or at another address, or before it stopped.';
 COMMENT ON COLUMN node.secret_hash IS 'sha-256 of what only the node knows. Null: it is of an earlier release, or an operator trusts whoever comes next.';
+COMMENT ON COLUMN node.key_ids IS 'The cluster''s keys that it takes, by its own report.';
 
 -- Not in the node's own row, which heartbeats rewrite.
 CREATE TABLE forgetting (
@@ -234,7 +245,7 @@ CREATE TABLE owned (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE owned IS 'Bytes of all files of an owner, counted with each of them by triggers.';
 
--- All a storage node does in MetaDB, with node_leave. They run with their owner's rights, so that the role
+-- All a storage node does in MetaDB, with node_leave and node_holds_keys. They run with their owner's rights, so that the role
 -- distfs_node needs no right on any table (see node_role.sql). Refusals carry SQLSTATE DF001 and a message for the
 -- operator. p_down_after: what nodes of earlier releases are configured with; the cluster's own counts. p_secret: 32
 -- bytes only this node knows; the first it names holds from then on, and nodes of earlier releases name none.
@@ -330,3 +341,12 @@ AS $$
         AND (secret_hash IS NULL OR secret_hash = sha256(p_secret))
 $$;
 REVOKE ALL ON FUNCTION node_leave FROM PUBLIC;
+
+-- Which of the cluster's keys a node takes. As node_leave: with the node's secret alone.
+CREATE FUNCTION node_holds_keys(p_uuid uuid, p_ids text[], p_secret bytea) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE public.node SET key_ids = p_ids[1:2]
+        WHERE uuid = p_uuid AND (secret_hash IS NULL OR secret_hash = sha256(p_secret))
+$$;
+REVOKE ALL ON FUNCTION node_holds_keys FROM PUBLIC;

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from distfs.commands import cluster_key
 from distfs.commands.audit import audited
 from distfs.commands.drain import drain, forget, plan_drain, trust, undo_forget, undrain
 from distfs.commands.fsck import fsck
@@ -154,6 +155,17 @@ _TERMS = (
 )
 
 
+def _key_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what",
+        choices=cluster_key.WORDS,
+        help="which keys there are; make a new one beside the old; let the new one alone count",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="retire: do not wait for nodes and services that may not have it"
+    )
+
+
 def _service(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--service",
@@ -239,6 +251,14 @@ def _token(operator: Operator, given: Given) -> int:
     return revoke(operator, given.id) if given.what == "revoke" else rotate(operator, given.id, given.overlap)
 
 
+def _cluster_key(operator: Operator, given: Given) -> int:
+    if given.what == "show-id":
+        return cluster_key.show_ids(operator)
+    return (
+        cluster_key.retire(operator, given.force) if given.what == "retire" else cluster_key.rotate(operator)
+    )
+
+
 def _settings(operator: Operator, given: Given) -> int:
     return settings(operator, adopt=given.adopt)
 
@@ -296,6 +316,12 @@ _COMMANDS = (
         _WAITING,
     ),
     _Command("token", "say who may use the service, and for what: tokens", _token, (_token_words, _json)),
+    _Command(
+        "cluster-key",
+        "show or change the key by which services and storage nodes know each other",
+        _cluster_key,
+        (_key_words,),
+    ),
     _Command(
         "settings",
         "compare the times that the whole cluster must hold to with those configured here",

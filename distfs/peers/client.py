@@ -19,6 +19,7 @@ from distfs.formats.wire import Type
 from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo, check_page
 from distfs.model import Address, FragmentId
 from distfs.peers.breaker import State
+from distfs.peers.greeting import Greeting, KnownKeys, NodeSocket
 from distfs.peers.late_read import AsksAhead
 from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink
 from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
@@ -30,10 +31,20 @@ class NodeClient(AsksAhead):
     """FragmentStore over the wire. Thread-safe."""
 
     def __init__(
-        self, node: UUID, address: Address, cluster: UUID, config: PeersConfig, tls: Peers | None = None
+        self,
+        node: UUID,
+        address: Address,
+        cluster: UUID,
+        config: PeersConfig,
+        keys: KnownKeys,
+        tls: Peers | None = None,
     ) -> None:
         self.node, self.address = node, address
-        self.link = NodeLink(address, config, tls.to_node(cluster, node) if tls else None)
+
+        def begin(sock: NodeSocket, deadline: Deadline) -> None:
+            Greeting(sock, keys(deadline), cluster, node)
+
+        self.link = NodeLink(address, config, begin, tls.to_node(cluster, node) if tls else None)
         self._names = {"cluster": cluster.hex, "node": node.hex}  # whom a request is for, in JSON
         self._to = cluster.bytes + node.bytes  # and elsewhere
 

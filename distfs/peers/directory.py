@@ -13,6 +13,7 @@ from uuid import UUID
 from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Busy, NodeUnavailable
+from distfs.formats.hello import Keys
 from distfs.fragment_store import FragmentStore
 from distfs.meta import MetaDB
 from distfs.model import Node
@@ -85,7 +86,7 @@ class NodeDirectory:
                 self._known[node_id] = node, known
                 return known
             fresh = self._clients[node.uuid] = NodeClient(
-                node.uuid, node.address, cluster, self._config, self._tls
+                node.uuid, node.address, cluster, self._config, self._cluster_keys, self._tls
             )
         if known is not None:  # it listens elsewhere now
             known.close()
@@ -154,6 +155,11 @@ class NodeDirectory:
             self._known.clear()
         for client in clients:
             client.close()
+
+    def _cluster_keys(self, deadline: Deadline) -> Keys:
+        """To prove with that this process is of the cluster; asked for with the list of nodes. Raises Unavailable."""
+        self._list.known(deadline)
+        return self._list.keys
 
     def _look_after_clients(self) -> None:
         with self._lock:

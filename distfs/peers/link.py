@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from distfs.config.settings import PeersConfig
@@ -12,10 +13,10 @@ from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError
 from distfs.formats.wire import Frame, Type, decode_error
 from distfs.model import Address, Buffer
 from distfs.peers.breaker import Breaker
+from distfs.peers.greeting import NodeSocket
 from distfs.peers.hedge import LatencyHistory
 from distfs.process.connection_pool import ConnectionPool, Limits
 from distfs.tls.contexts import Side
-from distfs.wire_socket import WireSocket
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
 REPLAY_MOST = 64 << 10
@@ -25,10 +26,16 @@ _REFUSAL_WAIT_S = 1.0  # for the rest of an answer that has begun to come
 class NodeLink:
     """Thread-safe; shared by all requests of a service to one node."""
 
-    def __init__(self, address: Address, config: PeersConfig, side: Side | None = None) -> None:
-        """``side``: of TLS; None: without."""
+    def __init__(
+        self,
+        address: Address,
+        config: PeersConfig,
+        greet: Callable[[NodeSocket, Deadline], object],
+        side: Side | None = None,
+    ) -> None:
+        """``greet`` begins each connection, both prove who they are; ``side``: of TLS; None: without."""
         self.peer, self.address, self.config = f"node {address}", address, config
-        self._side = side
+        self._greet, self._side = greet, side
         self.disk_phase = f"{self.peer}: waiting for its disk"
         limits = Limits(
             config.max_connections,
@@ -37,7 +44,7 @@ class NodeLink:
             config.connection_age,
             "peers.max_connections",
         )
-        self.pool: ConnectionPool[WireSocket] = ConnectionPool(self.peer, self._connect, limits)
+        self.pool: ConnectionPool[NodeSocket] = ConnectionPool(self.peer, self._connect, limits)
         self.breaker = Breaker(config.breaker_failures, config.breaker_pause)
         self.latency = LatencyHistory()
 
@@ -58,13 +65,18 @@ class NodeLink:
             deadline.remaining()  # a request that ran out of time, or was cancelled, says nothing of the node
             self.breaker.failed()
 
-    def _connect(self, deadline: Deadline) -> WireSocket:
+    def _connect(self, deadline: Deadline) -> NodeSocket:
         timeout = deadline.bound(self.config.connect_timeout, f"{self.peer}: connect")
         try:
             host, port = self.address.host, self.address.port
-            sock = WireSocket.connect(host, port, self.peer, timeout, self.config.stall_timeout)
+            sock = NodeSocket.connect(host, port, self.peer, timeout, self.config.stall_timeout)
             if self._side is not None:
                 self._secure(sock, self._side, deadline)
+            try:
+                self._greet(sock, deadline)
+            except BaseException:
+                sock.close()
+                raise
             return sock
         except TooSlow:
             if timeout >= self.config.connect_timeout:
@@ -74,7 +86,7 @@ class NodeLink:
             self.breaker.failed()
             raise
 
-    def _secure(self, sock: WireSocket, side: Side, deadline: Deadline) -> None:
+    def _secure(self, sock: NodeSocket, side: Side, deadline: Deadline) -> None:
         unwatch = deadline.watch(sock.interrupt)
         try:
             sock.start_tls(side, deadline.bound(self.config.stall_timeout, f"{self.peer}: TLS"))
@@ -165,10 +177,16 @@ class Exchange:
             wait = link.config.stall_timeout if connect_within is None else connect_within
             sock, self._reused = link.pool.take(deadline.sooner(wait))
         self.sock = sock
+        self._unsent: Sequence[Buffer] = ()  # until the greeting is over
         self._prepare()
+        if notice is None:
+            self._greet()
 
     def send(self, *buffers: Buffer, more: bool = False) -> None:
         """Raises what the node said, if it hung up with a reason; else NodeUnavailable, TooSlow."""
+        if self.sock.greeting is not None:  # a request alone, which is small: its answer is waited for
+            self._unsent = buffers
+            return
         size = sum(map(len, buffers))
         try:
             try:
@@ -213,6 +231,10 @@ class Exchange:
         try:
             with self.budget as bounded:
                 limit = self.deadline if self._patient else bounded
+                if self.sock.greeting is not None:
+                    if not self.sock.greeting.go_on(limit):
+                        return None
+                    self.sock.send(*self._unsent, limit=limit)
                 try:
                     return self.sock.receive_frame_or_late(limit)
                 except NodeUnavailable as e:
@@ -315,6 +337,13 @@ class Exchange:
             self._fail(e)
             raise
 
+    def _greet(self) -> None:
+        """Have both sides prove who they are, if they have not yet."""
+        if self.sock.greeting is not None:
+            with self, self.budget.waiting(0) as limit:
+                while not self.sock.greeting.go_on(limit):
+                    pass
+
     def _is_stale(self, error: DistfsError) -> bool:
         at_hand = self._reused and self._kept is not None and not self.sock.heard
         return at_hand and isinstance(error, NodeUnavailable) and not self.deadline.cancelled
@@ -329,6 +358,7 @@ class Exchange:
             self._ended = True  # connecting has told the breaker: it is one failure
             raise
         self._prepare()
+        self._greet()
         with self.budget.waiting(0) as limit:
             self.sock.send(*(self._kept or ()), *buffers, limit=limit)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError
+from distfs.formats.hello import Keys
 from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.process.threads import as_ours, start
@@ -41,6 +42,8 @@ class NodeList:
         self._meta, self._then = meta, then
         self._changed = threading.Condition()
         self._nodes: Nodes = {}
+        #: Of the cluster, as MetaDB said last; there as soon as the list is.
+        self.keys: Keys = ()
         self._read_at = self._failed_at = float("-inf")
         self._error: DistfsError | None = None  # of the last look
         self._begun = self._ended = 0  # looks; at most one more has begun than ended
@@ -149,6 +152,7 @@ class NodeList:
     def _run(self) -> None:
         try:
             nodes = {node.id: node for node in self._meta.nodes(Deadline(_LOOK_LIMIT_S))}
+            self.keys = self._meta.cluster_keys(Deadline(_LOOK_LIMIT_S)) or self.keys
         except BaseException as e:  # the thread's outermost edge: others wait for its end
             if not isinstance(e, DistfsError):
                 log.exception("the list of storage nodes is not read, by a bug")

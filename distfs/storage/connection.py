@@ -21,9 +21,12 @@ from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, 
 from distfs.formats import wire
 from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry
+from distfs.formats.hello import Reason, Unwelcome
 from distfs.formats.wire import Frame, Type
 from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore, DiskWriter
+from distfs.storage.greeting import welcome
+from distfs.storage.strangers import Strangers, network_of
 from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
 
@@ -50,6 +53,13 @@ class NodeServer(Protocol):
     stall_timeout: Seconds
     #: Of TLS; None: without.
     side: Side | None
+    strangers: Strangers
+
+    def admit(self) -> DistfsError | None:
+        """Count a connection whose peer has proved who he is; what to tell him if there are too many."""
+
+    def leave(self) -> None:
+        """One of those has ended."""
 
     def begin_request(self, moves: bool) -> bool:
         """A request is served, until ``end_request``; False: it must not be, this node stops. ``moves``: bytes of a
@@ -74,14 +84,47 @@ class Connection(socketserver.BaseRequestHandler):
         self.names, self.to = (cluster.hex, own.hex), cluster.bytes + own.bytes
         try:
             self.sock = WireSocket(self.request, peer, self.node.stall_timeout)
-            if self.node.side is not None:
-                self.sock.start_tls(self.node.side, self.node.stall_timeout)
-            while self._serve_one() and not self.sock.outdated:
-                pass
+            if not self._welcome():
+                return
+            self._serve_all()
         except DistfsError as e:
             log.info("%s: connection ended: %s", peer, e)
         except Exception:  # the thread's outermost edge
             log.exception("%s: connection ended by a bug", peer)
+
+    def _welcome(self) -> bool:
+        """Have the peer prove who it is; whether it is one of us."""
+        address, store = network_of(str(self.client_address[0])), self.store
+        with self.node.strangers.waiting(address, self.sock.interrupt) as was_cut:
+            try:
+                deadline = Deadline(self.node.stall_timeout)
+                self._secure()
+                welcome(self.sock, store.keys.known, store.cluster, store.node, deadline)
+                return True
+            except Unwelcome as e:
+                reason = Reason.CROWDED if was_cut() else e.reason
+        self.node.strangers.refused(address, reason)
+        return False
+
+    def _secure(self) -> None:
+        """TLS, where it is on. Raises what ``start_tls`` does."""
+        if self.node.side is not None:
+            try:
+                self.sock.start_tls(self.node.side, self.node.stall_timeout)
+            except DistfsError:
+                self.node.strangers.refused(network_of(str(self.client_address[0])), Reason.TLS)
+                raise
+
+    def _serve_all(self) -> None:
+        """Its requests in turn."""
+        try:
+            if error := self.node.admit():
+                self._refuse(error)
+                return
+            while self._serve_one() and not self.sock.outdated:
+                pass
+        finally:
+            self.node.leave()
 
     def _serve_one(self) -> bool:
         """One request; whether the connection may serve another."""

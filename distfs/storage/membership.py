@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 from distfs.agreement import DOWN_AFTER, require_same
@@ -21,6 +22,7 @@ from distfs.errors import (
     Refused,
     Unavailable,
 )
+from distfs.formats.hello import Keys
 from distfs.meta import MetaDB
 from distfs.model import Address, NodeReport
 from distfs.process.threads import start
@@ -32,6 +34,8 @@ log = logging.getLogger("distfs.node")
 _CALL_LIMIT_S = 5.0
 _LEAVE_LIMIT_S = 1.0
 
+T = TypeVar("T")
+
 
 def cluster_of(folder: Path, meta: MetaDB, stopping: threading.Event) -> UUID:
     """The cluster a node's folder belongs to; a new one joins MetaDB's, which is waited for.
@@ -40,13 +44,24 @@ def cluster_of(folder: Path, meta: MetaDB, stopping: threading.Event) -> UUID:
     """
     if (known := require_identity(folder).cluster) is not None:
         return known
+    return _from_metadb(meta.cluster_id, "joining a cluster", stopping)
+
+
+def await_keys(store: DiskStore, meta: MetaDB, stopping: threading.Event) -> None:
+    """Have the cluster's keys: of MetaDB, which is waited for, where the folder has none. Without them the node would
+    take every service for a stranger. Raises Unavailable only when ``stopping`` is set first; OSError."""
+    if not store.keys.known:
+        store.keys.keep(_from_metadb(meta.cluster_keys, "serving, for the cluster's keys", stopping))
+
+
+def _from_metadb(ask: Callable[[Deadline], T], before: str, stopping: threading.Event) -> T:
     reported = ""
     while True:
         try:
-            return meta.cluster_id(Deadline(_CALL_LIMIT_S))
+            return ask(Deadline(_CALL_LIMIT_S))
         except (Unavailable, Busy) as e:
             if str(e) != reported:
-                log.warning("waiting for MetaDB before joining a cluster: %s", e)
+                log.warning("waiting for MetaDB before %s: %s", before, e)
                 reported = str(e)
             if stopping.wait(1.0):
                 raise
@@ -74,6 +89,7 @@ class Membership:
         self._store, self._meta, self._address, self._config = store, meta, address, config
         self._refused = refused
         self._agreed = False
+        self._said: Keys = ()  # the cluster's keys that MetaDB knows this node to take
         self._stopping = threading.Event()
         self._thread = start(self._run, "heartbeat")
 
@@ -125,6 +141,7 @@ class Membership:
                 f"is of {cluster}: name another folder with --data, or another MetaDB with --metadb"
             )
         self._agree(deadline)
+        self._store.keys.keep(self._meta.cluster_keys(deadline))
         if away := self._store.away:
             # Nobody can read what is kept here: it counts as lost, and is made anew if this lasts.
             self._meta.node_leave(self._store.node, self._address, deadline, self._store.secret)
@@ -134,7 +151,11 @@ class Membership:
         report = NodeReport(
             info.node, self._address, self._config.zone, *sizes, info.state, self._store.disk()
         )
-        return self._meta.heartbeat(report, deadline, self._store.secret)
+        number = self._meta.heartbeat(report, deadline, self._store.secret)
+        if self._said != (keys := self._store.keys.known):
+            self._meta.node_holds_keys(info.node, keys, deadline, self._store.secret)
+            self._said = keys
+        return number
 
     def _agree(self, deadline: Deadline) -> None:
         """Once a cluster with services has a ``down_after``, it must be this node's, too. Raises OtherTimes."""

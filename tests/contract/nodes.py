@@ -17,6 +17,7 @@ from distfs.storage.disk.store import DiskStore
 from distfs.storage_server import StorageServer
 from distfs.tls.contexts import Peers
 from tests.contract.samples import CLUSTER
+from tests.greetings import KEYS, known_keys
 
 #: No reserve, so that tests need no disk of a certain size.
 NODE = NodeConfig(reserve=Fraction(0), reserve_bytes=Bytes(0))
@@ -62,7 +63,9 @@ def new_store(folder: Path, cluster: UUID = CLUSTER, config: NodeConfig = NODE) 
     """A store over a folder that becomes a node's unless it is one."""
     if read_identity(folder) is None:
         make_home(folder)
-    return DiskStore(folder, cluster, config)
+    store = DiskStore(folder, cluster, config)
+    store.keys.keep(KEYS)
+    return store
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def serving(
 
 @contextmanager
 def client_of(server: StorageServer, config: PeersConfig = PEERS) -> Iterator[NodeClient]:
-    client = NodeClient(server.store.node, server.address, server.store.cluster, config)
+    client = NodeClient(server.store.node, server.address, server.store.cluster, config, known_keys)
     try:
         yield client
     finally:

@@ -28,6 +28,7 @@ from tests.cluster.harness import Cluster, MakeCluster
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import PEERS, KillableServer, serving
 from tests.contract.samples import header, put, soon, whole
+from tests.greetings import known_keys
 from tests.integration.raw_http import RawClient, echo, noise, put_chunked, request
 from tests.integration.raw_http import put as put_body
 from tests.integration.raw_http import serving as serving_http
@@ -62,7 +63,8 @@ def raw(cluster: Cluster, stack: contextlib.ExitStack) -> Raw:
     """A connection to node 0, byte by byte."""
     node = cluster.node(0)
     store = SimpleNamespace(cluster=cluster.meta.cluster_id(soon()), node=node.uuid)
-    made = Raw(cast(KillableServer, SimpleNamespace(address=node.address, store=store)))
+    at = cast(KillableServer, SimpleNamespace(address=node.address, store=store))
+    made = Raw(at, cluster.meta.cluster_keys(soon()), greet=False)
     stack.callback(made.sock.close)
     return made
 
@@ -89,6 +91,7 @@ def test_a_node_without_descriptors_serves_who_is_connected_and_the_others_later
     log, pid = few.nodes[0].log, few.nodes[0].pid
     with contextlib.ExitStack() as stack:
         before = raw(few, stack)
+        before.greet()
         assert before.ask(Type.INFO)[0]["state"] == "active"
         with starved(pid):
             waiting = [raw(few, stack) for _ in range(3)]
@@ -101,6 +104,7 @@ def test_a_node_without_descriptors_serves_who_is_connected_and_the_others_later
                 assert REMEDY in str(error)
             assert before.ask(Type.INFO)[0]["state"] == "active", "the disk is not to blame"
         for each in waiting:
+            each.greet()
             assert each.ask(Type.INFO)[0]["state"] == "active"
         assert before.ask(Type.VERIFY, **of_it)[0] == {"bad": []}
     [line] = [line for line in log.read_text().splitlines() if "new connections have to wait" in line]
@@ -136,7 +140,9 @@ def test_a_put_that_finds_no_descriptor_leaves_nothing(tmp_path: Path) -> None:
 def test_a_service_without_descriptors_does_not_blame_its_nodes(tmp_path: Path, host: str) -> None:
     with serving(tmp_path / "node") as node:
         address = Address(host, node.address.port)
-        client = NodeClient(node.store.node, address, node.store.cluster, replace(PEERS, connections=0))
+        client = NodeClient(
+            node.store.node, address, node.store.cluster, replace(PEERS, connections=0), known_keys
+        )
         with contextlib.closing(client):
             client.info(soon())
             eventually(lambda: all(each.fileno() < 0 for each in node.connections), "the node has let it go")

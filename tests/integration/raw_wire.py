@@ -16,21 +16,33 @@ from distfs.errors import (
 from distfs.formats import wire
 from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry, FragmentHeader
+from distfs.formats.hello import Keys
 from distfs.formats.wire import Type
 from distfs.model import FragmentId
-from distfs.wire_socket import WireSocket
+from distfs.peers.greeting import NodeSocket
 from tests.contract.litter import assert_no_litter
 from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import entry_of, header, put, soon, whole
+from tests.greetings import KEYS, greet_node
 
 
 class Raw:
     """A connection to a node, byte by byte."""
 
-    def __init__(self, server: KillableServer) -> None:
-        self.server = server
+    def __init__(self, server: KillableServer, keys: Keys = KEYS, greet: bool = True) -> None:
+        self.server, self._keys = server, keys
         self.sock = socket.create_connection((server.address.host, server.address.port), 10)
-        self.wire = WireSocket(self.sock, "node", 10)
+        self.wire = NodeSocket(self.sock, "node", 10)
+        if greet:
+            self.greet()
+
+    def greet(self) -> None:
+        """Prove to be a service, before the first request."""
+        try:
+            greet_node(self.wire, self.server.store, self._keys)
+        except BaseException:
+            self.sock.close()
+            raise
 
     def request(self, **fields: Any) -> dict[str, Any]:
         store = self.server.store

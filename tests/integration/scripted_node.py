@@ -19,6 +19,7 @@ from distfs.peers.client import NodeClient
 from tests.contract.nodes import PEERS
 from tests.contract.samples import CLUSTER
 from tests.faults.ledger import of_the_test
+from tests.greetings import known_keys, welcome_service
 
 ID = FragmentId(uuid4(), 0)
 #: Slow is known soon.
@@ -37,7 +38,7 @@ def scripted(
 ) -> Iterator[NodeClient]:
     """A client of a node that does what the scripts say, one a connection, and then closes it. Each has to come."""
     listener = socket.create_server(("127.0.0.1", 0))
-    ended = threading.Event()
+    ended, node = threading.Event(), uuid4()
     ours: set[object] = set()
     planned = [(script, of_the_test(f"script {n} of a node")) for n, script in enumerate(scripts, 1)]
 
@@ -47,12 +48,13 @@ def scripted(
             if peer not in ours:
                 met()
             with connection, contextlib.suppress(OSError):
-                script(connection)
+                if welcome_service(connection, CLUSTER, node):
+                    script(connection)
         ended.set()
 
     thread = threading.Thread(target=serve)
     thread.start()
-    client = NodeClient(uuid4(), Address("127.0.0.1", listener.getsockname()[1]), CLUSTER, config)
+    client = NodeClient(node, Address("127.0.0.1", listener.getsockname()[1]), CLUSTER, config, known_keys)
     try:
         yield client
     finally:

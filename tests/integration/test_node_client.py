@@ -24,6 +24,7 @@ from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, PEERS, KillableServer, client_of, serving
 from tests.contract.samples import CLUSTER, MIB, entry_of, header, listed, put, random_bytes, soon, whole
+from tests.greetings import known_keys
 from tests.integration.scripted_node import ID, IMPATIENT, answering, ok, scripted
 from tests.ports import refusing
 from tests.small_disk import SMALL, small_disk
@@ -155,7 +156,7 @@ def test_descriptors_over_a_thousand_are_no_trouble(server: KillableServer) -> N
 
 def test_a_node_that_does_not_listen_is_unavailable() -> None:
     with refusing() as port:
-        client = NodeClient(uuid4(), Address("127.0.0.1", port), CLUSTER, PEERS)
+        client = NodeClient(uuid4(), Address("127.0.0.1", port), CLUSTER, PEERS, known_keys)
         with pytest.raises(NodeUnavailable, match="cannot connect"):
             client.info(soon())
         with pytest.raises(NodeUnavailable, match="cannot connect"):
@@ -163,7 +164,7 @@ def test_a_node_that_does_not_listen_is_unavailable() -> None:
 
 
 def test_a_node_whose_name_nobody_knows_is_unavailable() -> None:
-    client = NodeClient(uuid4(), Address("no-such-host.invalid", 9), CLUSTER, PEERS)
+    client = NodeClient(uuid4(), Address("no-such-host.invalid", 9), CLUSTER, PEERS, known_keys)
     with pytest.raises((NodeUnavailable, TooSlow)):
         client.info(soon())
 
@@ -174,7 +175,7 @@ def test_a_node_that_does_not_accept_is_too_slow() -> None:
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
-        client = NodeClient(uuid4(), Address(*listener.getsockname()), CLUSTER, IMPATIENT)
+        client = NodeClient(uuid4(), Address(*listener.getsockname()), CLUSTER, IMPATIENT, known_keys)
         with pytest.raises(TooSlow, match=r"connect: no connection within 0\.20 s"):
             client.info(soon())
 
@@ -194,7 +195,7 @@ def test_a_deadline_that_has_passed_takes_no_connection(server: KillableServer) 
 
 
 def test_another_node_at_the_address_is_not_taken_for_this_one(server: KillableServer) -> None:
-    client = NodeClient(uuid4(), server.address, CLUSTER, PEERS)
+    client = NodeClient(uuid4(), server.address, CLUSTER, PEERS, known_keys)
     with pytest.raises(ProtocolError, match="another node than this one"):
         client.info(soon())
     with pytest.raises(ProtocolError, match="another node than this one"):

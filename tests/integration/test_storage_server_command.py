@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -41,12 +42,11 @@ def process(args: list[str], **environ: str) -> Iterator[subprocess.Popen[str]]:
     started = subprocess.Popen(
         args, cwd=ROOT, env=os.environ | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    try:
-        with started:
+    with started:
+        try:
             yield started
+        finally:
             started.kill()
-    finally:
-        started.kill()
 
 
 def complaint(args: list[str], **environ: str) -> str:
@@ -74,7 +74,8 @@ def reserve_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("reserve_nothing")
 def test_a_node_registers_serves_and_ends_at_sigterm(metadb_url: str, meta: MetaDB, tmp_path: Path) -> None:
-    data, head = random_bytes(100_000), header()
+    data = random_bytes(100_000)
+    head = replace(header(), cluster=meta.cluster_id(Deadline(60)))
     addresses = []
     for sign in (signal.SIGTERM, signal.SIGINT):
         with process(command(tmp_path / "n", metadb_url, "--zone", "attic")) as running:
@@ -82,7 +83,9 @@ def test_a_node_registers_serves_and_ends_at_sigterm(metadb_url: str, meta: Meta
             [node] = meta.nodes(Deadline(60))  # at its second start it is the same node, elsewhere
             addresses.append(node.address)
             assert (node.zone, node.state) == ("attic", "active")
-            client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), PEERS)
+            client = NodeClient(
+                node.uuid, node.address, meta.cluster_id(Deadline(60)), PEERS, meta.cluster_keys
+            )
             if sign is signal.SIGTERM:
                 put(client, head, data)
             assert whole(client, head.id) == data
@@ -98,8 +101,9 @@ def test_a_node_killed_in_the_middle_of_a_put_starts_clean(
 ) -> None:
     with process(command(tmp_path / "n", metadb_url), DISTFS_NODE_RESERVE="0") as running:
         [node] = registered(meta)
-        client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), PEERS)
-        writer = client.put(header(), 8 << 20, soon())
+        client = NodeClient(node.uuid, node.address, meta.cluster_id(Deadline(60)), PEERS, meta.cluster_keys)
+        head = replace(header(), cluster=meta.cluster_id(Deadline(60)))
+        writer = client.put(head, 8 << 20, soon())
         block = random_bytes(4096)
         writer.write_cell(entry_of(block), memoryview(block))
         temp = tmp_path / "n" / "tmp"

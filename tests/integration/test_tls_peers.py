@@ -28,6 +28,7 @@ from tests.certificates import Certificates
 from tests.contract.litter import eventually
 from tests.contract.nodes import NODE, PEERS, KillableServer, new_store
 from tests.contract.samples import CLUSTER, entry_of, header, put, soon, whole
+from tests.greetings import known_keys
 from tests.recorder import Recorder
 
 WRONG = ["expired", "not yet valid", "wrong host", "wrong CA", "self-signed", "revoked", "wrong cluster"]
@@ -62,7 +63,7 @@ def node(folder: Path, tls: Peers | None) -> Iterator[Node]:
 
 @contextmanager
 def called(server: StorageServer, tls: Peers | None, uuid: UUID | None = None) -> Iterator[NodeClient]:
-    client = NodeClient(uuid or server.store.node, server.address, CLUSTER, PEERS, tls)
+    client = NodeClient(uuid or server.store.node, server.address, CLUSTER, PEERS, known_keys, tls)
     try:
         yield client
     finally:
@@ -156,7 +157,12 @@ def test_one_in_between_reads_nothing(cluster: Cluster) -> None:
         Recorder(server.address.host, server.address.port) as tap,
     ):
         client = NodeClient(
-            server.store.node, Address(tap.host, tap.port), CLUSTER, PEERS, cluster.tls(cluster.of_service)
+            server.store.node,
+            Address(tap.host, tap.port),
+            CLUSTER,
+            PEERS,
+            known_keys,
+            cluster.tls(cluster.of_service),
         )
         with closing(client):
             head = header(block_size=1 << 20)
@@ -218,7 +224,9 @@ def test_a_node_that_says_nothing_in_the_handshake_is_too_slow(cluster: Cluster)
     quick = replace(PEERS, stall_timeout=Seconds(0.3), connect_timeout=Seconds(5))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = Address(*listener.getsockname())
-        client = NodeClient(cluster.node, address, CLUSTER, quick, cluster.tls(cluster.of_service))
+        client = NodeClient(
+            cluster.node, address, CLUSTER, quick, known_keys, cluster.tls(cluster.of_service)
+        )
         with closing(client), pytest.raises(TooSlow, match="no TLS handshake within"):
             client.info(soon())
 
@@ -227,7 +235,9 @@ def test_a_cancelled_request_does_not_wait_for_a_handshake(cluster: Cluster) -> 
     scope = Scope()
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
         address = Address(*listener.getsockname())
-        client = NodeClient(cluster.node, address, CLUSTER, PEERS, cluster.tls(cluster.of_service))
+        client = NodeClient(
+            cluster.node, address, CLUSTER, PEERS, known_keys, cluster.tls(cluster.of_service)
+        )
         with closing(client):
             asking = threads.submit(client.info, Deadline(120, scope=scope))
             silent, _ = listener.accept()

@@ -53,7 +53,7 @@ def test_every_command_is_in_the_table_of_commands() -> None:
     named = {
         command
         for cell in first_cells("The operator's commands")
-        for command in re.findall(r"`(?:distfs )?(\w+)", cell)
+        for command in re.findall(r"`(?:distfs )?([\w-]+)", cell)
     }
     [commands] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
     missing = set(commands.choices) - named

@@ -139,7 +139,7 @@ def enter(folder: Path, cluster: UUID) -> UUID:
 
 
 #: A disk that takes no writes now: what is on it is served all the same, and deletes make room.
-_NO_WRITES = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+NO_WRITES = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def secret(folder: Path) -> bytes | None:
@@ -160,9 +160,9 @@ def secret(folder: Path) -> bytes | None:
         return known
     fresh = secrets.token_bytes(_SECRET_BYTES)
     try:
-        _durably(folder, _SECRET, fresh.hex() + "\n", 0o600)
+        write_durably(folder, _SECRET, fresh.hex() + "\n", 0o600)
     except OSError as e:
-        if e.errno in _NO_WRITES:
+        if e.errno in NO_WRITES:
             return None
         raise
     return fresh
@@ -243,10 +243,11 @@ def _write(folder: Path, home: Identity) -> None:
     place = home.place._asdict() if home.place else {}
     cluster = str(home.cluster) if home.cluster else None
     text = json.dumps({"node": str(home.node), "cluster": cluster, "format": _FORMAT, **place}) + "\n"
-    _durably(folder, IDENTITY, text, 0o644)
+    write_durably(folder, IDENTITY, text, 0o644)
 
 
-def _durably(folder: Path, name: str, text: str, mode: int) -> None:
+def write_durably(folder: Path, name: str, text: str, mode: int) -> None:
+    """A file of a node's folder, whole or not at all. Raises OSError."""
     fresh = folder / "tmp" / name
     fresh.unlink(missing_ok=True)
     with open(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "w") as f:

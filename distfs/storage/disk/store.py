@@ -48,6 +48,7 @@ from distfs.metadb.ballast import shares_disk
 from distfs.model import Buffer, FragmentId
 from distfs.storage.disk import home
 from distfs.storage.disk.health import DiskHealth
+from distfs.storage.disk.keys import NodeKeys
 from distfs.storage.disk.reader import DiskReader, passes
 from distfs.storage.disk.space import Space, space
 from distfs.storage.disk.tree import FragmentTree, Translated, make_folder, page_of_both
@@ -97,6 +98,7 @@ class DiskStore:
             undo.callback(os.close, self._lock)
             self.node = home.enter(self.folder, cluster)
             self.secret = home.secret(self.folder)
+            self.keys = NodeKeys(self.folder)
             self._known: tuple[int, int] | None = None  # the file that said so last
             for left in self._temp.iterdir():
                 left.unlink()

@@ -1,0 +1,43 @@
+"""How a connection begins, as a node sees it: whoever it is learns nothing before he has proved who he is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from uuid import UUID
+
+from distfs.deadline import Deadline
+from distfs.errors import DistfsError, NodeUnavailable, TooSlow
+from distfs.formats import hello
+from distfs.formats.hello import Agreed, Answerer, Keys, Kind, Reason, Unwelcome
+from distfs.wire_socket import WireSocket
+
+
+def welcome(sock: WireSocket, keys: Keys, cluster: UUID, node: UUID, deadline: Deadline) -> Agreed:
+    """Have who connects prove that he is of this cluster and means this node. Raises Unwelcome; he is told no more
+    than that."""
+    try:
+        answerer = Answerer(keys, cluster, node, os.urandom(hello.NONCE_SIZE))
+        sock.send(answerer.challenge(_receive(sock, Kind.HELLO, deadline)), limit=deadline)
+        answer, agreed = answerer.welcome(_receive(sock, Kind.PROOF, deadline))
+        sock.send(answer, limit=deadline)
+    except Unwelcome:
+        with contextlib.suppress(DistfsError):
+            sock.send(hello.REFUSED, limit=deadline)
+        raise
+    except TooSlow as e:
+        raise Unwelcome(Reason.SLOW) from e
+    except NodeUnavailable as e:
+        raise Unwelcome(Reason.GONE) from e
+    return agreed
+
+
+def _receive(sock: WireSocket, kind: Kind, deadline: Deadline) -> bytes:
+    """As many bytes as a message of this kind has, if it begins as one."""
+    message = bytearray(hello.SIZES[kind])
+    view = memoryview(message)
+    sock.receive_body(view[: hello.HEAD_SIZE], deadline)
+    if message[: len(hello.MAGIC)] != hello.MAGIC:  # whoever speaks something else may never say that much
+        raise Unwelcome(Reason.FORM)
+    sock.receive_body(view[hello.HEAD_SIZE :], deadline)
+    return bytes(message)
