@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import pwd
 import re
 import secrets
 import threading
@@ -105,6 +106,17 @@ def digest(data: bytes) -> str:
 def now() -> str:
     """As a line has it."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def user() -> str:
+    """Who has this process, and who had it before sudo(8): the one whom a command's lines are of."""
+    number = os.getuid()
+    try:
+        name = pwd.getpwuid(number).pw_name
+    except KeyError:
+        name = str(number)
+    before = os.environ.get("SUDO_USER")
+    return f"{name} (sudo of {before})" if before else name
 
 
 class AuditLog:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pwd
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -195,7 +194,7 @@ def audited(config: Config, given: argparse.Namespace, act: Callable[[], int | N
         return act() or DONE
     what = next((named for each in _OBJECTS if (named := getattr(given, each, None))), "")
     action = f"command {given.command} {getattr(given, 'what', '')}".rstrip()
-    entry = {"who": _user(), "action": action, "object": what}
+    entry = {"who": audit.user(), "action": action, "object": what}
     with closing(log):
         log.check()
         try:
@@ -223,17 +222,6 @@ def _changes(given: argparse.Namespace) -> bool:
     return getattr(given, "changes", True) and not any(
         getattr(given, flag, None) == value for flag, value in shown
     )
-
-
-def _user() -> str:
-    """Who has the process, and who had it before sudo(8)."""
-    number = os.getuid()
-    try:
-        name = pwd.getpwuid(number).pw_name
-    except KeyError:
-        name = str(number)
-    before = os.environ.get("SUDO_USER")
-    return f"{name} (sudo of {before})" if before else name
 
 
 def show(paths: Sequence[Path], *, holds: str, as_json: bool) -> int:

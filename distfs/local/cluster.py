@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from distfs import storage_server
 from distfs.access.db import TokenDB
 from distfs.access.terms import of_first
 from distfs.agreement import times_of
+from distfs.audit import user
 from distfs.config.file import override
 from distfs.config.reach import check_reach
 from distfs.config.settings import Config, MetaDBConfig
@@ -43,6 +45,7 @@ from distfs.process.dial import cannot_listen, to_listen
 from distfs.process.output import announce
 from distfs.process.signals import say_stop, set_soon
 from distfs.process.terminal import Terminal
+from distfs.services import audit_log
 from distfs.storage.disk.home import make_home, quoted, read_identity
 
 _METADB = Program("distfs.local.metadb", metadb.main)
@@ -166,10 +169,17 @@ class LocalCluster:
         guarded, first = self._config.auth.mode == "on", ""
         if guarded:
             with contextlib.suppress(Refused):  # there are others
-                _, token = tokens.create(of_first(), Deadline(_PROBE_TIMEOUT_S), first=True)
+                id, token = tokens.create(of_first(), Deadline(_PROBE_TIMEOUT_S), first=True)
+                self._note(id)
                 first = _FIRST.format(token=token)
         login = "-u :TOKEN " if guarded else ""
         announce(_READY.format(url=self.url, data=self._data, login=login) + first)
+
+    def _note(self, token: UUID) -> None:
+        """The first token, in the audit log: who starts distfs made it."""
+        with contextlib.closing(audit_log(self._config)) as log:
+            made = {"who": user(), "action": "command up", "object": str(token), "outcome": "allow"}
+            log.write(made | {"why": "it made the first token"})
 
     def watch(self, reload: threading.Event) -> None:
         """Start again what dies, until told to stop; when ``reload`` is set, SIGHUP to the service."""

@@ -42,7 +42,7 @@ def _entries(
         yield {
             "who": request.who or sender["client"],
             "action": action,
-            "object": some[0] if len(some) == 1 else some,
+            "object": some if len(some) > 1 else "".join(some),
             "outcome": outcome,
             "why": request.refused,
             "status": status,

@@ -8,6 +8,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from distfs import audit
+from distfs.commands.audit import verify
 from tests.cluster import Cluster
 from tests.cluster.operating import distfs
 from tests.cluster.test_readme_commands import BLOCKS, lines_of
@@ -95,6 +97,11 @@ def test_up_prints_the_first_token_once_and_no_log_has_it(up: StartUp, data: Pat
     assert not re.search(TOKEN, running.log + again.log)
     kept = [p for p in data.rglob("*") if p.is_file() and "postgres" not in p.parts]
     assert not [p for p in kept if token.encode() in p.read_bytes()]
+    logs = sorted(data.glob("audit*.log"))
+    assert not [report.wrong for report in verify(logs) if report.wrong]
+    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    told_of = {(line["action"], line["who"].partition(" ")[0]) for line in lines}
+    assert {("command up", audit.user()), ("upload", "token"), ("token", "token")} <= told_of
 
 
 def test_what_the_readme_says_of_tokens_is_so(up: StartUp, tmp_path: Path) -> None:
