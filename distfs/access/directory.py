@@ -5,7 +5,7 @@ Nobody is told of changes. Who is about to believe a token looks whether MetaDB 
 second, and if it was not, asks: one statement, which finds what has changed by its revision, mostly nothing. So a
 token that was revoked is believed for a second at most, whatever becomes of notifications, threads and connections;
 a service that nobody asks anything asks nothing. A token that nobody knows is looked for at once, together with all
-others that are looked for at the moment: however many there are, MetaDB is asked a few times a second.
+others that are looked for at the moment: however many there are, MetaDB is asked no more often than LOOK_S allows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ log = logging.getLogger("distfs.access")
 FRESH_S = 1.0
 #: From this age on it is asked anew, while others still go by what is known.
 _RENEW_S = 0.5
-#: Between two looks for tokens that nobody knows, at least; and how long each may take.
-_LOOK_S, _ASK_LIMIT_S = 0.05, 2.0
+#: Between two looks for tokens that nobody knows, at least: short, for who waits has one of the host's few turns. And
+#: how long each may take.
+LOOK_S, _ASK_LIMIT_S = 0.01, 2.0
 #: MetaDB did not answer: known tokens go on, and it is left alone for so long.
 _PAUSE_S = 0.5
 _NEVER = float("-inf")
@@ -110,7 +111,7 @@ class Tokens:
                 now = time.monotonic()
                 if self._failed_at > self._seen.as_of and now - self._failed_at < _PAUSE_S:
                     return
-                pause = max(self._seen.as_of + _LOOK_S - now, 0.0)
+                pause = max(self._seen.as_of + LOOK_S - now, 0.0)
                 if not self._asking and not pause:
                     break
                 self._turn.wait(deadline.bound(pause or _ASK_LIMIT_S, "waiting for what tokens there are"))
