@@ -26,6 +26,7 @@ from distfs.model import Address
 from distfs.process import descriptors, parent_watch
 from distfs.process.dial import cannot_listen, to_listen
 from distfs.process.output import DONE, PART_CODES, Parser, command, warner
+from distfs.process.private import open_to_others
 from distfs.process.signals import on_stop, say_stop, wait_for
 from distfs.process.terminal import Terminal
 from distfs.process.threads import as_ours, start
@@ -186,6 +187,8 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     folder = Path(config.node.data)
     if init and read_identity(folder) is None:
         make_home(folder)
+    if warning := open_to_others(folder):
+        log.warning("%s", warning)
     store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node, folder_of(config.metadb.url))
     await_keys(store, meta, stopping)
     server = _listen(config, store)

@@ -24,6 +24,7 @@ from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Refused
 from distfs.local.supervisor import Stopped, say
 from distfs.meta import MetaDB
+from distfs.process.private import make_folder, open_to_others
 from distfs.storage.disk.home import read_identity
 
 METADB_VARIABLE = "DISTFS_METADB_URL"
@@ -37,13 +38,15 @@ def held(data: Path, stopping: threading.Event) -> Iterator[int]:
     """The folder for this ``up`` alone; -> the descriptor its children inherit. Raises ConfigError."""
     with contextlib.ExitStack() as stack:
         try:
-            data.mkdir(parents=True, exist_ok=True)
+            make_folder(data)
             ours = stack.enter_context((data / "up.lock").open("ab"))
             parts = stack.enter_context((data / "parts.lock").open("ab"))
         except OSError as e:
             raise ConfigError(
                 f"cannot write to the data folder {data}: {e.strerror}; choose another with --data"
             ) from e
+        if warning := open_to_others(data):
+            say(warning)
         if not _ours(ours.fileno()):
             raise ConfigError(
                 f"another `distfs up` {_named(_holder(ours.fileno()))} uses {data}: stop it with "

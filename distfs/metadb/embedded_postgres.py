@@ -33,6 +33,7 @@ from urllib.parse import parse_qsl, quote
 from distfs.errors import Away, ConfigError, Unavailable
 from distfs.metadb import ballast
 from distfs.process import descriptors
+from distfs.process.private import make_folder
 
 SCHEME = "embedded:"
 SUPERUSER = "distfs"
@@ -188,7 +189,7 @@ class EmbeddedPostgres:
         PostgreSQL's own reason for not starting.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._lock = _lock(self.folder / "lock")
             self._account = _account(self.data)
             self._remove_orphans()

@@ -31,6 +31,7 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.process import descriptors
+from distfs.process.private import keep_private
 from distfs.process.redact import redacted, redacted_word, visible
 
 #: Exit codes of every command and part. 70 is sysexits.h's, 130 the shell's.
@@ -118,6 +119,7 @@ def command(name: str, act: Callable[[], int]) -> int:
     """Run what a command or a part does; -> its exit code. Whatever ends it is at most one line on standard error,
     unless it is a bug of ours, whose traceback is what helps."""
     open_streams()
+    keep_private()
     try:
         return _act(act)
     except OutputLost as e:
