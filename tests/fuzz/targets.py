@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 from distfs import audit
+from distfs.access.terms import as_entry, in_words, read_terms
 from distfs.body.ingest import files_in_form
 from distfs.body.multipart import FormLimits
 from distfs.commands.audit import verify
@@ -26,8 +28,9 @@ from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause
 from distfs.http_app import HttpApp
 from distfs.metadb.url import MetaURL
 from distfs.model import FragmentId, Policy
+from distfs.routes.messages import Request
 from distfs.services import build
-from tests.fuzz import headers
+from tests.fuzz import greeting, headers
 from tests.fuzz.guard import Target
 
 HTTP = HttpConfig(
@@ -165,6 +168,24 @@ def app(data: bytes) -> None:
     b"".join(answer)
     answer.close()  # type: ignore[attr-defined]
     assert told != ["500 Internal Server Error"]
+
+
+def terms(data: bytes) -> None:
+    """A token that somebody asks for, as JSON. What is taken is of the types that it is kept in."""
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": "/tokens",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(data),
+        "CONTENT_LENGTH": str(len(data)),
+    }
+    read = read_terms(Request(environ).json_object())
+    assert read.owner.isprintable()
+    assert 0 <= read.quota < 1 << 63
+    assert 0 <= read.max_uploads < 1 << 31
+    assert 0 <= read.expires < 1e10
+    json.dumps(as_entry(read))
+    assert "\n" not in in_words(read)
 
 
 class Slow:
@@ -403,6 +424,22 @@ TARGETS: dict[str, Fed] = {
         frames,
         _FRAMES,
         (*_FRAMES, b"DFSW", b"\0" * 8, b"\xff" * 8, b'{"slice":', b"[" * 100, b'"index":1e999}', b"NaN"),
+    ),
+    "greeting": Fed(
+        greeting.greeting,
+        greeting.SEEDS,
+        (*greeting.SAID, b"DFSH", b"\0" * 8, b"\xff" * 8, b"\1", b"\2"),
+    ),
+    "terms": Fed(
+        terms,
+        (
+            b'{"owner": "anna", "scopes": "upload,list", "quota": "1GB", "expires": "30d"}',
+            b'{"owner": "anna", "scopes": ["upload"], "weight": 2, "policies": ["default"], "max_uploads": 8}',
+        ),
+        (
+            *(b'{"owner": "a", "scopes": "admin", "', b'": ', b"[", b"{", b"]", b"}", b",", b"1e400", b"NaN"),
+            *(b"true", b"null", b'"', b"\\ud800", b"\\u0000", b"expires", b"name", b"cap_in", b"-1", b"0.1", b"10GB"),
+        ),
     ),
     "fragment": Fed(
         fragment_file,
