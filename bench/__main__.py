@@ -35,6 +35,7 @@ from bench import (
     small,
     targets,
     throughput,
+    tls,
 )
 from bench.report import Options
 from distfs.errors import DistfsError, TooSlow
@@ -71,6 +72,10 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "lost": (
         lost.run,
         "a large node is gone: how soon repair knows what to do, and what asking costs a slice",
+    ),
+    "tls": (
+        tls.run,
+        "HTTPS beside HTTP, and mutual TLS to the nodes beside none (wants wrk and cryptography)",
     ),
     "floor": (throughput.run_floor, "the floor alone; only when named"),
 }

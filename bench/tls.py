@@ -1,0 +1,174 @@
+"""What TLS costs: HTTPS beside HTTP, and mutual TLS to the nodes beside none, in turns; rates and CPU time."""
+
+from __future__ import annotations
+
+import ssl
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bench import curl, noise, processes, small, wrk
+from bench.curl import Content
+from bench.parts import Parts
+from bench.report import Options, spread, table
+from bench.targets import need_room, set_environment, workspace
+
+MIB = 1 << 20
+CONNECTIONS = 16
+_HANDSHAKES = 200
+
+
+@dataclass(slots=True)
+class Figure:
+    """One kind of work on one kind of service, turn by turn."""
+
+    unit: str
+    rates: list[float] = field(default_factory=list)
+    cpu: dict[str, list[float]] = field(default_factory=dict)  # by role, microseconds a unit
+
+
+@dataclass(slots=True)
+class Kind:
+    """A service, and what was measured of it by the name of the work."""
+
+    name: str
+    url: str
+    parts: Parts
+    ca: str
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def measure(self, work: str, unit: str, count: Callable[[], float]) -> None:
+        """``count`` does it, and says how many units that were."""
+        figure = self.figures.setdefault(work, Figure(unit))
+        before = processes.cpu_seconds(self.parts.processes(self.name))
+        began = time.perf_counter()
+        units = count()
+        figure.rates.append(units / (time.perf_counter() - began))
+        for role, used in processes.cpu_seconds(self.parts.processes(self.name)).items():
+            figure.cpu.setdefault(role, []).append((used - before[role]) * 1e6 / units)
+
+    def connection(self) -> HTTPConnection:
+        place = urlsplit(self.url)
+        if place.scheme == "http":
+            return HTTPConnection(place.netloc, timeout=60)
+        return HTTPSConnection(place.netloc, timeout=60, context=ssl.create_default_context(cafile=self.ca))
+
+
+def run(options: Options, cleanup: ExitStack) -> dict[str, dict[str, Figure]]:
+    """Raises ConfigError without wrk, Corrupt on a wrong byte."""
+    wrk.needed()
+    folder = cleanup.enter_context(workspace(options.work))
+    size = options.mb * 10**6
+    count = max(CONNECTIONS, size // MIB // 4)
+    need_room(folder, 2 * 4 * (options.runs + 1) * (size + count * MIB))
+    large, medium = folder / "large.bin", folder / "medium.bin"
+    contents = [
+        Content(length, noise.write_file(path, length)) for path, length in ((large, size), (medium, MIB))
+    ]
+    kinds = _kinds(folder, cleanup)
+    for kind in kinds:
+        with set_environment({"CURL_CA_BUNDLE": kind.ca}):
+            stored = curl.put(f"{kind.url}/upload/x", large)
+            curl.fetch(f"{kind.url}/download/{stored}", size).expect(contents[0], kind.name)
+    for _ in range(options.runs):
+        for kind in kinds:
+            with set_environment({"CURL_CA_BUNDLE": kind.ca}):
+                _turn(kind, large, medium, count, options, folder)
+    _print(options, kinds)
+    return {kind.name: kind.figures for kind in kinds}
+
+
+def _kinds(folder: Path, cleanup: ExitStack) -> list[Kind]:
+    plain = cleanup.enter_context(Parts.running(folder / "plain", mutual=False))
+    mutual = cleanup.enter_context(Parts.running(folder / "mutual", mutual=True))
+    return [
+        Kind(name, parts.serve(name, parts.https if https else {}), parts, parts.ca)
+        for name, parts, https in (
+            ("HTTP", plain, False),
+            ("HTTPS", plain, True),
+            ("HTTP, mutual TLS", mutual, False),
+            ("HTTPS, mutual TLS", mutual, True),
+        )
+    ]
+
+
+def _turn(kind: Kind, large: Path, medium: Path, count: int, options: Options, folder: Path) -> None:
+    size, url = large.stat().st_size, kind.url
+    stored: list[str] = []
+
+    def upload() -> float:
+        stored.append(curl.put(f"{url}/upload/x", large))
+        return size / 1e6
+
+    def download() -> float:
+        curl.discard(f"{url}/download/{stored[-1]}", size)
+        return size / 1e6
+
+    def upload_many() -> float:
+        stored[:] = curl.put_many(f"{url}/upload/x", medium, count, CONNECTIONS)
+        return count
+
+    def download_many() -> float:
+        curl.discard_many([f"{url}/download/{uuid}" for uuid in stored], MIB, CONNECTIONS)
+        return count
+
+    megabytes = f"{options.mb} MB"
+    kind.measure(f"{megabytes} up", "MB", upload)
+    kind.measure(f"{megabytes} down", "MB", download)
+    kind.measure("1 MiB up", "file", upload_many)
+    kind.measure("1 MiB down", "file", download_many)
+    paths = small.listed(folder / "paths", _small_files(kind))
+    for work, what in (("4 KiB GET", paths), ("4 KiB PUT", ["put", str(small.SIZE)])):
+        target = url if what is paths else f"{url}/upload/x"
+        kind.measure(work, "request", lambda t=target, w=what: _wrk(t, w, options))  # type: ignore[misc]
+    kind.measure("connections", "one", lambda: _handshakes(kind))
+
+
+def _wrk(url: str, what: Sequence[str], options: Options) -> float:
+    return wrk.load(url, options.connections, options.seconds, what).answers
+
+
+def _small_files(kind: Kind) -> list[str]:
+    """Paths of some, as many as make no difference to a cache."""
+    found = []
+    with closing(kind.connection()) as connection:
+        for number in range(200):
+            connection.request("PUT", "/upload/x", number.to_bytes(2, "big") * (small.SIZE // 2))
+            found.append(f"/download/{connection.getresponse().read().decode().strip()}")
+    return found
+
+
+def _handshakes(kind: Kind) -> float:
+    """Connections of one request each, one after another; none takes up the session of another."""
+    for _ in range(_HANDSHAKES):
+        with closing(kind.connection()) as connection:
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+    return _HANDSHAKES
+
+
+def _print(options: Options, kinds: Sequence[Kind]) -> None:
+    print(f"\n{options.runs} turns; us: CPU time of the service, and of all nodes together, for one")
+    for work in kinds[0].figures:
+        unit = kinds[0].figures[work].unit
+        rows = [[work, f"{unit}s/s", "service us", "nodes us", "all, of HTTP's"]]
+        for kind in kinds:
+            figure = kind.figures[work]
+            cpu = {role: statistics.median(values) for role, values in figure.cpu.items()}
+            first = {role: statistics.median(values) for role, values in kinds[0].figures[work].cpu.items()}
+            share = sum(cpu.values()) / max(1e-9, sum(first.values()))
+            rows.append(
+                [
+                    kind.name,
+                    spread(figure.rates, 0),
+                    f"{cpu['service']:.0f}",
+                    f"{cpu['node']:.0f}",
+                    f"{share:.2f}",
+                ]
+            )
+        table(rows)
