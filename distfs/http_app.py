@@ -215,7 +215,8 @@ class HttpApp:
 
     def _caller(self, address: str, header: Callable[[str], str | None]) -> Caller:
         """As far as can be told at a request's head, where nobody is asked."""
-        token = self.services.door.glance(shown_token(header("Authorization")))
+        door = self.services.door
+        token = door.glance(shown_token(header("Authorization"))) if door.guarded else None
         return Caller(address, header) if token is None else TokenCaller(address, header, token.rule)
 
 

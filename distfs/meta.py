@@ -272,10 +272,16 @@ class MetaDB(Transactions):
             rows = self.read("files_seen_after", deadline, **page, owner=seen_by)
         return [_file(row, []) for row in rows]
 
-    def set_visibility(self, id: UUID, visibility: str, deadline: Deadline) -> None:
-        """From now on these may read it. Raises NotFound."""
-        if not self.write("set_visibility", deadline, id=id, visibility=visibility):
+    def change_file(
+        self, id: UUID, deadline: Deadline, *, visibility: str | None = None, name: str | None = None
+    ) -> tuple[str, str]:
+        """What is not None is so from now on. -> both. Raises NotFound, Refused for a name that is too long."""
+        name = None if name is None else storable_name(name)
+        rows = self.write("change_file", deadline, id=id, visibility=visibility, name=name)
+        if not rows:
             raise NotFound(f"no file {id}")
+        [[visibility_now, name_now]] = rows
+        return visibility_now, name_now
 
     def delete_file(self, id: UUID, deadline: Deadline) -> None:
         """Move a file to the trash: it cannot be read from now on, its fragments stay. Raises NotFound."""

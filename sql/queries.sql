@@ -95,8 +95,9 @@ SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner
     (SELECT * FROM file WHERE visibility = 'public' AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
 ) AS seen ORDER BY id LIMIT :limit;
 
--- name: set_visibility
-UPDATE file SET visibility = :visibility WHERE id = :id RETURNING id;
+-- name: change_file
+UPDATE file SET visibility = coalesce(CAST(:visibility AS text), visibility), name = coalesce(CAST(:name AS text), name)
+WHERE id = :id RETURNING visibility, name;
 
 -- name: delete_file
 WITH gone AS (

@@ -68,14 +68,17 @@ def delete_file(services: Services, request: Request, uuid: str) -> Response:
 
 
 def change_file(services: Services, request: Request, uuid: str) -> Answer:
-    """Who may read a file: a JSON object with ``visibility``. -> its facts."""
+    """Who may read a file, and its name: a JSON object with ``visibility``, ``name`` or both. -> its facts."""
     deadline = services.answer_deadline(request.hang_up)
     file = the_file(services, request, uuid, deadline)
     wanted = request.json_object()
-    if unknown := wanted.keys() - {"visibility"}:
-        raise Refused(f"a file's {min(unknown)[:60]!r} cannot be changed, only its visibility")
-    visibility = read_visibility(wanted.get("visibility"))
+    if unknown := wanted.keys() - {"visibility", "name"}:
+        raise Refused(f"a file's {min(unknown)[:60]!r} cannot be changed, only its visibility and its name")
+    visibility = read_visibility(wanted["visibility"]) if "visibility" in wanted else None
+    name = wanted.get("name")
+    if not isinstance(name, str | None) or (name is None and "name" in wanted):
+        raise Refused("a file's name is text")
     check_before_change(request.headers, etag(file), file.created_at)
-    services.meta.set_visibility(file.id, visibility, deadline)
+    visibility, name = services.meta.change_file(file.id, deadline, visibility=visibility, name=name)
     request.changed = [str(file.id)]
-    return as_json(facts(request, replace(file, visibility=visibility)))
+    return as_json(facts(request, replace(file, visibility=visibility, name=name)))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
+
+import pytest
 
 from distfs.access.db import TokenDB
 from distfs.access.terms import SCOPES, read_terms
 from distfs.config.settings import AuthConfig, AuthMode, Config, Seconds
 from distfs.deadline import Deadline
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
+from tests.postgres import database_url, run_sql
 from tests.service import Answer, TestService, running_service, small_config
 
 #: All that is no administrator's.
@@ -66,3 +72,32 @@ def guarded_config(url: str, grace: float = 60.0) -> Config:
 def guarded_service(url: str, folder: Path) -> Iterator[TestService]:
     with running_service(guarded_config(url), folder) as running:
         yield running
+
+
+names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def service(postgres: EmbeddedPostgres) -> Iterator[TestService]:
+    name = f"guarded_{uuid4().hex}"
+    run_sql(postgres.url, f"CREATE DATABASE {name} TEMPLATE migrated")
+    with (
+        tempfile.TemporaryDirectory(prefix="distfs-test-") as folder,
+        guarded_service(database_url(postgres, name), Path(folder)) as running,
+    ):
+        yield running
+
+
+@pytest.fixture
+def alice(service: TestService) -> User:
+    return user(service, f"alice{next(names)}")
+
+
+@pytest.fixture
+def bob(service: TestService) -> User:
+    return user(service, f"bob{next(names)}")
+
+
+@pytest.fixture
+def admin(service: TestService) -> User:
+    return user(service, "admin", ["admin"])

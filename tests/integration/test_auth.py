@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
-import tempfile
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,38 +16,10 @@ from distfs.access.token import new_token
 from distfs.commands.running_service import ask_service
 from distfs.headers import safety
 from distfs.http_app import _ROUTES
-from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from tests.contract.litter import eventually
-from tests.integration.guarded import USER, User, guarded_service, soon, tokens_of, user
-from tests.postgres import database_url, run_sql
+from tests.integration.guarded import User, admin, alice, bob, service, soon, tokens_of, user
 from tests.service import Answer, TestService, running_service, small_config
 
-_names = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def service(postgres: EmbeddedPostgres) -> Iterator[TestService]:
-    run_sql(postgres.url, "CREATE DATABASE guarded_service TEMPLATE migrated")
-    with (
-        tempfile.TemporaryDirectory(prefix="distfs-test-") as folder,
-        guarded_service(database_url(postgres, "guarded_service"), Path(folder)) as running,
-    ):
-        yield running
-
-
-@pytest.fixture
-def alice(service: TestService) -> User:
-    return user(service, f"alice{next(_names)}")
-
-
-@pytest.fixture
-def bob(service: TestService) -> User:
-    return user(service, f"bob{next(_names)}")
-
-
-@pytest.fixture
-def admin(service: TestService) -> User:
-    return user(service, "admin", ["admin"])
+__all__ = ["admin", "alice", "bob", "service"]
 
 
 def without_id(answer: Answer) -> tuple[int, bytes, list[tuple[str, str]]]:
@@ -248,6 +214,21 @@ def test_pages_of_others_embed_only_what_is_public(alice: User, visibility: str)
     assert row.items() <= dict(answer.headers).items()
 
 
+def test_a_file_gets_another_name(alice: User) -> None:
+    uuid = alice.put()
+    answer = alice.ask("PATCH", f"/files/{uuid}", json.dumps({"name": "n\u00e4me.txt"}).encode())
+    assert (json.loads(answer.body)["name"], json.loads(answer.body)["visibility"]) == (
+        "n\u00e4me.txt",
+        "private",
+    )
+    assert "n%C3%A4me.txt" in alice.ask("HEAD", f"/download/{uuid}").headers["Content-Disposition"]
+    both = b'{"name": "b", "visibility": "link"}'
+    told = json.loads(alice.ask("PATCH", f"/files/{uuid}", both).body)
+    assert (told["name"], told["visibility"]) == ("b", "link")
+    assert alice.ask("PATCH", f"/files/{uuid}", b"{}").status == 200
+    assert alice.ask("PATCH", f"/files/{uuid}", both, If_Match='"x"').status == 412
+
+
 @pytest.mark.parametrize("by", ["query", "header"])
 def test_an_upload_may_say_who_reads_it(service: TestService, alice: User, by: str) -> None:
     query, headers = ("?visibility=link", {}) if by == "query" else ("", {"X-Distfs-Visibility": "link"})
@@ -262,7 +243,9 @@ def test_an_upload_may_say_who_reads_it(service: TestService, alice: User, by: s
     [
         (b"", "not right as JSON"),
         (b"[]", "no JSON object"),
-        (b"{}", "visibility must be one of"),
+        (b'{"name": 7}', "a file's name is text"),
+        (b'{"name": null}', "a file's name is text"),
+        (json.dumps({"name": "x" * 2000}).encode(), "the file name is longer than"),
         (b'{"visibility": 7}', "visibility must be one of"),
         (b'{"owner": "bob"}', "a file's 'owner' cannot be changed"),
         (b"[" * 10000, "not right as JSON"),
@@ -306,24 +289,6 @@ def test_what_was_stored_without_tokens_is_the_administrators(
         assert admin.ask("GET", f"/download/{uuid}").body == b"old"
         theirs = alice.put(b"hers")
         assert before.ask("GET", f"/download/{theirs}").body == b"hers", "with auth off all is as ever"
-
-
-# --- quota ----------------------------------------------------------------------------------------
-
-
-def test_an_owner_has_no_more_than_the_quota(service: TestService) -> None:
-    name = f"small{next(_names)}"
-    first, second = user(service, name, quota=1000), user(service, name, quota=1000)
-    uuid = first.put(b"x" * 600)
-    answer = second.ask("PUT", "/upload/n", b"x" * 401)
-    assert answer.status == 507, answer.text
-    assert "600 bytes of 1000 bytes" in answer.text
-    second.put(b"x" * 400)
-    assert first.ask("PUT", "/upload/n", b"x").status == 507
-    assert first.ask("DELETE", f"/files/{uuid}").status == 204
-    first.put(b"x" * 600)
-    assert user(service, name, [*USER]).put(b"x" * 5000), "a token without one counts, and is not bound by it"
-    assert first.ask("PUT", "/upload/n", b"").status == 507
 
 
 # --- the administrators' calls --------------------------------------------------------------------
@@ -383,96 +348,6 @@ def test_terms_that_cannot_be_are_refused(admin: User) -> None:
     for body in (b"", b'{"overlap": "soon"}', b'{"scopes": ["admin"]}'):
         assert admin.ask("POST", f"/tokens/{admin.id}/rotate", body).status == 400
     assert admin.ask("DELETE", "/tokens/nonsense").status == 400
-
-
-# --- limits ---------------------------------------------------------------------------------------
-
-
-def test_a_token_s_own_limits_hold(service: TestService) -> None:
-    small = user(service, "small", max_file_size=1000)
-    assert small.ask("PUT", "/upload/n", bytes(1000)).status == 201
-    too_large = small.ask("PUT", "/upload/n", bytes(service.config.http.max_form_overhead + 1001))
-    assert (too_large.status, "max_file_size" in too_large.text) == (413, True)
-    bound = user(service, "bound", policies=["archive"])
-    answer = bound.ask("PUT", "/upload/n", b"x")
-    assert (answer.status, "may have the policies archive" in answer.text) == (403, True)
-    assert user(service, "bound", policies=["default", "archive"]).put()
-
-
-def test_a_large_upload_over_the_quota_is_refused_before_it_is_sent(service: TestService) -> None:
-    one = user(service, f"large{next(_names)}", quota=100)
-    connection = service.connect()
-    connection.putrequest("PUT", "/upload/n")
-    for name, value in (("Authorization", f"Bearer {one.token}"), ("Content-Length", "2900000")):
-        connection.putheader(name, value)
-    connection.putheader("Expect", "100-continue")
-    connection.endheaders()
-    answer = connection.getresponse()
-    assert answer.status == 507
-    assert b"and no room for 2.8 MiB more" in answer.read()
-    connection.close()
-
-
-# --- who shows what is no token, again and again --------------------------------------------------
-
-
-def test_a_wrong_checksum_costs_no_statement(service: TestService) -> None:
-    tokens = service.app.services.door.tokens
-    right = new_token()
-    wrong = [right[:-1] + digit for digit in "abcdefghij" if digit != right[-1]]
-    asked = tokens.asked
-    for each in wrong * 10:
-        answer = service.ask("GET", "/files", headers={"Authorization": f"Bearer {each}"})
-        assert answer.status in (401, 429)
-    assert tokens.asked == asked
-
-
-def test_who_is_wrong_too_often_waits_longer_each_time_and_a_right_token_never(
-    service: TestService, alice: User
-) -> None:
-    failures = service.app.services.door.failures
-    waits: list[int] = []
-    while len(waits) < 3:
-        answer = service.ask("GET", "/files", headers={"Authorization": f"Bearer {new_token()}"})
-        if answer.status == 429:
-            assert "too many tokens from 127.0.0.1 were not good" in answer.text
-            waits.append(int(answer.headers["Retry-After"]))
-        assert alice.ask("GET", "/files").status == 200
-    assert waits == sorted(waits)
-    newcomer = user(service, f"new{next(_names)}")
-    assert newcomer.ask("GET", "/files").status == 200, "one that nobody has seen before"
-    assert failures.total >= 10
-
-
-def test_a_storm_of_wrong_tokens_stops_no_right_one(service: TestService, alice: User) -> None:
-    """Each is a token as far as anybody can tell without asking; MetaDB is asked for many of them at once."""
-    uuid, tokens = alice.put(b"hers"), service.app.services.door.tokens
-    stop = threading.Event()
-    told: Counter[int] = Counter()
-
-    def storm() -> None:
-        connection = service.connect()
-        while not stop.is_set():
-            connection.request("GET", "/files", headers={"Authorization": f"Bearer {new_token()}"})
-            answer = connection.getresponse()
-            answer.read()
-            told[answer.status] += 1
-        connection.close()
-
-    asked = tokens.asked
-    with ThreadPoolExecutor(16) as together:
-        running = [together.submit(storm) for _ in range(16)]
-        try:
-            for _ in range(20):
-                assert alice.ask("GET", f"/download/{uuid}").body == b"hers"
-                assert user(service, "another").ask("GET", "/files").status == 200
-            eventually(lambda: told.total() > 200, "there was a storm")
-        finally:
-            stop.set()
-        for each in running:
-            each.result()
-    assert set(told) <= {401, 429}
-    assert tokens.asked - asked < told.total() / 2
 
 
 # --- operators ------------------------------------------------------------------------------------
