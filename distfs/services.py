@@ -24,7 +24,7 @@ from distfs.limits.promises import Admission
 from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
-from distfs.tls.contexts import FromFiles, Peers, https, peers
+from distfs.tls.contexts import FromFiles, Peers, https, peers, soon_over
 from distfs.together import Together
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.download import Downloader
@@ -95,8 +95,11 @@ class Services:
 
     @property
     def troubles(self) -> list[str]:
-        """Certificates that were replaced by what cannot be used: those of before go on."""
-        return [each.trouble for each in (self.https, self.peers) if each is not None and each.trouble]
+        """Certificates that were replaced by what cannot be used, so that those of before go on; that end soon."""
+        tls = self.config.tls
+        shown = [pair.cert for pair in tls.certificates] if self.https else []
+        broken = [each.trouble for each in (self.https, self.peers) if each is not None and each.trouble]
+        return broken + soon_over([*shown, *([tls.cert] if self.peers else [])])
 
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from uuid import UUID
 
 from distfs.config.settings import (
     AllowedHost,
@@ -19,6 +20,7 @@ from distfs.config.settings import (
     MetaDBConfig,
     NodeConfig,
     StorageConfig,
+    TlsConfig,
 )
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
@@ -27,6 +29,7 @@ from distfs.http_app import HttpApp, create_app
 from distfs.meta import MetaDB
 from distfs.storage.membership import Membership
 from distfs.storage_server import StorageServer
+from distfs.tls.contexts import peers
 from tests.contract.nodes import new_store
 
 BLOCK, SLICE = 64 * 1024, 256 * 1024
@@ -123,11 +126,14 @@ class TestService(HttpAddress):
 
 
 @contextmanager
-def running_node(folder: Path, config: Config) -> Iterator[StorageServer]:
-    """A storage node in threads of this process, registered in MetaDB."""
+def running_node(
+    folder: Path, config: Config, certify: Callable[[UUID], TlsConfig] | None = None
+) -> Iterator[StorageServer]:
+    """A storage node in threads of this process, registered in MetaDB; ``certify``: with TLS, by its UUID."""
     meta = MetaDB(config.metadb)
     store = new_store(folder, meta.cluster_id(Deadline(10)), config.node)
-    server = StorageServer("127.0.0.1", 0, store, config.node, config.peers.stall_timeout)
+    tls = peers(certify(store.node)) if certify else None
+    server = StorageServer("127.0.0.1", 0, store, config.node, config.peers.stall_timeout, tls)
     refusals: list[DistfsError] = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -158,12 +164,14 @@ def listening(app: HttpApp, config: Config) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def running_service(config: Config, folder: Path, nodes: int = 3) -> Iterator[TestService]:
+def running_service(
+    config: Config, folder: Path, nodes: int = 3, certify: Callable[[UUID], TlsConfig] | None = None
+) -> Iterator[TestService]:
     """MetaDB is there already, migrated; everything else is started here and stopped again."""
     folders = tuple(folder / f"node{i}" for i in range(nodes))
     with ExitStack() as stack:
         for each in folders:
-            stack.enter_context(running_node(each, config))
+            stack.enter_context(running_node(each, config, certify))
         app = create_app(config)
         stack.callback(app.close)
         _wait_for_nodes(config, nodes)

@@ -27,6 +27,8 @@ log = logging.getLogger("distfs.tls")
 
 #: How old what is known of the files may be.
 LOOK_EVERY_S = 2.0
+#: Before a certificate's end, it is told.
+SOON_DAYS = 14
 #: Of the wire between service and node: a server of another protocol that has a certificate of the same authority
 #: cannot be taken for a node (RFC 7301).
 _WIRE = "distfs/1"
@@ -284,6 +286,20 @@ def _check_readable(path: str, setting: str) -> None:
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) else "there is no such name"
         raise ConfigError(f"{setting}: cannot read {path}: {reason}") from e
+
+
+def soon_over(files: Iterable[str]) -> list[str]:
+    """A line for each certificate that ends soon, or has ended."""
+    lines = []
+    for file in files:
+        try:
+            days = (ssl.cert_time_to_seconds(decoded(file)["notAfter"]) - time.time()) / 86400
+        except (ConfigError, KeyError, ValueError):
+            continue  # which is told where it is used
+        if days < SOON_DAYS:
+            when = f"ends in {days:.0f} days" if days > 0 else "has ended"
+            lines.append(f"{file} {when}: have it renewed")
+    return lines
 
 
 def decoded(file: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ PIECE = 64 << 10
 _RECEIVE, _SPARE = 128 << 10, 32
 _LEAST_S = 0.001
 #: A record, at most 16 KiB, that takes longer is waited for anew, so that the one who waits may look at his limit.
-_RECORD_S = 1.0
+_RECORD_S = 5.0
 
 #: Of a handshake's first record (RFC 8446, 5.1).
 _HANDSHAKE = 0x16

@@ -160,8 +160,26 @@ def test_openssl_agrees_on_what_is_believed_and_what_is_revoked(tmp_path: Path) 
     assert "certificate revoked" in verified(bad.cert)
 
 
+def test_clocks_may_be_five_minutes_apart(tmp_path: Path) -> None:
+    with at(datetime.now(UTC) + timedelta(minutes=5)):
+        certificates = Certificates(tmp_path / "made")
+        pair = certificates.service()
+    words = [
+        "openssl",
+        "verify",
+        "-crl_check",
+        "-CRLfile",
+        certificates.crl,
+        "-CAfile",
+        certificates.ca,
+        pair.cert,
+    ]
+    assert subprocess.run(words, capture_output=True).returncode == 0
+
+
 def test_a_folder_of_others_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "etc").mkdir(mode=0o755)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc").chmod(0o755)
     (tmp_path / "etc" / "hosts").touch()
     assert distfs("init", "etc", "--cluster", CLUSTER) != 0
     assert "name an empty folder" in capsys.readouterr().err

@@ -1,0 +1,88 @@
+"""All hops of a cluster under TLS at once: files of all sizes, a lost node, commands, and an end that comes near."""
+
+from __future__ import annotations
+
+import http.client
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from distfs.config.settings import TlsConfig, TlsMode
+from distfs.deadline import Deadline
+from distfs.meta import MetaDB
+from distfs.model import Policy
+from tests.certificates import Certificates, at
+from tests.contract.litter import eventually
+from tests.service import TestService, running_service, small_config
+
+DATA = random.Random(1).randbytes(1_300_000)
+
+
+@dataclass
+class Whole:
+    service: TestService
+    certificates: Certificates
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+        context = self.certificates.client()
+        to = http.client.HTTPSConnection("localhost", self.service.port, timeout=60, context=context)
+        with closing(to) as connection:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def connections(self) -> int:
+        nodes = self.service.app.services.directory.snapshot()["nodes"].values()
+        return sum(node["connections"]["broken"] for node in nodes)
+
+
+@pytest.fixture(params=["1+1", "2+1"])
+def whole(metadb_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Whole]:
+    config = small_config(metadb_url)
+    with closing(MetaDB(config.metadb)) as meta:
+        certificates = Certificates(tmp_path / "ca", meta.cluster_id(Deadline(60)))
+    with at(datetime.now(UTC) - timedelta(days=360)):
+        own = certificates.service()
+    secure = replace(certificates.peers(own), mode=TlsMode("on"), certificates=(own,))
+    storage = replace(config.storage, policies={"default": Policy.parse(request.param)})
+    config = replace(config, tls=secure, storage=storage)
+
+    def certify(node: object) -> TlsConfig:
+        return certificates.peers(certificates.node(node))  # type: ignore[arg-type]
+
+    with running_service(config, tmp_path / "nodes", 3, certify) as service:
+        yield Whole(service, certificates)
+
+
+def test_files_of_all_sizes_come_back_byte_for_byte(whole: Whole) -> None:
+    for data in (b"", b"x", DATA[:4096], DATA[: 64 * 1024], DATA[:70_001], DATA):
+        status, uuid = whole.ask("PUT", "/upload/x", data)
+        assert status == 201
+        path = f"/download/{uuid.decode().strip()}"
+        assert whole.ask("GET", path) == (200, data)
+        if len(data) > 1000:
+            assert whole.ask("GET", path, Range="bytes=999-") == (206, data[999:])
+        assert whole.ask("DELETE", f"/files/{uuid.decode().strip()}")[0] in (200, 204)
+    assert whole.connections() == 0
+
+
+def test_a_damaged_fragment_is_read_around(whole: Whole) -> None:
+    uuid = whole.ask("PUT", "/upload/x", DATA)[1].decode().strip()
+    for fragment in whole.service.fragments()[::3]:
+        with fragment.open("r+b") as file:
+            file.seek(5000)
+            file.write(bytes(100))
+    assert whole.ask("GET", f"/download/{uuid}") == (200, DATA)
+
+
+def test_an_end_that_comes_near_is_told(whole: Whole) -> None:
+    eventually(
+        lambda: b"service.crt ends in 5 days: have it renewed" in whole.ask("GET", "/readyz")[1], "it is told"
+    )
+    whole.certificates.authority.renew()
+    eventually(lambda: b"trouble" not in whole.ask("GET", "/readyz")[1], "it is renewed")
