@@ -14,7 +14,7 @@ from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
 from distfs.access.authorize import Action, needs_nothing
-from distfs.access.door import ANYBODY
+from distfs.access.door import ANYBODY, NOBODY
 from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config, TokenCaller
@@ -202,12 +202,14 @@ class HttpApp:
         """Who asks, and whether they may, as far as that can be told before the file is known. Raises Unauthorized,
         Forbidden, TooMany, Unavailable."""
         door = self.services.door
-        if door.guarded and not needs_nothing(request.action):
+        if needs_nothing(request.action):
+            request.actor = NOBODY if door.guarded else ANYBODY
+        elif door.guarded:
             shown = shown_token(request.environ.get("HTTP_AUTHORIZATION"))
             deadline = self.services.answer_deadline(request.hang_up)
             request.actor = door.enter(shown, identity.address, deadline)
-        elif not door.guarded:
-            request.actor = ANYBODY
+        else:
+            request.actor = door.enter_freely(request.caller.address)
         if (token := request.actor.token) is not None:
             request.who = token.shown
             request.caller = TokenCaller(request.caller.address, request.caller.header, token.rule)

@@ -15,6 +15,7 @@ from distfs.access.directory import Tokens
 from distfs.access.failures import Failures
 from distfs.access.token import hash_of
 from distfs.config.callers import IPAddress
+from distfs.config.reach import is_here
 from distfs.config.settings import AuthConfig
 from distfs.deadline import Deadline
 from distfs.errors import Forbidden, NotFound, Unauthorized
@@ -87,14 +88,13 @@ class Door:
     ) -> None:
         """``told``: hears of every decision."""
         self.guarded = auth.mode == "on"
+        self._here_alone = auth.mode == "off"
         self.tokens, self.told = tokens, told
         self.failures = Failures()
 
     def enter(self, shown: str | None, address: IPAddress | None, deadline: Deadline) -> Actor:
         """``shown``: what is said to be a token; None: nothing is. Raises Unauthorized for what is none, TooMany when
         too many came from there; Unavailable when nobody can tell."""
-        if not self.guarded:
-            return ANYBODY
         if shown is None:
             return NOBODY
         digest = hash_of(shown)
@@ -103,6 +103,16 @@ class Door:
             self.failures.failed(address)
             raise Unauthorized("the token that was shown is not good: it is none, has expired or was revoked")
         return Actor(token)
+
+    def enter_freely(self, peer: str) -> Actor:
+        """Where nobody needs a token. ``peer``: the address at the other end of the connection. Raises Forbidden for
+        one of elsewhere while auth is off: another host than ours may listen where it must not."""
+        if self._here_alone and not is_here(peer):
+            raise Forbidden(
+                "auth is off, so only this machine is answered: the operator can write `auth: on`, or `auth: open` "
+                "where everybody may do everything"
+            )
+        return ANYBODY
 
     def usage(self) -> dict[str, int]:
         """For operators: how often MetaDB was asked for tokens, and how often something shown was none."""

@@ -1,9 +1,12 @@
 """Where the service may listen: beyond this machine only where somebody has written who may use it, and how.
 
-A default that nobody wrote is no decision. Of another WSGI host's address nothing is known here.
+A default that nobody wrote is no decision. Of another WSGI host's address nothing is known here: there, whoever asks
+has to be on this machine.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 from distfs.config.callers import LOOPBACK, parse_address
 from distfs.config.settings import Config
@@ -26,6 +29,13 @@ def check_reach(config: Config) -> None:
             f"the service would listen on {config.http.host or 'every address'}, which others than this machine "
             f"reach: write {' and '.join(missing)} into config.yml"
         )
+
+
+@lru_cache(maxsize=256)
+def is_here(address: str) -> bool:
+    """Whether who is at the other end of a connection is on this machine; "": of a Unix socket."""
+    found = parse_address(address)
+    return not address or (found is not None and any(found in network for network in LOOPBACK))
 
 
 def is_loopback(host: str) -> bool:

@@ -99,7 +99,7 @@ class Admission:
             by = (
                 "http.max_file_size"
                 if largest == self.http.max_file_size
-                else "the caller's own max_file_size"
+                else "callers.rules.max_file_size, or the token's"
             )
             raise TooLarge(
                 f"a body of {body} is more than the {taken} that are taken ({by}): send less at once"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from distfs.config import file as configuration
-from distfs.config.reach import check_reach, is_loopback
+from distfs.config.reach import check_reach, is_here, is_loopback
 from distfs.config.settings import Config
 from distfs.errors import ConfigError
+from distfs.http_app import create_app
 
 ELSEWHERE = ("0.0.0.0", "::", "", "192.0.2.1", "2001:db8::1")
 
@@ -60,6 +64,63 @@ def test_elsewhere_with_both_lines_it_starts(host: str) -> None:
 @pytest.mark.parametrize("name", ["nowhere.invalid", "x" * 63])
 def test_a_name_without_an_address_is_the_matter_of_who_listens(name: str) -> None:
     assert is_loopback(name)
+
+
+# --- another host, of which nothing is known ------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"])
+def test_who_is_on_this_machine(address: str) -> None:
+    assert is_here(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["198.51.100.7", "2001:db8::1", "::ffff:198.51.100.7", "unknown", "10.0.0.1"]
+)
+def test_who_is_not(address: str) -> None:
+    assert not is_here(address)
+
+
+@pytest.mark.parametrize(
+    ("auth", "address", "path", "status"),
+    [
+        ("off", "198.51.100.7", "/download/x", "403"),
+        ("off", "198.51.100.7", "/upload", "403"),
+        ("off", "198.51.100.7", "/status", "403"),
+        ("off", "198.51.100.7", "/healthz", "200"),
+        ("off", "127.0.0.1", "/download/x", "400"),
+        ("off", "", "/download/x", "400"),
+        ("open", "198.51.100.7", "/download/x", "400"),
+        ("on", "198.51.100.7", "/download/x", "400"),
+        ("on", "198.51.100.7", "/files", "401"),
+    ],
+)
+def test_while_auth_is_off_the_app_answers_this_machine_alone(
+    auth: str, address: str, path: str, status: str
+) -> None:
+    """Under whatever host; what a proxy says in X-Forwarded-For is not what it is asked by."""
+    environ = {
+        "REQUEST_METHOD": "PUT" if path == "/upload" else "GET",
+        "PATH_INFO": path,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "localhost",
+        "REMOTE_ADDR": address,
+        "HTTP_X_FORWARDED_FOR": "127.0.0.1",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(),
+    }
+    said: list[str] = []
+
+    def start_response(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:
+        said.append(status)
+        return lambda data: None
+
+    with closing(create_app(configuration.parse({"auth": auth}))) as app:
+        answer = app(environ, start_response)
+        told = b"".join(answer)
+        answer.close()  # type: ignore[attr-defined]
+    assert said[0].startswith(status), told
+    assert (b"only this machine is answered" in told) is (status == "403")
 
 
 # --- a section of one word ------------------------------------------------------------------------
