@@ -92,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"exit code: 0: done; {output.COMMON_CODES}",
     )
 
+    migrate.add_argument(
+        "--roles",
+        metavar="DIR",
+        type=Path,
+        help="make a role in MetaDB for each part; their passwords are read from DIR/<role>, or made there",
+    )
+
     saving = [_add_saving(commands, *each) for each in _SAVING]
 
     node = commands.add_parser("node", help="make a folder a storage node's")
@@ -226,7 +233,9 @@ def _migrate(config: Config, given: argparse.Namespace) -> None:
     try:
         data, limit = Path(config.local.data), Deadline(config.metadb.statement_timeout)
         check_is_meant(data, meta, limit, url=given.metadb, config=given.config)
-        applied = meta.migrate()
+        applied = meta.migrate(given.roles)
     finally:
         meta.close()
+    if given.roles:
+        output.tell(f"each role's password is in a file of its name in {given.roles}")
     output.tell(f"applied migrations {', '.join(map(str, applied))}" if applied else "MetaDB is up to date")

@@ -82,15 +82,16 @@ class MetaDB(Transactions):
         self.down_after = down_after
         self._cluster_id: UUID | None = None
 
-    def migrate(self) -> list[int]:
-        """Bring the schema to this version's; -> the numbers of the migrations applied now.
+    def migrate(self, roles: Path | None = None) -> list[int]:
+        """Bring the schema to this version's; -> the numbers of the migrations applied now. ``roles``: make those of
+        a cluster's parts first, with the passwords in that folder.
 
         Safe to run at any time and by several at once. Raises Unavailable, ConfigError.
         """
         link = self._pool.connect(Deadline(self._budget), statement_timeout=0)
         try:
             link.raw._usock.settimeout(None)
-            return meta_schema.apply_migrations(link.raw)
+            return meta_schema.apply_migrations(link.raw, roles)
         except DatabaseError as e:
             raise translate(e) from e
         finally:

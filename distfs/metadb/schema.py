@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distfs.errors import ConfigError, Unavailable
+from distfs.metadb.roles import make_roles
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +103,10 @@ def latest() -> int:
     return len(migrations())
 
 
-def apply_migrations(connection: Any) -> list[int]:
+def apply_migrations(connection: Any, roles: Path | None = None) -> list[int]:
     """Bring MetaDB to ``latest()``; -> the numbers applied now. Each migration is one transaction, or as good as one.
 
+    ``roles``: make those of a cluster's parts, with the passwords in that folder.
     ``connection`` is a pg8000 native connection that is closed afterwards (which frees the lock). Of several
     that migrate at once, one does and the others wait for it. Raises ConfigError when MetaDB is not a
     beginning of this series (a changed migration, or one from a newer distfs), or older than OLDEST_POSTGRES;
@@ -133,7 +135,10 @@ def apply_migrations(connection: Any) -> list[int]:
         connection.run("COMMIT")
         _log.info("MetaDB: applied migration %04d %s", step.number, step.name)
         now.append(step.number)
-    _grant_node_role(connection)
+    if roles is not None:
+        make_roles(connection, roles)
+    for rights in ("roles.sql", "node_role.sql"):
+        _grant(connection, rights)
     return now
 
 
@@ -192,8 +197,8 @@ def _check_applied(applied: list[tuple[int, str, bytes]]) -> None:
             )
 
 
-def _grant_node_role(connection: Any) -> None:
+def _grant(connection: Any, rights: str) -> None:
     connection.notices.clear()
-    connection.run((sql_folder() / "node_role.sql").read_text("utf-8"))
+    connection.run((sql_folder() / rights).read_text("utf-8"))
     for notice in connection.notices:
         _log.warning("MetaDB: %s", notice[b"M"].decode("utf-8", "replace"))
