@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -48,6 +49,7 @@ class Feeder:
         self._name, self._seconds, self._feed, self._keep = name, seconds, guard.feed, inputs.keep
         self._end = 0.0
         self._count = 0
+        self.folder = Path(tempfile.mkdtemp(prefix="distfs-fuzz-"))  # removed at the end, however it comes
         guard.limit_memory(MOST_MEMORY)
         logging.disable()
 
@@ -65,6 +67,7 @@ class Feeder:
             self._leave(FOUND)
 
     def _leave(self, code: int) -> NoReturn:
+        shutil.rmtree(self.folder, ignore_errors=True)
         print(f"fed {self._count} inputs", flush=True)
         sys.stderr.flush()
         os._exit(code)  # of any other way atheris would make an error of its own
@@ -76,9 +79,8 @@ def main(name: str, seconds: float, seed: int) -> None:
 
         with atheris.instrument_imports(include=WATCHED):
             feeder = Feeder(name, seconds)
-        with tempfile.TemporaryDirectory(prefix="distfs-fuzz-") as folder:
-            atheris.Setup([sys.argv[0], *_flags(feeder, Path(folder), seed)], feeder)
-            atheris.Fuzz()
+        atheris.Setup([sys.argv[0], *_flags(feeder, seed)], feeder)
+        atheris.Fuzz()
     feeder = Feeder(name, seconds)
     from tests.fuzz.inputs import mutated
 
@@ -89,11 +91,11 @@ def main(name: str, seconds: float, seed: int) -> None:
         feeder(mutated(feeder.fed, source, feeder.pool))
 
 
-def _flags(feeder: Feeder, folder: Path, seed: int) -> list[str]:
+def _flags(feeder: Feeder, seed: int) -> list[str]:
     """libFuzzer's."""
     from tests.fuzz.inputs import MOST
 
-    seeds, words = folder / "seeds", folder / "words"
+    seeds, words = feeder.folder / "seeds", feeder.folder / "words"
     seeds.mkdir()
     for number, data in enumerate(feeder.pool):
         (seeds / str(number)).write_bytes(data)
