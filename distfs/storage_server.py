@@ -223,7 +223,7 @@ def _tls(config: TlsConfig, store: DiskStore) -> Peers | None:
     if tls is None:
         return None
     if wrong := is_not_own(config, store.cluster, store.node):
-        raise ConfigError(f"{wrong}: `distfs tls node DIR --node {store.node}` signs one")
+        raise ConfigError(f"{wrong}: `distfs tls node DIR` signs one, for --node {store.node}")
     terminal, stop = Terminal(), signal.getsignal(signal.SIGTERM)
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -26,7 +26,7 @@ try:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError as e:
-    raise ConfigError("`distfs tls` needs: pip install 'distfs[tls]'") from e
+    raise ConfigError("who signs certificates needs an extra: pip install 'distfs[tls]'") from e
 
 CA_DAYS, LEAF_DAYS = 3650, 365
 #: Clocks of a cluster may differ by so much.

@@ -114,8 +114,11 @@ def test_every_module_that_a_message_has_started_takes_those_flags(
     assert not wrong, "\n".join(wrong)
 
 
+FLAGS_ARE_IN = ("cli.py", "storage_server.py", "commands/parser.py", "commands/tls.py")
+
+
 def test_every_flag_that_a_message_names_is_one_of_a_command() -> None:
-    sources = [ROOT / "distfs" / name for name in ("cli.py", "storage_server.py", "commands/parser.py")]
+    sources = [ROOT / "distfs" / name for name in FLAGS_ARE_IN]
     flags = {f for path in sources for f in re.findall(r'"(--[a-z-]+)"', path.read_text("utf-8"))} | {
         "--help"
     }
