@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from tests.cluster.harness import PATIENCE_S, ROOT
+from tests.cluster.harness import PATIENCE_S, ROOT, Cluster
+from tests.cluster.operating import distfs
 from tests.contract.litter import eventually
 from tests.ports import free_port
 from tests.postgres import database_url, run_sql, scratch_folder
@@ -135,9 +136,16 @@ def block_with(words: str) -> list[str]:
 
 def test_no_block_of_commands_is_left_out() -> None:
     known = {
-        *("make run", "curl -F file=@README.md", "tar c folder", "pip install", "python -m distfs migrate"),
+        *(
+            "make run",
+            "curl -F file=@README.md",
+            "tar c folder",
+            "pip install --c",
+            "python -m distfs migrate",
+        ),
         *("?policy=archive", "distfs backup", "distfs restore"),
         "-u :$TOKEN",  # run by test_token_command.py
+        *("distfs tls init", "distfs tls node"),
     }
     assert [block for block in BLOCKS if sum(words in block for words in known) != 1] == []
     assert len(BLOCKS) == len(known)
@@ -204,7 +212,7 @@ def test_the_parts_on_machines_of_their_own(shell: Shell, tmp_path: Path) -> Non
     assert bare.returncode == 1
     assert bare.stderr.count("\n") == 1, "a Python without what distfs needs is told so"
     assert "pip install" in bare.stderr
-    for line in block_with("pip install"):
+    for line in block_with("pip install --c"):
         shell.run(line if "venv" in line else f". .venv/bin/activate; {line}")
     url, *parts = block_with("python -m distfs migrate")
     active = f". .venv/bin/activate; {url}; "
@@ -220,3 +228,21 @@ def test_the_parts_on_machines_of_their_own(shell: Shell, tmp_path: Path) -> Non
     eventually(lambda: shell.try_to("curl -sf http://127.0.0.1:8080/readyz").returncode == 0, "it is ready")
     uuid = shell.run("curl -sS -T README.md http://127.0.0.1:8080/upload/").strip()
     shell.run(f"curl -sS http://127.0.0.1:8080/download/{uuid} | cmp - README.md")
+
+
+def test_certificates(by_hand: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a service is asked by them is tried where HTTPS is."""
+    monkeypatch.chdir(tmp_path)
+    https, peers = block_with("distfs tls init"), block_with("distfs tls node")
+    [init] = [line for line in https if " init " in line]
+    made = []
+    for lines in (https, [init, *peers]):
+        for line in lines:
+            program, *words = line.replace("DIR", str(by_hand.node_folder(0))).split()
+            if program == "distfs":
+                told = distfs(by_hand, *words)
+                assert told.code == 0, told.err
+        made.append({path.name for path in (tmp_path / "ca").iterdir()})
+        (tmp_path / "ca").rename(tmp_path / f"ca{len(made)}")
+    assert {"ca.crt", "ca.key", "service.crt", "service.key"} <= made[0] & made[1]
+    assert len([name for name in made[1] if name.startswith("node-") and name.endswith(".crt")]) == 1
