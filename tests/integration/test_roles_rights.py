@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from distfs.access.db import TokenDB
+from distfs.access.terms import read_terms
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError
+from distfs.errors import DistfsError, OverQuota
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
 from distfs.metadb.driver import DatabaseError
@@ -24,8 +26,10 @@ from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
 from distfs.metadb.roles import ROLES, _verifier
 from distfs.metadb.url import MetaURL
+from distfs.model import Ownership
 from tests.cluster.harness import clean_environment
 from tests.contract.litter import eventually
+from tests.integration.meta_examples import new_file, register
 from tests.postgres import run_sql
 from tests.service import HttpAddress, listening, running_node, small_config
 
@@ -288,3 +292,21 @@ def test_a_role_logs_in_with_its_password(tmp_path: Path) -> None:
                 meta.cluster_id(Deadline(10))
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("role", [SERVICE, UPKEEP])
+def test_who_makes_tokens_may(url: str, role: str) -> None:
+    terms = read_terms({"owner": "anna", "scopes": ["upload"], "quota": 1500})
+    with (
+        closing(MetaDB(MetaDBConfig(url=as_role(url, role)))) as meta,
+        closing(MetaDB(MetaDBConfig(url))) as owner,
+    ):
+        register(owner, 2)
+        db = TokenDB(meta)
+        id, _ = db.create(terms, Deadline(60))
+        meta.commit_files([new_file((1000,))], Deadline(60), Ownership("anna", "private", 1500))
+        with pytest.raises(OverQuota):
+            meta.commit_files([new_file((1000,))], Deadline(60), Ownership("anna", "private", 1500))
+        db.rotate(id, 60.0, Deadline(60))
+        db.revoke(id, Deadline(60))
+        assert [each.owned for each in db.listed(Deadline(60), all=True)] == [1000]
