@@ -5,11 +5,23 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 
+import pytest
+
+from distfs.access.db import TokenDB
+from distfs.access.terms import read_terms
 from distfs.access.token import new_token
+from distfs.config.settings import MetaDBConfig, Seconds
+from distfs.deadline import Deadline
+from distfs.errors import Unavailable
+from distfs.http_app import create_app
+from distfs.meta import MetaDB
 from tests.contract.litter import eventually
-from tests.integration.guarded import USER, User, alice, names, service, user
-from tests.service import TestService
+from tests.integration.guarded import USER, User, alice, guarded_config, names, service, soon, user
+from tests.integration.meta_proxy import Cut, Proxy, proxied_url
+from tests.service import Answer, HttpAddress, TestService, listening
 
 __all__ = ["alice", "service"]
 
@@ -120,3 +132,43 @@ def test_a_storm_of_wrong_tokens_stops_no_right_one(service: TestService, alice:
             each.result()
     assert set(told) <= {401, 429}
     assert tokens.asked - asked < told.total() / 2
+
+
+# --- MetaDB is away -------------------------------------------------------------------------------
+
+
+def test_while_metadb_is_away_who_is_known_is_answered_and_who_is_not_is_told_to_come_again(
+    proxy: Proxy, metadb_url: str
+) -> None:
+    config = guarded_config(proxied_url(proxy, metadb_url), grace=3600.0)
+    config = replace(config, metadb=replace(config.metadb, patience=Seconds(1)))
+    terms = read_terms({"owner": "admin", "scopes": ["admin"]})
+    with (
+        closing(create_app(config)) as app,
+        listening(app, config) as (host, port),
+        closing(MetaDB(MetaDBConfig(url=metadb_url))) as beside,
+    ):
+        http, db, tokens = HttpAddress(host, port), TokenDB(beside), app.services.door.tokens
+        _, known = db.create(terms, soon())
+
+        def status(token: str) -> Answer:
+            return http.ask("GET", "/status", headers={"Authorization": f"Bearer {token}"})
+
+        assert status(known).status == 200
+        proxy.cut("FROM token WHERE hash", Cut.BEFORE, refuse_afterwards=True)
+        with pytest.raises(Unavailable):
+            app.services.meta.read("has_hash", Deadline(2), hash=b"any")
+        _, unknown = db.create(terms, soon())
+        tokens._seen = tokens._seen._replace(
+            as_of=tokens._seen.as_of - 10
+        )  # as if so many seconds had passed
+        assert status(known).status == 200, "for as long as token_grace"
+        for stranger in (unknown, new_token()):
+            answer = status(stranger)
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            assert "whether the token is good" in answer.text
+        assert http.ask("GET", "/status").status == 401
+        assert http.ask("GET", "/healthz").status == 200
+        proxy.refuses = False
+        eventually(lambda: status(unknown).status == 200, "it can be told again")
+        assert status(known).status == 200
