@@ -14,7 +14,7 @@ from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
 from distfs.access.authorize import Action, needs_nothing
-from distfs.access.door import ANYBODY, NOBODY
+from distfs.access.door import ANYBODY, NOBODY, Actor
 from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config, TokenCaller
@@ -22,7 +22,7 @@ from distfs.errors import DistfsError, Encoded, Unauthorized
 from distfs.headers.authorization import CHALLENGE, shown_token
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
-from distfs.routes import admin, download, files, tokens, upload
+from distfs.routes import admin, download, files, links, tokens, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, Request
@@ -60,6 +60,8 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/files/<uuid>", Action.FACTS, files.get_facts),
     ("DELETE", "/files/<uuid>", Action.DELETE, files.delete_file),
     ("PATCH", "/files/<uuid>", Action.CHANGE, files.change_file),
+    ("POST", "/files/<uuid>/links", Action.SHARE, links.share),
+    ("POST", "/links", Action.INVITE, links.invite),
     ("POST", "/tokens", Action.TOKENS, tokens.create_token),
     ("GET", "/tokens", Action.TOKENS, tokens.list_tokens),
     ("DELETE", "/tokens/<uuid>", Action.TOKENS, tokens.revoke_token),
@@ -106,7 +108,7 @@ class HttpApp:
         request.scheme = identity.scheme(request.scheme)
         response = self._answer(request, identity)
         sender = who(identity, request.caller)
-        if self.services.audit.on and request.method not in SAFE:
+        if self.services.audit.on and (request.by_link or request.method not in SAFE):
             note(self.services.audit, request, response.status_code, request_id, sender)
         response.headers["X-Request-Id"] = request_id
         response.headers.update(request.safety)
@@ -205,15 +207,22 @@ class HttpApp:
         if needs_nothing(request.action):
             request.actor = NOBODY if door.guarded else ANYBODY
         elif door.guarded:
-            shown = shown_token(request.environ.get("HTTP_AUTHORIZATION"))
-            deadline = self.services.answer_deadline(request.hang_up)
-            request.actor = door.enter(shown, identity.address, deadline)
+            request.actor = self._shown_by(request, identity)
         else:
             request.actor = door.enter_freely(request.caller.address)
         if (token := request.actor.token) is not None:
-            request.who = token.shown
+            request.who = str(request.actor)
             request.caller = TokenCaller(request.caller.address, request.caller.header, token.rule)
         door.judge_before(request.actor, request.action)
+
+    def _shown_by(self, request: Request, identity: Identity) -> Actor:
+        """Who asks, by a link or a token. A link counts, whatever else a browser sends."""
+        door, deadline = self.services.door, self.services.answer_deadline(request.hang_up)
+        if (text := request.argument("link")) is not None:
+            request.by_link = True
+            return door.follow(text, request.action, identity.address, deadline)
+        shown = shown_token(request.environ.get("HTTP_AUTHORIZATION"))
+        return door.enter(shown, identity.address, deadline)
 
     def _caller(self, address: str, header: Callable[[str], str | None]) -> Caller:
         """As far as can be told at a request's head, where nobody is asked."""

@@ -6,6 +6,7 @@
 SELECT id, encode(hash, 'hex'), coalesce(encode(hash_before, 'hex'), ''),
     coalesce(extract(epoch FROM before_until - now()), 0)::double precision,
     extract(epoch FROM expires_at - now())::double precision, revoked_at IS NOT NULL, revision,
+    encode(link_key, 'hex'), coalesce(encode(link_key_before, 'hex'), ''),
     name, owner, array_to_json(scopes), weight, cap_in, cap_out, max_file_size, max_uploads, quota, array_to_json(policies)
 FROM token
 WHERE revision >= :known AND (CAST(:known AS bigint) > 0 OR (revoked_at IS NULL AND coalesce(expires_at > now(), true)))
@@ -24,8 +25,8 @@ UPDATE token SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURN
 SELECT id FROM token WHERE id = :id AND revoked_at IS NOT NULL;
 
 -- name: rotate_token
--- The one before holds for a while: clients are told one after another.
-UPDATE token SET hash = CAST(:hash AS bytea), hash_before = hash,
+-- The one before holds for a while: clients are told one after another. So with the links that were made with it.
+UPDATE token SET hash = CAST(:hash AS bytea), hash_before = hash, link_key = DEFAULT, link_key_before = link_key,
     before_until = now() + make_interval(secs => CAST(:overlap AS double precision))
 WHERE id = :id AND hash <> CAST(:hash AS bytea) AND revoked_at IS NULL AND coalesce(expires_at > now(), true)
 RETURNING id;
@@ -42,3 +43,27 @@ ORDER BY created_at, id;
 
 -- name: owned_bytes
 SELECT bytes FROM owned WHERE owner = :owner;
+
+-- name: create_link
+-- Those that came to their end a while ago go, a few at a time. A clock may be a day wrong.
+WITH ended AS (
+    DELETE FROM link WHERE id IN (
+        SELECT id FROM link WHERE expires_at < now() - interval '1 day'
+        ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED
+    )
+)
+INSERT INTO link (id, most, expires_at)
+VALUES (:id, :most, to_timestamp(CAST(:expires AS double precision))) ON CONFLICT (id) DO NOTHING;
+
+-- name: take_link
+UPDATE link SET uses = array_append(uses, CAST(:use AS uuid))
+WHERE id = :id AND cardinality(uses) < most AND NOT uses @> ARRAY[CAST(:use AS uuid)] RETURNING id;
+
+-- name: has_taken_link
+SELECT id FROM link WHERE id = :id AND uses @> ARRAY[CAST(:use AS uuid)];
+
+-- name: give_back_link
+UPDATE link SET uses = array_remove(uses, CAST(:use AS uuid)) WHERE id = :id;
+
+-- name: link_is_left
+SELECT id FROM link WHERE id = :id AND cardinality(uses) < most;

@@ -232,11 +232,26 @@ CREATE TABLE token (
     created_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz,
     revoked_at timestamptz,
-    revision bigint NOT NULL UNIQUE
+    revision bigint NOT NULL UNIQUE,
+    link_key bytea NOT NULL CHECK (octet_length(link_key) = 32)
+        DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
+    link_key_before bytea CHECK (octet_length(link_key_before) = 32)
 );
 COMMENT ON COLUMN token.hash_before IS 'The one it had before it was rotated, which holds until before_until.';
 COMMENT ON COLUMN token.quota IS 'Bytes that all files of its owner may have together; 0: no limit. So with the other limits.';
 COMMENT ON COLUMN token.revision IS 'Of its last change. Who has all changes up to one lacks only those with a higher one.';
+COMMENT ON COLUMN token.link_key IS 'Signs the links that were made with it. Secret. Changes with the token''s text.';
+COMMENT ON COLUMN token.link_key_before IS 'The one before it was rotated, which holds until before_until.';
+
+CREATE TABLE link (
+    id uuid PRIMARY KEY,
+    most integer NOT NULL CHECK (most BETWEEN 1 AND 1000),
+    uses uuid[] NOT NULL DEFAULT '{}' CHECK (cardinality(uses) <= most),
+    expires_at timestamptz NOT NULL
+);
+COMMENT ON TABLE link IS 'Links that may be used so often. Others are known by their signature alone.';
+COMMENT ON COLUMN link.uses IS 'An id for each, so that one that is asked for again counts once.';
+CREATE INDEX link_by_end ON link (expires_at);
 
 -- How much each owner has of whom a token has a quota, or had one. What is in the trash is not counted: it gives way.
 CREATE TABLE owned (

@@ -1,4 +1,4 @@
-"""Who may do what: tokens, and the table that says what each may.
+"""Who may do what: tokens, links that are signed with them, and the table that says what each may.
 
-Way in: ``authorize``, ``db``, ``directory``, ``door``, ``terms``, ``token``.
+Way in: ``authorize``, ``db``, ``directory``, ``door``, ``link``, ``link_terms``, ``terms``, ``token``, ``uses``.
 """

@@ -29,6 +29,8 @@ class Action(Enum):
     DELETE = "delete"
     CHANGE = "change"
     TOKENS = "tokens"
+    SHARE = "share"  # make a link that downloads a file
+    INVITE = "invite"  # make one that takes uploads
 
 
 class Relation(Enum):
@@ -75,6 +77,8 @@ _TABLE = {
     Action.FACTS: _Row("download", of_file=True, open=True),
     Action.DELETE: _Row("delete", of_file=True),
     Action.CHANGE: _Row("upload", of_file=True),
+    Action.SHARE: _Row("download", of_file=True),
+    Action.INVITE: _Row("upload"),
 }
 
 

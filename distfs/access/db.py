@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -34,15 +34,19 @@ class Token:
     quota: int
     policies: frozenset[str]
     shown: str  # as logs say it
+    link_keys: tuple[tuple[bytes, float], ...] = field(
+        default=(), repr=False
+    )  # each with its end; the newest first
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A token as its last change left it: ``hashes``, and until when each holds; none: it is revoked."""
+    """A token as its last change left it: ``found_by``, and until when by each: the hashes of its texts, and its id,
+    by which links name it. None: it is revoked."""
 
     revision: int
     token: Token
-    hashes: Mapping[bytes, float]
+    found_by: Mapping[bytes, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +141,10 @@ class TokenDB:
 
 
 def _change(row: Sequence[Any], began: float) -> Change:
-    id, digest, before, before_for, lives_for, revoked, revision, *terms = row
+    id, digest, before, before_for, lives_for, revoked, revision, key, key_before, *terms = row
     asked = _terms(terms)
     ends = inf if lives_for is None else began + lives_for
+    before_ends = min(ends, began + before_for)
     token = Token(
         id,
         asked.owner,
@@ -148,11 +153,14 @@ def _change(row: Sequence[Any], began: float) -> Change:
         asked.quota,
         frozenset(asked.policies),
         f"token {id} of {asked.owner}",
+        tuple(
+            (bytes.fromhex(each), until) for each, until in ((key, ends), (key_before, before_ends)) if each
+        ),
     )
-    hashes = {} if revoked else {bytes.fromhex(digest): ends}
-    if hashes and before:
-        hashes[bytes.fromhex(before)] = min(ends, began + before_for)
-    return Change(revision, token, hashes)
+    found_by = {} if revoked else {bytes.fromhex(digest): ends, id.bytes: ends}
+    if found_by and before:
+        found_by[bytes.fromhex(before)] = before_ends
+    return Change(revision, token, found_by)
 
 
 def _terms(row: Sequence[Any]) -> Terms:

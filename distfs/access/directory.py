@@ -39,12 +39,12 @@ _NEVER = float("-inf")
 class _Seen(NamedTuple):
     """What was known at a moment of the monotonic clock: never changed, but replaced."""
 
-    tokens: dict[bytes, tuple[Token, float]]  # by hash, and until when it holds
+    tokens: dict[bytes, tuple[Token, float]]  # by the hash of its text, or by its id, and until when by that
     as_of: float  # when MetaDB was asked
 
-    def good(self, digest: bytes) -> Token | None:
+    def good(self, by: bytes) -> Token | None:
         """The token, unless it has expired."""
-        token, until = self.tokens.get(digest, (None, 0.0))
+        token, until = self.tokens.get(by, (None, 0.0))
         return token if time.monotonic() < until else None
 
 
@@ -58,7 +58,7 @@ class Tokens:
         of those that are to be kept to a pace, whenever these change."""
         self._db, self._grace, self._paced = db, grace, paced
         self._seen = _Seen({}, _NEVER)
-        self._hashes: dict[UUID, tuple[bytes, ...]] = {}  # by token
+        self._found_by: dict[UUID, tuple[bytes, ...]] = {}  # of each token
         self._revision = 0
         self._failed_at, self._failure = _NEVER, ""  # when MetaDB did not answer
         self._away = False  # and was not there
@@ -68,11 +68,11 @@ class Tokens:
         self.asked = 0  # times
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._found_by)
 
-    def find(self, digest: bytes, deadline: Deadline) -> Token | None:
-        """The token with that hash; None: there is none. So MetaDB has said since this was called, or up to a second
-        before of one that it knows; of such a one, while MetaDB is away, up to ``grace`` before.
+    def find(self, by: bytes, deadline: Deadline) -> Token | None:
+        """The token with that hash, or that id; None: there is none. So MetaDB has said since this was called, or up
+        to a second before of one that it knows; of such a one, while MetaDB is away, up to ``grace`` before.
 
         Raises Unavailable when that cannot be told.
         """
@@ -84,14 +84,14 @@ class Tokens:
             self._renew_early()
         oldest = now - (self._grace if self._away else FRESH_S)
         seen = self._seen
-        if digest in seen.tokens and seen.as_of > oldest:
-            return seen.good(digest)
+        if by in seen.tokens and seen.as_of > oldest:
+            return seen.good(by)
         self._renew(now, deadline)
         seen = self._seen
         if seen.as_of < now:
             log.info("a token cannot be judged: %s", self._failure)
             raise Unavailable("MetaDB cannot say at this moment whether the token is good: try again soon")
-        return seen.good(digest)
+        return seen.good(by)
 
     def owned(self, owner: str, deadline: Deadline) -> int:
         """Bytes that an owner's files have, of whom a token has a quota."""
@@ -153,15 +153,15 @@ class Tokens:
         with self._turn:
             before = self._revision
             if anew:
-                self._hashes, self._revision = {}, 0
+                self._found_by, self._revision = {}, 0
             changed = anew or (bool(changes) and changes[-1].revision != before)
             tokens = dict({} if anew else self._seen.tokens) if changed else self._seen.tokens
             for change in changes if changed else ():
-                for digest in self._hashes.pop(change.token.id, ()):
-                    del tokens[digest]
-                if change.hashes:
-                    self._hashes[change.token.id] = tuple(change.hashes)
-                    tokens |= {digest: (change.token, until) for digest, until in change.hashes.items()}
+                for by in self._found_by.pop(change.token.id, ()):
+                    del tokens[by]
+                if change.found_by:
+                    self._found_by[change.token.id] = tuple(change.found_by)
+                    tokens |= {by: (change.token, until) for by, until in change.found_by.items()}
                 self._revision = change.revision
             self._seen, self._away = _Seen(tokens, as_of), False
             self._turn.notify_all()

@@ -5,6 +5,7 @@ What is decided is told, each time, to whoever keeps the records (``told``).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
@@ -13,6 +14,7 @@ from distfs.access.authorize import ADMIN, Action, Relation, Verdict, Visibility
 from distfs.access.db import Token
 from distfs.access.directory import Tokens
 from distfs.access.failures import Failures
+from distfs.access.link import NOT_GOOD, Link, unseal
 from distfs.access.token import hash_of
 from distfs.config.callers import IPAddress
 from distfs.config.reach import is_here
@@ -24,14 +26,16 @@ from distfs.model import File
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who asks. ``all``: nobody is asked for a token, and everybody may do everything."""
+    """Who asks. ``all``: nobody is asked for a token, and everybody may do everything. ``link``: somebody who has it,
+    and for that has the rights of who has the token."""
 
     token: Token | None = None
     all: bool = False
+    link: Link | None = None
 
     def __str__(self) -> str:
         if self.token is not None:
-            return self.token.shown
+            return f"a link of {self.token.shown}" if self.link else self.token.shown
         return "anybody" if self.all else "nobody"
 
     @property
@@ -50,7 +54,7 @@ class Actor:
 
     def knows_all_of(self, file: File) -> bool:
         """Whether it may know whose a file is, and where it is kept."""
-        return ADMIN in self.scopes or self.relation(file) is Relation.OWN
+        return self.link is None and (ADMIN in self.scopes or self.relation(file) is Relation.OWN)
 
     def relation(self, file: File | None) -> Relation:
         if self.token is None:
@@ -61,6 +65,16 @@ class Actor:
 
 _EVERYTHING = frozenset([ADMIN])
 ANYBODY, NOBODY = Actor(all=True), Actor()
+
+_NO_LINKS = (
+    "a link is made with a token, and here nobody needs one: everybody may do everything without (auth)"
+)
+#: What nobody does who needs no token, and why.
+_MAKES = {
+    Action.TOKENS: "who needs no token may make none: `distfs token create` does, while auth is not on",
+    Action.SHARE: _NO_LINKS,
+    Action.INVITE: _NO_LINKS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,22 @@ class Door:
         """For operators: how often MetaDB was asked for tokens, and how often something shown was none."""
         return {"lookups": self.tokens.asked, "refused": self.failures.total}
 
+    def follow(self, text: str, action: Action, address: IPAddress | None, deadline: Deadline) -> Actor:
+        """Who came by what is said to be a link. Raises Forbidden for what is none, or not for this; TooMany,
+        Unavailable as ``enter``."""
+        sealed = unseal(text)
+        token = sealed and self.tokens.find(sealed.token.bytes, deadline)
+        now = time.monotonic()
+        link = sealed.open(key for key, until in token.link_keys if now < until) if sealed and token else None
+        if link is None:
+            self.failures.failed(address)
+            raise Forbidden(NOT_GOOD)
+        if action is not (Action.DOWNLOAD if link.file else Action.UPLOAD):
+            does = "downloads one file: GET it" if link.file else "takes a file: POST a form, or PUT it"
+            raise Forbidden(f"this link only {does}")
+        link.check(time.time(), address)
+        return Actor(token, link=link)
+
     def glance(self, shown: str | None) -> Token | None:
         """The token as far as it is known without asking anybody: nothing but a limit may rest on it."""
         digest = hash_of(shown) if shown else None
@@ -146,11 +176,9 @@ class Door:
 
     def judge_before(self, actor: Actor, action: Action) -> None:
         """The same before anything is known but the action, as far as that is enough."""
-        if action is Action.TOKENS and not self.guarded:  # they would be good once auth is on
+        if action in _MAKES and not self.guarded:  # they would be good once auth is on
             if self.told is not None:
                 self.told(Decision(actor, action, None, Verdict.FORBIDDEN))
-            raise Forbidden(
-                "who needs no token may make none: `distfs token create` does, while auth is not on"
-            )
+            raise Forbidden(_MAKES[action])
         if not of_file(action):
             self.judge(actor, action)

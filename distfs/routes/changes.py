@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http import HTTPStatus
 
+from distfs.access.authorize import Action
 from distfs.audit import AuditLog, Entry
 from distfs.routes.messages import Request
 
@@ -18,6 +19,9 @@ _ACTIONS = {
     ("DELETE", "files"): "delete",
     ("PATCH", "files"): "change",
     ("POST", "tokens"): "token",
+    ("POST", "links"): "link.upload",
+    ("GET", "download"): "download",  # by a link
+    ("HEAD", "download"): "download.head",
     ("DELETE", "tokens"): "token.revoke",
 }
 #: Of one line: it stays short enough to be found at a file's end.
@@ -35,8 +39,11 @@ def _entries(
     request: Request, status: int, request_id: str, sender: dict[str, str], outcome: str
 ) -> Iterator[Entry]:
     first, _, rest = request.path.lstrip("/").partition("/")
-    action = _ACTIONS.get((request.method, first)) or f"{request.method[:20]} /{first[:40]}"
-    objects = request.changed or ([rest] if first in ("files", "tokens") and rest else [])
+    action = (
+        _made_link(request) or _ACTIONS.get((request.method, first)) or f"{request.method[:20]} /{first[:40]}"
+    )
+    about = rest.partition("/")[0] if first in ("files", "tokens") else ""
+    objects = request.changed or ([about] if about else [])
     from_ = {"from": sender["client"]} | ({"via": sender["via"]} if "via" in sender else {})
     for some in _batches(objects):
         yield {
@@ -49,6 +56,10 @@ def _entries(
             **from_,
             "request": request_id,
         }
+
+
+def _made_link(request: Request) -> str:
+    return "link.download" if request.action is Action.SHARE else ""
 
 
 def _batches(objects: list[str]) -> Iterator[list[str]]:

@@ -13,6 +13,7 @@ from distfs.errors import Refused, TooMuch
 from distfs.headers import dates, disposition, lengths, safety
 from distfs.model import File
 from distfs.quantity import counted
+from distfs.routes import links
 from distfs.routes.conditions import has_conditions, precondition, same_as_before
 from distfs.routes.file_facts import etag, repr_digest, served_type
 from distfs.routes.messages import Answer, Request
@@ -50,15 +51,18 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     spans = asked or [Span(0, file.size)]
     kind = served_type(file)
     parts = ByteRanges(spans, file.size, str(kind)) if len(spans) > 1 else None
+    if request.actor.link is not None:
+        headers |= links.bound(services, request, request.actor.link, spans)
     length = parts.length if parts else spans[0].stop - spans[0].start
     _check_size(request, length)
     headers["Content-Length"] = str(length)
-    headers["Content-Disposition"] = disposition.for_download(file.name, shown=kind.shown)
+    name = request.actor.link.name if request.actor.link else ""
+    headers["Content-Disposition"] = disposition.for_download(name or file.name, shown=kind.shown)
     if len(asked) == 1:
         headers["Content-Range"] = content_range(spans[0], file.size)
     body: Iterable[bytes | memoryview] = ()
     if request.method == "GET":
-        body = _bytes(services, request, file, spans, parts)
+        body = links.counted(services, request, lambda: _bytes(services, request, file, spans, parts))
     headers["Content-Type"] = parts.content_type if parts else str(kind)
     return Answer(206 if asked else 200, headers, body)
 

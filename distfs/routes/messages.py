@@ -64,6 +64,7 @@ class Request(BaseRequest):
         self.actor, self.action = NOBODY, Action.USAGE  # until it is let in
         self.safety = safety.OURS  # what its answer says to browsers
         self.who = ""  # whose token it came with
+        self.by_link = False  # it came by one, good or not
         self.changed: list[str] = []  # what it made, changed or deleted
         self.refused = ""  # why it was not done
 
@@ -79,7 +80,13 @@ class Request(BaseRequest):
 
     def argument(self, name: str) -> str | None:
         """A parameter of the URL."""
-        return self.args.get(name) if self.environ.get("QUERY_STRING") else None
+        query: str = self.environ.get("QUERY_STRING", "")
+        if "%" not in query and "+" not in query and query.isascii():  # nothing stands for something else
+            if name not in query:
+                return None
+            if "&" not in query and query.startswith(f"{name}="):
+                return query[len(name) + 1 :]
+        return self.args.get(name)
 
     def check_host(self) -> None:
         """Raises Refused for a Host that is none; our own host has done so already, others let them pass."""

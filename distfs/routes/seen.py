@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distfs.access.authorize import Visibility
 from distfs.deadline import Deadline
-from distfs.errors import NotFound, Refused
+from distfs.errors import Forbidden, NotFound, Refused
 from distfs.model import File
 from distfs.routes.messages import Request, parse_uuid
 from distfs.services import Services
@@ -13,6 +13,10 @@ from distfs.services import Services
 def the_file(services: Services, request: Request, uuid: str, deadline: Deadline) -> File:
     """Raises NotFound, also for who may not see it; Unauthorized, Forbidden, Refused."""
     id = parse_uuid(uuid)
+    if request.actor.link is not None:
+        if request.actor.link.file != id:
+            raise Forbidden("this link is for another file: ask for a link to this one")
+        request.changed = [str(id)]
     try:
         file = services.meta.file(id, deadline, request.actor.seen_by)
     except NotFound:

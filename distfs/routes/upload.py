@@ -25,6 +25,7 @@ from distfs.quantity import compared
 from distfs.routes.body_digests import BodyDigests
 from distfs.routes.conditions import check_nothing_there, has_conditions
 from distfs.routes.file_facts import created
+from distfs.routes.links import check_number, counted_upload
 from distfs.routes.messages import Answer, Request
 from distfs.routes.seen import read_visibility
 from distfs.services import Services
@@ -78,7 +79,10 @@ def _store(
     _check_quota(services, request, announced, deadline)
     services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
     # Closed by whatever ends it: who fails in its middle has a place among those served no longer.
-    with services.bandwidth.incoming(request.body, request.caller, deadline, size) as body:
+    with (
+        counted_upload(services, request, deadline),
+        services.bandwidth.incoming(request.body, request.caller, deadline, size) as body,
+    ):
         incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
         with (
             _counted(services, request, announced),
@@ -87,7 +91,8 @@ def _store(
                 deadline, request.environ.get("distfs.collect"), size, _whose(request)
             ) as session,
         ):
-            for file in incoming:
+            for number, file in enumerate(incoming):
+                check_number(request, number)
                 if file.fields:
                     promise.use(policy := _policy(services, request, file.fields))
                 stored = session.add(
@@ -109,6 +114,8 @@ def _whose(request: Request) -> Ownership:
     """Whose the files are, and who may read them: ``?visibility=`` or a header, by default only the owner."""
     visibility = request.argument("visibility") or request.environ.get("HTTP_X_DISTFS_VISIBILITY")
     token = request.actor.token
+    if request.actor.link and visibility not in (None, NOBODYS.visibility):
+        raise Forbidden("what comes by a link is private to who made it: send no visibility")
     return Ownership(
         request.actor.owner,
         read_visibility(visibility) if visibility else NOBODYS.visibility,
@@ -131,7 +138,9 @@ def _check_quota(services: Services, request: Request, announced: int | None, de
 
 def _largest(services: Services, request: Request) -> int:
     """Bytes a file of this caller may have."""
-    return services.admission.callers.largest(request.caller)
+    largest = services.admission.callers.largest(request.caller)
+    link = request.actor.link
+    return min(largest, link.max_size) if link and link.max_size else largest
 
 
 def _counted(services: Services, request: Request, announced: int | None) -> AbstractContextManager[None]:
@@ -159,7 +168,7 @@ def _room(
 ) -> Promise:
     """Room for the body, found before any of it is read. ``size``: its Content-Length."""
     admission, caller = services.admission, request.caller
-    largest, whose = admission.callers.largest(caller), admission.callers.whose(caller)
+    largest, whose = _largest(services, request), admission.callers.whose(caller)
     declared = size is not None
     return admission.admit(announced, policy, deadline, declared=declared, largest=largest, whose=whose)
 
@@ -186,7 +195,11 @@ def _policy(services: Services, request: Request, fields: Mapping[str, str] | No
         or request.argument("policy")
         or request.environ.get("HTTP_X_DISTFS_POLICY")
     )
-    known, token = services.config.storage.policies, request.actor.token
+    known, token, link = services.config.storage.policies, request.actor.token, request.actor.link
+    if link is not None:
+        if named and named != (link.policy or "default"):
+            raise Forbidden("who made this link has said how its files are kept: name no policy")
+        named = link.policy
     if token is not None and token.policies and (named or "default") not in token.policies:
         raise Forbidden(
             f"this token's uploads may have the policies {', '.join(sorted(token.policies))}: name one of them"

@@ -39,6 +39,7 @@ OF_FILES = {
     Action.FACTS: ("download", READING),
     Action.DELETE: ("delete", CHANGING),
     Action.CHANGE: ("upload", CHANGING),
+    Action.SHARE: ("download", CHANGING),
 }
 #: Of the rest: the scope; None: nobody needs one.
 OTHERS = {
@@ -48,6 +49,7 @@ OTHERS = {
     Action.TOKENS: "admin",
     Action.UPLOAD: "upload",
     Action.LIST: "list",
+    Action.INVITE: "upload",
 }
 ROWS = [
     (action, scope, Relation(relation), Visibility(visibility), verdict)

@@ -1,0 +1,176 @@
+"""Signed links: made for a file, or for files to come, and what they bind who uses them to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from distfs.access.db import Token
+from distfs.access.link import Link, seal
+from distfs.access.link_terms import read_download, read_upload
+from distfs.access.uses import Uses
+from distfs.deadline import Deadline
+from distfs.errors import Forbidden, OutcomeUnknown, Refused
+from distfs.routes.messages import Answer, Request, as_json, text
+from distfs.routes.ranges import Span
+from distfs.routes.seen import the_file
+from distfs.services import Services
+
+Chunks = Iterable[bytes | memoryview]
+
+
+def share(services: Services, request: Request, uuid: str) -> Answer:
+    """A JSON object with what the link is to be -> 201, and a URL that downloads the file."""
+    deadline = services.answer_deadline(request.hang_up)
+    file = the_file(services, request, uuid, deadline)
+    asked = read_download(request.json_object() if _has_body(request) else {})
+    token = _maker(request)
+    link = asked.link(token.id, file.id, file.size, time.time())
+    request.changed = [str(file.id)]
+    return _made(services, request, token, link, f"download/{file.id}", asked.downloads)
+
+
+def invite(services: Services, request: Request) -> Answer:
+    """The same for uploads: whose they are then is who makes the link."""
+    asked = read_upload(request.json_object() if _has_body(request) else {})
+    token = _maker(request)
+    if asked.policy and asked.policy not in (known := services.config.storage.policies):
+        raise Refused(f"there is no policy {asked.policy[:60]!r}; there are: {', '.join(known)}")
+    if token.policies and (asked.policy or "default") not in token.policies:
+        allowed = ", ".join(sorted(token.policies))
+        raise Forbidden(f"uploads by this token, and by its links, may have the policies {allowed}: name one")
+    link = asked.link(token.id, time.time())
+    request.changed = [str(link.uses)] if link.uses else []
+    return _made(services, request, token, link, "upload", asked.files)
+
+
+def _has_body(request: Request) -> bool:
+    return request.environ.get("CONTENT_LENGTH") not in (None, "", "0") or bool(
+        request.environ.get("HTTP_TRANSFER_ENCODING")
+    )
+
+
+def _maker(request: Request) -> Token:
+    """Whoever was let in here has one."""
+    if request.actor.token is None:
+        raise Forbidden("a link is made with a token: send one")
+    return request.actor.token
+
+
+def _made(services: Services, request: Request, token: Token, link: Link, path: str, uses: int) -> Answer:
+    """``uses``: how often it may be used; 0: any number."""
+    if link.uses is not None:
+        deadline = services.answer_deadline(request.hang_up)
+        Uses(services.meta).allow(link.uses, uses, link.expires, deadline)
+    key, _ = token.link_keys[0]
+    url = f"{request.url}{path}?link={seal(link, key)}"
+    if request.wants_json:
+        ends = datetime.fromtimestamp(link.expires, UTC).isoformat()
+        answer = as_json({"url": url, "expires_at": ends, "uses": uses or None}, 201)
+    else:
+        answer = text(f"{url}\n", 201)
+    answer.headers["Cache-Control"] = "no-store"  # it opens what it is for
+    return answer
+
+
+# --- used by downloads ------------------------------------------------------------------------------
+
+
+def bound(services: Services, request: Request, link: Link, spans: Sequence[Span]) -> dict[str, str]:
+    """Headers of an answer to who came by a link. ``spans``: the bytes that are asked for.
+
+    Raises Forbidden for bytes that it is not for; for HEAD, which is not counted, when no use is left.
+    """
+    if request.method == "GET":
+        for span in spans:
+            link.check_span(span.start, span.stop - 1)
+    if link.uses is None:
+        return {"Cache-Control": "private"}  # a cache for many would not look at its end
+    if request.method == "HEAD":
+        deadline = services.answer_deadline(request.hang_up)
+        Uses(services.meta).require_left(link.uses, deadline)
+    # Each answer with bytes counts, so nobody is told that it could be had in pieces; who asks for one gets it.
+    return {"Cache-Control": "no-store", "Accept-Ranges": "none"}
+
+
+def counted(services: Services, request: Request, send: Callable[[], Chunks]) -> Chunks:
+    """The bytes that ``send`` gives, of which the first is here already; a link's use is taken before, and given back
+    when none of them was sent. Raises what ``send`` does; Forbidden when no use is left."""
+    link = request.actor.link
+    if link is None or link.uses is None:
+        return send()
+    uses, id = Uses(services.meta), link.uses
+    use = uses.take(id, services.answer_deadline(request.hang_up))
+
+    def give_back() -> None:
+        uses.give_back(id, use, services.answer_deadline(None))
+
+    try:
+        return _Counted(send(), give_back)
+    except BaseException:
+        give_back()
+        raise
+
+
+class _Counted:
+    """An answer's bytes, and what is done when it ends before one of them was sent."""
+
+    def __init__(self, body: Chunks, give_back: Callable[[], None]) -> None:
+        self._body, self._chunks, self._give_back = body, iter(body), give_back
+        self._sent, self._ended = 0, False
+        self.rewind = getattr(body, "rewind", None) and self._rewind  # as the host asks for it
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return self
+
+    def __next__(self) -> bytes | memoryview:
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            self._ended = True  # of an empty file, too
+            raise
+        self._sent += len(chunk)
+        return chunk
+
+    def _rewind(self, count: int) -> None:
+        self._sent -= count
+        self._body.rewind(count)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        try:
+            if close := getattr(self._body, "close", None):
+                close()
+        finally:
+            if not (self._sent or self._ended):
+                self._give_back()
+
+
+# --- used by uploads --------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_upload(services: Services, request: Request, deadline: Deadline) -> Iterator[None]:
+    """A link's use is taken, and given back when nothing was stored. Raises Forbidden when none is left."""
+    link = request.actor.link
+    if link is None or link.uses is None:
+        yield
+        return
+    uses = Uses(services.meta)
+    use = uses.take(link.uses, deadline)
+    try:
+        yield
+    except OutcomeUnknown:
+        raise  # it may be stored
+    except BaseException:
+        uses.give_back(link.uses, use, services.answer_deadline(None))
+        raise
+
+
+def check_number(request: Request, before: int) -> None:
+    """Of a form with one more file than ``before``. Raises Forbidden."""
+    if before and request.actor.link is not None:
+        raise Forbidden(
+            "this link takes one file a request: send the others by themselves; nothing was stored"
+        )
