@@ -137,7 +137,7 @@ def up(tmp_path: Path, data: Path, pristine_postgres: Path) -> Iterator[StartUp]
 
     def start(*flags: str, new: bool = False, **environ: str) -> Up:
         if not new and not data.exists():
-            data.mkdir()
+            data.mkdir(mode=0o700)  # as distfs itself makes it
             subprocess.run(["cp", "-a", pristine_postgres, data / "metadb"], check=True)
         started.append(Up("--data", str(data), "--port", "0", *flags, cwd=tmp_path, **environ))
         return started[-1]
