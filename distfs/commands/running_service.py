@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from distfs.access.token import hash_of
 from distfs.commands.display import counted, size, table
+from distfs.process.secret_file import with_files
 
 #: A service that says nothing for so long is not waited for.
 SERVICE_WITHIN_S = 2.0
@@ -77,7 +78,7 @@ def ask_service(url: str, ca: str = "") -> dict[str, Any]:
 
 def _login() -> dict[str, str]:
     """Raises ValueError."""
-    token = os.environ.get(_TOKEN, "").strip()
+    token = with_files(os.environ).get(_TOKEN, "").strip()
     if token and not hash_of(token):
         raise ValueError(f"{_TOKEN} is no token")  # and is shown to nobody
     return {"Authorization": f"Bearer {token}"} if token else {}

@@ -50,6 +50,7 @@ from distfs.errors import ConfigError
 from distfs.headers import origin
 from distfs.model import Policy
 from distfs.process.redact import redacted
+from distfs.process.secret_file import with_files
 
 log = logging.getLogger("distfs.config")
 
@@ -64,7 +65,7 @@ def load(
     ``path`` None means ``./config.yml`` where it exists, else the defaults; a path that was named must
     exist. ``warn`` hears of old names. Raises ConfigError: one line that says which key and what would be right.
     """
-    environ = os.environ if environ is None else environ
+    environ = with_files(os.environ if environ is None else environ)
     source = Path("config.yml" if path is None else path)
     tree: Any = {}
     if path is not None or source.exists():

@@ -244,4 +244,5 @@ def python(module: str, *args: str) -> list[str]:
 
 
 def environment(**overrides: str) -> dict[str, str]:
-    return {**os.environ, **overrides}
+    of_files = {f"{name}_FILE" for name in overrides}  # what is said here is not asked of a file
+    return {name: text for name, text in os.environ.items() if name not in of_files} | overrides
