@@ -90,6 +90,10 @@ def test_no_secret_is_in_anything_that_distfs_says_or_shows(
     everything = [psutil.Process(p.pid) for p in (*cluster.nodes, cluster.service)]
     said += [" ".join(each.cmdline()) for each in everything]
     said += [p.log.read_text() for p in (*cluster.nodes, cluster.service)]
+    assert_told_nowhere(cluster, said, keys)
+
+
+def assert_told_nowhere(cluster: Cluster, said: list[str], keys: list[bytes]) -> None:
     secrets = [PASSWORD.encode(), OTHER.encode(), TOKEN.encode(), *keys]
     secrets += [bytes.fromhex((cluster.node_folder(i) / "secret").read_text()) for i in range(2)]
     for text in said:
