@@ -424,3 +424,29 @@ def test_one_address_too_many_is_closed_without_a_word(
     finally:
         server.close()
         thread.join()
+
+
+def test_an_answer_that_is_cut_is_no_whole_one(certificates: Certificates) -> None:
+    """Nothing but the close tells its end: whoever cuts the connection, a client knows that it was cut."""
+
+    def app(environ: dict[str, Any], start: Callable[..., object]) -> Iterator[bytes]:
+        start("200 OK", [])
+        yield b"half"
+        if environ["PATH_INFO"] == "/cut":
+            raise RuntimeError("a bug of the app's")
+        yield b" and half"
+
+    server = Server(app, HttpConfig(port=0), tls=https(certificates.https(certificates.service("cut"))))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        url = f"https://localhost:{server.address[1]}"
+        curl = ["curl", "-sS", "--http1.0", "--cacert", certificates.ca]
+        whole, cut = (
+            subprocess.run([*curl, f"{url}/{path}"], capture_output=True) for path in ("whole", "cut")
+        )
+    finally:
+        server.close()
+        thread.join()
+    assert (whole.returncode, whole.stdout) == (0, b"half and half")
+    assert cut.returncode == 56
