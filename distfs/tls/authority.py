@@ -118,11 +118,12 @@ class Authority:
     def _sign(self, name: str, uri: str, hosts: Iterable[str], days: int) -> Path:
         cert, key_file = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         names = [x509.UniformResourceIdentifier(uri), *map(_host, hosts)]
-        if cert.exists():
+        if cert.exists() and not self._is_revoked(_read(cert)):
             raise ConfigError(
-                f"{cert} is there already: nothing was changed; `distfs tls renew {self.folder}`"
+                f"{cert} is there already: nothing was changed; `distfs tls renew {self.folder}` signs it anew, "
+                f"and after `distfs tls revoke {self.folder} {name}` this makes another, with another key"
             )
-        if key_file.exists():
+        if key_file.exists() and not cert.exists():
             raise ConfigError(f"{key_file} has no certificate: remove it, and say the same again")
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._certify(name, key.public_key(), names, timedelta(days=days))
@@ -159,19 +160,41 @@ class Authority:
                 if not isinstance(key, ec.EllipticCurvePublicKey):
                     continue
                 names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+                self._keep(old)
                 _write(path, self._certify(path.stem, key, names, lasts - _BEFORE))
                 done.append(path)
         return done
 
     def revoke(self, name: str) -> None:
-        """The certificate of a file, ``node-UUID`` or ``service``. What it once was is believed by nobody who has the
-        new list. Raises ConfigError."""
+        """The certificate of a file, ``node-UUID`` or ``service``, and all that its key had before: whoever has the
+        key has those as well. They are believed by nobody who has the new list. Raises ConfigError."""
         path = self.folder / f"{name.removesuffix('.crt')}.crt"
         found = dict(self._leaves()).get(path)
         if found is None:
             raise ConfigError(f"{path} is no certificate of this authority: `distfs tls show {self.folder}`")
-        if not self._is_revoked(found):
-            self._write_list([*self._crl, _entry(found.serial_number)])
+        key = _public(found.public_key())
+        before = [old for old in self._replaced() if _public(old.public_key()) == key]
+        serials = {each.serial_number for each in (found, *before) if not self._is_revoked(each)}
+        if serials:
+            self._write_list([*self._crl, *map(_entry, serials)])
+
+    def _keep(self, old: x509.Certificate) -> None:
+        """What is about to be replaced: it is believed until it ends, so it must be known to whoever revokes it."""
+        kept = {
+            each.serial_number: each for each in (*self._replaced(), old) if each.not_valid_after_utc > _now()
+        }
+        pem = [each.public_bytes(serialization.Encoding.PEM) for each in kept.values()]
+        _write(self.folder / _REPLACED, b"".join(pem))
+
+    def _replaced(self) -> list[x509.Certificate]:
+        path = self.folder / _REPLACED
+        pem = _bytes(path) if path.exists() else b""
+        try:
+            return x509.load_pem_x509_certificates(pem) if pem else []
+        except ValueError as e:
+            raise ConfigError(
+                f"{path} has something else than certificates: restore it from your backup"
+            ) from e
 
     def _write_list(self, entries: list[x509.RevokedCertificate]) -> None:
         path = self.folder / "crl.pem"
@@ -207,6 +230,8 @@ class Authority:
         return self._crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
 
 
+#: Certificates that were signed anew, and have not ended.
+_REPLACED = "replaced.pem"
 _NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 
 

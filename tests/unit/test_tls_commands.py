@@ -135,8 +135,8 @@ def test_renew_signs_what_comes_to_its_end_with_its_key_and_names(tmp_path: Path
     certificates.authority.revoke("gone")
     before = {path: path.read_bytes() for path in folder.iterdir()}
     assert distfs("renew", folder) == 0
-    changed = {path.name for path in folder.iterdir() if path.read_bytes() != before[path]}
-    assert changed == {"old.crt"}
+    changed = {path.name for path in folder.iterdir() if path.read_bytes() != before.get(path)}
+    assert changed == {"old.crt", "replaced.pem"}
     assert hosts_of(decoded(old.cert)) == ("old.example",)
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(old.cert, old.key)  # they still belong together
     ends = ssl.cert_time_to_seconds(decoded(old.cert)["notAfter"])
@@ -144,6 +144,53 @@ def test_renew_signs_what_comes_to_its_end_with_its_key_and_names(tmp_path: Path
     assert distfs("renew", folder, "--all") == 0
     assert Path(young.cert).read_bytes() != before[Path(young.cert)]
     assert Path(gone.cert).read_bytes() == before[Path(gone.cert)]
+
+
+def test_what_a_key_had_before_it_was_renewed_is_revoked_with_it(ca: Path) -> None:
+    distfs("service", ca)
+    distfs("service", ca, "--as", "other")
+    before = []
+    for _ in range(3):
+        before.append((ca / "service.crt").read_bytes())
+        assert distfs("renew", ca, "--all") == 0
+    other = (ca / "other.crt").read_bytes()
+    assert distfs("revoke", ca, "service") == 0
+    words = [
+        "openssl",
+        "verify",
+        "-crl_check",
+        "-CRLfile",
+        str(ca / "crl.pem"),
+        "-CAfile",
+        str(ca / "ca.crt"),
+    ]
+    for pem in (*before, (ca / "service.crt").read_bytes()):
+        done = subprocess.run([*words, "/dev/stdin"], input=pem, capture_output=True)
+        assert b"certificate revoked" in done.stderr + done.stdout
+    assert subprocess.run([*words, "/dev/stdin"], input=other, capture_output=True).returncode == 0
+
+
+def test_what_has_ended_is_kept_no_longer(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path / "made")
+    with at(datetime.now(UTC) - timedelta(days=900)):
+        certificates.service("old")
+    for days in (600, 300, 0):
+        with at(datetime.now(UTC) - timedelta(days=days)):
+            certificates.authority.renew(all=True)
+    assert (certificates.folder / "replaced.pem").read_text().count("BEGIN CERTIFICATE") == 1
+
+
+def test_after_it_was_revoked_a_part_gets_another_key(ca: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distfs("node", ca, "--node", NODE)
+    cert, key = ca / f"node-{NODE}.crt", ca / f"node-{NODE}.key"
+    before = key.read_bytes()
+    assert distfs("node", ca, "--node", NODE) != 0
+    assert f"distfs tls revoke ca node-{NODE}" in capsys.readouterr().err
+    assert distfs("revoke", ca, f"node-{NODE}") == 0
+    assert distfs("node", ca, "--node", NODE) == 0
+    assert key.read_bytes() != before
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    assert not any(each.revoked for each in Authority(ca).show())
 
 
 def test_openssl_agrees_on_what_is_believed_and_what_is_revoked(tmp_path: Path) -> None:
