@@ -264,7 +264,8 @@ class Connection(socketserver.BaseRequestHandler):
             if not self._abort(None, e):
                 self._refuse(e)
             return False
-        self.store.keep(whole.fragment(), whole.packed, whole.entry, cell, whole.slice_size, whole.last)
+        fragment, entry, size = whole.fragment(), whole.entry, whole.slice_size
+        self.store.keep(fragment, whole.packed, entry, cell, size, whole.last, self._check_caller)
         self._stored(xxhash.xxh3_64_digest(frame.raw))
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from distfs.storage.disk.store import DiskStore
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import MIB, entry_of, header, listed, put, random_bytes, soon, whole
+from tests.faults.patch import unplanned
 from tests.integration.raw_wire import Raw, assert_serves, handlers
 from tests.small_disk import SMALL, small_disk
 
@@ -272,6 +274,33 @@ def test_a_client_that_goes_in_the_middle_of_one_frame_leaves_nothing(raw: Raw, 
         raw.reset()
     else:
         raw.sock.close()
+    eventually(lambda: handlers(raw.server) == 0, "its thread has ended")
+    assert_no_litter(raw.server.store)
+    assert listed(raw.server.store) == []
+
+
+@pytest.mark.parametrize("frames", ["one", "several"])
+def test_a_client_that_goes_while_its_fragment_is_written_leaves_nothing(
+    raw: Raw, frames: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has gone has it removed wherever it can be: it must not be there afterwards."""
+    head, gone, fsync = header(), threading.Event(), os.fsync
+    said = {
+        "one": raw.whole(head, b"four"),
+        "several": raw.put(head)
+        + wire.encode(Type.CELL, entry_of(b"four").pack(), 4)
+        + b"four"
+        + wire.encode(Type.END, End(4, True).encode()),
+    }
+
+    def goes(fd: int) -> None:
+        raw.sock.close()
+        gone.set()
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", unplanned(goes))
+    raw.sock.sendall(said[frames])
+    assert gone.wait(10)
     eventually(lambda: handlers(raw.server) == 0, "its thread has ended")
     assert_no_litter(raw.server.store)
     assert listed(raw.server.store) == []

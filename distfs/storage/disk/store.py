@@ -174,10 +174,12 @@ class DiskStore:
         cell: Buffer,
         slice_size: int,
         last: bool,
+        wanted: Callable[[], object] = go_on,
     ) -> None:
         """``put`` of a fragment of one small cell, all of it at once: it is durable when this returns.
 
-        ``packed``: the header's bytes. Raises what ``put`` and its writer raise, and leaves nothing then.
+        ``packed``: the header's bytes; ``wanted``: as ``commit`` has it. Raises what ``put`` and its writer raise,
+        and leaves nothing then.
         """
         id = header.id
         check_counts(1, slice_size, header.block_size)
@@ -190,6 +192,7 @@ class DiskStore:
                 sink = self.sink(temp, len(data))
                 append(sink, data)
                 sink.close()
+                wanted()
                 self.publish(temp, id)
         except BaseException:
             if sink is not None:
