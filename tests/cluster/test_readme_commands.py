@@ -144,7 +144,8 @@ def test_no_block_of_commands_is_left_out() -> None:
             "python -m distfs migrate",
         ),
         *("?policy=archive", "distfs backup", "distfs restore"),
-        "-u :$TOKEN",  # run by test_token_command.py
+        "-u :$TOKEN -T",  # run by test_token_command.py
+        "/links",  # what they do is tried by test_links.py
         *("distfs tls init", "distfs tls node"),
     }
     assert [block for block in BLOCKS if sum(words in block for words in known) != 1] == []
@@ -233,16 +234,14 @@ def test_the_parts_on_machines_of_their_own(shell: Shell, tmp_path: Path) -> Non
 def test_certificates(by_hand: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How a service is asked by them is tried where HTTPS is."""
     monkeypatch.chdir(tmp_path)
-    https, peers = block_with("distfs tls init"), block_with("distfs tls node")
-    [init] = [line for line in https if " init " in line]
-    made = []
-    for lines in (https, [init, *peers]):
-        for line in lines:
-            program, *words = line.replace("DIR", str(by_hand.node_folder(0))).split()
-            if program == "distfs":
-                told = distfs(by_hand, *words)
-                assert told.code == 0, told.err
-        made.append({path.name for path in (tmp_path / "ca").iterdir()})
-        (tmp_path / "ca").rename(tmp_path / f"ca{len(made)}")
-    assert {"ca.crt", "ca.key", "service.crt", "service.key"} <= made[0] & made[1]
-    assert len([name for name in made[1] if name.startswith("node-") and name.endswith(".crt")]) == 1
+    for line in (
+        *block_with("distfs tls init"),
+        *block_with("distfs tls node"),
+    ):  # one after the other, as one reads
+        program, *words = line.replace("DIR", str(by_hand.node_folder(0))).split()
+        if program == "distfs":
+            told = distfs(by_hand, *words)
+            assert told.code == 0, told.err
+    made = {path.name for path in (tmp_path / "ca").iterdir()}
+    assert {"ca.crt", "ca.key", "service.crt", "service.key", "peer.crt", "peer.key"} <= made
+    assert len([name for name in made if name.startswith("node-") and name.endswith(".crt")]) == 1
