@@ -216,6 +216,7 @@ def _changes(given: argparse.Namespace) -> bool:
     shown = (
         ("dry_run", True),  # drain, rebalance
         ("what", "list"),  # trash
+        ("what", "show-id"),  # cluster-key
         ("adopt", False),  # settings
         ("now", False),  # repair
     )

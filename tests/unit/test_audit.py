@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from distfs import audit
+from distfs import audit, cli
 from distfs.audit import AuditLog
 from distfs.cli import main
-from distfs.commands.audit import Report, verify
+from distfs.commands.audit import Report, _changes, verify
 from distfs.config.file import parse
 from distfs.errors import ConfigError, Unavailable
 
@@ -402,3 +402,8 @@ def test_where_it_is(tree: object, file: str) -> None:
 def test_settings_that_cannot_be_are_refused(section: object, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         parse({"audit": section})
+
+
+def test_to_look_at_the_cluster_s_keys_changes_nothing() -> None:
+    for word, changes in (("show-id", False), ("rotate", True), ("retire", True)):
+        assert _changes(cli._parser().parse_args(["cluster-key", word])) is changes
