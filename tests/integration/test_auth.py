@@ -118,7 +118,11 @@ def test_a_token_is_shown_by_bearer_or_as_a_password(service: TestService, alice
         assert (answer.status, answer.body) == (200, b"hers")
 
 
-@pytest.mark.parametrize("shown", ["Bearer nonsense", "Bearer ", "Basic x", f"Bearer {new_token()}"])
+@pytest.mark.parametrize(
+    "shown",
+    ["Bearer nonsense", "Bearer ", "Basic x", f"Bearer {new_token()}"],
+    ids=["nonsense", "nothing", "a broken login", "a token that nobody made"],
+)
 def test_what_is_no_token_is_refused_everywhere(service: TestService, alice: User, shown: str) -> None:
     uuid = alice.put(query="?visibility=public")
     headers = {"Authorization": shown}
