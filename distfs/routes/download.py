@@ -23,7 +23,7 @@ from distfs.services import Services
 from distfs.transfer.download import is_small
 
 SIZE_HEADER = "Want-Max-Size"
-_PUBLIC = Visibility.PUBLIC.value
+_PUBLIC, _PRIVATE = Visibility.PUBLIC.value, Visibility.PRIVATE.value
 
 
 def get_file(services: Services, request: Request, uuid: str | None = None) -> Answer | Response:
@@ -44,6 +44,8 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
     }
+    if services.door.guarded:  # else a cache would give for hours what its owner has made private, or a token opened
+        headers["Cache-Control"] = "private, no-cache" if file.visibility == _PRIVATE else "no-cache"
     conditional = has_conditions(request.environ)
     if conditional and (status := precondition(request.headers, tag, file.created_at)) is not None:
         return Response(status=status, headers=headers)

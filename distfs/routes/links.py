@@ -87,7 +87,7 @@ def bound(services: Services, request: Request, link: Link, spans: Sequence[Span
         for span in spans:
             link.check_span(span.start, span.stop - 1)
     if link.uses is None:
-        return {"Cache-Control": "private"}  # a cache for many would not look at its end
+        return {"Cache-Control": "private, no-cache"}  # a cache would not look at its end
     if request.method == "HEAD":
         deadline = services.answer_deadline(request.hang_up)
         Uses(services.meta).require_left(link.uses, deadline)

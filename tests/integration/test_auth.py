@@ -218,6 +218,16 @@ def test_pages_of_others_embed_only_what_is_public(alice: User, visibility: str)
     assert row.items() <= dict(answer.headers).items()
 
 
+@pytest.mark.parametrize("visibility", ["private", "link", "public"])
+def test_no_cache_gives_a_file_without_asking_whether_it_still_may(alice: User, visibility: str) -> None:
+    path = f"/download/{alice.put(query=f'?visibility={visibility}')}"
+    whole = alice.ask("GET", path)
+    again = alice.ask("GET", path, If_None_Match=whole.headers["ETag"])
+    assert (whole.status, again.status) == (200, 304)
+    wanted = "private, no-cache" if visibility == "private" else "no-cache"
+    assert {answer.headers["Cache-Control"] for answer in (whole, again)} == {wanted}
+
+
 def test_a_file_gets_another_name(alice: User) -> None:
     uuid = alice.put()
     answer = alice.ask("PATCH", f"/files/{uuid}", json.dumps({"name": "n\u00e4me.txt"}).encode())

@@ -81,7 +81,7 @@ def test_who_has_a_link_downloads_the_file_without_a_token(service: TestService,
     assert path.startswith(f"/download/{uuid}?link=")
     answer = service.ask("GET", path)
     assert (answer.status, answer.body) == (200, DATA)
-    assert answer.headers["Cache-Control"] == "private"
+    assert answer.headers["Cache-Control"] == "private, no-cache"
     assert safety.STORED.items() <= dict(answer.headers).items()
     assert service.ask("GET", f"/download?uuid={uuid}&link={text_of(path)}").body == DATA
     head = service.ask("HEAD", path)
