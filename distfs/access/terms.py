@@ -60,9 +60,14 @@ def read_terms(given: Mapping[str, Any]) -> Terms:
         terms: Terms = parse_as(Terms, given)
     except ConfigError as e:
         raise Refused(str(e).removeprefix("config: ")) from e
-    for text in (terms.owner, terms.name):
-        if len(text.encode("utf-8", "replace")) > _MOST_BYTES or not text.isprintable():
-            raise Refused(f"owner and name of a token are text on one line, of at most {size(_MOST_BYTES)}")
+    if not terms.scopes:
+        raise Refused(f"a token needs scopes: what it may ({', '.join(SCOPES)})")
+    for text in (terms.owner, terms.name, *terms.policies):
+        if len(text.encode("utf-8", "replace")) > _MOST_BYTES or not _is_plain(text):
+            raise Refused(
+                f"owner, name and policies of a token are text on one line, of at most {size(_MOST_BYTES)}, "
+                "without spaces around it"
+            )
     if unknown := set(terms.scopes) - set(SCOPES):
         raise Refused(f"there is no scope {min(unknown)[:60]!r}; there are: {', '.join(SCOPES)}")
     if terms.expires > _LONGEST:
@@ -70,6 +75,11 @@ def read_terms(given: Mapping[str, Any]) -> Terms:
     if max(terms.cap_in, terms.cap_out, terms.max_file_size, terms.max_uploads, terms.quota) >= 1 << 31:
         _check_large(terms)
     return terms
+
+
+def _is_plain(text: str) -> bool:
+    """One line that looks like no other."""
+    return text.isprintable() and text == text.strip()
 
 
 def _check_large(terms: Terms) -> None:

@@ -44,7 +44,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
     }
-    if services.door.guarded:  # else a cache would give for hours what its owner has made private, or a token opened
+    if services.door.guarded:  # or a cache would give for hours what was made private, or a token opened
         headers["Cache-Control"] = "private, no-cache" if file.visibility == _PRIVATE else "no-cache"
     conditional = has_conditions(request.environ)
     if conditional and (status := precondition(request.headers, tag, file.created_at)) is not None:

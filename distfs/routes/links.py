@@ -25,7 +25,7 @@ def share(services: Services, request: Request, uuid: str) -> Answer:
     """A JSON object with what the link is to be -> 201, and a URL that downloads the file."""
     deadline = services.answer_deadline(request.hang_up)
     file = the_file(services, request, uuid, deadline)
-    asked = read_download(request.json_object() if _has_body(request) else {})
+    asked = read_download(request.json_object() if request.has_body else {})
     token = _maker(request)
     link = asked.link(token.id, file.id, file.size, time.time())
     request.changed = [str(file.id)]
@@ -34,7 +34,7 @@ def share(services: Services, request: Request, uuid: str) -> Answer:
 
 def invite(services: Services, request: Request) -> Answer:
     """The same for uploads: whose they are then is who makes the link."""
-    asked = read_upload(request.json_object() if _has_body(request) else {})
+    asked = read_upload(request.json_object() if request.has_body else {})
     token = _maker(request)
     if asked.policy and asked.policy not in (known := services.config.storage.policies):
         raise Refused(f"there is no policy {asked.policy[:60]!r}; there are: {', '.join(known)}")
@@ -44,12 +44,6 @@ def invite(services: Services, request: Request) -> Answer:
     link = asked.link(token.id, time.time())
     request.changed = [str(link.uses)] if link.uses else []
     return _made(services, request, token, link, "upload", asked.files)
-
-
-def _has_body(request: Request) -> bool:
-    return request.environ.get("CONTENT_LENGTH") not in (None, "", "0") or bool(
-        request.environ.get("HTTP_TRANSFER_ENCODING")
-    )
 
 
 def _maker(request: Request) -> Token:

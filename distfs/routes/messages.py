@@ -102,6 +102,11 @@ class Request(BaseRequest):
         called = host.in_url(self.environ.get("HTTP_HOST") or str(server), self.scheme)
         return f"{self.scheme}://{called}{self.root_path}/"
 
+    @property
+    def has_body(self) -> bool:
+        length: str | None = self.environ.get("CONTENT_LENGTH")
+        return length not in (None, "", "0") or bool(self.environ.get("HTTP_TRANSFER_ENCODING"))
+
     def json_object(self) -> dict[str, Any]:
         """The body as JSON, of at most MAX_JSON bytes. Raises Refused."""
         room, came = bytearray(MAX_JSON + 1), 0

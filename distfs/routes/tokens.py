@@ -32,8 +32,8 @@ def list_tokens(services: Services, request: Request) -> Answer:
 
 
 def rotate_token(services: Services, request: Request, uuid: str) -> Answer:
-    """A JSON object with ``overlap``, for how long the old text holds -> the new one."""
-    id, wanted = parse_uuid(uuid), request.json_object()
+    """A JSON object with ``overlap``, for how long the old text holds (nothing: no longer) -> the new one."""
+    id, wanted = parse_uuid(uuid), request.json_object() if request.has_body else {}
     if unknown := wanted.keys() - {"overlap"}:
         raise Refused(f"rotating a token takes no {min(unknown)[:60]!r}, only an overlap")
     try:

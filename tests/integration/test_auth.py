@@ -338,6 +338,14 @@ def test_administrators_make_list_rotate_and_revoke_tokens(service: TestService,
     assert admin.ask("POST", f"/tokens/{made['id']}/rotate", b"{}").status == 404
 
 
+def test_a_token_is_rotated_at_once_by_a_request_without_a_body(admin: User, alice: User) -> None:
+    answer = admin.ask("POST", f"/tokens/{alice.id}/rotate")
+    assert answer.status == 200, answer.text
+    new = User(alice.service, alice.id, json.loads(answer.body)["token"])
+    assert new.ask("GET", "/files").status == 200  # by now, all that is known is of after that
+    assert alice.ask("GET", "/files").status == 401
+
+
 def tokens_in(admin: User, query: str = "") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(admin.ask("GET", f"/tokens{query}").body)["tokens"]
     return found
@@ -359,7 +367,7 @@ def test_who_needs_no_token_makes_none(service: TestService, tmp_path: Path) -> 
 def test_terms_that_cannot_be_are_refused(admin: User) -> None:
     for body in (b"{}", b'{"owner": "x", "scopes": ["root"]}'):
         assert admin.ask("POST", "/tokens", body).status == 400
-    for body in (b"", b'{"overlap": "soon"}', b'{"scopes": ["admin"]}'):
+    for body in (b" ", b'{"overlap": "soon"}', b'{"scopes": ["admin"]}'):
         assert admin.ask("POST", f"/tokens/{admin.id}/rotate", body).status == 400
     assert admin.ask("DELETE", "/tokens/nonsense").status == 400
 
