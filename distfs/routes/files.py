@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from werkzeug.wrappers import Response
 
+from distfs.body.ingest import clean_name
 from distfs.errors import Refused
 from distfs.routes.conditions import check_before_change
 from distfs.routes.file_facts import etag, facts
@@ -78,6 +79,7 @@ def change_file(services: Services, request: Request, uuid: str) -> Answer:
     name = wanted.get("name")
     if not isinstance(name, str | None) or (name is None and "name" in wanted):
         raise Refused("a file's name is text")
+    name = None if name is None else clean_name(name)
     check_before_change(request.headers, etag(file), file.created_at)
     visibility, name = services.meta.change_file(file.id, deadline, visibility=visibility, name=name)
     request.changed = [str(file.id)]

@@ -243,6 +243,13 @@ def test_a_file_gets_another_name(alice: User) -> None:
     assert alice.ask("PATCH", f"/files/{uuid}", both, If_Match='"x"').status == 412
 
 
+@pytest.mark.parametrize(("name", "kept"), [("a\r\n\x1b[31mb", "a___[31mb"), ("", "file"), ("\ud800", "?")])
+def test_another_name_is_cleaned_as_that_of_an_upload(alice: User, name: str, kept: str) -> None:
+    uuid = alice.put()
+    answer = alice.ask("PATCH", f"/files/{uuid}", json.dumps({"name": name}).encode())
+    assert json.loads(answer.body)["name"] == kept
+
+
 @pytest.mark.parametrize("by", ["query", "header"])
 def test_an_upload_may_say_who_reads_it(service: TestService, alice: User, by: str) -> None:
     query, headers = ("?visibility=link", {}) if by == "query" else ("", {"X-Distfs-Visibility": "link"})
@@ -259,7 +266,7 @@ def test_an_upload_may_say_who_reads_it(service: TestService, alice: User, by: s
         (b"[]", "no JSON object"),
         (b'{"name": 7}', "a file's name is text"),
         (b'{"name": null}', "a file's name is text"),
-        (json.dumps({"name": "x" * 2000}).encode(), "the file name is longer than"),
+        (json.dumps({"name": "x" * 2000}).encode(), "the file's name is longer than"),
         (b'{"visibility": 7}', "visibility must be one of"),
         (b'{"owner": "bob"}', "a file's 'owner' cannot be changed"),
         (b"[" * 10000, "not right as JSON"),
