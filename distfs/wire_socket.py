@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError, NodeUnavailable, ProtocolError, TooSlow
@@ -268,11 +268,6 @@ class WireSocket:
             if limit is not None and done < len(view):
                 limit.remaining(f"{self._phase}, with {len(view) - done:,} bytes left,")
         return done
-
-    def receive_answer(self, limit: Limit | None = None) -> tuple[dict[str, Any], int]:
-        """The header and body length of an OK frame; an ERROR frame is raised as the error it names."""
-        frame = self.accept_answer(self.receive_frame(limit), wire.Type.OK)
-        return frame.header(), frame.body_length
 
     def accept_answer(self, frame: wire.Frame, due: wire.Type) -> wire.Frame:
         """A frame that has come, if it is of the type that is due. Raises the error that an ERROR frame names."""

@@ -69,10 +69,15 @@ class Raw:
 
     def ask(self, kind: Type, **fields: Any) -> tuple[dict[str, Any], bytes]:
         self.sock.sendall(wire.encode(kind, self.request(**fields)))
-        answer, length = self.wire.receive_answer()
+        answer, length = self.answer()
         body = bytearray(length)
         self.wire.receive_body(memoryview(body))
         return answer, bytes(body)
+
+    def answer(self) -> tuple[dict[str, Any], int]:
+        """The header of what is answered, and its body's length. Raises the error that is answered."""
+        frame = self.wire.accept_answer(self.wire.receive_frame(), Type.OK)
+        return frame.header(), frame.body_length
 
     def put(self, head: FragmentHeader, hint: int = 0, deadline: float = 30) -> bytes:
         """The frame that begins one."""
@@ -101,7 +106,7 @@ class Raw:
     def error(self) -> DistfsError:
         """The node's refusal."""
         with pytest.raises(DistfsError) as caught:
-            self.wire.receive_answer()
+            self.answer()
         return caught.value
 
     def is_closed(self) -> bool:

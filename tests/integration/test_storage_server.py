@@ -237,7 +237,7 @@ def test_many_requests_are_served_on_one_connection(raw: Raw) -> None:
 def test_requests_may_be_sent_before_the_answers_are_read(raw: Raw) -> None:
     raw.sock.sendall(wire.encode(Type.INFO, raw.request()) * 50)
     for _ in range(50):
-        assert raw.wire.receive_answer()[0]["node"] == raw.server.store.node.hex
+        assert raw.answer()[0]["node"] == raw.server.store.node.hex
 
 
 def test_a_whole_put_in_one_segment_is_stored(raw: Raw) -> None:
@@ -384,7 +384,7 @@ def test_a_request_that_comes_a_byte_now_and_then_holds_no_thread(tmp_path: Path
         raw = Raw(server)
         header = wire.encode(Type.INFO, raw.request(request="x" * 10_000))
         raw.sock.sendall(wire.encode(Type.INFO, raw.request()) + header[:ahead])
-        raw.wire.receive_answer()
+        raw.answer()
         ends = time.monotonic() + 60
         with contextlib.suppress(OSError):
             for at in range(ahead, len(header)):
