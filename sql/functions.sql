@@ -375,8 +375,9 @@ REVOKE ALL ON FUNCTION create_token FROM PUBLIC;
 
 -- One file with its slices; p_nodes: those of the first slice, of the second, and so on, k + m of each. -> since when it
 -- can be read, also if an earlier try has made it so; null: it is in the trash. By statements of their own: of one for
--- all the planner does not know how few rows go through it, and starting it costs more than these do. SQLSTATE DF003: the owner would have more than p_quota bytes
--- (0: as many as there is room for). Others who commit files of that owner wait, so none is let in by what two have seen.
+-- all the planner does not know how few rows go through it, and starting it costs more than these do.
+-- SQLSTATE DF003: the owner would have more than p_quota bytes (0: as many as there is room for). Others who commit
+-- files of that owner wait, so none is let in by what two have seen.
 CREATE FUNCTION commit_file(
     p_id uuid, p_name text, p_content_type text, p_size bigint, p_sha256 bytea, p_k smallint, p_m smallint,
     p_block_size integer, p_slices uuid[], p_sizes bigint[], p_digests bytea[], p_nodes integer[],
