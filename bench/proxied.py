@@ -10,16 +10,16 @@ import os
 import sys
 
 from distfs import cli
-from distfs.wire_socket import WireSocket
+from distfs.peers.greeting import NodeSocket
 
 _PORTS: dict[str, int] = json.loads(os.environ["BENCH_PROXIES"])
-_connect = WireSocket.connect
+_connect = NodeSocket.connect
 
 
-def _through_proxy(host: str, port: int, peer: str, timeout: float, stall: float) -> WireSocket:
+def _through_proxy(host: str, port: int, peer: str, timeout: float, stall: float) -> NodeSocket:
     return _connect(host, _PORTS[str(port)], peer, timeout, stall)
 
 
 if __name__ == "__main__":
-    WireSocket.connect = _through_proxy  # type: ignore[method-assign]
+    NodeSocket.connect = _through_proxy  # type: ignore[method-assign]
     sys.exit(cli.main())
