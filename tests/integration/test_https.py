@@ -450,3 +450,15 @@ def test_an_answer_that_is_cut_is_no_whole_one(certificates: Certificates) -> No
         thread.join()
     assert (whole.returncode, whole.stdout) == (0, b"half and half")
     assert cut.returncode == 56
+
+
+def test_what_tls_has_opened_already_is_not_waited_for(
+    service: TestService, certificates: Certificates
+) -> None:
+    """No poll shows it. All of two long heads comes at once, and then nothing any more."""
+    get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 60_000 + b"\r\n\r\n"
+    with under_tls(service, certificates, "at-hand", client_stall_timeout=Seconds(5)) as secure:
+        with secure.tls() as sock:
+            for _ in range(10):
+                sock.sendall(get * 2)
+                assert answers(sock, 2) == [200, 200]
