@@ -40,7 +40,9 @@ def _entries(
 ) -> Iterator[Entry]:
     first, _, rest = request.path.lstrip("/").partition("/")
     action = (
-        _made_link(request) or _ACTIONS.get((request.method, first)) or f"{request.method[:20]} /{first[:40]}"
+        _by_its_end(request, rest)
+        or _ACTIONS.get((request.method, first))
+        or f"{request.method[:20]} /{first[:40]}"
     )
     about = rest.partition("/")[0] if first in ("files", "tokens") else ""
     objects = request.changed or ([about] if about else [])
@@ -50,6 +52,7 @@ def _entries(
             "who": request.who or sender["client"],
             "action": action,
             "object": some if len(some) > 1 else "".join(some),
+            **({"change": request.change} if request.change else {}),
             "outcome": outcome,
             "why": request.refused,
             "status": status,
@@ -58,8 +61,10 @@ def _entries(
         }
 
 
-def _made_link(request: Request) -> str:
-    return "link.download" if request.action is Action.SHARE else ""
+def _by_its_end(request: Request, rest: str) -> str:
+    if request.action is Action.SHARE:
+        return "link.download"
+    return "token.rotate" if request.action is Action.TOKENS and rest.endswith("/rotate") else ""
 
 
 def _batches(objects: list[str]) -> Iterator[list[str]]:

@@ -81,6 +81,9 @@ def change_file(services: Services, request: Request, uuid: str) -> Answer:
         raise Refused("a file's name is text")
     name = None if name is None else clean_name(name)
     check_before_change(request.headers, etag(file), file.created_at)
+    request.change = ", ".join(
+        f"visibility {visibility}" if key == "visibility" else key for key in sorted(wanted)
+    )
     visibility, name = services.meta.change_file(file.id, deadline, visibility=visibility, name=name)
     request.changed = [str(file.id)]
     return as_json(facts(request, replace(file, visibility=visibility, name=name)))

@@ -66,6 +66,7 @@ class Request(BaseRequest):
         self.who = ""  # whose token it came with
         self.by_link = False  # it came by one, good or not
         self.changed: list[str] = []  # what it made, changed or deleted
+        self.change = ""  # what became of that, in words, where it is not all said
         self.refused = ""  # why it was not done
 
     @property

@@ -7,7 +7,7 @@ from uuid import UUID
 from werkzeug.wrappers import Response
 
 from distfs.access.db import TokenDB
-from distfs.access.terms import as_entry, read_terms
+from distfs.access.terms import as_entry, in_words, read_terms
 from distfs.config.file import parse_seconds
 from distfs.errors import Refused
 from distfs.routes.messages import Answer, Request, as_json, parse_uuid
@@ -21,6 +21,7 @@ def create_token(services: Services, request: Request) -> Answer:
     """A JSON object with its terms -> 201 with the token, which nobody can be told again."""
     terms = read_terms(request.json_object())
     id, text = _db(services).create(terms, services.answer_deadline(request.hang_up))
+    request.change = f"{terms.owner}: {in_words(terms)}"
     return _made(request, id, {"id": str(id), "token": text, **as_entry(terms)}, 201)
 
 

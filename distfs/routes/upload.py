@@ -116,9 +116,11 @@ def _whose(request: Request) -> Ownership:
     token = request.actor.token
     if request.actor.link and visibility not in (None, NOBODYS.visibility):
         raise Forbidden("what comes by a link is private to who made it: send no visibility")
+    readers = read_visibility(visibility) if visibility else NOBODYS.visibility
+    request.change = "" if readers == NOBODYS.visibility else f"visibility {readers}"
     return Ownership(
         request.actor.owner,
-        read_visibility(visibility) if visibility else NOBODYS.visibility,
+        readers,
         token.quota if token else 0,
     )
 

@@ -93,6 +93,18 @@ def test_what_was_refused_is_written_with_why(
         assert line["object"] == path.removeprefix("/files/")
 
 
+def test_what_became_of_a_file_is_written(audited: Audited) -> None:
+    answer, line = audited.after("PUT", "/upload/x?visibility=link", b"1")
+    assert line["change"] == "visibility link"
+    uuid = answer.text.strip()
+    for body, change in (
+        (b'{"visibility": "public", "name": "secret"}', "name, visibility public"),
+        (b"{}", None),
+    ):
+        _, line = audited.after("PATCH", f"/files/{uuid}", body)
+        assert (line["action"], line["object"], line.get("change")) == ("change", uuid, change)
+
+
 def test_reading_is_not_written(audited: Audited) -> None:
     uuid = audited.http.ask("PUT", "/upload/x", b"1").text.strip()
     for method, path in (("GET", f"/download/{uuid}"), ("HEAD", f"/download/{uuid}"), ("GET", "/files")):

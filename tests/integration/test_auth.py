@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,10 +16,11 @@ from distfs.access.authorize import Action, Verdict, needs_nothing, of_file
 from distfs.access.door import Decision
 from distfs.access.token import new_token
 from distfs.commands.running_service import ask_service
+from distfs.config.settings import AuditConfig
 from distfs.headers import safety
-from distfs.http_app import _ROUTES
+from distfs.http_app import _ROUTES, create_app
 from tests.integration.guarded import User, admin, alice, bob, service, soon, tokens_of, user
-from tests.service import Answer, TestService, running_service, small_config
+from tests.service import Answer, HttpAddress, TestService, listening, running_service, small_config
 
 __all__ = ["admin", "alice", "bob", "service"]
 
@@ -356,6 +359,28 @@ def test_a_token_is_rotated_at_once_by_a_request_without_a_body(admin: User, ali
 def tokens_in(admin: User, query: str = "") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(admin.ask("GET", f"/tokens{query}").body)["tokens"]
     return found
+
+
+def test_what_a_token_may_is_in_the_audit_log_and_its_text_is_not(
+    service: TestService, admin: User, tmp_path: Path
+) -> None:
+    file = tmp_path / "audit.log"
+    config = replace(service.config, audit=AuditConfig(file=str(file)))
+    with closing(create_app(config)) as app, listening(app, config) as address:
+        headers = {"Authorization": f"Bearer {admin.token}"}
+        ask = HttpAddress(*address).ask
+        made = json.loads(ask("POST", "/tokens", b'{"owner": "dora", "scopes": ["list"]}', headers).body)
+        turned = json.loads(ask("POST", f"/tokens/{made['id']}/rotate", None, headers).body)
+        ask("DELETE", f"/tokens/{made['id']}", None, headers)
+    text = file.read_text()
+    lines = [json.loads(line) for line in text.splitlines()][1:]
+    assert [(each["action"], each["object"], each.get("change")) for each in lines] == [
+        ("token", made["id"], "dora: list"),
+        ("token.rotate", made["id"], None),
+        ("token.revoke", made["id"], None),
+    ]
+    assert made["token"] not in text
+    assert turned["token"] not in text
 
 
 def test_nobody_else_does(alice: User, admin: User) -> None:
