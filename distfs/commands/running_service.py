@@ -67,6 +67,11 @@ def ask_service(url: str, ca: str = "") -> dict[str, Any]:
             connection.request("GET", f"{place.path.rstrip('/')}/status", headers=_login())
             response = connection.getresponse()
             told = json.loads(response.read(_MOST_BYTES)) if response.status == HTTPStatus.OK else None
+    except ssl.SSLCertVerificationError as e:
+        return {
+            "url": url,
+            "error": f"{e.verify_message}: set SSL_CERT_FILE to whose certificates are believed",
+        }
     except (OSError, HTTPException, ValueError) as e:
         return {"url": url, "error": str(e) or type(e).__name__}
     if isinstance(told, dict) and {"memory", "uploads", "nodes"} <= told.keys():

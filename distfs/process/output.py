@@ -149,6 +149,18 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(map(redacted_word, unknown))}")
         return given
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """argparse's own takes an optional word only where it stands beside the others: no flag may be between."""
+        given, unknown = super().parse_known_args(args, namespace)
+        for action in self._get_positional_actions():
+            late = action.nargs == argparse.OPTIONAL and getattr(given, action.dest) is action.default
+            if late and unknown and not unknown[0].startswith("-"):
+                try:
+                    setattr(given, action.dest, self._get_value(action, unknown.pop(0)))
+                except argparse.ArgumentError as e:
+                    self.error(str(e))
+        return given, unknown
+
     def error(self, message: str) -> NoReturn:
         super().error(redacted(message))
 

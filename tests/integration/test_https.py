@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import pytest
 
+from distfs.commands.running_service import ask_service
 from distfs.config.settings import HttpConfig, Seconds
 from distfs.errors import Busy
 from distfs.host.server import Server
@@ -118,6 +119,15 @@ def test_a_chunked_upload_and_a_form_by_curl(secure: Secure, tmp_path: Path) -> 
 
 def test_urls_are_of_https(secure: Secure) -> None:
     assert f"https://localhost:{secure.port}/upload".encode() in secure.ask("GET", "/")[1]
+
+
+def test_distfs_status_says_how_a_certificate_comes_to_be_believed(
+    secure: Secure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"https://localhost:{secure.port}"
+    assert "set SSL_CERT_FILE" in ask_service(url)["error"]
+    monkeypatch.setenv("SSL_CERT_FILE", secure.certificates.ca)
+    assert "memory" in ask_service(url)
 
 
 def test_requests_that_come_in_one_record_and_bytes_that_come_in_many(secure: Secure) -> None:
