@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from distfs.metadb.driver import DatabaseError
 from distfs.metadb.link import Link
 from distfs.metadb.statement import Statement
 from distfs.metadb.url import MetaURL
@@ -110,3 +111,16 @@ def test_what_the_driver_has_read_ahead_is_the_next_statements(metadb_url: str) 
                 assert run() == [[1]]
             link.raw.run("UNLISTEN told")
         assert len(link.raw.notifications) == 6
+
+
+def test_a_statement_that_fails_behind_rows_leaves_nothing_to_the_next(metadb_url: str) -> None:
+    url = MetaURL.parse(metadb_url)
+    with contextlib.closing(Link(url, url.hosts[0], soon(), statement_timeout=60)) as link:
+        rows = 5000  # more than is read at once
+        some = Statement(link.raw, "SELECT n, 7 / (:last - n) FROM generate_series(1, 2 * :last) n")
+        for last in (rows, 2, rows):
+            with pytest.raises(DatabaseError, match="division by zero"):
+                some.run({"last": last})
+            assert Statement(link.raw, "SELECT 1").run({}) == [[1]]
+        assert some.run({"last": 0}) == []
+        assert link.idle

@@ -12,7 +12,8 @@ from uuid import UUID
 
 import pytest
 
-from distfs.errors import NodeUnavailable
+from distfs.errors import Corrupt, NodeUnavailable
+from distfs.storage.disk.reader import DiskReader
 from distfs.storage.disk.store import DiskStore
 from tests.contract.litter import assert_no_litter
 from tests.contract.samples import MIB, header, keep, listed, put, random_bytes, soon, whole
@@ -73,3 +74,31 @@ def test_a_small_fragment_is_opened_read_once_and_closed(
         assert reader.all is not None
         assert reader.all[offset : offset + length] == data
     assert calls == ["open", "pread", "close"]
+
+
+@pytest.mark.parametrize("size", [100, 16 << 10, 60_000])
+def test_a_damaged_fragment_is_the_same_read_in_one_go_or_in_parts(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    id = put(store, header(block_size=MIB), random_bytes(size))
+    path = store.path(id)
+    good = path.read_bytes()
+
+    def is_read() -> object:
+        try:
+            with closing(store.get(id, 0, 1, soon())) as reader:
+                offset, length = reader.extent(0, 1)
+                found = reader.all or path.read_bytes()
+                return reader.table, reader.packed, found[offset : offset + length]
+        except Corrupt as e:
+            return str(e)
+
+    edges = [*range(0, 200, 3), *range(len(good) - 150, len(good))]
+    damaged = [good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :] for at in edges]
+    cut = [good[:at] for at in (0, 1, 90, size // 2, len(good) - 1)]
+    for data in [good, good + b"x", good + bytes(70_000), *damaged, *cut]:
+        path.write_bytes(data)
+        at_once = is_read()
+        with monkeypatch.context() as patch:
+            patch.setattr(DiskReader, "_read_small", unplanned(lambda: None))
+            assert is_read() == at_once

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
+from werkzeug.exceptions import HTTPException
 
 from distfs.config.settings import Config
 from distfs.http_app import HttpApp, create_app
@@ -48,3 +50,21 @@ def test_a_request_leaves_nothing_for_the_garbage_collector(app: HttpApp) -> Non
 @pytest.mark.parametrize("path", ["/healthz", "//healthz", "healthz"])
 def test_a_path_begins_with_one_slash(app: HttpApp, path: str) -> None:
     call(app, PATH_INFO=path)
+
+
+def test_the_short_way_to_a_view_leads_where_the_map_does(app: HttpApp) -> None:
+    words = ["upload", "download", "files", "tokens", "rotate", "healthz", "status", "", "x", "a\nb", ".."]
+    methods = ["GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"]
+    paths = {f"/{'/'.join(some)}" for count in range(4) for some in itertools.product(words, repeat=count)}
+    map_ = app._map.bind("")
+    found = 0
+    for path, method in itertools.product(sorted(paths), methods):
+        try:
+            (view, action), arguments = map_.match(path, method)
+        except HTTPException as e:
+            with pytest.raises(type(e)):
+                app._route(method, path)
+        else:
+            assert app._route(method, path) == (view, action, arguments), (method, path)
+            found += 1
+    assert found > len(methods)
