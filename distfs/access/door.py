@@ -136,7 +136,7 @@ class Door:
         """Who came by what is said to be a link. Raises Forbidden for what is none, or not for this; TooMany,
         Unavailable as ``enter``."""
         sealed = unseal(text)
-        token = sealed and self.tokens.find(sealed.token.bytes, deadline)
+        token = sealed and self.tokens.find(sealed.token, deadline)
         now = time.monotonic()
         link = sealed.open(key for key, until in token.link_keys if now < until) if sealed and token else None
         if link is None:

@@ -16,7 +16,7 @@ def the_file(services: Services, request: Request, uuid: str, deadline: Deadline
     if request.actor.link is not None:
         if request.actor.link.file != id:
             raise Forbidden("this link is for another file: ask for a link to this one")
-        request.changed = [str(id)]
+        request.changed = [uuid]
     try:
         file = services.meta.file(id, deadline, request.actor.seen_by)
     except NotFound:

@@ -58,12 +58,12 @@ def signed_anew(service: TestService, path: str, **changed: Any) -> str:
     """The path of a link that says something else, by who has the key."""
     sealed = unseal(text_of(path))
     assert sealed is not None
-    token = service.app.services.door.tokens.find(sealed.token.bytes, soon())
+    token = service.app.services.door.tokens.find(sealed.token, soon())
     assert token is not None
     keys = [key for key, _ in token.link_keys]
     opened = sealed.open(keys)
     assert opened is not None
-    return f"{path.partition('?')[0]}?link={seal(replace(opened, **changed), keys[0])}"
+    return f"{path.partition('?')[0]}?link={seal(opened._replace(**changed), keys[0])}"
 
 
 def refused(answer: Answer, words: str) -> None:

@@ -55,7 +55,7 @@ def test_a_link_says_what_it_was_given(link: Link) -> None:
     text = seal(link, KEY)
     sealed = unseal(text)
     assert sealed is not None
-    assert sealed.token == link.token
+    assert sealed.token == link.token.bytes
     assert sealed.open([KEY]) == sealed.open([OTHER, KEY]) == link
     assert sealed.open([OTHER]) is sealed.open([]) is None
     assert set(text) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -83,14 +83,14 @@ def test_other_text_is_none(text: str) -> None:
 
 def test_another_version_is_none() -> None:
     text = seal(Link(TOKEN, 0, FILE), KEY)
-    data = bytearray(base64.urlsafe_b64decode(text + "=="[: -len(text) % 4]))
+    data = bytearray(base64.urlsafe_b64decode(text))
     assert data[0] == 1
     data[0] = 2
-    assert unseal(base64.urlsafe_b64encode(data).rstrip(b"=").decode()) is None
+    assert unseal(base64.urlsafe_b64encode(data).decode()) is None
 
 
 def test_a_usual_one_is_short() -> None:
-    assert len(seal(Link(TOKEN, LATEST, FILE), KEY)) == 99
+    assert len(seal(Link(TOKEN, LATEST, FILE), KEY)) == 100
 
 
 # --- when it is used ------------------------------------------------------------------------------
