@@ -31,7 +31,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-_PARTS = ("distfs.storage_server", "distfs.local.metadb")
+_PARTS = ("distfs.storage_server",)
 
 #: What may be forked. Those of tests change classes of distfs, which does not mind when they were loaded.
 MODULES = ("distfs", *_PARTS, "tests.faults.dying", "tests.faults.full_node", "tests.mirror")

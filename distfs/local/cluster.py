@@ -34,7 +34,8 @@ from distfs.config.reach import check_reach
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError, Refused
-from distfs.local import data_folder, metadb, supervisor
+from distfs.local import data_folder, supervisor
+from distfs.local.metadb import OwnMetaDB
 from distfs.local.outputs import Reader
 from distfs.local.supervisor import Child, Program, Stopped, say
 from distfs.meta import MetaDB
@@ -48,7 +49,6 @@ from distfs.process.terminal import Terminal
 from distfs.services import audit_log
 from distfs.storage.disk.home import make_home, quoted, read_identity
 
-_METADB = Program("distfs.local.metadb", metadb.main)
 _NODE = Program("distfs.storage_server", storage_server.main)
 
 _START_LIMIT_S = 90.0  # for one child to say that it is there; PostgreSQL may have to recover first
@@ -134,7 +134,7 @@ class LocalCluster:
         self._env = supervisor.environment()
         self._reader = Reader()
         self.url = self._url = ""  # the service's, MetaDB's
-        self._metadb: list[Child] = []
+        self._metadb: OwnMetaDB | None = None
         self._nodes: list[Child] = []
         self._service: list[Child] = []
         self._ports = NodePorts(data / "ports.json", config.node.host)
@@ -183,8 +183,11 @@ class LocalCluster:
 
     def watch(self, reload: threading.Event) -> None:
         """Start again what dies, until told to stop; when ``reload`` is set, SIGHUP to the service."""
+        if self._metadb:
+            self._metadb.lay_log_ahead()
         while not self._stopping.is_set():
             self._reader.listen(_LOOK_EVERY_S)
+            self._keep_metadb()
             if reload.is_set():
                 reload.clear()
                 for service in self._service:
@@ -213,25 +216,32 @@ class LocalCluster:
             say("stopping")
         supervisor.stop_all([self._service, self._nodes], hurry)
         self._ports.release()
-        supervisor.stop_all([self._metadb], threading.Event())  # hurried, it would leave PostgreSQL behind
+        if self._metadb:
+            self._metadb.stop()  # whatever the hurry, or PostgreSQL would be left behind
 
     # --- starting -----------------------------------------------------------------------------------
 
     def _start_metadb(self) -> str:
         """-> the URL of MetaDB: the configured PostgreSQL, or an embedded one in the data folder."""
         url = self._config.metadb.url
-        if not embedded_postgres.is_embedded(url):
-            return url
         if url == MetaDBConfig().url:
             _check_name(self._data)
             url = f"{embedded_postgres.SCHEME}{self._data / 'metadb'}"
-        folder = str(embedded_postgres.folder_of(url))
+        if (folder := embedded_postgres.folder_of(url)) is None:
+            return url
         embedded_postgres.binary("postgres")  # a missing wheel is said at once
-        metadb = self._child("metadb", _METADB, folder, grace=30.0)
-        self._metadb.append(metadb)
-        metadb.start()
-        metadb.announcement(self._stopping, _START_LIMIT_S)
+        self._metadb = OwnMetaDB(folder, self._lock, self._wait)
+        self._metadb.start()
         return url
+
+    def _wait(self, seconds: float) -> None:
+        """Hand on what the parts say meanwhile. Raises Stopped."""
+        self._reader.pause(seconds)
+        self._check_stopping()
+
+    def _keep_metadb(self) -> None:
+        if self._metadb:
+            self._metadb.keep_running()
 
     def _start_nodes(self, names: Sequence[str], url: str) -> set[int]:
         """-> the ports they listen on. They need no more of MetaDB than to report to it."""
@@ -301,6 +311,7 @@ class LocalCluster:
         told = time.monotonic()
         while reason := _unready(self.url) or _absent(meta, ports):
             self._check_stopping()
+            self._keep_metadb()
             for child in self._children():
                 child.require_alive()
             if time.monotonic() - told > _SAY_WHY_EVERY_S:
@@ -313,7 +324,7 @@ class LocalCluster:
             raise Stopped
 
     def _children(self) -> list[Child]:
-        return [*self._metadb, *self._nodes, *self._service]
+        return [*self._nodes, *self._service]
 
 
 def _check_new(config: Config, data: Path) -> None:

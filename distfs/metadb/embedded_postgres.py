@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
@@ -160,14 +160,27 @@ def binary(name: str, data: Path | None = None) -> Path:
 class EmbeddedPostgres:
     """One PostgreSQL over one folder, started, watched and stopped by one supervisor process.
 
-    When the supervisor is killed, PostgreSQL runs on; the next ``start`` of the folder replaces it.
+    When the supervisor is killed, PostgreSQL runs on, unless it is to follow; the next ``start`` of the folder
+    replaces it.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, str] | None = None) -> None:
-        """``settings``: PostgreSQL parameters over the defaults; tests give up durability by them."""
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        follow: Sequence[int] | None = None,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """``settings``: PostgreSQL parameters over the defaults; tests give up durability by them. ``follow``: on
+        Linux it stops when the thread that started it ends, and inherits these descriptors, by whose locks others
+        wait for that. ``pause``: how ``start`` waits; what it raises ends the start."""
         self.folder = Path(folder).absolute()
         self.data = self.folder / "postgres"
         self._settings = {**_SETTINGS, **(settings or {})}
+        self._follows = follow is not None and sys.platform == "linux"
+        self._keep = tuple(follow or ()) if self._follows else ()
+        self._pause = pause
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         self._account: pwd.struct_passwd | None = None
@@ -251,7 +264,14 @@ class EmbeddedPostgres:
             options.append("--no-sync")
         command = self._command("initdb", fresh, *options)
         done = subprocess.run(
-            command, env=_environment(), cwd="/", capture_output=True, text=True, check=False
+            command,
+            env=_environment(),
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            pass_fds=self._keep,
+            start_new_session=True,
         )
         if done.returncode != 0:
             raise ConfigError(f"cannot make a database in {self.folder}: {_last_line(done.stderr)}")
@@ -283,6 +303,7 @@ class EmbeddedPostgres:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                pass_fds=self._keep,
                 start_new_session=True,
             )
         self._wait_until_ready(self._process, log, before)
@@ -310,7 +331,7 @@ class EmbeddedPostgres:
                 full = ballast.is_for_want_of_room(reason, self.folder)
                 remedy = ballast.trouble(self.folder) or ("free room on that disk" if full else f"see {log}")
                 raise ConfigError(f"PostgreSQL did not start in {self.folder}: {reason} ({remedy})")
-            time.sleep(_POLL_S)
+            self._pause(_POLL_S)
 
     def _says_ready(self, pid: int) -> bool:
         """The 8th line of postmaster.pid (src/include/utils/pidfile.h)."""
@@ -323,11 +344,13 @@ class EmbeddedPostgres:
     def _command(self, program: str, data: Path, *options: str) -> list[str]:
         path = str(binary(program, data))
         command = [path, "-D", str(data), *options]
-        if self._account is None:
+        if self._account is None and not self._follows:
             return command
         script = str(Path(__file__).with_name("unprivileged.py"))
-        uid, gid = str(self._account.pw_uid), str(self._account.pw_gid)
-        return [sys.executable, "-I", "-S", script, uid, gid, path, str(data), "--", *command]
+        account = self._account
+        uid, gid = (account.pw_uid, account.pw_gid) if account else (os.getuid(), os.getgid())
+        words = map(str, (uid, gid, os.getpid() if self._follows else 0, path, data))
+        return [sys.executable, "-I", "-S", script, *words, "--", *command]
 
     def _remove_orphans(self) -> None:
         """End what an earlier postmaster of this folder left running; the lock says that it is nobody's."""

@@ -1,21 +1,25 @@
-"""Run a command as another account: ``unprivileged.py <uid> <gid> <path>... -- <command> <argument>...``.
+"""Run a command as another account: ``unprivileged.py <uid> <gid> <parent> <path>... -- <command> <argument>...``.
 
 PostgreSQL refuses to run as root, and distfs started by root in a container is common. This script becomes
 the account and then the command (same process id). Where the account cannot get to one of the paths, because
 a folder above it is closed to it (``/root`` usually is), it keeps one capability, CAP_DAC_OVERRIDE, that lets
 it through; the alternative, opening those folders to everybody, would outlive the command.
 
-It is run as a file, by root's Python, and imports nothing of distfs.
+A command that knows nothing of a parent it should follow is told by the system when that process, ``parent``, has
+ended, in whatever way: by SIGINT, at which PostgreSQL stops as at Ctrl-C. 0: it is not told; only Linux can.
+
+It is run as a file, by root's Python or, for the parent's sake alone, by anybody's, and imports nothing of distfs.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 
 # linux/prctl.h, linux/capability.h
-_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -48,12 +52,23 @@ def _keep(libc: ctypes.CDLL, capabilities: int) -> None:
         raise OSError(ctypes.get_errno(), "cannot drop root's capabilities")
 
 
+def follow(parent: int) -> None:
+    """Have SIGINT when ``parent``, whose child this is, ends. A change of account would undo it; execve(2) does not.
+    Raises OSError when that process has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0)
+    if os.getppid() != parent:
+        raise ProcessLookupError("who started this has ended meanwhile")
+
+
 def main(arguments: list[str]) -> None:
     split = arguments.index("--")
-    uid, gid, *paths = arguments[:split]
+    uid, gid, parent, *paths = arguments[:split]
     command = arguments[split + 1 :]
     try:
-        become(int(uid), int(gid), paths)
+        if os.geteuid() == 0:
+            become(int(uid), int(gid), paths)
+        if int(parent):
+            follow(int(parent))
         os.execv(command[0], command)  # noqa: S606
     except OSError as e:
         sys.exit(f"FATAL:  {e}")

@@ -141,7 +141,7 @@ IN_A_SHELL = ["sh", "-c", f"{shlex.join(UP)}; exit"]
 
 @pytest.fixture
 def data_of_one(data: Path, pristine_postgres: Path) -> Path:
-    data.mkdir()
+    data.mkdir(mode=0o711)
     subprocess.run(["cp", "-a", pristine_postgres, data / "metadb"], check=True)
     return data
 

@@ -135,8 +135,7 @@ def take_all(disk: Path, foreign: Path) -> None:
 @contextlib.contextmanager
 def crashed(running: Up, data: Path) -> Iterator[None]:
     """PostgreSQL was killed, with all of its processes, and is started again only after the block."""
-    supervisor = running.children()["metadb"]
-    os.kill(supervisor, signal.SIGSTOP)
+    running.signal(signal.SIGSTOP)
     try:
         for pid in list(processes_in(data)):
             with contextlib.suppress(ProcessLookupError):
@@ -144,7 +143,7 @@ def crashed(running: Up, data: Path) -> Iterator[None]:
         eventually(lambda: not list(processes_in(data)), "PostgreSQL has ended")
         yield
     finally:
-        os.kill(supervisor, signal.SIGCONT)
+        running.signal(signal.SIGCONT)
 
 
 def test_the_ballast_is_given_up_for_metadb_and_made_again(up: StartUp, disk: Path) -> None:

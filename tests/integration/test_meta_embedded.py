@@ -161,6 +161,72 @@ def test_what_a_killed_supervisor_left_running_is_replaced(folder: Path, copy_of
         assert run_sql(server.url, "SELECT 1") == [[1]]
 
 
+FOLLOWED = (
+    "import os, sys, time\n"
+    "from distfs.metadb.embedded_postgres import EmbeddedPostgres\n"
+    "lock = os.open(os.path.dirname(sys.argv[1]) + '/lock-of-all', os.O_RDWR | os.O_CREAT)\n"
+    "server = EmbeddedPostgres(sys.argv[1], follow=[lock])\n"
+    "print('starts', flush=True)\n"
+    "server.start()\n"
+    "print(server.pid, flush=True)\n"
+    "time.sleep(600)\n"
+)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next start replaces it")
+
+
+@linux
+@pytest.mark.parametrize("as_root", [True, False])
+def test_it_follows_a_supervisor_that_is_killed_and_leaves_all_in_order(
+    folder: Path, copy_of_postgres: Copy, as_root: bool
+) -> None:
+    home = folder / "home"
+    home.mkdir()
+    copy_of_postgres(home / "metadb")
+    become = as_nobody(folder, home) if not as_root else []
+    if become:
+        subprocess.run(["chown", "-R", "nobody", home], check=True)
+    command = [*become, sys.executable, "-c", FOLLOWED, str(home / "metadb")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as supervisor:
+        assert supervisor.stdout is not None
+        assert supervisor.stdout.readline() == "starts\n"
+        pid = int(supervisor.stdout.readline())
+        held = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        assert str(home / "lock-of-all") in held  # by which others wait for its end
+        supervisor.kill()
+    data = home / "metadb" / "postgres"
+    eventually(lambda: not list(processes_in(data)), "it has ended")
+    assert not (data / "postmaster.pid").exists()
+    assert "database system is shut down" in (home / "metadb" / "postgres.log").read_text()
+
+
+@linux
+def test_what_makes_a_new_database_follows_too(folder: Path) -> None:
+    home = folder / "home"
+    home.mkdir()
+    command = [sys.executable, "-c", FOLLOWED, str(home / "metadb")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as supervisor:
+        eventually((home / "metadb" / "postgres.new" / "PG_VERSION").exists, "it is being made")
+        assert using(home)
+        supervisor.kill()
+    eventually(lambda: not using(home), "nothing goes on with it")
+    assert not (home / "metadb" / "postgres").exists()
+    with started(EmbeddedPostgres(home / "metadb", FAST)) as server:
+        assert run_sql(server.url, "SELECT 1") == [[1]]
+
+
+def using(home: Path) -> list[int]:
+    """Who holds the lock of all."""
+    return [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if holds(pid, home)]
+
+
+def holds(pid: int, home: Path) -> bool:
+    try:
+        links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:  # it has just ended, or closed one of them
+        return False
+    return str(home / "lock-of-all") in links
+
+
 def test_a_stale_pid_file_that_names_a_living_stranger_is_no_obstacle(
     folder: Path, copy_of_postgres: Copy
 ) -> None:
@@ -216,6 +282,17 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder: Path) -> None:
         EmbeddedPostgres(folder / "file" / "metadb").start()
 
 
+def as_nobody(folder: Path, home: Path) -> list[str]:
+    """How root runs a command as nobody, whose ``home`` is then; for another user, nothing."""
+    if os.getuid() != 0:
+        return []
+    nobody = pwd.getpwnam("nobody")
+    folder.chmod(0o755)
+    os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    account = [str(nobody.pw_uid), str(nobody.pw_gid)]
+    return [sys.executable, "-I", "-S", unprivileged.__file__, *account, "0", sys.executable, "--"]
+
+
 def test_it_works_for_a_user_who_is_not_root(folder: Path, copy_of_postgres: Copy) -> None:
     """Run by root it becomes nobody first; run by a user it is what every other test here is."""
     home = folder / "home"
@@ -225,7 +302,15 @@ def test_it_works_for_a_user_who_is_not_root(folder: Path, copy_of_postgres: Cop
         nobody = pwd.getpwnam("nobody")
         folder.chmod(0o755)
         os.chown(home, nobody.pw_uid, nobody.pw_gid)
-        become = [sys.executable, "-I", "-S", unprivileged.__file__, str(nobody.pw_uid), str(nobody.pw_gid)]
+        become = [
+            sys.executable,
+            "-I",
+            "-S",
+            unprivileged.__file__,
+            str(nobody.pw_uid),
+            str(nobody.pw_gid),
+            "0",
+        ]
         become += [sys.executable, "--"]
     script = (
         "import os, sys\n"
