@@ -81,7 +81,8 @@ class Upkeep:
         slice_limit = 2 * config.peers.base_timeout + config.storage.slice_size / config.peers.min_rate
         limits = upkeep.interval, max(STEP_LIMIT_S, slice_limit)
         self._runners = [
-            Runner(name, make, db, *limits, self._stopping, allowed) for name, make in workers.items()
+            Runner(name, make, db, *limits, self._stopping, allowed, share=number / len(workers))
+            for number, (name, make) in enumerate(workers.items())
         ]
 
     def start(self) -> None:
@@ -103,6 +104,12 @@ class Upkeep:
         self._meta.close()
 
 
+def until_turn(now: float, interval: float, share: float) -> float:
+    """Seconds, no more than ``interval``, until a worker's turn in it comes round. Idle ones that all look at once
+    need a connection each, and MetaDB a process of some MB for each; one after another they share one."""
+    return interval - (now - share * interval) % interval
+
+
 class Runner(threading.Thread):
     """One worker's thread: waits to lead, then steps for as long as it does."""
 
@@ -115,12 +122,15 @@ class Runner(threading.Thread):
         step_limit: float,
         stopping: threading.Event,
         allowed: Allowed,
+        share: float = 0.0,
     ) -> None:
-        """``make``: a fresh worker, made whenever this thread comes to lead. ``allowed``: asked before each step."""
+        """``make``: a fresh worker, made whenever this thread comes to lead. ``allowed``: asked before each step.
+        ``share``: at which part of the interval an idle one looks, 0 to 1."""
         super().__init__(name=f"upkeep-{name}", daemon=True)
         self._worker_name, self._make, self._db = name, make, db
         self._allowed = allowed
         self._interval, self._step_limit, self._stopping = interval, step_limit, stopping
+        self._share = share
         self._lead: Leadership | None = None
         self._worker: Worker | None = None
         self._step: Deadline | None = None  # of the step that runs
@@ -177,7 +187,7 @@ class Runner(threading.Thread):
             case Pace.THROTTLED:
                 return min(step.pause, LEADER_SILENCE_S / 4)
             case Pace.IDLE:
-                return self._interval
+                return until_turn(time.monotonic(), self._interval, self._share)
 
     def _show(self, step: Step) -> None:
         """Tell everybody: at once what an idle worker has to say, else now and then."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distfs.upkeep.rate import WINDOW_S, Backoff, Meter, TokenBucket
+from distfs.upkeep.runner import until_turn
 
 
 class Clock:
@@ -117,3 +121,16 @@ def test_no_more_is_remembered_than_there_is_room_for(clock: Clock) -> None:
     assert backoff.waiting == 100
     assert backoff.wait(999) > 0
     assert backoff.wait(0) == 0
+
+
+@given(st.floats(0, 1e7), st.floats(0.01, 3600), st.floats(0, 1, exclude_max=True))
+def test_an_idle_worker_waits_for_its_turn_and_no_longer_than_an_interval(
+    now: float, interval: float, share: float
+) -> None:
+    pause = until_turn(now, interval, share)
+    assert 0 <= pause <= interval
+
+
+def test_idle_workers_look_one_after_another_though_they_began_together() -> None:
+    turns = sorted(until_turn(1234.5, 5.0, number / 5) for number in range(5))
+    assert [later - sooner for sooner, later in pairwise(turns)] == pytest.approx([1.0] * 4)
