@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import distfs
@@ -43,6 +43,13 @@ def _run(words: Sequence[str]) -> int:
     if words[:1] == ["status"] and "--check" in words:
         return or_not_told(lambda: _run_command(words))
     return _run_command(words)
+
+
+def read_serve(words: Sequence[str], environ: Mapping[str, str]) -> Callable[[], int]:
+    """``serve`` with the flags and settings that are read here. Raises ConfigError."""
+    given = _parser().parse_args(words)
+    config = configuration.load(given.config, environ, output.warner("distfs", of_parent=True))
+    return lambda: output.command("distfs", lambda: _serve(config, given))
 
 
 def _run_command(words: Sequence[str]) -> int:
@@ -199,7 +206,7 @@ def _up(config: Config, given: argparse.Namespace) -> None:
     config = configuration.override(config, "http", host=given.host, port=given.port)
     config = configuration.override(config, "local", data=given.data, nodes=given.nodes)
     setup_logging(config.log, part=supervisor.PARENT)
-    local_cluster.run(config, supervisor.Program("distfs", main), given.config, join=given.join)
+    local_cluster.run(config, supervisor.Program("distfs", main, read_serve), given.config, join=given.join)
 
 
 def _down(config: Config, given: argparse.Namespace) -> None:

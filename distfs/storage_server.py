@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -145,7 +145,7 @@ class _Parser(Parser):
         raise ConfigError(f"{message}; see --help")
 
 
-def _arguments(argv: list[str]) -> tuple[Config, Namespace]:
+def _arguments(argv: list[str], environ: Mapping[str, str] | None = None) -> tuple[Config, Namespace]:
     parser = _Parser(
         prog="python -m distfs.storage_server", description="A distfs storage node.", epilog=PART_CODES
     )
@@ -161,7 +161,7 @@ def _arguments(argv: list[str]) -> tuple[Config, Namespace]:
     parser.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
     given = parser.parse_args(argv)
     warn = warner("storage_server", of_parent=given.exit_with_parent)
-    config = configuration.load(given.config, warn=warn)
+    config = configuration.load(given.config, environ, warn)
     config = configuration.override(
         config, "node", port=given.port, host=given.host, data=given.data, zone=given.zone
     )
@@ -252,8 +252,17 @@ def main(argv: list[str] | None = None) -> int:
     return command("storage_server", lambda: _run(sys.argv[1:] if argv is None else argv))
 
 
+def read(argv: list[str], environ: Mapping[str, str]) -> Callable[[], int]:
+    """The command with the flags and settings that are read here. Raises ConfigError."""
+    config, given = _arguments(argv, environ)
+    return lambda: command("storage_server", lambda: _serve_as_told(config, given))
+
+
 def _run(argv: list[str]) -> int:
-    config, given = _arguments(argv)
+    return _serve_as_told(*_arguments(argv))
+
+
+def _serve_as_told(config: Config, given: Namespace) -> int:
     setup_logging(config.log)
     serve(config, given.exit_with_parent, given.init)
     return DONE

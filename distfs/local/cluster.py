@@ -49,7 +49,7 @@ from distfs.process.terminal import Terminal
 from distfs.services import audit_log
 from distfs.storage.disk.home import make_home, quoted, read_identity
 
-_NODE = Program("distfs.storage_server", storage_server.main)
+_NODE = Program("distfs.storage_server", storage_server.main, storage_server.read)
 
 _START_LIMIT_S = 90.0  # for one child to say that it is there; PostgreSQL may have to recover first
 _SAY_WHY_EVERY_S = 10.0

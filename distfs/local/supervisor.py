@@ -11,6 +11,7 @@ the parent's standard error, line by line, under its name, in the format of the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -42,10 +43,15 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a child runs: a module by ``python -m``, or ``main`` of it with the same flags; -> the exit code."""
+    """What a child runs: a module by ``python -m``, or ``main`` of it with the same flags; -> the exit code.
+
+    ``read`` reads flags and settings, also those of a child's environment; -> what does the rest. Raises ConfigError.
+    A child that reads them itself copies a MB of the memory that all share, for the counts of references there.
+    """
 
     module: str
     main: Callable[[list[str]], int]
+    read: Callable[[list[str], Mapping[str, str]], Callable[[], int]]
 
 
 def say(message: str, part: str = PARENT) -> None:
@@ -110,7 +116,11 @@ class Child:
         argv = python(program.module, *flags)
         if forked.may_fork():
             show = forked.Shown(self.name, argv)
-            return forked.fork(lambda: program.main(flags), streams, self._env, self._keep, show)
+            try:
+                work = program.read(flags, self._env)
+            except ConfigError:  # the child finds and says the same
+                work = functools.partial(program.main, flags)
+            return forked.fork(work, streams, self._env, self._keep, show)
         stdin, stdout, stderr = streams
         return subprocess.Popen(
             argv,

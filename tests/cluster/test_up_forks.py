@@ -79,6 +79,19 @@ def test_each_part_is_named_and_has_nothing_of_another(up: StartUp, data: Path) 
     assert running.stop() == 0
 
 
+def test_a_part_that_is_started_again_has_the_settings_of_that_moment(up: StartUp, tmp_path: Path) -> None:
+    """They are read by who forks it; what is wrong with them is its own to say, and ends nothing else."""
+    running = up().wait_ready()
+    node = running.children()["node1"]
+    (tmp_path / "config.yml").write_text("node: {no_such_key: 1}")
+    os.kill(node, signal.SIGKILL)
+    running.says("node1    | storage_server: config: unknown key node.no_such_key")
+    running.says("node1 ended with exit code 2; starting it again")
+    (tmp_path / "config.yml").write_text("log: {level: WARNING}")
+    eventually(lambda: running.children().get("node1", node) != node, "it is back")
+    assert running.stop() == 0
+
+
 def test_a_part_that_cannot_be_started_for_want_of_descriptors_is_started_when_there_are_some(
     up: StartUp,
 ) -> None:
