@@ -8,6 +8,7 @@ from typing import Any
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Unavailable
+from distfs.peers.directory import Standing
 from distfs.routes.messages import Answer, Request, as_json, text
 from distfs.services import Services
 
@@ -70,15 +71,13 @@ def get_ready(services: Services, request: Request) -> Answer:
         services.meta.ping(deadline)
         services.agreement.require(deadline)
         # By the list that uploads go by, looked at anew: a service that is ready knows the nodes that make it so.
-        up = sum(node.writable for node in services.directory.nodes(deadline, fresh=True))
+        up, reached = _nodes(services, deadline)
     except (Unavailable, Busy) as e:
         log.info("not ready: %s", e)
         missing.append(f"MetaDB: {e.for_client}")
     else:
-        if up < needed:
-            missing.append(
-                f"storage nodes: {up} up that take files, an upload needs {needed} (policy {policy})"
-            )
+        if lacking := _lacking(up, reached, needed):
+            missing.append(f"storage nodes: {lacking} (policy {policy})")
         else:
             full = _full(services, deadline)
     status = 503 if missing else 200
@@ -99,6 +98,21 @@ def get_ready(services: Services, request: Request) -> Answer:
     if missing:
         response.headers["Retry-After"] = str(Unavailable.retry_after)
     return response
+
+
+def _lacking(up: int, reached: int, needed: int) -> str:
+    if up < needed:
+        return f"{up} up that take files, an upload needs {needed}"
+    if reached < needed:
+        return f"{up} up, {reached} of them answer this service, an upload needs {needed}: its log has why"
+    return ""
+
+
+def _nodes(services: Services, deadline: Deadline) -> tuple[int, int]:
+    """How many take files; how many of those do not fail this service again and again."""
+    writable = [node.id for node in services.directory.nodes(deadline, fresh=True) if node.writable]
+    standing = services.directory.standing(writable)
+    return len(writable), sum(standing[id] is not Standing.LEFT_ALONE for id in writable)
 
 
 def _full(services: Services, deadline: Deadline) -> str:

@@ -86,3 +86,16 @@ def test_an_end_that_comes_near_is_told(whole: Whole) -> None:
     )
     whole.certificates.authority.renew()
     eventually(lambda: b"trouble" not in whole.ask("GET", "/readyz")[1], "it is renewed")
+
+
+@pytest.mark.parametrize("whole", ["1+1"], indirect=True)
+def test_a_service_that_no_node_believes_is_not_ready(whole: Whole) -> None:
+    assert whole.ask("GET", "/readyz")[0] == 200
+    whole.certificates.authority.revoke("service")
+
+    def told() -> bool:
+        whole.ask("PUT", "/upload/x", b"x")
+        status, text = whole.ask("GET", "/readyz")
+        return status == 503 and b"3 up, 0 of them answer this service" in text
+
+    eventually(told, "it is not ready")
