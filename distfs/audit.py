@@ -30,6 +30,7 @@ from itertools import count
 from pathlib import Path
 
 from distfs.errors import ConfigError, Unavailable
+from distfs.process.redact import tokenless
 
 log = logging.getLogger("distfs.audit")
 
@@ -72,7 +73,7 @@ class Line:
 def written(entry: Entry, after: Head) -> tuple[bytes, Head]:
     """The line of an entry, with its line break, and where the chain ends then."""
     said = {"n": after.n + 1, "log": after.log, **entry, "prev": after.hash}
-    body = json.dumps(said, separators=(",", ":"))
+    body = tokenless(json.dumps(said, separators=(",", ":")))
     found = digest(body.encode())
     return f'{body[:-1]},"hash":"{found}"}}\n'.encode(), Head(after.log, after.n + 1, found)
 

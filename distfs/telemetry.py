@@ -2,7 +2,7 @@
 
 A line is ``time level request-id logger message key=value``, or one JSON object with the same facts.
 What is worth searching for is given as ``extra={...}`` and becomes ``key=value``; text from outside
-cannot break a line.
+cannot break a line, and no token is in one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ParamSpec, TextIO, TypeVar
 
 from distfs.config.settings import LogConfig
 from distfs.process.log_writer import REQUEST_ID, LineWriter
-from distfs.process.redact import visible
+from distfs.process.redact import tokenless, visible
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,7 +135,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = self.line(record.created, record.levelname, _request_of(record), *_said_by(record))
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{tokenless(self.formatException(record.exc_info))}" if record.exc_info else line
 
     @staticmethod
     def line(
@@ -145,7 +145,7 @@ class TextFormatter(logging.Formatter):
         for key, value in facts.items():
             text = f"{value:.3f}" if isinstance(value, float) else str(value)
             parts.append(f"{key}={text if _PLAIN.fullmatch(text) else json.dumps(text)}")
-        return " ".join(parts)
+        return tokenless(" ".join(parts))
 
 
 class JsonFormatter(logging.Formatter):
@@ -180,7 +180,7 @@ class JsonFormatter(logging.Formatter):
             "message": message,
         }
         entry |= {key: value for key, value in facts.items() if key not in entry}
-        return json.dumps({**entry, **behind}, default=str)
+        return tokenless(json.dumps({**entry, **behind}, default=str))
 
 
 def json_line(part: str, message: str) -> str:

@@ -1,4 +1,4 @@
-"""What of a text may be shown: of a URL no password, of control characters none as they are.
+"""What of a text may be shown: of a URL no password, of a token nothing, of control characters none as they are.
 
 Every text that may hold a URL goes through here, and every line with what somebody else wrote in it.
 """
@@ -11,12 +11,18 @@ _HIDDEN = "***"
 _PASSWORD_IS = re.compile(r"(?i)(password=)[^&]*")
 _USER_ENDS = re.compile(r"[:@/?]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_TOKEN = re.compile(r"(distfs_)[0-9A-Za-z]{49}")  # as access/token.py makes one
 _WORD = re.compile(r"""('[^']*'|"[^"]*"|\s+)""")
 
 
 def visible(text: str) -> str:
     """``text`` on one line, and harmless to a terminal: control characters as Python writes them."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text) if _CONTROL.search(text) else text
+
+
+def tokenless(text: str) -> str:
+    """``text`` without the tokens in it: somebody may have put one where an id belongs."""
+    return _TOKEN.sub(rf"\1{_HIDDEN}", text) if "distfs_" in text else text
 
 
 def redacted(text: str) -> str:

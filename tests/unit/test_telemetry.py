@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from distfs.access.token import new_token
 from distfs.config.settings import LogConfig
 from distfs.telemetry import (
     current_request_id,
@@ -127,3 +128,16 @@ def test_the_short_way_does_not_say_that_a_thread_or_process_logged_which_did_no
         log_facts(logging.getLogger("test.telemetry"), "request", {})
     [record] = caplog.records
     assert (record.thread, record.threadName, record.process, record.processName) == (None,) * 4
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_a_token_that_somebody_put_into_a_path_is_in_no_line(format: str) -> None:
+    stream, token = logged(format=format), new_token()
+    log_facts(log, "request", {"path": f"/tokens/{token}", "status": 400})
+    try:
+        raise ValueError(token)
+    except ValueError:
+        log.exception("%r is not an id", token, extra={"given": token})
+    assert token not in stream.getvalue()
+    assert stream.getvalue().count("distfs_***") >= 4
+    assert "/tokens/distfs_***" in stream.getvalue()

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = """
     __init__ errors quantity
     deadline model
-    audit headers process
-    config formats
+    headers process
+    audit config formats
     tls
     body fragment_store metadb problem telemetry together wire_socket
     host meta
