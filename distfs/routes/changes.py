@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 
 from distfs.access.authorize import Action
+from distfs.access.door import NOBODY
 from distfs.audit import AuditLog, Entry
 from distfs.routes.messages import Request
 
@@ -31,8 +32,10 @@ _MOST_OBJECTS = 100
 def note(log: AuditLog, request: Request, status: int, request_id: str, sender: dict[str, str]) -> None:
     """Before the answer leaves."""
     outcome = _outcome(status)
+    # Who was not let in has changed nothing, whatever failed; and there may be any number of them.
+    idle = outcome == "deny" or (outcome == "fail" and request.actor is NOBODY)
     for entry in _entries(request, status, request_id, sender, outcome):
-        log.write(entry, denied=outcome == "deny")
+        log.write(entry, denied=idle)
 
 
 def _entries(

@@ -9,12 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from distfs import audit
+from distfs.access.token import new_token
 from distfs.commands.audit import verify
 from distfs.config.callers import parse_network
-from distfs.config.settings import AuditConfig, CallersConfig
+from distfs.config.settings import AuditConfig, AuthConfig, AuthMode, CallersConfig, Seconds
 from distfs.http_app import create_app
 from tests.forms import FORM, file_part, form
 from tests.service import HttpAddress, TestService, listening
@@ -103,6 +106,33 @@ def test_what_became_of_a_file_is_written(audited: Audited) -> None:
     ):
         _, line = audited.after("PATCH", f"/files/{uuid}", body)
         assert (line["action"], line["object"], line.get("change")) == ("change", uuid, change)
+
+
+def test_a_token_in_the_place_of_an_id_is_in_no_line(audited: Audited) -> None:
+    token = new_token()
+    for path in (f"/tokens/{token}", f"/files/{token}", f"/{token}"):
+        _, line = audited.after("DELETE", path)
+        assert line["outcome"] == "deny"
+    assert token not in audited.file.read_text()
+    assert "distfs_***" in audited.file.read_text()
+
+
+def test_a_stranger_writes_no_more_lines_while_metadb_is_away_than_else(
+    service: TestService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a token is good cannot be told then, so it is no refusal by a rule; and anybody can make a text."""
+    monkeypatch.setattr(audit, "DENIALS_A_SECOND", 0)
+    nowhere = replace(
+        service.config.metadb, url="postgresql://nobody@127.0.0.1:1/none", patience=Seconds(0.1)
+    )
+    auth, file = AuthConfig(AuthMode("on")), tmp_path / "audit.log"
+    config = replace(service.config, metadb=nowhere, auth=auth, audit=AuditConfig(file=str(file)))
+    with closing(create_app(config)) as app, listening(app, config) as address:
+        http = HttpAddress(*address)
+        for _ in range(3):
+            shown = {"Authorization": f"Bearer {new_token()}"}
+            assert http.ask("DELETE", f"/files/{uuid4()}", None, shown).status == 503
+        assert app.services.audit.usage()["left_out"] == 3
 
 
 def test_reading_is_not_written(audited: Audited) -> None:
