@@ -30,7 +30,7 @@ from distfs.metadb.url import MetaURL
 from distfs.model import FragmentId, Policy
 from distfs.routes.messages import Request
 from distfs.services import build
-from tests.fuzz import greeting, headers
+from tests.fuzz import greeting, headers, links
 from tests.fuzz.guard import Target
 
 HTTP = HttpConfig(
@@ -430,6 +430,7 @@ TARGETS: dict[str, Fed] = {
         greeting.SEEDS,
         (*greeting.SAID, b"DFSH", b"\0" * 8, b"\xff" * 8, b"\1", b"\2"),
     ),
+    "links": Fed(links.links, links.SEEDS, links.SAID),
     "terms": Fed(
         terms,
         (
