@@ -92,9 +92,10 @@ class Reason(enum.StrEnum):
 class Unwelcome(ProtocolError):
     """The asker is not of this cluster."""
 
-    def __init__(self, reason: Reason) -> None:
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        """``detail``: what more there is to say in the log."""
         super().__init__(reason.value)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,18 +102,17 @@ class Connection(socketserver.BaseRequestHandler):
                 welcome(self.sock, store.keys.known, store.cluster, store.node, deadline)
                 return True
             except Unwelcome as e:
-                reason = Reason.CROWDED if was_cut() else e.reason
-        self.node.strangers.refused(address, reason)
+                reason, detail = (Reason.CROWDED, "") if was_cut() else (e.reason, e.detail)
+        self.node.strangers.refused(address, reason, detail)
         return False
 
     def _secure(self) -> None:
-        """TLS, where it is on. Raises what ``start_tls`` does."""
+        """TLS, where it is on. Raises Unwelcome."""
         if self.node.side is not None:
             try:
                 self.sock.start_tls(self.node.side, self.node.stall_timeout)
-            except DistfsError:
-                self.node.strangers.refused(network_of(str(self.client_address[0])), Reason.TLS)
-                raise
+            except DistfsError as e:
+                raise Unwelcome(Reason.TLS, str(e).removeprefix(f"{self.sock.peer}: ")) from e
 
     def _serve_all(self) -> None:
         """Its requests in turn."""

@@ -62,8 +62,8 @@ class Strangers:
         most = Counter(each.address for each in self._waiting).most_common(1)[0][0]
         return next(each for each in self._waiting if each.address == most)
 
-    def refused(self, address: str, reason: Reason) -> None:
-        """Count it, and say so, once a minute an address."""
+    def refused(self, address: str, reason: Reason, detail: str = "") -> None:
+        """Count it, and say so, once a minute an address, with a ``detail`` of this one."""
         with self._lock:
             self.counts[reason] += 1
             now = self._clock()
@@ -85,7 +85,7 @@ class Strangers:
         log.log(
             level,
             "%s is not welcome: %s (%d more from there since the last such line, %d in all since the start)",
-            *(address, reason.value, unsaid, total),
+            *(address, f"{reason.value}: {detail}" if detail else reason.value, unsaid, total),
         )
 
 

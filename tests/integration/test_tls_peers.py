@@ -19,6 +19,7 @@ import pytest
 from distfs.config.settings import Certificate, Seconds
 from distfs.deadline import Deadline, Scope
 from distfs.errors import Cancelled, ClientGone, ConfigError, DistfsError, NodeUnavailable, TooSlow
+from distfs.formats.hello import Reason
 from distfs.model import Address
 from distfs.peers.client import NodeClient
 from distfs.storage_server import StorageServer
@@ -260,6 +261,27 @@ def test_services_that_never_finish_a_handshake_are_ended_and_keep_nobody_out(cl
                 assert client.info(soon()).node == server.store.node
             for sock in half:
                 assert sock.recv(100) == b""
+
+
+def test_who_comes_to_no_tls_is_one_line_a_minute_that_says_why(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "distfs.node")
+    wrong = cluster.certificates.wrong("expired")
+    with node(cluster.folder, cluster.tls(cluster.of_node)) as server:
+        with called(server, cluster.tls(wrong)) as client, pytest.raises(NodeUnavailable):
+            client.info(soon())
+        counts = server.strangers.counts
+        eventually(lambda: counts[Reason.TLS] == 1, "it is counted")
+        for number in range(2, 5):
+            with socket.create_connection((server.address.host, server.address.port), 30) as sock:
+                sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                assert sock.recv(100) == b""
+            eventually(lambda many=number: counts[Reason.TLS] == many, "it is counted")  # type: ignore[misc]
+        assert counts.total() == 4
+    [line] = caplog.messages
+    assert line.startswith("127.0.0.1 is not welcome: no TLS came about: ")
+    assert "expired" in line
 
 
 def test_a_node_is_told_that_its_certificate_is_another_s(cluster: Cluster) -> None:
