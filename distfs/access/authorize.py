@@ -102,6 +102,13 @@ def authorize(
     return Verdict.ALLOW if relation is Relation.OWN and row.scope in scopes else Verdict.FORBIDDEN
 
 
+def missing(action: Action, relation: Relation) -> str:
+    """What would help who has a token and is forbidden something, in words."""
+    if relation is Relation.OTHER:
+        return "this is another owner's file: only that owner, or an administrator, may change or share it"
+    return f"this token lacks the scope {_TABLE[action].scope}: ask an administrator for one that has it"
+
+
 def of_file(action: Action) -> bool:
     """Whether an action is done to a file, so that it cannot be judged without."""
     return _TABLE[action].of_file

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from distfs.access.authorize import ADMIN, Action, Relation, Verdict, Visibility, authorize, of_file
+from distfs.access.authorize import ADMIN, Action, Relation, Verdict, Visibility, authorize, missing, of_file
 from distfs.access.db import Token
 from distfs.access.directory import Tokens
 from distfs.access.failures import Failures
@@ -170,7 +170,7 @@ class Door:
                     "a token is needed: send it as `Authorization: Bearer TOKEN`, or as a password (curl -u :TOKEN)"
                 )
             case Verdict.FORBIDDEN:
-                raise Forbidden(f"this token may not {action.value} here: ask for one with the scope for it")
+                raise Forbidden(missing(action, actor.relation(file)))
             case Verdict.HIDDEN:
                 raise NotFound(f"no file {id}")
 
