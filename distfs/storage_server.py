@@ -187,7 +187,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     folder = Path(config.node.data)
     if init and read_identity(folder) is None:
         make_home(folder)
-    if warning := open_to_others(folder):
+    if read_identity(folder) is not None and (warning := open_to_others(folder)):
         log.warning("%s", warning)
     store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node, folder_of(config.metadb.url))
     await_keys(store, meta, stopping)

@@ -11,7 +11,7 @@ from distfs.errors import DistfsError
 from distfs.formats.hello import Key, Keys
 from distfs.peers.greeting import Greeting, NodeSocket
 from distfs.storage.disk.store import DiskStore
-from distfs.storage.greeting import welcome
+from distfs.storage.greeting import examine
 from distfs.wire_socket import WireSocket
 
 #: The cluster key of every node that a test makes in its own process, and of every MetaDB that a fixture does.
@@ -32,7 +32,9 @@ def greet_node(wire: NodeSocket, store: DiskStore, keys: Keys = KEYS) -> None:
 def welcome_service(connection: socket.socket, cluster: UUID, node: UUID) -> bool:
     """Begin a connection as a node does; whether a service is there."""
     try:
-        welcome(WireSocket(connection, "service", LIMIT), KEYS, cluster, node, Deadline(LIMIT))
+        sock, deadline = WireSocket(connection, "service", LIMIT), Deadline(LIMIT)
+        welcome, _ = examine(sock, KEYS, cluster, node, deadline)
+        sock.send(welcome, limit=deadline)
     except DistfsError:
         return False
     return True

@@ -25,7 +25,7 @@ from distfs.formats.hello import Reason, Unwelcome
 from distfs.formats.wire import Frame, Type
 from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore, DiskWriter
-from distfs.storage.greeting import welcome
+from distfs.storage.greeting import examine
 from distfs.storage.strangers import Strangers, network_of
 from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
@@ -95,16 +95,18 @@ class Connection(socketserver.BaseRequestHandler):
     def _welcome(self) -> bool:
         """Have the peer prove who it is; whether it is one of us."""
         address, store = network_of(str(self.client_address[0])), self.store
-        with self.node.strangers.waiting(address, self.sock.interrupt) as was_cut:
-            try:
-                deadline = Deadline(self.node.stall_timeout)
+        deadline = Deadline(self.node.stall_timeout)
+        try:
+            with self.node.strangers.waiting(address, self.sock.interrupt) as was_cut:
                 self._secure()
-                welcome(self.sock, store.keys.known, store.cluster, store.node, deadline)
-                return True
-            except Unwelcome as e:
-                reason, detail = (Reason.CROWDED, "") if was_cut() else (e.reason, e.detail)
-        self.node.strangers.refused(address, reason, detail)
-        return False
+                welcome, _ = examine(self.sock, store.keys.known, store.cluster, store.node, deadline)
+        except Unwelcome as e:
+            reason, detail = (Reason.CROWDED, "") if was_cut() else (e.reason, e.detail)
+            self.node.strangers.refused(address, reason, detail)
+            return False
+        # Said when it holds: who has been welcomed is cut for no stranger.
+        self.sock.send(welcome, limit=deadline)
+        return True
 
     def _secure(self) -> None:
         """TLS, where it is on. Raises Unwelcome."""

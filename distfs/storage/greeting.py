@@ -13,14 +13,15 @@ from distfs.formats.hello import Agreed, Answerer, Keys, Kind, Reason, Unwelcome
 from distfs.wire_socket import WireSocket
 
 
-def welcome(sock: WireSocket, keys: Keys, cluster: UUID, node: UUID, deadline: Deadline) -> Agreed:
+def examine(
+    sock: WireSocket, keys: Keys, cluster: UUID, node: UUID, deadline: Deadline
+) -> tuple[bytes, Agreed]:
     """Have who connects prove that he is of this cluster and means this node. Raises Unwelcome; he is told no more
-    than that."""
+    than that. -> the welcome that is still to be sent to him, and what was agreed."""
     try:
         answerer = Answerer(keys, cluster, node, os.urandom(hello.NONCE_SIZE))
         sock.send(answerer.challenge(_receive(sock, Kind.HELLO, deadline)), limit=deadline)
-        answer, agreed = answerer.welcome(_receive(sock, Kind.PROOF, deadline))
-        sock.send(answer, limit=deadline)
+        return answerer.welcome(_receive(sock, Kind.PROOF, deadline))
     except Unwelcome:
         with contextlib.suppress(DistfsError):
             sock.send(hello.REFUSED, limit=deadline)
@@ -29,7 +30,6 @@ def welcome(sock: WireSocket, keys: Keys, cluster: UUID, node: UUID, deadline: D
         raise Unwelcome(Reason.SLOW) from e
     except NodeUnavailable as e:
         raise Unwelcome(Reason.GONE) from e
-    return agreed
 
 
 def _receive(sock: WireSocket, kind: Kind, deadline: Deadline) -> bytes:

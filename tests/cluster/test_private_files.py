@@ -6,7 +6,9 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +29,19 @@ def open_ones(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A path so short that PostgreSQL's socket has its place below it."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o777], ids=oct)
-def test_all_that_a_cluster_makes_is_its_own_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+def test_all_that_a_cluster_makes_is_its_own_whatever_the_umask(short_folder: Path, umask: int) -> None:
     words = [sys.executable, "-m", "distfs", "up", "--data", "data", "--port", "0"]
     with subprocess.Popen(
         words,
-        cwd=tmp_path,
+        cwd=short_folder,
         env=clean_environment(PYTHONPATH=str(ROOT), DISTFS_NODE_RESERVE="0"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -47,9 +56,8 @@ def test_all_that_a_cluster_makes_is_its_own_whatever_the_umask(tmp_path: Path, 
             request = urllib.request.Request(f"{url}/upload/x", b"x" * 3_000_000, method="PUT")  # noqa: S310 - ours
             with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - ours
                 assert answer.status == 201
-            data = tmp_path / "data"
-            sockets = [path for path in data.rglob("*") if path.is_socket()]
-            assert sockets
+            data = short_folder / "data"
+            assert [path for path in data.rglob("*") if path.is_socket()]
             assert [path.name for path in data.rglob("cluster.key")] == ["cluster.key"] * 3
             assert [path for path in data.rglob("*.0") if path.is_file()]
             assert open_ones(data) == []
@@ -57,7 +65,7 @@ def test_all_that_a_cluster_makes_is_its_own_whatever_the_umask(tmp_path: Path, 
             up.terminate()
             _, said = up.communicate(timeout=120)
     assert "open to others" not in said
-    assert open_ones(tmp_path / "data") == []
+    assert open_ones(short_folder / "data") == []
 
 
 def test_a_data_folder_that_is_open_is_told_of_in_one_line(tmp_path: Path) -> None:

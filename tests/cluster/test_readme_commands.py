@@ -222,10 +222,10 @@ def test_the_parts_on_machines_of_their_own(shell: Shell, tmp_path: Path) -> Non
         assert f"--port {example} " in line
         here = line.replace(f"--port {example} ", f"--port {port} ").replace("/disks/", f"{tmp_path}/disks/")
         shell.start(f"{active}exec {here}")
-    serve = parts[3]
+    decided, serve = parts[3:]
     [port] = re.findall(r"127\.0\.0\.1:(\d+)", shell.here("127.0.0.1:8080"))
     assert serve.endswith("--port 8080")
-    shell.start(f"{active}exec {serve.replace('8080', port)}")
+    shell.start(f"{active}{decided}; exec {serve.replace('8080', port)}")
     eventually(lambda: shell.try_to("curl -sf http://127.0.0.1:8080/readyz").returncode == 0, "it is ready")
     uuid = shell.run("curl -sS -T README.md http://127.0.0.1:8080/upload/").strip()
     shell.run(f"curl -sS http://127.0.0.1:8080/download/{uuid} | cmp - README.md")

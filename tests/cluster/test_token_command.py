@@ -128,7 +128,7 @@ def test_what_the_readme_says_of_tokens_is_so(up: StartUp, tmp_path: Path) -> No
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         return done.stdout
 
-    [block] = [each for each in BLOCKS if "-u :$TOKEN" in each]
+    [block] = [each for each in BLOCKS if "-u :$TOKEN -T" in each]
     create, upload, change, download, revoke = [
         line for line in lines_of(block) if not line.startswith("export")
     ]

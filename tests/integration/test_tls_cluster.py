@@ -73,7 +73,9 @@ def test_files_of_all_sizes_come_back_byte_for_byte(whole: Whole) -> None:
 
 def test_a_damaged_fragment_is_read_around(whole: Whole) -> None:
     uuid = whole.ask("PUT", "/upload/x", DATA)[1].decode().strip()
-    for fragment in whole.service.fragments()[::3]:
+    one_of_each = {fragment.stem: fragment for fragment in whole.service.fragments()}
+    assert len(one_of_each) < len(whole.service.fragments())
+    for fragment in one_of_each.values():
         with fragment.open("r+b") as file:
             file.seek(5000)
             file.write(bytes(100))

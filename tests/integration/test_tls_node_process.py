@@ -50,7 +50,7 @@ def test_a_certificate_of_another_is_refused_at_the_start(
     process = started(tmp_path / "node", metadb_url, certificates, certificates.service())
     assert process.wait(60) == 2
     last = (tmp_path / "node" / "log").read_text().splitlines()[-1]
-    assert last.endswith(f"`distfs tls node DIR --node {node}` signs one")
+    assert last.endswith(f"`distfs tls node DIR` signs one, for --node {node}")
 
 
 def test_sighup_has_a_new_certificate_read_and_ends_nothing(
