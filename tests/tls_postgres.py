@@ -72,7 +72,7 @@ class TlsPostgres:
         command = [str(self._bin / program), *args]
         if os.geteuid() != 0:
             return command
-        become = [sys.executable, unprivileged.__file__, str(_NOBODY), str(_NOBODY), str(self._folder)]
+        become = [sys.executable, unprivileged.__file__, str(_NOBODY), str(_NOBODY), "0", str(self._folder)]
         return [*become, "--", *command]
 
     def _run(self, program: str, *args: str) -> None:

@@ -41,6 +41,7 @@ class OwnMetaDB:
     def start(self) -> None:
         """Raises ConfigError when it cannot be started, and what ``pause`` raises."""
         self._with_room(self._postgres.start)
+        self._ballast.look()  # a new folder had none: the disk may be full before there is time for the next look
 
     def keep_running(self) -> None:
         """One look at its disk, and at PostgreSQL: start it again when it died."""

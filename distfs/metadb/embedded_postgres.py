@@ -69,7 +69,6 @@ _SETTINGS: Mapping[str, str] = {
     "wal_buffers": "512kB",  # each change waits for the log, so little is ever in them; they are all written to once
     "max_locks_per_transaction": "32",  # of each connection; tables for all of them are made at the start
     "max_pred_locks_per_transaction": "10",  # for SERIALIZABLE, which nothing here is
-    "max_wal_senders": "0",
     "dynamic_shared_memory_type": "mmap",  # in the data folder: kill -9 leaves nothing in /dev/shm
     "min_dynamic_shared_memory": "16MB",  # but none grows there: a full disk has no room for that
     "jit": "off",

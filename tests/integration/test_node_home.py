@@ -193,6 +193,7 @@ def test_a_disk_that_is_not_mounted_is_not_a_node(metadb_url: str, meta: MetaDB,
         assert "is its disk mounted?" in refused(start(point, metadb_url), 5)
         assert list(point.iterdir()) == []
         shutil.copytree(tmp_path / "copy", point, dirs_exist_ok=True)  # as by a restore before it was mounted
+        point.chmod(0o700)
         assert "is its disk mounted?" in refused(start(point, metadb_url), 5)
         subprocess.run(bind, check=True)
         try:
