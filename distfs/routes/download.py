@@ -37,11 +37,12 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
     file = the_file(services, request, uuid, services.answer_deadline(request.hang_up))
     request.safety = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
-    tag = etag(file)
+    part = links.tag_of_part(request, file)
+    tag = part or etag(file)
     headers = {
         "ETag": f'"{tag}"',
         "Last-Modified": dates.write(file.created_at),
-        "Repr-Digest": repr_digest(file),
+        **({} if part else {"Repr-Digest": repr_digest(file)}),
         "Accept-Ranges": "bytes",
     }
     if services.door.guarded:  # or a cache would give for hours what was made private, or a token opened
@@ -49,7 +50,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     conditional = has_conditions(request.environ)
     if conditional and (status := precondition(request.headers, tag, file.created_at)) is not None:
         return Response(status=status, headers=headers)
-    asked = _asked(request, file)
+    asked = _asked(request, file, tag)
     spans = asked or [Span(0, file.size)]
     kind = served_type(file)
     parts = ByteRanges(spans, file.size, str(kind)) if len(spans) > 1 else None
@@ -178,12 +179,12 @@ def _check_size(request: Request, size: int) -> None:
         )
 
 
-def _asked(request: Request, file: File) -> list[Span]:
+def _asked(request: Request, file: File, tag: str) -> list[Span]:
     """The ranges to send; empty: the whole file."""
     header = request.environ.get("HTTP_RANGE")
     if not header or request.method != "GET":
         return []
     condition = request.headers.get("If-Range")
-    if condition is not None and not same_as_before(condition.strip(), etag(file), file.created_at):
+    if condition is not None and not same_as_before(condition.strip(), tag, file.created_at):
         return []
     return wanted(header, file.size)

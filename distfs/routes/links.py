@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from distfs.access.link_terms import read_download, read_upload
 from distfs.access.uses import Uses
 from distfs.deadline import Deadline
 from distfs.errors import Forbidden, OutcomeUnknown, Refused
+from distfs.model import File
 from distfs.routes.messages import Answer, Request, as_json, text
 from distfs.routes.ranges import Span
 from distfs.routes.seen import the_file
@@ -70,6 +72,16 @@ def _made(services: Services, request: Request, token: Token, link: Link, path: 
 
 
 # --- used by downloads ------------------------------------------------------------------------------
+
+
+def tag_of_part(request: Request, file: File) -> str:
+    """What stands for the file's digest in an answer to who may have a part of it only: by the digest he could try
+    what the rest may be. Empty: he may have all."""
+    link, token = request.actor.link, request.actor.token
+    if link is None or link.span is None or token is None:
+        return ""
+    key, _ = token.link_keys[0]
+    return hmac.digest(key, b"distfs tag of a part\0" + file.sha256, "sha256").hex()
 
 
 def bound(services: Services, request: Request, link: Link, spans: Sequence[Span]) -> dict[str, str]:

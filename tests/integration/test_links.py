@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -217,6 +219,31 @@ def test_other_bytes(service: TestService, alice: User) -> None:
     refused(service.ask("GET", path), "(curl -r 10-19)")
     changed = {"Range": "bytes=10-19", "If-Range": '"another"'}
     refused(service.ask("GET", path, headers=changed), "for bytes 10-19 of the file")
+
+
+def test_a_link_for_a_part_does_not_tell_the_digest_of_the_whole(service: TestService, alice: User) -> None:
+    """By it the rest could be guessed: of a PIN behind a known text, in a moment."""
+    data = b"the PIN is 4711"
+    uuid = alice.put(data)
+    path = link(alice, uuid, range="0-9")
+    whole = sha256(data)
+    guess = f'"{whole.hexdigest()}"'
+    first = service.ask("GET", path, headers={"Range": "bytes=0-9"})
+    assert (first.status, first.body) == (206, data[:10])
+    tag = first.headers["ETag"]
+    answers = [
+        first,
+        service.ask("HEAD", path),
+        service.ask("GET", path, headers={"Range": "bytes=0-9", "If-None-Match": guess}),
+        service.ask("GET", path, headers={"If-None-Match": tag}),
+        service.ask("GET", path, headers={"Range": "bytes=0-9", "If-Range": tag}),
+        service.ask("GET", path, headers={"Range": "bytes=0-9", "If-Range": guess}),
+    ]
+    assert [each.status for each in answers] == [206, 200, 206, 304, 206, 403]
+    for each in answers:
+        for shown in (whole.hexdigest(), b64encode(whole.digest()).decode()):
+            assert shown not in str(each.headers), each.headers
+    assert alice.ask("HEAD", f"/download/{uuid}").headers["ETag"] == guess
 
 
 def test_another_client(service: TestService, alice: User) -> None:
