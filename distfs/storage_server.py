@@ -6,15 +6,14 @@ One thread a connection (``storage/connection.py``), and beside them the node's 
 from __future__ import annotations
 
 import logging
-import signal
 import socketserver
 import sys
 import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from distfs.config import file as configuration
@@ -27,8 +26,7 @@ from distfs.process import descriptors, parent_watch
 from distfs.process.dial import cannot_listen, to_listen
 from distfs.process.output import DONE, PART_CODES, Parser, command, warner
 from distfs.process.private import open_to_others
-from distfs.process.signals import on_stop, say_stop, wait_for
-from distfs.process.terminal import Terminal
+from distfs.process.signals import on_reload, on_stop, say_stop, wait_for
 from distfs.process.threads import as_ours, start
 from distfs.storage.connection import Connection
 from distfs.storage.disk.home import make_home, read_identity
@@ -173,7 +171,8 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     not wait for them. ``init``: make an empty folder a new node's. Raises ConfigError for what an operator must
     mend, NotHome for a folder that is no node's, NodeForgotten."""
     stopping, hurry = threading.Event(), threading.Event()
-    on_stop(lambda: say_stop(stopping, hurry))
+    stop = partial(say_stop, stopping, hurry)
+    on_stop(stop)
     descriptors.raise_limit()
     if with_parent:
         parent_watch.exit_with_parent()
@@ -191,7 +190,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
         log.warning("%s", warning)
     store = DiskStore(folder, cluster_of(folder, meta, stopping), config.node, folder_of(config.metadb.url))
     await_keys(store, meta, stopping)
-    server = _listen(config, store)
+    server = _listen(config, store, stop)
     failure: list[DistfsError] = []
 
     def refused(error: DistfsError) -> None:
@@ -217,30 +216,23 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
         raise failure[0] if isinstance(failure[0], NodeForgotten) else ConfigError(str(failure[0]))
 
 
-def _tls(config: TlsConfig, store: DiskStore) -> Peers | None:
-    """Of this node; SIGHUP has its files looked at. Raises ConfigError."""
+def _tls(config: TlsConfig, store: DiskStore, stop: Callable[[], object]) -> Peers | None:
+    """Of this node; SIGHUP has its files looked at, or is a ``stop``. Raises ConfigError."""
     tls = peers(config)
     if tls is None:
         return None
     if wrong := is_not_own(config, store.cluster, store.node):
         raise ConfigError(f"{wrong}: `distfs tls node DIR` signs one, for --node {store.node}")
-    terminal, stop = Terminal(), signal.getsignal(signal.SIGTERM)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not terminal.hung_up:
-            start(tls.look, "reload")
-        elif callable(stop):
-            stop(number, frame)
-
-    signal.signal(signal.SIGHUP, handle)
+    later = "the certificates are not looked at now, but within seconds: %s"
+    on_reload(tls.look, stop, lambda e: log.warning(later, e))
     return tls
 
 
-def _listen(config: Config, store: DiskStore) -> StorageServer:
+def _listen(config: Config, store: DiskStore, stop: Callable[[], object]) -> StorageServer:
     """Raises ConfigError."""
     host, port = config.node.host, config.node.port
     try:
-        stall, tls = config.peers.stall_timeout, _tls(config.tls, store)
+        stall, tls = config.peers.stall_timeout, _tls(config.tls, store, stop)
         return StorageServer(host, port, store, config.node, stall, tls)
     except OSError as e:
         another = "choose another with"

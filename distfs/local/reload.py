@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from types import FrameType
 
 from distfs.config.settings import Config
-from distfs.errors import Busy, ConfigError, Unavailable
-from distfs.process.terminal import Terminal
-from distfs.process.threads import start
+from distfs.errors import ConfigError, Unavailable
+from distfs.process.signals import on_reload
 from distfs.services import Services
 from distfs.telemetry import set_level
 
@@ -38,18 +35,8 @@ class Reload:
 
     def on_signal(self, hung_up: Callable[[], None]) -> None:
         """Do it at every SIGHUP, except when the terminal is gone: then call ``hung_up``. From the main thread."""
-        terminal = Terminal()
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if terminal.hung_up:
-                hung_up()
-            else:  # not here: the thread that was interrupted may hold any lock
-                try:
-                    start(self.now, "reload")
-                except Busy as e:
-                    log.error("the configuration stays as it was: %s; send SIGHUP again", e)
-
-        signal.signal(signal.SIGHUP, handle)
+        stays = "the configuration stays as it was: %s; send SIGHUP again"
+        on_reload(self.now, hung_up, lambda e: log.error(stays, e))
 
     def now(self) -> None:
         """Apply what changed, and say so; a configuration with a mistake in it changes nothing."""

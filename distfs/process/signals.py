@@ -11,6 +11,10 @@ import signal
 import threading
 from collections.abc import Callable
 
+from distfs.errors import Busy
+from distfs.process.terminal import Terminal
+from distfs.process.threads import start
+
 _LOOK_EVERY_S = 0.5
 
 
@@ -23,6 +27,27 @@ def on_stop(act: Callable[[], object]) -> None:
     """Have ``act`` called at every SIGTERM and SIGINT. Call this in the main thread; ``act`` takes no lock."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: act())
+
+
+def on_reload(
+    act: Callable[[], object], hung_up: Callable[[], object], put_off: Callable[[Busy], object]
+) -> None:
+    """Have ``act`` called in a thread at every SIGHUP, except when the terminal is gone: then ``hung_up``, at once.
+
+    ``put_off`` hears of the one for which there is no thread. Call this in the main thread.
+    """
+    terminal = Terminal()
+
+    def handle(*_: object) -> None:
+        if terminal.hung_up:
+            hung_up()
+            return
+        try:  # not here: the thread that was interrupted may hold any lock
+            start(act, "reload")
+        except Busy as e:
+            put_off(e)
+
+    signal.signal(signal.SIGHUP, handle)
 
 
 def say_stop(stopping: threading.Event, hurry: threading.Event) -> None:
