@@ -12,6 +12,7 @@ from typing import Any
 
 from distfs.errors import ConfigError
 from distfs.metadb.driver import DatabaseError
+from distfs.process import secret_file
 
 ROLES = ("distfs_service", "distfs_node", "distfs_upkeep", "distfs_readonly")
 _ITERATIONS = 4096  # PostgreSQL's own: the password is random, so that more would protect nothing
@@ -47,8 +48,10 @@ def _password(file: Path) -> str:
     try:
         fd = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
-        text = file.read_text("utf-8").strip()
-        if not text or not text.isascii() or not text.isprintable():
+        text = secret_file.read(
+            str(file), "migrate --roles", "password"
+        )  # as whoever logs in with it reads it
+        if not text.strip() or not text.isascii():
             raise ConfigError(f"{file} must hold a password, on one line of ASCII") from None
         return text
     with open(fd, "w") as f:

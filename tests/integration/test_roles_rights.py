@@ -284,6 +284,8 @@ def test_passwords_are_made_once_for_their_owner_alone_and_given_ones_are_taken(
 
 
 def test_a_role_logs_in_with_its_password(tmp_path: Path) -> None:
+    (tmp_path / "roles").mkdir(0o700)
+    (tmp_path / "roles" / "distfs_readonly").write_text(" with blanks around it \n")
     server = EmbeddedPostgres(tmp_path / "metadb", {"fsync": "off"})
     server.start()
     try:
