@@ -38,6 +38,10 @@ class Token:
         default=(), repr=False
     )  # each with its end; the newest first
 
+    def allows(self, policy: str) -> bool:
+        """``policy``: the name that an upload gives; empty: none."""
+        return not self.policies or (policy or "default") in self.policies
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

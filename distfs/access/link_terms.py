@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from distfs.access.link import LATEST, MOST_TEXT, Link
+from distfs.access.terms import read_as
 from distfs.config.callers import Network, parse_network
-from distfs.config.file import parse_as
 from distfs.config.settings import Bytes, Seconds
-from distfs.errors import ConfigError, Refused
+from distfs.errors import Refused
 from distfs.headers import byte_ranges
 from distfs.quantity import size
 
 #: Of a link that may be used so often: each has its place in a row.
 MOST_USES = 1000
+_SUCH = "such a link"
 _A_DAY, _NOT_SAID, _NO_LIMIT = 86400.0, Seconds(0), Bytes(0)
 
 
@@ -100,25 +101,12 @@ class ForUpload(ForBoth):
 
 def read_download(given: Mapping[str, Any]) -> ForDownload:
     """Raises Refused."""
-    asked: ForDownload = _read(ForDownload, given)
-    return asked
+    return read_as(ForDownload, given, _SUCH)
 
 
 def read_upload(given: Mapping[str, Any]) -> ForUpload:
     """Raises Refused."""
-    asked: ForUpload = _read(ForUpload, given)
-    return asked
-
-
-def _read(cls: type[ForBoth], given: Mapping[str, Any]) -> Any:
-    known = {each.name for each in fields(cls)}
-    for key in given:
-        if key not in known:
-            raise Refused(f"such a link has no {key[:60]!r}; it has: {', '.join(sorted(known))}")
-    try:
-        return parse_as(cls, given)
-    except ConfigError as e:
-        raise Refused(str(e).removeprefix("config: ")) from e
+    return read_as(ForUpload, given, _SUCH)
 
 
 def _counted(most: int, what: str) -> UUID | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 from distfs.config.callers import CallerMatch
@@ -15,6 +15,7 @@ from distfs.quantity import counted, size
 
 SCOPES = ("upload", "download", "list", "delete", "admin")
 _MOST_BYTES = 255  # of an owner, and of a name
+_NOTHING: Mapping[str, str] = {}
 _NEVER, _LIKE_OTHERS, _NO_CAP, _NO_LIMIT, _ALL = Seconds(0), Weight(1), BytesPerSecond(0), Bytes(0), Words(())
 _LONGEST = 100 * 365 * 86400.0
 
@@ -47,19 +48,31 @@ class Terms:
         )
 
 
-def read_terms(given: Mapping[str, Any]) -> Terms:
-    """What somebody asks for, with sizes and times as the configuration has them. Raises Refused."""
-    known = {each.name for each in fields(Terms)}
+T = TypeVar("T")
+
+
+def read_as(cls: type[T], given: Mapping[str, Any], what: str, needs: Mapping[str, str] = _NOTHING) -> T:
+    """What somebody asks for, as a dataclass of ours, with sizes and times as the configuration has them.
+
+    ``what`` that is, in words; ``needs``: what has to be given, and what for. Raises Refused.
+    """
+    known = {each.name for each in fields(cast(Any, cls))}
     for key in given:
         if key not in known:
-            raise Refused(f"a token has no {key[:60]!r}; it has: {', '.join(sorted(known))}")
-    for key in ("owner", "scopes"):
+            raise Refused(f"{what} has no {key[:60]!r}; it has: {', '.join(sorted(known))}")
+    for key, meaning in needs.items():
         if not given.get(key):
-            raise Refused(f"a token needs {key}: whose it is, and what it may ({', '.join(SCOPES)})")
+            raise Refused(f"{what} needs {key}: {meaning}")
     try:
-        terms: Terms = parse_as(Terms, given)
+        return cast(T, parse_as(cls, given))
     except ConfigError as e:
         raise Refused(str(e).removeprefix("config: ")) from e
+
+
+def read_terms(given: Mapping[str, Any]) -> Terms:
+    """As they are asked for. Raises Refused."""
+    needed = f"whose it is, and what it may ({', '.join(SCOPES)})"
+    terms = read_as(Terms, given, "a token", {"owner": needed, "scopes": needed})
     if not terms.scopes:
         raise Refused(f"a token needs scopes: what it may ({', '.join(SCOPES)})")
     for text in (terms.owner, terms.name, *terms.policies):

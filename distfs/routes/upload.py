@@ -202,7 +202,7 @@ def _policy(services: Services, request: Request, fields: Mapping[str, str] | No
         if named and named != (link.policy or "default"):
             raise Forbidden("who made this link has said how its files are kept: name no policy")
         named = link.policy
-    if token is not None and token.policies and (named or "default") not in token.policies:
+    if token is not None and not token.allows(named or ""):
         raise Forbidden(
             f"this token's uploads may have the policies {', '.join(sorted(token.policies))}: name one of them"
         )
