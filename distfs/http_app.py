@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, links, tokens, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
-from distfs.routes.messages import Answer, Request
+from distfs.routes.messages import Answer, CountedBytes, Request
 from distfs.services import Services, build
 from distfs.telemetry import current_request_id, enter_request, leave_request, log_facts
 from distfs.together import Together
@@ -280,43 +280,26 @@ def _allowed(error: MethodNotAllowed) -> str:
     return ", ".join(sorted(error.valid_methods or ()))
 
 
-class _Answer:
-    """An answer on its way out: counts its bytes, and writes the access log's line when it is over."""
+class _Answer(CountedBytes[bytes]):
+    """An answer on its way out: writes the access log's line when it is over."""
 
     def __init__(
         self, body: Iterable[bytes], request: Request, status: int, began: float, sender: dict[str, str]
     ) -> None:
-        self._body, self._chunks = body, iter(body)
-        rewind: Callable[[int], None] | None = getattr(body, "rewind", None)
-        self.rewind = rewind and self._rewind  # as the host asks for it
+        super().__init__(body)
         self._request, self._status, self._began, self._sender = request, status, began, sender
-        self._sent = 0
-        self._outcome = "cut"  # until the last byte was handed over
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self
 
     def __next__(self) -> bytes:
         try:
-            chunk = next(self._chunks)
-        except StopIteration:
-            self._outcome = "done"
-            raise
+            return super().__next__()
         except DistfsError as e:
             if given_up := self._request.because_given_up(e):
                 raise given_up from e
             raise  # the host says why, once
-        self._sent += len(chunk)
-        return chunk
-
-    def _rewind(self, count: int) -> None:
-        self._sent -= count
-        self._body.rewind(count)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         try:
-            if close := getattr(self._body, "close", None):
-                close()
+            super().close()
         finally:
             self._log()
             leave_request()
@@ -327,11 +310,11 @@ class _Answer:
             "path": self._request.path,
             "status": self._status,
             "received": self._request.received,
-            "sent": self._sent,
+            "sent": self.sent,
             "seconds": time.monotonic() - self._began,
             **self._sender,
         }
-        if self._sent and self._outcome == "cut":
+        if self.sent and not self.ended:
             facts["outcome"] = "cut"
             if (reason := self._request.given_up) is not None:
                 facts["reason"] = reason

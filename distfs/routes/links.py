@@ -15,7 +15,7 @@ from distfs.access.uses import Uses
 from distfs.deadline import Deadline
 from distfs.errors import Forbidden, OutcomeUnknown, Refused
 from distfs.model import File
-from distfs.routes.messages import Answer, Request, as_json, text
+from distfs.routes.messages import Answer, CountedBytes, Request, as_json, text
 from distfs.routes.ranges import Span
 from distfs.routes.seen import the_file
 from distfs.services import Services
@@ -40,7 +40,7 @@ def invite(services: Services, request: Request) -> Answer:
     token = _maker(request)
     if asked.policy and asked.policy not in (known := services.config.storage.policies):
         raise Refused(f"there is no policy {asked.policy[:60]!r}; there are: {', '.join(known)}")
-    if token.policies and (asked.policy or "default") not in token.policies:
+    if not token.allows(asked.policy):
         allowed = ", ".join(sorted(token.policies))
         raise Forbidden(f"uploads by this token, and by its links, may have the policies {allowed}: name one")
     link = asked.link(token.id, time.time())
@@ -120,36 +120,18 @@ def counted(services: Services, request: Request, send: Callable[[], Chunks]) ->
         raise
 
 
-class _Counted:
+class _Counted(CountedBytes[bytes | memoryview]):
     """An answer's bytes, and what is done when it ends before one of them was sent."""
 
     def __init__(self, body: Chunks, give_back: Callable[[], None]) -> None:
-        self._body, self._chunks, self._give_back = body, iter(body), give_back
-        self._sent, self._ended = 0, False
-        self.rewind = getattr(body, "rewind", None) and self._rewind  # as the host asks for it
-
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        return self
-
-    def __next__(self) -> bytes | memoryview:
-        try:
-            chunk = next(self._chunks)
-        except StopIteration:
-            self._ended = True  # of an empty file, too
-            raise
-        self._sent += len(chunk)
-        return chunk
-
-    def _rewind(self, count: int) -> None:
-        self._sent -= count
-        self._body.rewind(count)  # type: ignore[attr-defined]
+        super().__init__(body)
+        self._give_back = give_back
 
     def close(self) -> None:
         try:
-            if close := getattr(self._body, "close", None):
-                close()
+            super().close()
         finally:
-            if not (self._sent or self._ended):
+            if not (self.sent or self.ended):
                 self._give_back()
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
 from werkzeug.datastructures import EnvironHeaders
@@ -31,7 +31,39 @@ if TYPE_CHECKING:
 #: Of a body that is no file.
 MAX_JSON = 16 << 10
 
+C = TypeVar("C", bound=bytes | memoryview)
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
+
+
+class CountedBytes(Generic[C]):
+    """An answer's bytes on their way out. ``sent`` of them until now; ``ended``: that was all, also of none."""
+
+    def __init__(self, body: Iterable[C]) -> None:
+        self._body, self._chunks = body, iter(body)
+        rewind: Callable[[int], None] | None = getattr(body, "rewind", None)
+        self.rewind = rewind and self._rewind  # as the host asks for it
+        self.sent, self.ended = 0, False
+
+    def __iter__(self) -> Iterator[C]:
+        return self
+
+    def __next__(self) -> C:
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            self.ended = True
+            raise
+        self.sent += len(chunk)
+        return chunk
+
+    def _rewind(self, count: int) -> None:
+        self.sent -= count
+        self._body.rewind(count)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """The answer is over, as far as it came."""
+        if close := getattr(self._body, "close", None):
+            close()
 
 
 class Body:
