@@ -73,14 +73,14 @@ class Caller:
     def identify(self, proxies: Sequence[Network]) -> Identity:
         """Whom ``proxies`` let us believe this is."""
         at = parse_address(self.address)
-        trusted = bool(proxies) and _listed(at, proxies)
+        trusted = bool(proxies) and is_in(at, proxies)
         if trusted:
             for entry in reversed(_entries(self.header(FORWARDED_FOR))):
                 before = parse_address(entry)
                 if before is None:
                     break  # nothing further to the left can be believed
                 at = before
-                if not _listed(at, proxies):
+                if not is_in(at, proxies):
                     break
         return Identity(at, self.header if trusted else _no_header)
 
@@ -153,7 +153,8 @@ def whose_is(address: IPAddress | None) -> str:
     return str(address or "a client without an address")
 
 
-def _listed(address: IPAddress | None, networks: Sequence[Network]) -> bool:
+def is_in(address: IPAddress | None, networks: Sequence[Network]) -> bool:
+    """Whether one of them has it."""
     return address is not None and any(address in network for network in networks)
 
 

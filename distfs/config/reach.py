@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from distfs.config.callers import LOOPBACK, parse_address
+from distfs.config.callers import LOOPBACK, is_in, parse_address
 from distfs.config.settings import Config
 from distfs.errors import ConfigError
 from distfs.process.dial import to_listen
@@ -34,8 +34,7 @@ def check_reach(config: Config) -> None:
 @lru_cache(maxsize=256)
 def is_here(address: str) -> bool:
     """Whether who is at the other end of a connection is on this machine; "": of a Unix socket."""
-    found = parse_address(address)
-    return not address or (found is not None and any(found in network for network in LOOPBACK))
+    return not address or is_in(parse_address(address), LOOPBACK)
 
 
 def is_loopback(host: str) -> bool:
@@ -45,4 +44,4 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):  # nobody can listen there, which is said by who tries
         return True
     found = parse_address(address[0])
-    return found is not None and any(found in network for network in LOOPBACK)
+    return is_in(found, LOOPBACK)

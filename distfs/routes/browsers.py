@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from werkzeug.wrappers import Response
 
-from distfs.config.callers import LOOPBACK, parse_address
+from distfs.config.callers import LOOPBACK, is_in, parse_address
 from distfs.config.settings import HttpConfig
 from distfs.errors import ForeignPage, Misdirected
 from distfs.headers import host, origin
@@ -97,8 +97,7 @@ class Hosts:
         self._any = "*" in given
         self._suffixes = tuple(each[1:] for each in given if each.startswith("*."))
         own = socket.gethostname().lower()
-        here = parse_address(config.host)
-        loopback = config.host == "localhost" or any(here in each for each in LOOPBACK if here is not None)
+        loopback = config.host == "localhost" or is_in(parse_address(config.host), LOOPBACK)
         # Names without a dot are in no public DNS. For loopback that is not enough: a laptop's network tells it any.
         self._without_dot = not loopback
         beyond = set() if loopback else {own, f"{own.partition('.')[0]}.local"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import threading
 import time
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from distfs.config.callers import parse_address, whose_is
 from distfs.formats.hello import Reason
 
 log = logging.getLogger("distfs.node")
@@ -90,13 +90,6 @@ class Strangers:
 
 
 def network_of(host: str) -> str:
-    """What counts as one address: of IPv6 a /64, which one machine has to itself."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return host
+    """What counts as one address, as with a service's callers."""
+    address = parse_address(host)
+    return host if address is None else whose_is(address)
