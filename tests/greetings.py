@@ -33,7 +33,7 @@ def welcome_service(connection: socket.socket, cluster: UUID, node: UUID) -> boo
     """Begin a connection as a node does; whether a service is there."""
     try:
         sock, deadline = WireSocket(connection, "service", LIMIT), Deadline(LIMIT)
-        welcome, _ = examine(sock, KEYS, cluster, node, deadline)
+        welcome = examine(sock, KEYS, cluster, node, deadline)
         sock.send(welcome, limit=deadline)
     except DistfsError:
         return False

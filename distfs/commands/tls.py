@@ -16,6 +16,7 @@ from distfs.errors import ConfigError, DistfsError
 from distfs.meta import MetaDB
 from distfs.process import output
 from distfs.storage.disk.home import require_identity
+from distfs.tls.identity import CA_DAYS, LEAF_DAYS
 
 if TYPE_CHECKING:
     from distfs.tls.authority import Authority
@@ -49,7 +50,7 @@ def add_tls(commands: _Parsers[output.Parser]) -> None:
         each.add_argument(
             "--host", action="append", metavar="H", help="a name or address it is reached by; repeatable"
         )
-    for each, what in ((init, 3650), (node, 365), (service, 365)):
+    for each, what in ((init, CA_DAYS), (node, LEAF_DAYS), (service, LEAF_DAYS)):
         each.add_argument(
             "--days", type=_days, default=what, metavar="N", help="how long it holds (%(default)s)"
         )

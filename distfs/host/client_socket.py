@@ -6,18 +6,15 @@ descriptor by which a host that stops wakes all who wait.
 
 from __future__ import annotations
 
-import fcntl
 import select
 import socket
-import sys
-import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distfs.errors import ClientGone, Stopping
 from distfs.quantity import size as readable
-from distfs.tls.stream import AnySocket, TlsSocket
+from distfs.tls.stream import AnySocket, TlsSocket, waiting_in
 
 Bytes = bytes | bytearray | memoryview
 
@@ -105,9 +102,7 @@ class ClientSocket:
 
     def waiting(self) -> int:
         """Bytes that have come and were not received."""
-        if isinstance(self._socket, TlsSocket):
-            return self._socket.waiting()
-        return int.from_bytes(fcntl.ioctl(self._socket, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
+        return waiting_in(self._socket)
 
     def check(self) -> None:
         """Raises ClientGone when the connection was reset; Stopping."""

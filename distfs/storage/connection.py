@@ -99,7 +99,7 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             with self.node.strangers.waiting(address, self.sock.interrupt) as was_cut:
                 self._secure()
-                welcome, _ = examine(self.sock, store.keys.known, store.cluster, store.node, deadline)
+                welcome = examine(self.sock, store.keys.known, store.cluster, store.node, deadline)
         except Unwelcome as e:
             reason, detail = (Reason.CROWDED, "") if was_cut() else (e.reason, e.detail)
             self.node.strangers.refused(address, reason, detail)

@@ -17,7 +17,7 @@ from pathlib import Path
 from uuid import UUID
 
 from distfs.errors import ConfigError
-from distfs.tls.identity import cluster_of, cluster_uri, node_uri, service_uri
+from distfs.tls.identity import CA_DAYS, LEAF_DAYS, cluster_of, cluster_uri, node_uri, service_uri
 
 try:
     from cryptography import x509
@@ -28,7 +28,6 @@ try:
 except ImportError as e:
     raise ConfigError("who signs certificates needs an extra: pip install 'distfs[tls]'") from e
 
-CA_DAYS, LEAF_DAYS = 3650, 365
 #: Clocks of a cluster may differ by so much.
 _BEFORE = timedelta(hours=1)
 #: With less than this share of its time left, a certificate is renewed.
@@ -60,7 +59,7 @@ class Authority:
     def __init__(self, folder: Path) -> None:
         """Raises ConfigError where there is none, or half of one."""
         self.folder = folder
-        there = {name for name in ("ca.crt", "ca.key", "crl.pem") if (folder / name).exists()}
+        there = _there(folder)
         if not there:
             raise ConfigError(f"{folder} is no authority's: make one with `distfs tls init {folder}`")
         _check_whole(folder, there)
@@ -80,7 +79,7 @@ class Authority:
     @classmethod
     def make(cls, folder: Path, cluster: UUID, days: int = CA_DAYS) -> Authority:
         """Raises ConfigError where there is one, whole or half."""
-        there = {name for name in ("ca.crt", "ca.key", "crl.pem") if (folder / name).exists()}
+        there = _there(folder)
         if there:
             _check_whole(folder, there)
             raise ConfigError(
@@ -235,9 +234,17 @@ _REPLACED = "replaced.pem"
 _NAME = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
 
 
+#: What every authority has.
+_PARTS = frozenset(("ca.crt", "ca.key", "crl.pem"))
+
+
+def _there(folder: Path) -> set[str]:
+    return {name for name in _PARTS if (folder / name).exists()}
+
+
 def _check_whole(folder: Path, there: set[str]) -> None:
     """Raises ConfigError for half of an authority: nobody writes over it."""
-    missing = sorted({"ca.crt", "ca.key", "crl.pem"} - there)
+    missing = sorted(_PARTS - there)
     if not missing:
         return
     if "ca.crt" not in there:  # it comes last: nothing was signed by it

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+#: How long a certificate holds that nobody said more of.
+CA_DAYS, LEAF_DAYS = 3650, 365
 _PREFIX = "urn:distfs:"
 
 

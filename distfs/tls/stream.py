@@ -58,7 +58,6 @@ class TlsSocket:
         "_in",
         "_lock",
         "_more",
-        "_name",
         "_out",
         "_peeked",
         "_sealed",
@@ -75,13 +74,12 @@ class TlsSocket:
         context: ssl.SSLContext,
         *,
         server_side: bool,
-        name: str | None = None,
         generation: int = 0,
     ) -> None:
         """``generation``: of the context, for who wants to know whether it is still the one."""
         self.raw, self.generation = raw, generation
         self.established = False
-        self._context, self._server, self._name = context, server_side, name
+        self._context, self._server = context, server_side
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None  # until the first byte comes
         self._lock = threading.Lock()
@@ -109,9 +107,7 @@ class TlsSocket:
     def _shaken(self) -> bool:
         """Go on with the handshake, as far as what came allows; whether it is done."""
         if self._tls is None:
-            self._tls = self._context.wrap_bio(
-                self._in, self._out, server_side=self._server, server_hostname=self._name
-            )
+            self._tls = self._context.wrap_bio(self._in, self._out, server_side=self._server)
         if not self.established:
             try:
                 self._tls.do_handshake()
@@ -146,7 +142,7 @@ class TlsSocket:
 
     def waiting(self) -> int:
         """Bytes that have come and were not received: not fewer than there are, and hardly more."""
-        there = int.from_bytes(fcntl.ioctl(self.raw, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
+        there = waiting_in(self.raw)
         with self._lock:
             return there + self._in.pending + (self._tls.pending() if self._tls else 0)
 
@@ -299,6 +295,13 @@ class TlsSocket:
 
 #: Who is handed one need not know which.
 AnySocket = socket.socket | TlsSocket
+
+
+def waiting_in(sock: AnySocket) -> int:
+    """Bytes that have come and were not received."""
+    if isinstance(sock, TlsSocket):
+        return sock.waiting()
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder)
 
 
 def in_words(error: OSError) -> str:
