@@ -19,6 +19,7 @@ import pytest
 from tests.certificates import Certificates
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import ROOT
+from tests.cluster.streaming import upload_as_it_comes
 from tests.contract.litter import eventually
 from tests.ports import free_port
 from tests.privileges import do_without
@@ -134,17 +135,6 @@ def front(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> I
 def test_files_pass_as_they_come_and_urls_are_of_https(front: Front, cluster: Cluster) -> None:
     data = random.Random(1).randbytes(24 * MIB)
     with closing(front.connect()) as connection:
-        connection.putrequest("PUT", "/upload/large")
-        connection.putheader("Content-Length", str(len(data)))
-        connection.endheaders()
-        connection.send(data[: len(data) // 2])
-        eventually(
-            lambda: any((cluster.node_folder(i) / "tmp").glob("[!p]*") for i in range(3)),
-            "a node has some of it before the client has sent it all",
-        )
-        connection.send(data[len(data) // 2 :])
-        answer = connection.getresponse()
-        uuid = answer.read().decode().strip()
-    assert answer.status == 201
+        uuid = upload_as_it_comes(connection, cluster, data)
     assert front.ask("GET", f"/download/{uuid}") == (200, data)
     assert f"https://localhost:{front.port}/upload".encode() in front.ask("GET", "/")[1]

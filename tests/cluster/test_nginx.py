@@ -20,6 +20,7 @@ import pytest
 
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import ROOT, Process
+from tests.cluster.streaming import upload_as_it_comes
 from tests.contract.litter import eventually
 from tests.ports import free_port
 from tests.privileges import need_commands
@@ -124,18 +125,7 @@ def nginx(cluster: Cluster, second: Second, tmp_path: Path) -> Iterator[Nginx]:
 def test_files_of_any_size_pass_as_they_come(nginx: Nginx, cluster: Cluster) -> None:
     data = random.Random(1).randbytes(24 * MIB)
     with closing(nginx.connect()) as connection:
-        connection.putrequest("PUT", "/upload/large")
-        connection.putheader("Content-Length", str(len(data)))
-        connection.endheaders()
-        connection.send(data[: len(data) // 2])
-        eventually(
-            lambda: any((cluster.node_folder(i) / "tmp").glob("[!p]*") for i in range(3)),
-            "a node has some of it before the client has sent it all",
-        )
-        connection.send(data[len(data) // 2 :])
-        answer = connection.getresponse()
-        uuid = answer.read().decode().strip()
-    assert answer.status == 201
+        uuid = upload_as_it_comes(connection, cluster, data)
     assert nginx.ask("GET", f"/download/{uuid}") == (200, data)
 
 

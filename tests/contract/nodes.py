@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 from distfs.config.settings import Bytes, Fraction, NodeConfig, PeersConfig, Seconds
@@ -68,16 +69,12 @@ def new_store(folder: Path, cluster: UUID = CLUSTER, config: NodeConfig = NODE) 
     return store
 
 
+K = TypeVar("K", bound=KillableServer)
+
+
 @contextmanager
-def serving(
-    folder: Path,
-    config: NodeConfig = NODE,
-    cluster: UUID = CLUSTER,
-    stall_timeout: Seconds = PEERS.stall_timeout,
-) -> Iterator[KillableServer]:
-    """A node on a free port."""
-    store = new_store(folder, cluster, config)
-    server = KillableServer("127.0.0.1", 0, store, config, stall_timeout)
+def running(server: K) -> Iterator[K]:
+    """It serves, until it is cut; its store is closed then."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -87,7 +84,20 @@ def serving(
         server.server_close()
         server.cut()
         thread.join()
-        store.close()
+        server.store.close()
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    config: NodeConfig = NODE,
+    cluster: UUID = CLUSTER,
+    stall_timeout: Seconds = PEERS.stall_timeout,
+) -> Iterator[KillableServer]:
+    """A node on a free port."""
+    store = new_store(folder, cluster, config)
+    with running(KillableServer("127.0.0.1", 0, store, config, stall_timeout)) as server:
+        yield server
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -27,7 +26,7 @@ from distfs.tls import contexts
 from distfs.tls.contexts import Peers, is_not_own
 from tests.certificates import Certificates
 from tests.contract.litter import eventually
-from tests.contract.nodes import NODE, PEERS, KillableServer, new_store
+from tests.contract.nodes import NODE, PEERS, KillableServer, new_store, running
 from tests.contract.samples import CLUSTER, entry_of, header, put, soon, whole
 from tests.greetings import known_keys
 from tests.recorder import Recorder
@@ -48,18 +47,8 @@ class Node(KillableServer):
 
 @contextmanager
 def node(folder: Path, tls: Peers | None) -> Iterator[Node]:
-    store = new_store(folder)
-    server = Node("127.0.0.1", 0, store, NODE, tls=tls)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with running(Node("127.0.0.1", 0, new_store(folder), NODE, tls=tls)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        server.cut()
-        thread.join()
-        store.close()
 
 
 @contextmanager
