@@ -15,6 +15,14 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it does nothing any more, also when nobody has asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # at this moment
+        return True
+
+
 def commands_naming(folder: Path) -> list[str]:
     """``pid command`` of each process whose command names a folder."""
     found = ((process.pid, command_of(process)) for process in psutil.process_iter())

@@ -18,6 +18,7 @@ from tests.cluster.harness import clean_environment
 from tests.cluster.test_up import StartUp, processes_in, refused
 from tests.contract.litter import eventually
 from tests.privileges import do_without
+from tests.processes import has_ended
 
 #: Takes its standard input as its controlling terminal and becomes another program, with SIGHUP ignored or not.
 _IN_A_TERMINAL = """
@@ -123,7 +124,7 @@ class InTerminal:
             self._master = -1
 
     def is_gone(self) -> bool:
-        return not self.up.is_running() or self.up.status() == psutil.STATUS_ZOMBIE
+        return has_ended(self.up)
 
     def close(self) -> None:
         self.close_terminal()

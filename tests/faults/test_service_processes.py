@@ -21,6 +21,7 @@ from tests import nursery
 from tests.cluster.harness import Cluster, MakeCluster, clean_environment
 from tests.contract.litter import eventually
 from tests.postgres import run_sql
+from tests.processes import has_ended
 
 MIB = 1 << 20
 BODY = random.Random(5).randbytes(3 * MIB)
@@ -40,7 +41,7 @@ def settings(**http: object) -> dict[str, dict[str, object]]:
 
 def children(cluster: Cluster) -> list[int]:
     """Those that serve now."""
-    return [p.pid for p in psutil.Process(cluster.service.pid).children() if p.status() != "zombie"]
+    return [p.pid for p in psutil.Process(cluster.service.pid).children() if not has_ended(p)]
 
 
 def who_has(cluster: Cluster, connection: http.client.HTTPConnection) -> int:
