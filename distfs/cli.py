@@ -25,7 +25,7 @@ from distfs.meta import MetaDB
 from distfs.process import output, parent_watch
 from distfs.serve import Settings, serve
 from distfs.storage.disk.home import make_home, quoted
-from distfs.telemetry import setup_logging
+from distfs.telemetry.logs import setup_logging
 
 #: For all of `distfs up` to stop after its service, which has `http.drain_timeout`.
 _DOWN_LIMIT_S = 60.0

@@ -27,7 +27,8 @@ from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, CountedBytes, Request
 from distfs.services import Services, build
-from distfs.telemetry import current_request_id, enter_request, leave_request, log_facts
+from distfs.telemetry.context import current_request_id, enter_request, leave_request
+from distfs.telemetry.logs import log_facts
 from distfs.together import Together
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from distfs.process.signals import on_stop
 from distfs.process.terminal import Terminal
 from distfs.process.threads import start
 from distfs.services import Services
-from distfs.telemetry import flush_log, setup_logging
+from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import https
 from distfs.together import Together
 from distfs.upkeep.runner import Upkeep

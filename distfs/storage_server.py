@@ -34,7 +34,7 @@ from distfs.storage.disk.store import DiskStore
 from distfs.storage.disk.watch import DiskWatch
 from distfs.storage.membership import Membership, await_keys, cluster_of
 from distfs.storage.strangers import Strangers
-from distfs.telemetry import setup_logging
+from distfs.telemetry.logs import setup_logging
 from distfs.tls.contexts import Peers, is_not_own, peers
 
 log = logging.getLogger("distfs.node")

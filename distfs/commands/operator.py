@@ -18,7 +18,7 @@ from distfs.meta import MetaDB
 from distfs.model import Node
 from distfs.peers.directory import NodeDirectory
 from distfs.process.output import FAILED, code_of, complain
-from distfs.telemetry import setup_logging
+from distfs.telemetry.logs import setup_logging
 from distfs.tls.contexts import peers
 from distfs.upkeep.db import UpkeepDB
 

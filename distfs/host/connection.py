@@ -24,7 +24,7 @@ from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause, State
 from distfs.host.request import Request
 from distfs.host.request_body import CUT_SHORT, StreamedBody
 from distfs.host.response import Refusal, Response, Rewind, logger
-from distfs.telemetry import enter_request, leave_request
+from distfs.telemetry.context import enter_request, leave_request
 from distfs.tls.stream import AnySocket, TlsSocket
 
 #: The most of an answer that is kept for a client that reads slowly: the host keeps no block for it.

@@ -22,7 +22,7 @@ from distfs.host.hang_up import HangUp
 from distfs.host.host import Host
 from distfs.host.request import Request
 from distfs.problem import explained, phrase
-from distfs.telemetry import NO_REQUEST, current_request_id, enter_request
+from distfs.telemetry.context import NO_REQUEST, current_request_id, enter_request
 
 logger = logging.getLogger("distfs.server")
 access_log = logging.getLogger("distfs.access")

@@ -11,7 +11,7 @@ from distfs.config.settings import Config
 from distfs.errors import ConfigError, Unavailable
 from distfs.process.signals import on_reload
 from distfs.services import Services
-from distfs.telemetry import set_level
+from distfs.telemetry.logs import set_level
 
 log = logging.getLogger("distfs.reload")
 

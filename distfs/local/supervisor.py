@@ -26,7 +26,7 @@ from distfs.errors import ConfigError, Unavailable
 from distfs.local.outputs import Output, Reader
 from distfs.process import descriptors, forked
 from distfs.process.output import FORGOTTEN, NOT_HOME, USAGE, show
-from distfs.telemetry import json_line, logs_json
+from distfs.telemetry.logs import json_line, logs_json
 
 #: Seconds before a child that died is started again: the first time, and at most.
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.25, 15.0

@@ -23,7 +23,7 @@ from distfs.peers.greeting import Greeting, KnownKeys, NodeSocket
 from distfs.peers.late_read import AsksAhead
 from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink
 from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
-from distfs.telemetry import current_request_id
+from distfs.telemetry.context import current_request_id
 from distfs.tls.contexts import Peers
 
 

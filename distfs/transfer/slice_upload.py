@@ -16,7 +16,7 @@ from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer
 from distfs.peers.directory import Stores
 from distfs.process.threads import as_ours
-from distfs.telemetry import in_context
+from distfs.telemetry.context import in_context
 from distfs.transfer.blocks import Block
 from distfs.transfer.slice_plan import SlicePlan
 

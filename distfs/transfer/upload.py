@@ -33,7 +33,7 @@ from distfs.meta import MetaDB
 from distfs.model import NOBODYS, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
-from distfs.telemetry import in_context
+from distfs.telemetry.context import in_context
 from distfs.transfer.blocks import Block, BlockPool
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement

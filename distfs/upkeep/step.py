@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from distfs.deadline import Deadline
-from distfs.telemetry import in_context
+from distfs.telemetry.context import in_context
 from distfs.upkeep.db import UpkeepDB
 
 #: How many fragments one worker moves, or nodes it reads, at once.

@@ -32,7 +32,7 @@ from distfs.problem import explained
 from distfs.process.redact import redacted
 from distfs.routes.messages import parse_uuid
 from distfs.routes.ranges import ByteRanges, wanted
-from distfs.telemetry import enter_request, leave_request
+from distfs.telemetry.context import enter_request, leave_request
 
 Reader = Callable[[str], object]
 _PROXIES = (parse_network("10.0.0.0/8"),)

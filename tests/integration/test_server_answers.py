@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from distfs.errors import ClientGone
-from distfs.telemetry import current_request_id
+from distfs.telemetry.context import current_request_id
 from tests.contract.litter import eventually
 from tests.integration.raw_http import (
     HASTY,

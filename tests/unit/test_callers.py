@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distfs.config.callers import Caller, CallerMatch, parse_address, parse_network
-from distfs.telemetry import enter_request
+from distfs.telemetry.context import enter_request
 
 PROXIES = (parse_network("10.0.0.0/8"),)
 

@@ -28,7 +28,7 @@ from distfs.headers import (
 )
 from distfs.problem import explained
 from distfs.routes.ranges import wanted
-from distfs.telemetry import enter_request
+from distfs.telemetry.context import enter_request
 
 #: Half of what the whole of a request's header may be, and an eighth of that.
 LONG, SHORT = 32768, 4096

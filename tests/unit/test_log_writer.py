@@ -16,7 +16,8 @@ import pytest
 
 from distfs.process import log_writer
 from distfs.process.log_writer import LineWriter
-from distfs.telemetry import TextFormatter, current_request_id, enter_request, leave_request
+from distfs.telemetry.context import current_request_id, enter_request, leave_request
+from distfs.telemetry.logs import TextFormatter
 from tests.contract.litter import eventually
 
 
@@ -192,7 +193,7 @@ def test_a_forked_process_logs_its_own_lines() -> None:
     program = """
 import logging, os, sys
 from distfs.config.settings import LogConfig
-from distfs.telemetry import setup_logging, flush_log
+from distfs.telemetry.logs import setup_logging, flush_log
 setup_logging(LogConfig(), aside=True)
 log = logging.getLogger("distfs.test")
 log.info("parent %d", 1)

@@ -13,15 +13,8 @@ import pytest
 
 from distfs.access.token import new_token
 from distfs.config.settings import LogConfig
-from distfs.telemetry import (
-    current_request_id,
-    enter_request,
-    flush_log,
-    in_context,
-    leave_request,
-    log_facts,
-    setup_logging,
-)
+from distfs.telemetry.context import current_request_id, enter_request, in_context, leave_request
+from distfs.telemetry.logs import flush_log, log_facts, setup_logging
 
 log = logging.getLogger("distfs.test")
 

@@ -21,8 +21,8 @@ LAYERS = """
     deadline model
     headers process
     audit config formats
-    tls
-    body fragment_store metadb problem telemetry together wire_socket
+    telemetry tls
+    body fragment_store metadb problem together wire_socket
     host meta
     agreement peers
     storage transfer

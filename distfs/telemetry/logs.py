@@ -1,4 +1,4 @@
-"""Logging with a request id that follows the request, into other threads too.
+"""Logging: who logs where, and how a line is made.
 
 A line is ``time level request-id logger message key=value``, or one JSON object with the same facts.
 What is worth searching for is given as ``extra={...}`` and becomes ``key=value``; text from outside
@@ -7,10 +7,8 @@ cannot break a line, and no token is in one.
 
 from __future__ import annotations
 
-import contextvars
 import json
 import logging
-import random
 import re
 import sys
 import time
@@ -19,18 +17,13 @@ from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import islice
 from types import MappingProxyType
-from typing import ParamSpec, TextIO, TypeVar
+from typing import TextIO
 
 from distfs.config.settings import LogConfig
 from distfs.process.log_writer import REQUEST_ID, LineWriter
 from distfs.process.redact import tokenless, visible
+from distfs.telemetry.context import current_request_id
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-NO_REQUEST = "-"
-_request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default=NO_REQUEST)
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
 #: What all records have in common; by which thread and process is not said, as by ``setup_logging``.
 _RECORD = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dict.fromkeys(
@@ -42,37 +35,6 @@ _NOTHING: Mapping[str, object] = MappingProxyType({})
 
 #: Where all is logged when that is aside, and how it makes a line of facts there.
 _aside: list[tuple[LineWriter, Callable[..., str]]] = []
-
-
-def current_request_id() -> str:
-    """The id of the request this thread works for; ``-`` for none."""
-    return _request_id.get()
-
-
-def enter_request(wanted: str = "") -> str:
-    """From here on this thread works for a request: the client's id if it is sane, else a new one."""
-    # An id is no secret; random's generator takes no system call, and is seeded anew in a forked process.
-    request_id = wanted if wanted and _SANE_ID.fullmatch(wanted) else f"{random.getrandbits(64):016x}"
-    _request_id.set(request_id)
-    return request_id
-
-
-def leave_request() -> None:
-    """This thread works for no request any more."""
-    _request_id.set(NO_REQUEST)
-
-
-def in_context(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` as one call in another thread should run it: with this thread's request id.
-
-    Each result may be called once at a time: ``executor.submit(in_context(send), block)``.
-    """
-    context = contextvars.copy_context()
-
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        return context.run(function, *args, **kwargs)
-
-    return run
 
 
 def setup_logging(
