@@ -12,6 +12,7 @@ import distfs
 from distfs.commands.audit import audited, show
 from distfs.commands.backup import backup, restore
 from distfs.commands.display import size
+from distfs.commands.doctor import add_doctor, doctor
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
 from distfs.commands.tls import add_tls
@@ -75,6 +76,8 @@ def _run_command(words: Sequence[str]) -> int:
             audited(config, given, lambda: restore(_metadb(config, given), given.file))
         case "node":
             _node_init(config, given)
+        case "doctor":
+            return doctor(configuration.override(config, "metadb", url=given.metadb), as_json=given.json)
         case "tls":
             given.tls(configuration.override(config, "metadb", url=getattr(given, "metadb", None)), given)
     return output.DONE
@@ -116,8 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     init = acts.add_parser("init", help=init_help, description=f"{init_help}.", epilog=_NODE_CODES)
     init.add_argument("--data", metavar="DIR", help="the folder (node.data)")
 
-    _add_audit(commands)
-    add_tls(commands)
+    for add in (_add_audit, add_doctor, add_tls):
+        add(commands)
 
     for command in (up, serve):
         command.add_argument("--host", metavar="H", help="address to listen on (http.host)")

@@ -4,6 +4,13 @@
 -- name: schema_version
 SELECT coalesce(max(number), 0) FROM migration;
 
+-- name: server_facts
+-- Of settings, those that are off and let a crash lose what was acknowledged.
+SELECT current_setting('server_version'), current_setting('max_connections')::integer,
+    ARRAY(SELECT name FROM unnest(ARRAY['fsync', 'full_page_writes', 'synchronous_commit']) AS name
+        WHERE current_setting(name) = 'off'),
+    extract(epoch FROM clock_timestamp())::double precision;
+
 -- name: cluster_id
 SELECT id FROM cluster;
 

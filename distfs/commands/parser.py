@@ -17,7 +17,7 @@ from distfs.commands.rebalance import plan_rebalance, rebalance
 from distfs.commands.repair import repair
 from distfs.commands.running_service import service_url
 from distfs.commands.settings import settings
-from distfs.commands.status import show_status
+from distfs.commands.status import show_status, watch_status
 from distfs.commands.token import create, list_tokens, revoke, rotate
 from distfs.commands.trash import empty_trash, list_trash
 from distfs.commands.undelete import undelete
@@ -176,6 +176,27 @@ def _service(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--watch",
+        metavar="SECONDS",
+        nargs="?",
+        const=2.0,
+        type=_interval,
+        help="show it again and again, so often (%(const)s), until Ctrl-C",
+    )
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0.1 to 3600")
+    return seconds
+
+
 def _waiting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="start it and come back at once")
     parser.add_argument(
@@ -195,6 +216,12 @@ def _nodes(operator: Operator, given: Given) -> int:
 
 
 def _status(operator: Operator, given: Given) -> int:
+    if given.watch:
+        if given.json or given.check:
+            raise Refused(
+                "--watch shows it to people: for programs run `distfs status --json` or --check again"
+            )
+        watch_status(operator, given.service or [], given.watch)
     return show_status(operator, given.service or [], as_json=given.json, check=given.check)
 
 
@@ -269,7 +296,7 @@ _COMMANDS = (
         "status",
         "show what is kept, how safe it is, what upkeep does and how services do",
         _status,
-        (_json, _service, _check),
+        (_json, _service, _check, _watch),
         _STATUS,
         failed=NOT_TOLD,
         changes=False,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 from distfs.commands.display import counted, duration, leaving_in_words, size, table
@@ -27,6 +29,30 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
 
     -> 0; NOT_TOLD when a service that was named does not answer; ``check``: what ``verdict`` says.
     """
+    text, code = _told(operator, services, as_json, check)
+    tell(text)
+    return code
+
+
+def watch_status(operator: Operator, services: Sequence[str], every: float) -> NoReturn:
+    """The same, over and over, in the place of the one before where that is a terminal. Ctrl-C ends it.
+
+    What cannot be told for a while is said, and tried again.
+    """
+    anew = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+    while True:
+        try:
+            text, _ = _told(operator, services, False, True)
+        except DistfsError as e:
+            if type(e) is DistfsError:
+                raise
+            text = f"distfs: {e}"
+        tell(f"{anew}{time.strftime('%H:%M:%S')}\n{text}\n")
+        time.sleep(every)
+
+
+def _told(operator: Operator, services: Sequence[str], as_json: bool, check: bool) -> tuple[str, int]:
+    """What to tell, and the exit code."""
     status = operator.db.status(operator.walk())
     backlog = _backlog(operator, status)
     drains = _drains(operator, status)
@@ -38,8 +64,7 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE
     if as_json:
         entry = _entry(status, backlog, drains) | {"services": told, "check": asdict(found)}
-        tell(json.dumps(entry, indent=2))
-        return code
+        return json.dumps(entry, indent=2), code
     lines = [
         ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
         ("trash", f"{counted(status.trash_files, 'file')}, {size(status.trash_bytes)}"),
@@ -50,13 +75,11 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
     ]
     lines += [(worker.name, left) for worker in status.workers if (left := _round_left(worker))]
     lines += [(f"node {drain.node}", drain.in_words()) for drain in drains]
-    tell("\n".join(f"{name:10} {text}" for name, text in lines))
-    tell(_workers(status.workers))
-    for each in told:
-        tell("\n" + in_words(each))
+    said = [f"{name:10} {text}" for name, text in lines]
+    said += [_workers(status.workers), *("\n" + in_words(each) for each in told)]
     if check:
-        tell("\ncheck: " + ("; ".join(found.reasons) or "all is well"))
-    return code
+        said.append("\ncheck: " + ("; ".join(found.reasons) or "all is well"))
+    return "\n".join(said), code
 
 
 def _backlog(operator: Operator, status: ClusterStatus) -> Backlog:

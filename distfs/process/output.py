@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import os
 import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -120,6 +122,7 @@ def command(name: str, act: Callable[[], int]) -> int:
     unless it is a bug of ours, whose traceback is what helps."""
     open_streams()
     keep_private()
+    _stacks_at_sigusr1()
     try:
         return _act(act)
     except OutputLost as e:
@@ -137,6 +140,13 @@ def command(name: str, act: Callable[[], int]) -> int:
     except Exception:  # noqa: BLE001 - the outermost edge: Python's own exit code is 1, which means something here
         traceback.print_exc()
         return BUG
+
+
+def _stacks_at_sigusr1() -> None:
+    """From now on SIGUSR1 has the stacks of all threads written to standard error, whatever they wait for: what to
+    send along with "it hangs". Written by C, so it needs no lock of the interpreter's."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # standard error is no file
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 class Parser(argparse.ArgumentParser):
