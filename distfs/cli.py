@@ -11,8 +11,9 @@ from pathlib import Path
 import distfs
 from distfs.commands.audit import audited, show
 from distfs.commands.backup import backup, restore
+from distfs.commands.debug import add_debug
 from distfs.commands.display import size
-from distfs.commands.doctor import add_doctor, doctor
+from distfs.commands.doctor import add_doctor
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
 from distfs.commands.tls import add_tls
@@ -61,6 +62,8 @@ def _run_command(words: Sequence[str]) -> int:
     config = configuration.load(given.config, warn=output.warner("distfs", of_parent=of_parent))
     if "act" in given:
         return operate(config, given)
+    if "look" in given:  # at what may not run
+        return int(given.look(configuration.override(config, "metadb", url=given.metadb), given))
     match given.command:
         case "up":
             _up(config, given)
@@ -76,8 +79,6 @@ def _run_command(words: Sequence[str]) -> int:
             audited(config, given, lambda: restore(_metadb(config, given), given.file))
         case "node":
             _node_init(config, given)
-        case "doctor":
-            return doctor(configuration.override(config, "metadb", url=given.metadb), as_json=given.json)
         case "tls":
             given.tls(configuration.override(config, "metadb", url=getattr(given, "metadb", None)), given)
     return output.DONE
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     init = acts.add_parser("init", help=init_help, description=f"{init_help}.", epilog=_NODE_CODES)
     init.add_argument("--data", metavar="DIR", help="the folder (node.data)")
 
-    for add in (_add_audit, add_doctor, add_tls):
+    for add in (_add_audit, add_debug, add_doctor, add_tls):
         add(commands)
 
     for command in (up, serve):

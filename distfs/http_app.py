@@ -70,6 +70,7 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/healthz", Action.HEALTH, admin.get_alive),
     ("GET", "/readyz", Action.HEALTH, admin.get_ready),
     ("GET", "/status", Action.STATUS, admin.get_status),
+    ("GET", "/debug/stacks", Action.STATUS, admin.get_stacks),
     ("GET", "/", Action.USAGE, admin.get_usage),
 ]
 

@@ -21,7 +21,7 @@ class Action(Enum):
 
     USAGE = "usage"
     HEALTH = "health"
-    STATUS = "status"
+    STATUS = "status"  # and whatever else the service tells of its inside
     UPLOAD = "upload"
     LIST = "list"
     DOWNLOAD = "download"

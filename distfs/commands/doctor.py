@@ -47,20 +47,21 @@ _OTHER_CONNECTIONS = 16
 
 
 def add_doctor(commands: argparse._SubParsersAction[Parser]) -> None:
+    """What was parsed carries ``look``, what to do."""
     doctor = commands.add_parser("doctor", help=_MEANING, description=f"{_MEANING}.", epilog=CODES)
     doctor.add_argument(
         "--metadb", metavar="URL", help="postgresql://..., or embedded:DIR/metadb (metadb.url)"
     )
     doctor.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
     doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(look=_doctor)
 
 
-def doctor(config: Config, *, as_json: bool) -> int:
+def _doctor(config: Config, given: argparse.Namespace) -> int:
     """Tell of everything that was looked at; -> the exit code."""
-    setup_logging(replace(config.log, level="ERROR"))
-    found = in_order(_findings(config))
+    found = look(config)
     wrong = [each for each in found if is_wrong(each)]
-    if as_json:
+    if given.json:
         tell(json.dumps([asdict(each) for each in found], indent=2))
     else:
         for each in found:
@@ -68,6 +69,12 @@ def doctor(config: Config, *, as_json: bool) -> int:
             tell(f"{each.level:5} {each.about:8} {each.what}{remedy}")
         tell(f"\n{len(wrong)} of {len(found)} want something done" if wrong else "\nall is well")
     return FAILED if wrong else DONE
+
+
+def look(config: Config) -> list[Finding]:
+    """At everything, in order. Never raises what is wrong with the cluster."""
+    setup_logging(replace(config.log, level="ERROR"))
+    return in_order(_findings(config))
 
 
 def _findings(config: Config) -> Iterator[Finding]:

@@ -17,22 +17,33 @@ _HEADS = ("ID", "ADDRESS", "ZONE", "STATE", "FREE", "USED", "CAPACITY", "LAST SE
 
 def show_nodes(operator: Operator, *, as_json: bool) -> int:
     """A line a node. The exit code is 0."""
-    nodes = operator.nodes()
-    leaving = {n.id: operator.db.leaving(n.id, operator.walk()) for n in nodes if n.state == "draining"}
-    away = unreachable(operator.db.workers(operator.deadline()))
     if as_json:
-        entries = [
-            _entry(node, leaving.get(node.id)) | {"unreachable": node.unreachable or node.id in away}
-            for node in nodes
-        ]
-        tell(json.dumps(entries, indent=2))
-    elif nodes:
+        tell(json.dumps(entries(operator), indent=2))
+        return 0
+    nodes, leaving, away = _known(operator)
+    if nodes:
         tell(table(_HEADS, [_row(node, leaving.get(node.id), node.id in away) for node in nodes]))
     else:
         tell(
             "no storage node has registered yet: python -m distfs.storage_server --init --port PORT --data DIR"
         )
     return 0
+
+
+def entries(operator: Operator) -> list[dict[str, object]]:
+    """The same for programs."""
+    nodes, leaving, away = _known(operator)
+    return [
+        _entry(node, leaving.get(node.id)) | {"unreachable": node.unreachable or node.id in away}
+        for node in nodes
+    ]
+
+
+def _known(operator: Operator) -> tuple[list[Node], dict[int, Leaving], set[int]]:
+    """Every node, what is left on those that drain, and which do not answer."""
+    nodes = operator.nodes()
+    leaving = {n.id: operator.db.leaving(n.id, operator.walk()) for n in nodes if n.state == "draining"}
+    return nodes, leaving, unreachable(operator.db.workers(operator.deadline()))
 
 
 def state_of(node: Node, leaving: Leaving | None, away: bool = False) -> str:

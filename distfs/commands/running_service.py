@@ -61,24 +61,44 @@ def ask_service(url: str, ca: str = "") -> dict[str, Any]:
 
     ``ca``: a file of an authority that is believed beside the system's.
     """
-    place = urlsplit(url)
     try:
-        with contextlib.closing(_connect(url, ca)) as connection:
-            connection.request("GET", f"{place.path.rstrip('/')}/status", headers=_login())
-            response = connection.getresponse()
-            told = json.loads(response.read(_MOST_BYTES)) if response.status == HTTPStatus.OK else None
-    except ssl.SSLCertVerificationError as e:
-        return {
-            "url": url,
-            "error": f"{e.verify_message}: set SSL_CERT_FILE to whose certificates are believed",
-        }
-    except (OSError, HTTPException, ValueError) as e:
-        return {"url": url, "error": str(e) or type(e).__name__}
+        told = json.loads(_ask(url, "/status", ca))
+    except (OSError, HTTPException, ValueError, _Refused) as e:
+        return {"url": url, "error": _why(e)}
     if isinstance(told, dict) and {"memory", "uploads", "nodes"} <= told.keys():
         return {"url": url} | told
-    if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return {"url": url, "error": f"it tells administrators: set {_TOKEN} to the token of one"}
-    return {"url": url, "error": f"it answers {response.status}, as no distfs service does"}
+    return {"url": url, "error": "it answers 200, as no distfs service does"}
+
+
+def ask_stacks(url: str, ca: str = "") -> str:
+    """What ``GET /debug/stacks`` answers; or why nothing did. Never raises. ``ca``: as ``ask_service`` has it."""
+    try:
+        return _ask(url, "/debug/stacks", ca).decode("utf-8", "replace")
+    except (OSError, HTTPException, ValueError, _Refused) as e:
+        return f"service {url} tells nothing: {_why(e)}\n"
+
+
+class _Refused(Exception):
+    """Why a service did not tell."""
+
+
+def _ask(url: str, path: str, ca: str) -> bytes:
+    """Raises OSError, HTTPException, ValueError, _Refused."""
+    place = urlsplit(url)
+    with contextlib.closing(_connect(url, ca)) as connection:
+        connection.request("GET", f"{place.path.rstrip('/')}{path}", headers=_login())
+        response = connection.getresponse()
+        if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise _Refused(f"it tells administrators: set {_TOKEN} to the token of one")
+        if response.status != HTTPStatus.OK:
+            raise _Refused(f"it answers {response.status}, as no distfs service does")
+        return response.read(_MOST_BYTES)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{error.verify_message}: set SSL_CERT_FILE to whose certificates are believed"
+    return str(error) or type(error).__name__
 
 
 def _login() -> dict[str, str]:

@@ -29,7 +29,7 @@ def show_status(operator: Operator, services: Sequence[str], *, as_json: bool, c
 
     -> 0; NOT_TOLD when a service that was named does not answer; ``check``: what ``verdict`` says.
     """
-    text, code = _told(operator, services, as_json, check)
+    text, code = told(operator, services, as_json=as_json, check=check)
     tell(text)
     return code
 
@@ -42,7 +42,7 @@ def watch_status(operator: Operator, services: Sequence[str], every: float) -> N
     anew = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
     while True:
         try:
-            text, _ = _told(operator, services, False, True)
+            text, _ = told(operator, services, check=True)
         except DistfsError as e:
             if type(e) is DistfsError:
                 raise
@@ -51,19 +51,21 @@ def watch_status(operator: Operator, services: Sequence[str], every: float) -> N
         time.sleep(every)
 
 
-def _told(operator: Operator, services: Sequence[str], as_json: bool, check: bool) -> tuple[str, int]:
-    """What to tell, and the exit code."""
+def told(
+    operator: Operator, services: Sequence[str], *, as_json: bool = False, check: bool = False
+) -> tuple[str, int]:
+    """What ``show_status`` tells, and its exit code."""
     status = operator.db.status(operator.walk())
     backlog = _backlog(operator, status)
     drains = _drains(operator, status)
     http, tls = operator.config.http, operator.config.tls
     here = url_here(http.host, http.port, "https" if tls.mode == "on" else "http")
-    told = [ask_service(url, tls.ca) for url in services or [here]]
-    found = verdict(status, told, _full(operator))
-    asked_in_vain = bool(services) and any("error" in each for each in told)
+    answers = [ask_service(url, tls.ca) for url in services or [here]]
+    found = verdict(status, answers, _full(operator))
+    asked_in_vain = bool(services) and any("error" in each for each in answers)
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE
     if as_json:
-        entry = _entry(status, backlog, drains) | {"services": told, "check": asdict(found)}
+        entry = _entry(status, backlog, drains) | {"services": answers, "check": asdict(found)}
         return json.dumps(entry, indent=2), code
     lines = [
         ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
@@ -76,7 +78,7 @@ def _told(operator: Operator, services: Sequence[str], as_json: bool, check: boo
     lines += [(worker.name, left) for worker in status.workers if (left := _round_left(worker))]
     lines += [(f"node {drain.node}", drain.in_words()) for drain in drains]
     said = [f"{name:10} {text}" for name, text in lines]
-    said += [_workers(status.workers), *("\n" + in_words(each) for each in told)]
+    said += [_workers(status.workers), *("\n" + in_words(each) for each in answers)]
     if check:
         said.append("\ncheck: " + ("; ".join(found.reasons) or "all is well"))
     return "\n".join(said), code

@@ -9,6 +9,7 @@ from typing import Any
 from distfs.deadline import Deadline
 from distfs.errors import Busy, Unavailable
 from distfs.peers.directory import Standing
+from distfs.process.threads import stacks
 from distfs.routes.messages import Answer, Request, as_json, text
 from distfs.services import Services
 
@@ -52,6 +53,11 @@ def get_status(services: Services, request: Request) -> Answer:
     if services.together is not None:
         entry = services.together.status(entry)
     return as_json({**entry, "draining": bool(request.environ.get("distfs.draining"))})
+
+
+def get_stacks(services: Services, request: Request) -> Answer:
+    """Where each thread of this process is: what to look at when it seems to hang."""
+    return text(stacks())
 
 
 def get_ready(services: Services, request: Request) -> Answer:
