@@ -7,7 +7,7 @@ SELECT id, encode(hash, 'hex'), coalesce(encode(hash_before, 'hex'), ''),
     coalesce(extract(epoch FROM before_until - now()), 0)::double precision,
     extract(epoch FROM expires_at - now())::double precision, revoked_at IS NOT NULL, revision,
     encode(link_key, 'hex'), coalesce(encode(link_key_before, 'hex'), ''),
-    name, owner, array_to_json(scopes), weight, cap_in, cap_out, max_file_size, max_uploads, quota, array_to_json(policies)
+    array_to_json(revoked_links), name, owner, array_to_json(scopes), weight, cap_in, cap_out, max_file_size, max_uploads, quota, array_to_json(policies)
 FROM token
 WHERE revision >= :known AND (CAST(:known AS bigint) > 0 OR (revoked_at IS NULL AND coalesce(expires_at > now(), true)))
 ORDER BY revision LIMIT :limit;
@@ -20,6 +20,20 @@ SELECT create_token(
 
 -- name: revoke_token
 UPDATE token SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id;
+
+-- name: revoke_link
+-- Those that would have ended by themselves go. A clock may be a day wrong.
+UPDATE token SET (revoked_links, revoked_links_until) = (
+    SELECT array_agg(each.link), array_agg(each.until) FROM (
+        SELECT before.link, before.until FROM unnest(revoked_links, revoked_links_until) AS before (link, until)
+        WHERE before.until > now() - interval '1 day' AND before.link <> CAST(:link AS uuid)
+        UNION ALL SELECT CAST(:link AS uuid), to_timestamp(CAST(:until AS double precision))
+    ) AS each
+)
+WHERE id = :id AND revoked_at IS NULL AND (
+    SELECT count(*) < 1000 FROM unnest(revoked_links_until) AS until WHERE until > now() - interval '1 day'
+)
+RETURNING id;
 
 -- name: is_revoked
 SELECT id FROM token WHERE id = :id AND revoked_at IS NOT NULL;

@@ -235,13 +235,19 @@ CREATE TABLE token (
     revision bigint NOT NULL UNIQUE,
     link_key bytea NOT NULL CHECK (octet_length(link_key) = 32)
         DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
-    link_key_before bytea CHECK (octet_length(link_key_before) = 32)
+    link_key_before bytea CHECK (octet_length(link_key_before) = 32),
+    revoked_links uuid[] NOT NULL DEFAULT '{}',
+    revoked_links_until timestamptz[] NOT NULL DEFAULT '{}',
+    CONSTRAINT token_revoked_links_check CHECK (
+        cardinality(revoked_links) = cardinality(revoked_links_until) AND cardinality(revoked_links) <= 1000
+    )
 );
 COMMENT ON COLUMN token.hash_before IS 'The one it had before it was rotated, which holds until before_until.';
 COMMENT ON COLUMN token.quota IS 'Bytes that all files of its owner may have together; 0: no limit. So with the other limits.';
 COMMENT ON COLUMN token.revision IS 'Of its last change. Who has all changes up to one lacks only those with a higher one.';
 COMMENT ON COLUMN token.link_key IS 'Signs the links that were made with it. Secret. Changes with the token''s text.';
 COMMENT ON COLUMN token.link_key_before IS 'The one before it was rotated, which holds until before_until.';
+COMMENT ON COLUMN token.revoked_links IS 'Of its links, by their ids. Each is kept until a day after it would have ended.';
 
 CREATE TABLE link (
     id uuid PRIMARY KEY,

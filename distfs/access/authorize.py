@@ -31,6 +31,7 @@ class Action(Enum):
     TOKENS = "tokens"
     SHARE = "share"  # make a link that downloads a file
     INVITE = "invite"  # make one that takes uploads
+    UNLINK = "unlink"  # revoke one
 
 
 class Relation(Enum):
@@ -61,7 +62,7 @@ class Verdict(Enum):
 class _Row(NamedTuple):
     """What an action needs."""
 
-    scope: str  # of who has a token
+    scope: str  # of who has a token; empty: any
     of_file: bool = False  # it is done to one, by its owner
     open: bool = False  # nobody needs anything; if it is done to a file, where that is no private one
 
@@ -79,6 +80,7 @@ _TABLE = {
     Action.CHANGE: _Row("upload", of_file=True),
     Action.SHARE: _Row("download", of_file=True),
     Action.INVITE: _Row("upload"),
+    Action.UNLINK: _Row(""),
 }
 
 
@@ -99,7 +101,7 @@ def authorize(
         return Verdict.ALLOW
     if relation is Relation.STRANGER:
         return Verdict.LOGIN
-    return Verdict.ALLOW if relation is Relation.OWN and row.scope in scopes else Verdict.FORBIDDEN
+    return Verdict.ALLOW if relation is Relation.OWN and row.scope in ("", *scopes) else Verdict.FORBIDDEN
 
 
 def missing(action: Action, relation: Relation) -> str:

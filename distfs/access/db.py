@@ -13,6 +13,7 @@ from math import inf
 from typing import Any
 from uuid import UUID, uuid4
 
+from distfs.access.link import Sealed
 from distfs.access.terms import Terms, as_entry
 from distfs.access.token import hash_of, new_token
 from distfs.config.settings import Bytes, BytesPerSecond, CallerRule, Seconds, Weight, Words
@@ -37,6 +38,7 @@ class Token:
     link_keys: tuple[tuple[bytes, float], ...] = field(
         default=(), repr=False
     )  # each with its end; the newest first
+    revoked_links: frozenset[bytes] = frozenset()  # ids of those that are good no more
 
     def allows(self, policy: str) -> bool:
         """``policy``: the name that an upload gives; empty: none."""
@@ -128,6 +130,23 @@ class TokenDB:
         if not self._meta.write("revoke_token", deadline, again="is_revoked", id=id):
             raise NotFound(f"there is no token {id} that could be revoked")
 
+    def revoke_link(self, sealed: Sealed, deadline: Deadline) -> None:
+        """From now on nobody can use that link; services that run know it within a second. Raises Refused for one
+        that is none of this cluster, or is good no more by itself."""
+        maker = next(
+            (each.token for each in self.since(0, deadline) if each.token.id.bytes == sealed.token), None
+        )
+        link = maker and sealed.open(key for key, _ in maker.link_keys)
+        if not link:
+            raise Refused(
+                "this is no link of this cluster, or its token may make none any more: it opens nothing"
+            )
+        id, until = UUID(bytes=sealed.id), float(link.expires)
+        if not self._meta.write("revoke_link", deadline, id=link.token, link=id, until=until):
+            raise Refused(
+                "its token has 1000 links that were revoked: `distfs token rotate`, which ends all that it made"
+            )
+
     def rotate(self, id: UUID, overlap: float, deadline: Deadline) -> str:
         """Give it another text, -> which nobody can be told again; that of before holds for ``overlap`` seconds.
 
@@ -145,7 +164,7 @@ class TokenDB:
 
 
 def _change(row: Sequence[Any], began: float) -> Change:
-    id, digest, before, before_for, lives_for, revoked, revision, key, key_before, *terms = row
+    id, digest, before, before_for, lives_for, revoked, revision, key, key_before, gone, *terms = row
     asked = _terms(terms)
     ends = inf if lives_for is None else began + lives_for
     before_ends = min(ends, began + before_for)
@@ -160,6 +179,7 @@ def _change(row: Sequence[Any], began: float) -> Change:
         tuple(
             (bytes.fromhex(each), until) for each, until in ((key, ends), (key_before, before_ends)) if each
         ),
+        frozenset(UUID(each).bytes for each in gone),
     )
     found_by = {} if revoked else {bytes.fromhex(digest): ends, id.bytes: ends}
     if found_by and before:

@@ -14,7 +14,7 @@ from distfs.access.authorize import ADMIN, Action, Relation, Verdict, Visibility
 from distfs.access.db import Token
 from distfs.access.directory import Tokens
 from distfs.access.failures import Failures
-from distfs.access.link import NOT_GOOD, Link, unseal
+from distfs.access.link import NOT_GOOD, NOT_YOURS, Link, Sealed, unseal
 from distfs.access.token import hash_of
 from distfs.config.callers import IPAddress
 from distfs.config.reach import is_here
@@ -74,6 +74,7 @@ _MAKES = {
     Action.TOKENS: "who needs no token may make none: `distfs token create` does, while auth is not on",
     Action.SHARE: _NO_LINKS,
     Action.INVITE: _NO_LINKS,
+    Action.UNLINK: _NO_LINKS,
 }
 
 
@@ -139,14 +140,24 @@ class Door:
         token = sealed and self.tokens.find(sealed.token, deadline)
         now = time.monotonic()
         link = sealed.open(key for key, until in token.link_keys if now < until) if sealed and token else None
-        if link is None:
+        if link is None or sealed is None or token is None:
             self.failures.failed(address)
             raise Forbidden(NOT_GOOD)
+        if sealed.id in token.revoked_links:
+            raise Forbidden("this link was revoked: ask for a new one")
         if action is not (Action.DOWNLOAD if link.file else Action.UPLOAD):
             does = "downloads one file: GET it" if link.file else "takes a file: POST a form, or PUT it"
             raise Forbidden(f"this link only {does}")
         link.check(time.time(), address)
         return Actor(token, link=link)
+
+    def judge_link(self, actor: Actor, sealed: Sealed, deadline: Deadline) -> None:
+        """Whether it may revoke that link. Raises Forbidden, also for a link of nobody."""
+        maker = self.tokens.find(sealed.token, deadline)
+        own = maker is not None and actor.token is not None and maker.owner == actor.token.owner
+        relation = Relation.OWN if own else Relation.OTHER
+        if authorize(Action.UNLINK, relation, actor.scopes) is not Verdict.ALLOW:
+            raise Forbidden(NOT_YOURS)
 
     def glance(self, shown: str | None) -> Token | None:
         """The token as far as it is known without asking anybody: nothing but a limit may rest on it."""

@@ -38,6 +38,9 @@ _LONGEST = 1024  # characters; the longest that is sealed has fewer
 #: What anybody is told of a link that is none: the same whatever it was, and whether there is such a file or token.
 NOT_GOOD = "this link is not good: it was changed, or who made it may make none any more; ask for a new one"
 
+#: What who may not revoke one is told: the same whether it is good.
+NOT_YOURS = "a link is revoked with a token of its maker, or an administrator's"
+
 
 class Link(NamedTuple):
     """What one may do who has it, with the rights and limits of a token."""
@@ -74,6 +77,11 @@ class Sealed(NamedTuple):
     body: bytes
     mac: bytes
 
+    @property
+    def id(self) -> bytes:
+        """16 bytes, which nobody can choose: by this it is revoked."""
+        return self.mac[:_UUID]
+
     def open(self, keys: Iterable[bytes]) -> Link | None:
         """None: none of the token's ``keys`` has signed it."""
         for key in keys:
@@ -86,6 +94,12 @@ def seal(link: Link, key: bytes) -> str:
     """Its text."""
     body = _written(link)
     return urlsafe_b64encode(body + _mac(key, body)).decode()
+
+
+def text_of(url: str) -> str:
+    """Of a link's URL what is signed; of anything else, itself."""
+    _, _, query = url.strip().partition("?link=")
+    return (query or url.strip()).partition("&")[0]
 
 
 def unseal(text: str) -> Sealed | None:

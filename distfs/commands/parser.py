@@ -18,7 +18,7 @@ from distfs.commands.repair import repair
 from distfs.commands.running_service import service_url
 from distfs.commands.settings import settings
 from distfs.commands.status import show_status, watch_status
-from distfs.commands.token import create, list_tokens, revoke, rotate
+from distfs.commands.token import create, list_tokens, revoke, revoke_link, rotate
 from distfs.commands.trash import empty_trash, list_trash
 from distfs.commands.undelete import undelete
 from distfs.config import file as configuration
@@ -155,6 +155,11 @@ _TERMS = (
 )
 
 
+def _link_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("revoke",), help="what to do")
+    parser.add_argument("link", metavar="URL", help="the link")
+
+
 def _key_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
@@ -278,6 +283,10 @@ def _token(operator: Operator, given: Given) -> int:
     return revoke(operator, given.id) if given.what == "revoke" else rotate(operator, given.id, given.overlap)
 
 
+def _link(operator: Operator, given: Given) -> int:
+    return revoke_link(operator, given.link)
+
+
 def _cluster_key(operator: Operator, given: Given) -> int:
     if given.what == "show-id":
         return cluster_key.show_ids(operator)
@@ -343,6 +352,7 @@ _COMMANDS = (
         _WAITING,
     ),
     _Command("token", "say who may use the service, and for what: tokens", _token, (_token_words, _json)),
+    _Command("link", "end a signed link before its time; requests make them", _link, (_link_words,)),
     _Command(
         "cluster-key",
         "show or change the key by which services and storage nodes know each other",

@@ -67,6 +67,8 @@ def _entries(
 def _by_its_end(request: Request, rest: str) -> str:
     if request.action is Action.SHARE:
         return "link.download"
+    if request.action is Action.UNLINK:
+        return "link.revoke"
     return "token.rotate" if request.action is Action.TOKENS and rest.endswith("/rotate") else ""
 
 

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from uuid import UUID
 
-from distfs.access.db import Token
-from distfs.access.link import Link, seal
+from werkzeug.wrappers import Response
+
+from distfs.access.db import Token, TokenDB
+from distfs.access.link import Link, seal, text_of, unseal
 from distfs.access.link_terms import read_download, read_upload
 from distfs.access.uses import Uses
 from distfs.deadline import Deadline
@@ -46,6 +49,21 @@ def invite(services: Services, request: Request) -> Answer:
     link = asked.link(token.id, time.time())
     request.changed = [str(link.uses)] if link.uses else []
     return _made(services, request, token, link, "upload", asked.files)
+
+
+def revoke(services: Services, request: Request) -> Response:
+    """A JSON object with the ``link``, its URL or what follows ``link=``: from now on it opens nothing."""
+    asked = request.json_object()
+    if asked.keys() != {"link"} or not isinstance(asked["link"], str):
+        raise Refused('revoking a link takes {"link": its URL}, and nothing else')
+    sealed = unseal(text_of(asked["link"]))
+    if sealed is None:
+        raise Refused("this is no link: give its whole URL")
+    deadline = services.answer_deadline(request.hang_up)
+    services.door.judge_link(request.actor, sealed, deadline)
+    TokenDB(services.meta).revoke_link(sealed, deadline)
+    request.changed = [str(UUID(bytes=sealed.id))]
+    return Response(status=204)
 
 
 def _maker(request: Request) -> Token:

@@ -6,10 +6,15 @@ import json
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
+from uuid import UUID
 
 from distfs import audit
+from distfs.access.db import TokenDB
+from distfs.access.link import Link, seal
 from distfs.commands.audit import verify
+from distfs.deadline import Deadline
 from tests.cluster import Cluster
 from tests.cluster.operating import distfs
 from tests.cluster.test_readme_commands import BLOCKS, lines_of
@@ -41,6 +46,20 @@ def test_tokens_are_made_listed_rotated_and_revoked(by_hand: Cluster) -> None:
     assert entry["id"] in distfs(by_hand, "token", "list", "--all").out
     made = distfs(by_hand, "token", "create", *ALICE, "--json")
     assert re.fullmatch(TOKEN, made.entry["token"])
+
+
+def test_a_link_is_revoked_by_its_url(by_hand: Cluster) -> None:
+    made = distfs(by_hand, "token", "create", *ALICE, "--json").entry
+    tokens = TokenDB(by_hand.meta)
+    [maker] = [each.token for each in tokens.since(0, Deadline(60)) if str(each.token.id) == made["id"]]
+    text = seal(Link(maker.id, int(time.time()) + 60, UUID(int=1)), maker.link_keys[0][0])
+    told = distfs(by_hand, "link", "revoke", f"http://files.example/download/{UUID(int=1)}?link={text}")
+    assert (told.code, "is revoked; services that run know it within a second" in told.out) == (0, True)
+    [maker] = [each.token for each in tokens.since(0, Deadline(60)) if each.token.id == maker.id]
+    assert len(maker.revoked_links) == 1
+    for wrong in ("http://files.example/", "?link=" + seal(Link(maker.id, 1, UUID(int=1)), bytes(32))):
+        told = distfs(by_hand, "link", "revoke", wrong)
+        assert (told.code, len(told.err.splitlines())) == (1, 1)
 
 
 def test_what_cannot_be_is_one_line(by_hand: Cluster) -> None:

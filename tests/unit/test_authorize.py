@@ -41,7 +41,7 @@ OF_FILES = {
     Action.CHANGE: ("upload", CHANGING),
     Action.SHARE: ("download", CHANGING),
 }
-#: Of the rest: the scope; None: nobody needs one.
+#: Of the rest: the scope; empty: any; None: nobody needs one.
 OTHERS = {
     Action.USAGE: None,
     Action.HEALTH: None,
@@ -50,6 +50,7 @@ OTHERS = {
     Action.UPLOAD: "upload",
     Action.LIST: "list",
     Action.INVITE: "upload",
+    Action.UNLINK: "",
 }
 ROWS = [
     (action, scope, Relation(relation), Visibility(visibility), verdict)
@@ -114,5 +115,11 @@ def test_what_is_done_to_no_file(action: Action, scope: str | None) -> None:
     assert authorize(action, Relation.STRANGER, []) is LOGIN
     assert authorize(action, Relation.OWN, ["admin"]) is ALLOW
     for given in SCOPES:
-        allowed = given in (scope, "admin")
+        allowed = given in (scope, "admin") or not scope
         assert authorize(action, Relation.OWN, [given]) is (ALLOW if allowed else FORBIDDEN)
+
+
+def test_a_link_is_revoked_by_its_owner_and_administrators() -> None:
+    for scope in SCOPES:
+        told = authorize(Action.UNLINK, Relation.OTHER, [scope])
+        assert told is (ALLOW if scope == "admin" else FORBIDDEN)
