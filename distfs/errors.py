@@ -93,6 +93,10 @@ class Unauthorized(Refused):
     kind = "unauthorized"
 
 
+class BadToken(Unauthorized):
+    """A token was shown, and it is not good."""
+
+
 class Forbidden(Refused):
     """The token is good, and not for this."""
 

@@ -18,8 +18,8 @@ from distfs.access.door import ANYBODY, NOBODY, Actor
 from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config, TokenCaller
-from distfs.errors import DistfsError, Encoded, Unauthorized
-from distfs.headers.authorization import CHALLENGE, shown_token
+from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
+from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, links, tokens, upload
@@ -224,8 +224,10 @@ class HttpApp:
         if (text := request.argument("link")) is not None:
             request.by_link = True
             return door.follow(text, request.action, identity.address, deadline)
-        shown = shown_token(request.environ.get("HTTP_AUTHORIZATION"))
-        return door.enter(shown, identity.address, deadline)
+        header = request.environ.get("HTTP_AUTHORIZATION")
+        if shows_several(header):
+            raise Refused("Authorization was sent more than once, or has a comma in it: send one token")
+        return door.enter(shown_token(header), identity.address, deadline)
 
     def _caller(self, address: str, header: Callable[[str], str | None]) -> Caller:
         """As far as can be told at a request's head, where nobody is asked."""
@@ -257,7 +259,7 @@ def _refusal(request: Request, error: Exception) -> Response:
         if isinstance(error, Encoded):
             headers["Accept-Encoding"] = "identity"
         if isinstance(error, Unauthorized):
-            headers["WWW-Authenticate"] = CHALLENGE
+            headers["WWW-Authenticate"] = CHALLENGE + (BAD if isinstance(error, BadToken) else "")
         level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO
         log.log(level, "%s: %s", error.kind, error)
     else:

@@ -18,6 +18,9 @@ SELECT create_token(
     :max_uploads, :quota, CAST(:policies AS text[]), CAST(:expires AS double precision), :first
 );
 
+-- name: token_expiry
+SELECT expires_at FROM token WHERE id = :id;
+
 -- name: revoke_token
 UPDATE token SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id;
 

@@ -125,6 +125,11 @@ class TokenDB:
             raise Refused("there are tokens already: `distfs token list` shows them")
         return id, text
 
+    def expiry(self, id: UUID, deadline: Deadline) -> datetime | None:
+        """When that token ends by itself; None: never, or there is none."""
+        rows = self._meta.read("token_expiry", deadline, id=id)
+        return rows[0][0] if rows else None
+
     def revoke(self, id: UUID, deadline: Deadline) -> None:
         """From now on nobody can use it; services that run know it within a second. Raises NotFound."""
         if not self._meta.write("revoke_token", deadline, again="is_revoked", id=id):

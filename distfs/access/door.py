@@ -20,7 +20,7 @@ from distfs.config.callers import IPAddress
 from distfs.config.reach import is_here
 from distfs.config.settings import AuthConfig
 from distfs.deadline import Deadline
-from distfs.errors import Forbidden, NotFound, Unauthorized
+from distfs.errors import BadToken, Forbidden, NotFound, Unauthorized
 from distfs.model import File
 
 
@@ -116,7 +116,7 @@ class Door:
         token = None if digest is None else self.tokens.find(digest, deadline)
         if token is None:  # only now: whoever has a good one is let in, whatever others did
             self.failures.failed(address)
-            raise Unauthorized("the token that was shown is not good: it is none, has expired or was revoked")
+            raise BadToken("the token that was shown is not good: it is none, has expired or was revoked")
         return Actor(token)
 
     def enter_freely(self, peer: str) -> Actor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -88,6 +88,12 @@ def read_terms(given: Mapping[str, Any]) -> Terms:
     if max(terms.cap_in, terms.cap_out, terms.max_file_size, terms.max_uploads, terms.quota) >= 1 << 31:
         _check_large(terms)
     return terms
+
+
+def check_policies(asked: Collection[str], known: Collection[str]) -> None:
+    """By their names. Raises Refused for one that is not known."""
+    if unknown := set(asked) - set(known):
+        raise Refused(f"there is no policy {min(unknown)[:60]!r}; there are: {', '.join(known)}")
 
 
 def _is_plain(text: str) -> bool:

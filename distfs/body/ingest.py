@@ -68,8 +68,8 @@ class IncomingFile:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(
-            f"the file is larger than the {readable(self._max_size)} that are taken (http.max_file_size, or what "
-            "callers.rules say of you)"
+            f"the file is larger than the {readable(self._max_size)} that are taken (http.max_file_size, or "
+            "the limit of this token, link or caller): send a smaller one"
         )
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from distfs.access.db import Listed, TokenDB
 from distfs.access.link import text_of, unseal
-from distfs.access.terms import as_entry, in_words, of_first, read_terms
+from distfs.access.terms import as_entry, check_policies, in_words, of_first, read_terms
 from distfs.commands.display import table
 from distfs.commands.operator import Operator
 from distfs.config.file import parse_seconds
@@ -23,9 +23,12 @@ def create(operator: Operator, terms: Mapping[str, Any], *, first: bool, as_json
     if first and terms:
         raise Refused("--first makes an administrator's token without limits: leave out the other flags")
     asked = of_first() if first else read_terms(terms)
+    check_policies(asked.policies, operator.config.storage.policies)
     id, text = _db(operator).create(asked, operator.deadline(), first=first)
     if as_json:
-        tell(json.dumps({"id": str(id), "token": text, **as_entry(asked)}, indent=2))
+        ends = _db(operator).expiry(id, operator.deadline())
+        entry = {"id": str(id), "token": text, **as_entry(asked), "expires_at": ends and ends.isoformat()}
+        tell(json.dumps(entry, indent=2))
         return 0
     complain(f"distfs: token {id} of {asked.owner}: {in_words(asked)}; nobody can show it again:")
     tell(text)

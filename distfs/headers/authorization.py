@@ -8,6 +8,15 @@ import binascii
 #: As the answer to who shows nothing that counts; the first is what browsers ask their user for.
 CHALLENGE = 'Basic realm="distfs", charset="UTF-8", Bearer realm="distfs"'
 
+#: Behind it, for who shows a token that is not good (RFC 6750, 3.1).
+BAD = ', error="invalid_token"'
+
+
+def shows_several(text: str | None) -> bool:
+    """Whether a header of ours was sent more than once: hosts join them by commas, which no token has."""
+    scheme, _, rest = (text or "").strip(" \t").partition(" ")
+    return "," in rest and scheme.lower() in ("bearer", "basic")
+
 
 def shown_token(text: str | None) -> str | None:
     """What is shown as a token: by Bearer (RFC 6750), or as the password of Basic (RFC 7617), whoever the user is.

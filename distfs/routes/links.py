@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response
 from distfs.access.db import Token, TokenDB
 from distfs.access.link import Link, seal, text_of, unseal
 from distfs.access.link_terms import read_download, read_upload
+from distfs.access.terms import check_policies
 from distfs.access.uses import Uses
 from distfs.deadline import Deadline
 from distfs.errors import Forbidden, OutcomeUnknown, Refused
@@ -41,8 +42,8 @@ def invite(services: Services, request: Request) -> Answer:
     """The same for uploads: whose they are then is who makes the link."""
     asked = read_upload(request.json_object() if request.has_body else {})
     token = _maker(request)
-    if asked.policy and asked.policy not in (known := services.config.storage.policies):
-        raise Refused(f"there is no policy {asked.policy[:60]!r}; there are: {', '.join(known)}")
+    if asked.policy:
+        check_policies([asked.policy], services.config.storage.policies)
     if not token.allows(asked.policy):
         allowed = ", ".join(sorted(token.policies))
         raise Forbidden(f"uploads by this token, and by its links, may have the policies {allowed}: name one")

@@ -7,7 +7,7 @@ from uuid import UUID
 from werkzeug.wrappers import Response
 
 from distfs.access.db import TokenDB
-from distfs.access.terms import as_entry, in_words, read_terms
+from distfs.access.terms import as_entry, check_policies, in_words, read_terms
 from distfs.config.file import parse_seconds
 from distfs.errors import Refused
 from distfs.routes.messages import Answer, Request, as_json, parse_uuid
@@ -20,9 +20,13 @@ _NOWHERE = {"Cache-Control": "no-store"}
 def create_token(services: Services, request: Request) -> Answer:
     """A JSON object with its terms -> 201 with the token, which nobody can be told again."""
     terms = read_terms(request.json_object())
-    id, text = _db(services).create(terms, services.answer_deadline(request.hang_up))
+    check_policies(terms.policies, services.config.storage.policies)
+    deadline = services.answer_deadline(request.hang_up)
+    id, text = _db(services).create(terms, deadline)
     request.change = f"{terms.owner}: {in_words(terms)}"
-    return _made(request, id, {"id": str(id), "token": text, **as_entry(terms)}, 201)
+    ends = _db(services).expiry(id, deadline)
+    entry = {"id": str(id), "token": text, **as_entry(terms), "expires_at": ends and ends.isoformat()}
+    return _made(request, id, entry, 201)
 
 
 def list_tokens(services: Services, request: Request) -> Answer:

@@ -67,6 +67,7 @@ def test_what_cannot_be_is_one_line(by_hand: Cluster) -> None:
         (("create",), "a token needs owner"),
         (("create", "--owner", "x", "--scopes", "all"), "there is no scope 'all'"),
         (("create", "--owner", "x", "--scopes", "list", "--quota", "much"), "quota: 'much' is not a size"),
+        (("create", "--owner", "x", "--scopes", "list", "--policies", "gold"), "there is no policy 'gold'"),
         (("create", "--first", "--owner", "x"), "leave out the other flags"),
         (("revoke",), "revoke which token?"),
         (("revoke", "nonsense"), "is not a token's id"),

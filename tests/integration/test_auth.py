@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ def test_a_stranger_is_asked_for_a_token_on_every_route_but_health_and_usage(
     assert answer.status == 401, answer.text
     assert 'Basic realm="distfs"' in answer.headers["WWW-Authenticate"]
     assert "Bearer" in answer.headers["WWW-Authenticate"]
+    assert "invalid_token" not in answer.headers["WWW-Authenticate"]
 
 
 @pytest.mark.parametrize(
@@ -161,8 +163,22 @@ def test_what_is_no_token_is_refused_everywhere(service: TestService, alice: Use
     for method, path in (("GET", f"/download/{uuid}"), ("PUT", "/upload/n"), ("GET", "/files")):
         answer = service.ask(method, path, b"", headers)
         assert answer.status in (401, 429), answer.text
+        if answer.status == 401:
+            assert answer.headers["WWW-Authenticate"].endswith('Bearer realm="distfs", error="invalid_token"')
     assert service.ask("GET", "/healthz", headers=headers).status == 200
     assert service.ask("GET", f"/download/{uuid}").status == 200
+
+
+def test_a_token_that_is_shown_twice_is_told_so(service: TestService, alice: User) -> None:
+    with socket.create_connection((service.host, service.port)) as sock:
+        bearer = f"Authorization: Bearer {alice.token}\r\n"
+        sock.sendall(
+            f"GET /files HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{bearer}{bearer}\r\n".encode()
+        )
+        said = b"".join(iter(lambda: sock.recv(4096), b"")).decode()
+    assert said.startswith("HTTP/1.1 400 ")
+    assert "Authorization was sent more than once" in said
+    assert alice.token not in said
 
 
 def test_a_token_is_good_at_once_and_no_more_once_it_was_revoked(service: TestService, alice: User) -> None:
@@ -361,6 +377,7 @@ def test_administrators_make_list_rotate_and_revoke_tokens(service: TestService,
     carol = User(service, made["id"], made["token"])
     uuid = carol.put(b"carols")
     [listed] = [each for each in tokens_in(admin) if each["id"] == made["id"]]
+    assert made["expires_at"] == listed["expires_at"] is not None
     assert (listed["owner"], listed["scopes"], listed["quota"]) == ("carol", ["upload", "download"], 10**9)
     assert (listed["owned"], listed["revoked_at"], listed["name"]) == (6, None, "ci")
     assert made["token"] not in admin.ask("GET", "/tokens?all=1").text
@@ -428,6 +445,8 @@ def test_who_needs_no_token_makes_none(service: TestService, tmp_path: Path) -> 
 def test_terms_that_cannot_be_are_refused(admin: User) -> None:
     for body in (b"{}", b'{"owner": "x", "scopes": ["root"]}'):
         assert admin.ask("POST", "/tokens", body).status == 400
+    answer = admin.ask("POST", "/tokens", b'{"owner": "x", "scopes": ["upload"], "policies": ["gold"]}')
+    assert (answer.status, "no policy 'gold'; there are: default" in answer.text) == (400, True)
     for body in (b" ", b'{"overlap": "soon"}', b'{"scopes": ["admin"]}'):
         assert admin.ask("POST", f"/tokens/{admin.id}/rotate", body).status == 400
     assert admin.ask("DELETE", "/tokens/nonsense").status == 400
