@@ -91,6 +91,7 @@ class Services:
             "nodes": self.directory.snapshot(),
             "audit": self.audit.usage(),
             "auth": self.door.usage(),
+            "troubles": self.troubles,
         }
 
     @property

@@ -18,6 +18,12 @@ _EVERY = {
 OURS: Mapping[str, str] = _EVERY | {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox"
 }
+#: The page of ours with a form, which is sent to here alone. Its URL is told to no other site; a browser that told
+#: nothing at all would call it a page without an origin, which may send nothing.
+FORM: Mapping[str, str] = _EVERY | {
+    "Referrer-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+}
 #: A file, which nobody here has looked at: it has no origin, runs nothing, and loads nothing. Browsers show pictures,
 #: sound and video in a page that they make for it, which loads the file itself and has a style of its own.
 STORED: Mapping[str, str] = _EVERY | {

@@ -18,6 +18,10 @@ log = logging.getLogger("distfs.http")
 #: Load balancers ask often and wait briefly.
 READY_WITHIN_S = 5.0
 
+_TROUBLED = (
+    "a certificate ends soon, or the one that is there now cannot be used: GET /status and the log tell which"
+)
+
 _USAGE = """\
 distfs keeps files.
 
@@ -87,19 +91,20 @@ def get_ready(services: Services, request: Request) -> Answer:
         else:
             full = _full(services, deadline)
     status = 503 if missing else 200
+    troubles = [_TROUBLED] if services.troubles else []  # which files, is for administrators
     if request.wants_json:
         entry = {
             "ready": not missing,
             "missing": missing,
             "full": full,
-            "troubles": services.troubles,
+            "troubles": troubles,
             "nodes_up": up,
             "nodes_needed": needed,
         }
         response = as_json(entry, status)
     else:
         lines = missing or ["ready", *([f"full: {full}"] if full else [])]
-        lines += [f"trouble: {trouble}" for trouble in services.troubles]
+        lines += [f"trouble: {trouble}" for trouble in troubles]
         response = text("".join(f"{line}\n" for line in lines), status)
     if missing:
         response.headers["Retry-After"] = str(Unavailable.retry_after)

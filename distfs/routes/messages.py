@@ -209,6 +209,10 @@ def text(body: str, status: int = 200) -> Answer:
     return _encoded(body, status, "text/plain; charset=utf-8")
 
 
+def html(body: str, status: int = 200) -> Answer:
+    return _encoded(body, status, "text/html; charset=utf-8")
+
+
 def as_json(value: object, status: int = 200) -> Answer:
     return _encoded(json.dumps(value, indent=2) + "\n", status, JSON)
 

@@ -28,6 +28,7 @@ from distfs.routes.file_facts import created
 from distfs.routes.links import check_number, counted_upload
 from distfs.routes.messages import Answer, Request
 from distfs.routes.seen import read_visibility
+from distfs.routes.upload_page import told
 from distfs.services import Services
 
 #: How the files of a body are found in it. Refuses at once what cannot have any.
@@ -107,7 +108,8 @@ def _store(
             digests.check(known)
             files = session.commit()
             promise.keep()
-    return created(request, files)
+    answer = created(request, files)
+    return told(request, files) or answer
 
 
 def _whose(request: Request) -> Ownership:

@@ -342,9 +342,9 @@ def test_a_new_certificate_comes_while_an_upload_runs_and_a_broken_one_does_not(
                 + DATA[:1_000_000]
             )
             Path(pair.cert).write_text("broken")
-            eventually(
-                lambda: b"trouble: tls.certificates" in secure.ask("GET", "/readyz")[1], "readyz says so"
-            )
+            eventually(lambda: b"trouble: " in secure.ask("GET", "/readyz")[1], "readyz says so")
+            assert pair.cert.encode() not in secure.ask("GET", "/readyz")[1], "but to strangers no path"
+            assert pair.cert.encode() in secure.ask("GET", "/status")[1]
             assert shown() == first
             assert files.generation == 0
             replace_pair(pair, second)

@@ -71,6 +71,39 @@ def test_by_a_form_too_one_a_request(service: TestService, alice: User) -> None:
     refused(service.ask("POST", f"/upload{link}", form(file_part("a", b"1")), FORM), "used as often")
 
 
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "Sec-Fetch-Site": "same-origin"}
+
+
+def test_a_browser_that_opens_it_has_a_form_and_is_told_what_became_of_it(
+    service: TestService, alice: User
+) -> None:
+    link = invitation(alice, max_size="2MB")
+    page = service.ask("GET", f"/upload{link}", headers=BROWSER)
+    assert (page.status, page.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "of at most 1.9 MiB" in page.text
+    assert "<script" not in page.text
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'; form-action 'self';")
+    assert page.headers["Referrer-Policy"] == "same-origin"
+    assert page.headers["Cache-Control"] == "no-store"
+    assert service.ask("GET", f"/upload{link}").status == 200, "to look at it is no use"
+    sent = {**BROWSER, **FORM, "Origin": f"http://127.0.0.1:{service.port}"}
+    body = form(file_part("<i>a&b.txt", b"theirs"))
+    told = service.ask("POST", f"/upload{link}", body, sent)
+    assert (told.status, told.headers["Content-Type"]) == (201, "text/html; charset=utf-8"), told.text
+    assert "&lt;i&gt;a&amp;b.txt is stored: 6 bytes" in told.text
+    assert len(alice.listed()) == 1
+    refused(service.ask("POST", f"/upload{link}", body, sent), "used as often as it may be")
+
+
+def test_who_has_no_link_has_no_form(service: TestService, alice: User) -> None:
+    assert service.ask("GET", "/upload").status == 401
+    answer = alice.ask("GET", "/upload")
+    assert (answer.status, answer.headers["Allow"]) == (405, "POST, PUT")
+    to_download = path_of(alice.ask("POST", f"/files/{alice.put()}/links", b"{}").text)
+    refused(service.ask("GET", f"/upload?link={text_of(to_download)}"), "this link only downloads one file")
+    refused(service.ask("GET", "/upload?link=x"), "this link is not good")
+
+
 def test_only_who_may_upload_makes_one(service: TestService) -> None:
     reader = user(service, f"reader{next(names)}", ["download", "list", "delete"])
     assert reader.ask("POST", "/links", b"{}").status == 403

@@ -83,9 +83,8 @@ def test_a_damaged_fragment_is_read_around(whole: Whole) -> None:
 
 
 def test_an_end_that_comes_near_is_told(whole: Whole) -> None:
-    eventually(
-        lambda: b"service.crt ends in 5 days: have it renewed" in whole.ask("GET", "/readyz")[1], "it is told"
-    )
+    eventually(lambda: b"trouble: a certificate ends soon" in whole.ask("GET", "/readyz")[1], "it is told")
+    assert b"service.crt ends in 5 days: have it renewed" in whole.ask("GET", "/status")[1]
     whole.certificates.authority.renew()
     eventually(lambda: b"trouble" not in whole.ask("GET", "/readyz")[1], "it is renewed")
 
