@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import (
+    access,
     admission,
     cold,
     deadlines,
@@ -76,6 +77,10 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "tls": (
         tls.run,
         "HTTPS beside HTTP, and mutual TLS to the nodes beside none (wants wrk and cryptography)",
+    ),
+    "access": (
+        access.run,
+        "a token and a link beside neither; what a 404 tells; a user beside wrong tokens (wants wrk)",
     ),
     "floor": (throughput.run_floor, "the floor alone; only when named"),
 }

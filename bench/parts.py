@@ -90,6 +90,10 @@ class Parts:
         return first_line(child, f"the service {name}")
 
     @property
+    def metadb(self) -> str:
+        return self._postgres.url
+
+    @property
     def ca(self) -> str:
         return str(self.authority.folder / "ca.crt")
 

@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import ssl
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from bench import curl, noise, processes, small, wrk
+from bench import curl, noise, small, wrk
 from bench.curl import Content
+from bench.kinds import Figure, Kind, show
 from bench.parts import Parts
-from bench.report import Options, spread, table
+from bench.report import Options
 from bench.targets import need_room, set_environment, workspace
 
 MIB = 1 << 20
 CONNECTIONS = 16
 _HANDSHAKES = 200
-
-
-@dataclass(slots=True)
-class Figure:
-    """One kind of work on one kind of service, turn by turn."""
-
-    unit: str
-    rates: list[float] = field(default_factory=list)
-    cpu: dict[str, list[float]] = field(default_factory=dict)  # by role, microseconds a unit
-
-
-@dataclass(slots=True)
-class Kind:
-    """A service, and what was measured of it by the name of the work."""
-
-    name: str
-    url: str
-    parts: Parts
-    ca: str
-    figures: dict[str, Figure] = field(default_factory=dict)
-
-    def measure(self, work: str, unit: str, count: Callable[[], float]) -> None:
-        """``count`` does it, and says how many units that were."""
-        figure = self.figures.setdefault(work, Figure(unit))
-        before = processes.cpu_seconds(self.parts.processes(self.name))
-        began = time.perf_counter()
-        units = count()
-        figure.rates.append(units / (time.perf_counter() - began))
-        for role, used in processes.cpu_seconds(self.parts.processes(self.name)).items():
-            figure.cpu.setdefault(role, []).append((used - before[role]) * 1e6 / units)
-
-    def connection(self) -> HTTPConnection:
-        place = urlsplit(self.url)
-        if place.scheme == "http":
-            return HTTPConnection(place.netloc, timeout=60)
-        return HTTPSConnection(place.netloc, timeout=60, context=ssl.create_default_context(cafile=self.ca))
 
 
 def run(options: Options, cleanup: ExitStack) -> dict[str, dict[str, Figure]]:
@@ -79,7 +38,7 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, dict[str, Figure]]:
         for kind in kinds:
             with set_environment({"CURL_CA_BUNDLE": kind.ca}):
                 _turn(kind, large, medium, count, options, folder)
-    _print(options, kinds)
+    show(options, kinds)
     return {kind.name: kind.figures for kind in kinds}
 
 
@@ -150,25 +109,3 @@ def _handshakes(kind: Kind) -> float:
             connection.request("GET", "/healthz")
             connection.getresponse().read()
     return _HANDSHAKES
-
-
-def _print(options: Options, kinds: Sequence[Kind]) -> None:
-    print(f"\n{options.runs} turns; us: CPU time of the service, and of all nodes together, for one")
-    for work in kinds[0].figures:
-        unit = kinds[0].figures[work].unit
-        rows = [[work, f"{unit}s/s", "service us", "nodes us", "all, of HTTP's"]]
-        for kind in kinds:
-            figure = kind.figures[work]
-            cpu = {role: statistics.median(values) for role, values in figure.cpu.items()}
-            first = {role: statistics.median(values) for role, values in kinds[0].figures[work].cpu.items()}
-            share = sum(cpu.values()) / max(1e-9, sum(first.values()))
-            rows.append(
-                [
-                    kind.name,
-                    spread(figure.rates, 0),
-                    f"{cpu['service']:.0f}",
-                    f"{cpu['node']:.0f}",
-                    f"{share:.2f}",
-                ]
-            )
-        table(rows)

@@ -1,10 +1,15 @@
--- What wrk asks for: wrk.lua URL -- get FILE | put SIZE | form SIZE | hello
--- get: FILE lists one path a line, drawn at random; put: a raw body; form: a form of one file; hello: the URL itself.
+-- What wrk asks for: wrk.lua URL -- get FILE [TOKEN] | wrong FILE | put SIZE | form SIZE | hello
+-- get: FILE lists one path a line, drawn at random; wrong: one token a line, shown in turn; put: a raw body; form: a form of one file; hello: the URL itself.
 
 local BOUNDARY = "distfs-bench-7d1f0c"
 local paths, body, number = {}, "", 0
 
 local function get() return wrk.format("GET", paths[math.random(#paths)]) end
+
+local function wrong()
+  number = number % #paths + 1
+  return wrk.format("GET", nil, {Authorization = "Bearer " .. paths[number]})
+end
 
 -- No two bodies are alike.
 local function put()
@@ -21,9 +26,10 @@ end
 
 function init(args)
   if args[1] == "hello" then return end -- without a request() wrk sends the same one again and again
-  if args[1] == "get" then
+  if args[1] == "get" or args[1] == "wrong" then
     for path in io.lines(args[2]) do paths[#paths + 1] = path end
-    request = get
+    if args[3] then wrk.headers["Authorization"] = "Bearer " .. args[3] end
+    request = args[1] == "get" and get or wrong
     return
   end
   local bytes = {}

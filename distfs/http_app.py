@@ -18,6 +18,7 @@ from distfs.access.door import ANYBODY, NOBODY, Actor
 from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config, TokenCaller
+from distfs.deadline import Deadline
 from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
@@ -221,12 +222,16 @@ class HttpApp:
 
     def _shown_by(self, request: Request, identity: Identity) -> Actor:
         """Who asks, by a link or a token. A link counts, whatever else a browser sends."""
-        door, deadline = self.services.door, self.services.answer_deadline(request.hang_up)
+        door = self.services.door
+
+        def deadline() -> Deadline:
+            return self.services.answer_deadline(request.hang_up)
+
         if (text := request.argument("link")) is not None:
             request.by_link = True
             return door.follow(text, request.action, identity.address, deadline)
         header = request.environ.get("HTTP_AUTHORIZATION")
-        if shows_several(header):
+        if header and "," in header and shows_several(header):
             raise Refused("Authorization was sent more than once, or has a comma in it: send one token")
         return door.enter(shown_token(header), identity.address, deadline)
 

@@ -30,7 +30,7 @@ FRESH_S = 1.0
 _RENEW_S = 0.5
 #: Between two looks for tokens that nobody knows, at least: short, for who waits has one of the host's few turns. And
 #: how long each may take.
-LOOK_S, _ASK_LIMIT_S = 0.01, 2.0
+LOOK_S, _ASK_LIMIT_S = 0.002, 2.0
 #: MetaDB did not answer: known tokens go on, and it is left alone for so long.
 _PAUSE_S = 0.5
 _NEVER = float("-inf")
@@ -69,6 +69,11 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self._found_by)
+
+    def known(self, by: bytes) -> Token | None:
+        """The token with that hash, or that id, as most are found: nobody has to be asked. None: ``find`` it."""
+        seen = self._seen
+        return seen.good(by) if time.monotonic() - seen.as_of < _RENEW_S else None
 
     def find(self, by: bytes, deadline: Deadline) -> Token | None:
         """The token with that hash, or that id; None: there is none. So MetaDB has said since this was called, or up

@@ -15,7 +15,7 @@ from distfs.access.db import Token
 from distfs.access.directory import Tokens
 from distfs.access.failures import Failures
 from distfs.access.link import NOT_GOOD, NOT_YOURS, Link, Sealed, unseal
-from distfs.access.token import hash_of
+from distfs.access.token import hash_at_once, hash_of
 from distfs.config.callers import IPAddress
 from distfs.config.reach import is_here
 from distfs.config.settings import AuthConfig
@@ -107,13 +107,17 @@ class Door:
         self.tokens, self.told = tokens, told
         self.failures = Failures()
 
-    def enter(self, shown: str | None, address: IPAddress | None, deadline: Deadline) -> Actor:
-        """``shown``: what is said to be a token; None: nothing is. Raises Unauthorized for what is none, TooMany when
-        too many came from there; Unavailable when nobody can tell."""
+    def enter(self, shown: str | None, address: IPAddress | None, deadline: Callable[[], Deadline]) -> Actor:
+        """``shown``: what is said to be a token; None: nothing is. ``deadline``: of a wait, should there be one.
+
+        Raises Unauthorized for what is none, TooMany when too many came from there; Unavailable when nobody can tell.
+        """
         if shown is None:
             return NOBODY
-        digest = hash_of(shown)
-        token = None if digest is None else self.tokens.find(digest, deadline)
+        digest = hash_at_once(shown)
+        token = None if digest is None else self.tokens.known(digest)
+        if token is None and digest is not None and hash_of(shown) is not None:
+            token = self.tokens.find(digest, deadline())
         if token is None:  # only now: whoever has a good one is let in, whatever others did
             self.failures.failed(address)
             raise BadToken("the token that was shown is not good: it is none, has expired or was revoked")
@@ -133,11 +137,13 @@ class Door:
         """For operators: how often MetaDB was asked for tokens, and how often something shown was none."""
         return {"lookups": self.tokens.asked, "refused": self.failures.total}
 
-    def follow(self, text: str, action: Action, address: IPAddress | None, deadline: Deadline) -> Actor:
+    def follow(
+        self, text: str, action: Action, address: IPAddress | None, deadline: Callable[[], Deadline]
+    ) -> Actor:
         """Who came by what is said to be a link. Raises Forbidden for what is none, or not for this; TooMany,
         Unavailable as ``enter``."""
         sealed = unseal(text)
-        token = sealed and self.tokens.find(sealed.token, deadline)
+        token = sealed and (self.tokens.known(sealed.token) or self.tokens.find(sealed.token, deadline()))
         now = time.monotonic()
         link = sealed.open(key for key, until in token.link_keys if now < until) if sealed and token else None
         if link is None or sealed is None or token is None:
@@ -161,7 +167,7 @@ class Door:
 
     def glance(self, shown: str | None) -> Token | None:
         """The token as far as it is known without asking anybody: nothing but a limit may rest on it."""
-        digest = hash_of(shown) if shown else None
+        digest = hash_at_once(shown) if shown else None
         return None if digest is None else self.tokens.peek(digest)
 
     def judge(self, actor: Actor, action: Action, id: UUID | None = None, file: File | None = None) -> None:
