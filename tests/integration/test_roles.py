@@ -29,7 +29,7 @@ from tests.postgres import run_sql, scratch_folder
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 STEP: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yml").read_text())["services"]["roles"]
-OWNER, NODE = "owner's: p@ss/word?", "node's 'secret'"
+OWNER, SERVICE, NODE = "owner's: p@ss/word?", "service's $secret", "node's 'secret'"
 
 
 class Guarded:
@@ -51,6 +51,7 @@ class Guarded:
             "PGUSER": STEP["environment"]["PGUSER"],
             "PGDATABASE": STEP["environment"]["PGDATABASE"],
             "METADB_OWNER_PASSWORD": owner,
+            "METADB_SERVICE_PASSWORD": SERVICE,
             "METADB_NODE_PASSWORD": node,
         }
         assert environ.keys() <= STEP["environment"].keys() | {"PGPORT"}
@@ -105,6 +106,10 @@ def test_the_parts_are_no_superusers_and_may_what_they_need(guarded: Guarded) ->
         for act in (lambda: node.nodes(soon()), lambda: node.list_files(None, 1, soon())):
             with pytest.raises(DistfsError, match="permission denied"):
                 act()
+    with meta(guarded.url("distfs_service"), SERVICE) as service:
+        assert [each.id for each in service.nodes(soon()) if each.uuid == uuid] == [number]
+        with pytest.raises(DistfsError, match=r"permission denied|must be owner"):
+            service.migrate()
     with pytest.raises(Exception, match="permission denied"):
         run_sql(guarded.url(f"{NODE_ROLE}:node's%20'secret'"), "CREATE TABLE mine (x int)")
 

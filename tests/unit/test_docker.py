@@ -30,7 +30,7 @@ def test_every_part_runs_a_module_with_settings_that_are_accepted(name: str, tmp
     if name.startswith("node"):
         assert settings.node.host == "0.0.0.0"
         assert Address.parse(settings.node.advertise) == Address(name, settings.node.port)
-    else:
+    elif name == "service":
         assert settings.http.host == "0.0.0.0"
 
 
@@ -45,9 +45,10 @@ def test_every_part_is_itself_in_metadb_and_no_superuser(name: str) -> None:
     step, superuser = COMPOSE["services"]["roles"], COMPOSE["services"]["metadb"]["environment"]
     environment = OURS[name]["environment"]
     role = MetaURL.parse(environment["DISTFS_METADB_URL"])
-    expected, variable = ("distfs", "METADB_OWNER_PASSWORD")
-    if name.startswith("node"):
-        expected, variable = NODE_ROLE, "METADB_NODE_PASSWORD"
+    expected, variable = {
+        "migrate": ("distfs", "METADB_OWNER_PASSWORD"),
+        "service": ("distfs_service", "METADB_SERVICE_PASSWORD"),
+    }.get(name, (NODE_ROLE, "METADB_NODE_PASSWORD"))
     assert (role.user, role.password) == (expected, "")
     assert environment["DISTFS_METADB_PASSWORD"] == step["environment"][variable]
     assert f"\\getenv {variable.split('_')[1].lower()}_password {variable}\n" in SQL
