@@ -11,12 +11,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from distfs.config.settings import Config
 from tests.contract.litter import eventually
 from tests.forms import FORM, FORM_TYPE, file_part, form, some_bytes
 from tests.service import BLOCK, MAX_FILE, SLICE, Answer, HttpAddress, TestService
@@ -46,17 +47,16 @@ HOSTS: dict[str, Callable[[int], list[str]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=HOSTS)
-def host(
-    request: pytest.FixtureRequest, service: TestService, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[HttpAddress]:
-    folder = tmp_path_factory.mktemp(request.param)
-    storage = service.config.storage
+@contextmanager
+def hosted(name: str, config: Config, folder: Path) -> Iterator[HttpAddress]:
+    """The app under another host, in a process of its own in ``folder``."""
+    storage = config.storage
     (folder / "config.yml").write_text(
         json.dumps(
             {
-                "metadb": {"url": service.config.metadb.url},
+                "metadb": {"url": config.metadb.url},
                 "http": {"max_file_size": MAX_FILE},
+                "auth": {"mode": config.auth.mode},
                 "storage": {
                     key: getattr(storage, key)
                     for key in ("block_size", "slice_size", "window", "memory_budget")
@@ -66,7 +66,7 @@ def host(
     )
     with socket.create_server(("127.0.0.1", 0)) as listener, (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *HOSTS[request.param](listener.fileno())],
+            [sys.executable, *HOSTS[name](listener.fileno())],
             cwd=folder,
             # gunicorn puts a socket of its own in one of the other two
             env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(folder), "HOME": str(folder)},
@@ -81,6 +81,14 @@ def host(
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(
+    request: pytest.FixtureRequest, service: TestService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HttpAddress]:
+    with hosted(request.param, service.config, tmp_path_factory.mktemp(request.param)) as address:
+        yield address
 
 
 def same(one: Answer, other: Answer) -> None:
