@@ -22,6 +22,7 @@ from typing import TextIO
 from distfs.config.settings import LogConfig
 from distfs.process.log_writer import REQUEST_ID, LineWriter
 from distfs.process.redact import tokenless, visible
+from distfs.telemetry import events
 from distfs.telemetry.context import current_request_id
 
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
@@ -111,7 +112,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, request_id, logger, message, the facts, and any traceback."""
+    """One JSON object a line: time, level, event, request_id, logger, message, the facts, and any traceback."""
 
     def __init__(self, part: str = "") -> None:
         """``part``: the name of this process, first of all; empty: none."""
@@ -119,9 +120,14 @@ class JsonFormatter(logging.Formatter):
         self._part: dict[str, object] = {"part": part} if part else {}
 
     def format(self, record: logging.LogRecord) -> str:
-        said = _said_by(record)
+        name, message, facts = _said_by(record)
+        event, names = events.find(record.name, record.msg)
+        if names and isinstance(record.args, tuple):
+            told = {k: _plain(v) for k, v in zip(names, record.args, strict=False) if k != events.UNNAMED}
+            facts = {**told, **facts}
         trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
-        return self.line(record.created, record.levelname, _request_of(record), *said, trace)
+        request_id = _request_of(record)
+        return self.line(record.created, record.levelname, request_id, name, message, facts, trace, event)
 
     def line(
         self,
@@ -132,11 +138,13 @@ class JsonFormatter(logging.Formatter):
         message: str,
         facts: Mapping[str, object],
         behind: Mapping[str, object] = _NOTHING,
+        event: str = "",
     ) -> str:
-        """``behind``: what comes last, whatever the facts say."""
+        """``behind``: what comes last, whatever the facts say. ``event``: empty: that of the message."""
         entry: dict[str, object] = self._part | {
             "time": _time(created),
             "level": level,
+            "event": event or events.find(logger, message)[0],
             "request_id": request_id,
             "logger": logger,
             "message": message,
@@ -152,6 +160,11 @@ def json_line(part: str, message: str) -> str:
     record = logging.makeLogRecord({"levelname": "INFO"})
     when = _time(record.created)
     return json.dumps({"part": part, "time": when, "level": record.levelname, "message": message})
+
+
+def _plain(value: object) -> object:
+    """A value of a sentence, as a fact of its own."""
+    return value if isinstance(value, int | float) else str(value)
 
 
 def _time(created: float) -> str:
