@@ -176,11 +176,12 @@ def _asks(url: str, token: str, ids: Sequence[str], seconds: float) -> tuple[lis
 def _judged(
     kinds: Sequence[Kind], told_apart: float, beside: tuple[float, list[float], list[float], int]
 ) -> Found:
-    nobody, token, link = (statistics.median(kind.figures["4 KiB GET"].cpu["service"]) for kind in kinds)
+    nobody, *others = (kind.figures["4 KiB GET"].cpu["service"] for kind in kinds)
+    token, link = (statistics.median(a / b for a, b in zip(each, nobody, strict=True)) for each in others)
     wrong, alone, among, failed = beside
     found = Found(
-        token / nobody,
-        link / nobody,
+        token,
+        link,
         told_apart,
         wrong,
         statistics.median(alone),

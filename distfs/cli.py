@@ -80,7 +80,8 @@ def _run_command(words: Sequence[str]) -> int:
         case "node":
             _node_init(config, given)
         case "tls":
-            given.tls(configuration.override(config, "metadb", url=getattr(given, "metadb", None)), given)
+            config = configuration.override(config, "metadb", url=getattr(given, "metadb", None))
+            audited(config, given, lambda: given.tls(config, given))
     return output.DONE
 
 

@@ -145,11 +145,13 @@ class Door:
         sealed = unseal(text)
         token = sealed and (self.tokens.known(sealed.token) or self.tokens.find(sealed.token, deadline()))
         now = time.monotonic()
-        link = sealed.open(key for key, until in token.link_keys if now < until) if sealed and token else None
+        link = (
+            sealed.open([key for key, until in token.link_keys if now < until]) if sealed and token else None
+        )
         if link is None or sealed is None or token is None:
             self.failures.failed(address)
             raise Forbidden(NOT_GOOD)
-        if sealed.id in token.revoked_links:
+        if token.revoked_links and sealed.id in token.revoked_links:
             raise Forbidden("this link was revoked: ask for a new one")
         if action is not (Action.DOWNLOAD if link.file else Action.UPLOAD):
             does = "downloads one file: GET it" if link.file else "takes a file: POST a form, or PUT it"

@@ -1,13 +1,14 @@
 """A signed link: what its text says, and that nobody else has written it. Pure.
 
 The text is base64url of: version (1 byte), which parts there are (1), the token that it was made with (16), its end
-in Unix seconds (8), the parts, in the order of their bits, zeros up to a multiple of 3, so that no digit is spare,
-and an HMAC-SHA-256 of all that (32). The key is one of the token's: its id is the key's id. A number is big-endian; a
-text has its length before it, in a byte.
+in Unix seconds (8), random bytes (6), so that no two are alike and one can be revoked alone, the parts, in the order
+of their bits, zeros up to a multiple of 3, so that no digit is spare, and an HMAC-SHA-256 of all that (32). The key
+is one of the token's: its id is the key's id. A number is big-endian; a text has its length before it, in a byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import struct
 from base64 import urlsafe_b64encode
@@ -15,7 +16,9 @@ from binascii import a2b_base64
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
+from hashlib import sha256
 from ipaddress import ip_network
+from secrets import token_bytes
 from typing import NamedTuple
 from uuid import UUID
 
@@ -28,9 +31,11 @@ MOST_TEXT = 255
 #: Unix seconds: the end of the year 9999, the last that Python has.
 LATEST = 253402300799
 
-_HEAD = struct.Struct(">BB16sQ")
+_HEAD = struct.Struct(">BB16sQ6s")
+_RANDOM = 6
 _SIZE, _SPAN = struct.Struct(">Q"), struct.Struct(">QQ")
-_UUID, _MAC = 16, 32
+_UUID, _MAC, _SHA_BLOCK = 16, 32, 64
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 _FROM_URLSAFE = bytes.maketrans(b"-_+/=", b"+/!!!")  # ! is no digit
 _FILE, _USES, _SPAN_BIT, _NETWORK, _NAME, _MAX_SIZE, _POLICY = (1 << bit for bit in range(7))
 _LONGEST = 1024  # characters; the longest that is sealed has fewer
@@ -91,7 +96,7 @@ class Sealed(NamedTuple):
 
 
 def seal(link: Link, key: bytes) -> str:
-    """Its text."""
+    """A text of it, another each time."""
     body = _written(link)
     return urlsafe_b64encode(body + _mac(key, body)).decode()
 
@@ -116,15 +121,23 @@ def unseal(text: str) -> Sealed | None:
 
 
 def _mac(key: bytes, body: bytes) -> bytes:
-    """Not by hmac.digest, which lets other threads run meanwhile: getting one's turn back takes longer than this."""
-    mac = _begun(key).copy()
-    mac.update(body)
-    return mac.digest()
+    """HMAC-SHA-256 (RFC 2104), with what depends on the key alone done before.
+
+    Not by hmac.digest, which lets other threads run meanwhile: getting one's turn back takes longer than this. Nor by
+    hmac.new, whose copies are made in Python.
+    """
+    inner, outer = _begun(key)
+    inside, outside = inner.copy(), outer.copy()
+    inside.update(body)
+    outside.update(inside.digest())
+    return outside.digest()
 
 
 @lru_cache(maxsize=1024)
-def _begun(key: bytes) -> hmac.HMAC:
-    return hmac.new(key, digestmod="sha256")
+def _begun(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+    """``key``: no longer than a block of the hash."""
+    padded = key.ljust(_SHA_BLOCK, b"\0")
+    return sha256(padded.translate(_INNER)), sha256(padded.translate(_OUTER))
 
 
 def _written(link: Link) -> bytes:
@@ -140,7 +153,8 @@ def _written(link: Link) -> bytes:
         _POLICY: link.policy and _text(link.policy),
     }
     there = {bit: part for bit, part in parts.items() if part}
-    body = _HEAD.pack(VERSION, sum(there), link.token.bytes, link.expires) + b"".join(there.values())
+    head = _HEAD.pack(VERSION, sum(there), link.token.bytes, link.expires, token_bytes(_RANDOM))
+    body = head + b"".join(there.values())
     return body + bytes(-(len(body) + _MAC) % 3)
 
 
@@ -151,7 +165,7 @@ def _text(text: str) -> bytes:
 
 def _read(body: bytes) -> Link:
     """Of what is ours: nobody else has signed it."""
-    _, there, id, expires = _HEAD.unpack_from(body)
+    _, there, id, expires, _ = _HEAD.unpack_from(body)
     at, token = _HEAD.size, _uuid(id)
     if there == _FILE:  # as most have
         return Link(token, expires, _uuid(body[at : at + _UUID]))

@@ -8,12 +8,12 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distfs import audit
 from distfs.audit import Head, Line
-from distfs.config.settings import Config
+from distfs.config.settings import AuthMode, Config
 from distfs.errors import DistfsError, NotFound, Refused
 from distfs.process.output import DONE, FAILED, NOT_TOLD, complain, tell
 from distfs.quantity import counted
@@ -189,7 +189,7 @@ def _ends_whole(path: Path) -> bool:
 
 def audited(config: Config, given: argparse.Namespace, act: Callable[[], int | None]) -> int:
     """Do what an operator's command does, and note it if it changes something. -> its exit code."""
-    log = audit_log(config)
+    log = audit_log(_as_served(config))
     if not (log.on and _changes(given)):
         return act() or DONE
     what = next((named for each in _OBJECTS if (named := getattr(given, each, None))), "")
@@ -209,6 +209,16 @@ def audited(config: Config, given: argparse.Namespace, act: Callable[[], int | N
             raise
         log.write(entry | {"outcome": "allow" if code == DONE else "fail", "why": "", "exit_code": code})
         return code
+
+
+def _as_served(config: Config) -> Config:
+    """Where a service has begun a log of its own accord, commands go on with it, whether or not they are told that
+    its auth is on: it may have been told so by its environment alone."""
+    if config.audit.file != "auto" or config.audit_file:
+        return config
+    served = replace(config, auth=replace(config.auth, mode=AuthMode("on")))
+    there = bool(served.audit_file) and Path(served.audit_file).is_file()
+    return served if there else config
 
 
 def _changes(given: argparse.Namespace) -> bool:

@@ -69,7 +69,7 @@ def _add(
         "folder", metavar="DIR", type=Path, help="the authority's; keep it where no service runs"
     )
     parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
-    parser.set_defaults(tls=act)
+    parser.set_defaults(tls=act, what=name, changes=name != "show")
     return parser
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 from uuid import UUID
@@ -16,6 +17,7 @@ from distfs.access.link import Link, seal
 from distfs.commands.audit import verify
 from distfs.deadline import Deadline
 from tests.cluster import Cluster
+from tests.cluster.harness import clean_environment
 from tests.cluster.operating import distfs
 from tests.cluster.test_readme_commands import BLOCKS, lines_of
 from tests.cluster.test_up import StartUp, curl, data, up
@@ -111,6 +113,10 @@ def test_up_prints_the_first_token_once_and_no_log_has_it(up: StartUp, data: Pat
         )
     )
     assert re.fullmatch(TOKEN, made["token"])
+    # In a shell that was not told of auth, which is in the other one's environment alone.
+    words = ["token", "create", "--owner", "eve", "--scopes", "list", "--metadb", f"embedded:{data}/metadb"]
+    here = clean_environment(DISTFS_LOCAL_DATA=str(data))
+    subprocess.run([sys.executable, "-m", "distfs", *words], cwd=tmp_path, env=here, check=True)
     assert again.stop() == 0
     assert again.process.stdout is not None
     assert not re.search(TOKEN, again.process.stdout.read())
@@ -121,6 +127,7 @@ def test_up_prints_the_first_token_once_and_no_log_has_it(up: StartUp, data: Pat
     assert not [report.wrong for report in verify(logs) if report.wrong]
     lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     told_of = {(line["action"], line["who"].partition(" ")[0]) for line in lines}
+    assert ("command token create", audit.user()) in told_of
     assert {("command up", audit.user()), ("upload", "token"), ("token", "token")} <= told_of
 
 

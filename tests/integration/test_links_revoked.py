@@ -44,6 +44,16 @@ def test_who_made_it_revokes_it_and_others_go_on(service: TestService, alice: Us
     assert service.ask("GET", link(alice, uuid)).status == 200
 
 
+def test_the_same_is_asked_for_again_and_is_another_link(service: TestService, alice: User) -> None:
+    uuid = alice.put()
+    first, second = (link(alice, uuid, expires="2100-01-01T00:00:00Z") for _ in range(2))
+    assert first != second
+    assert revoke(alice, first).status == 204
+    eventually(lambda: service.ask("GET", first).status == 403, "it opens nothing")
+    assert service.ask("GET", second).status == 200
+    assert service.ask("GET", link(alice, uuid, expires="2100-01-01T00:00:00Z")).status == 200
+
+
 def test_a_link_for_uploads_takes_no_more(service: TestService, alice: User) -> None:
     answer = alice.ask("POST", "/links", b'{"files": 0}')
     path = path_of(answer.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import secrets
 from ipaddress import ip_address, ip_network
 from uuid import UUID, uuid4
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs.access.link import LATEST, MOST_TEXT, Link, seal, unseal
+from distfs.access.link import LATEST, MOST_TEXT, Link, _mac, seal, unseal
 from distfs.access.link_terms import MOST_USES, read_download, read_upload
 from distfs.errors import Forbidden, Refused
 
@@ -90,7 +91,7 @@ def test_another_version_is_none() -> None:
 
 
 def test_a_usual_one_is_short() -> None:
-    assert len(seal(Link(TOKEN, LATEST, FILE), KEY)) == 100
+    assert len(seal(Link(TOKEN, LATEST, FILE), KEY)) == 108
 
 
 # --- when it is used ------------------------------------------------------------------------------
@@ -172,3 +173,8 @@ def test_a_range_is_one_of_the_file(text: str, span: tuple[int, int]) -> None:
 def test_what_cannot_be_is_refused(given: dict[str, object], words: str) -> None:
     with pytest.raises(Refused, match=words):
         read_download(given).link(TOKEN, FILE, 10, NOW)
+
+
+@given(st.binary(max_size=64), st.binary(max_size=200))
+def test_what_signs_is_hmac(key: bytes, body: bytes) -> None:
+    assert _mac(key, body) == hmac.digest(key, body, "sha256")

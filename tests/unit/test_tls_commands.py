@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import ssl
@@ -255,3 +256,19 @@ def test_an_authority_of_no_cluster_and_a_key_of_another_are_refused(tmp_path: P
     Path(one.folder / "ca.key").write_bytes((other.folder / "ca.key").read_bytes())
     with pytest.raises(Exception, match="ca.key is not the key of ca.crt"):
         Authority(one.folder)
+
+
+def test_what_makes_or_revokes_a_certificate_is_in_the_audit_log(
+    ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "audit.log"
+    monkeypatch.setenv("DISTFS_AUDIT_FILE", str(log))
+    assert distfs("service", ca) == 0
+    assert distfs("show", ca) == 0
+    assert distfs("revoke", ca, "service") == 0
+    assert distfs("revoke", ca, "nobody") != 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [(line["action"], line["outcome"]) for line in lines if line["action"].startswith("command tls")]
+    assert told[:2] == [("command tls service", "allow"), ("command tls revoke", "allow")]
+    assert len(told) == 3
+    assert told[2][1] != "allow"
