@@ -8,7 +8,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test collect check lint types rules format integration-test soak fuzz bench clean
+.PHONY: help run test collect check lint types rules docs format integration-test soak fuzz bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ types: $(VENV)/dev.stamp
 	$(PY) -m mypy --strict distfs tests bench
 rules: $(VENV)/dev.stamp
 	$(PY) -m pytest -q tests/unit/test_tidy.py
+
+docs: $(VENV)/dev.stamp ## write docs/metrics.md anew
+	$(PY) -c 'from distfs.telemetry.metrics import page; open("docs/metrics.md", "w").write(page())'
 
 format: $(VENV)/dev.stamp ## let ruff format and fix what it can
 	$(PY) -m ruff format .
@@ -69,7 +72,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(PY)
 	@echo 'installing distfs into $(VENV) (once)' >&2
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@$(PIP) install --constraint constraints.txt setuptools
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[embedded,codes]'
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[embedded,codes,metrics]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -23,11 +24,12 @@ from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
-from distfs.routes import admin, download, files, links, tokens, upload, upload_page
+from distfs.routes import admin, download, files, links, metrics, tokens, upload, upload_page
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, CountedBytes, Request
 from distfs.services import Services, build
+from distfs.telemetry import metrics as counted
 from distfs.telemetry.context import current_request_id, enter_request, leave_request
 from distfs.telemetry.logs import log_facts
 from distfs.together import Together
@@ -73,9 +75,12 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/healthz", Action.HEALTH, admin.get_alive),
     ("GET", "/readyz", Action.HEALTH, admin.get_ready),
     ("GET", "/status", Action.STATUS, admin.get_status),
+    ("GET", "/metrics", Action.METRICS, metrics.get_metrics),
     ("GET", "/debug/stacks", Action.STATUS, admin.get_stacks),
     ("GET", "/", Action.USAGE, admin.get_usage),
 ]
+#: As metrics name it.
+_ROUTE_OF = {view: re.sub(r"<\w+:", "<", path) for _, path, _, view in _ROUTES}
 
 
 def create_app(config: Config | None = None, together: Together | None = None) -> HttpApp:
@@ -93,19 +98,33 @@ class HttpApp:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._browsers = Browsers(services.config.http)
-        self._views = {(method, path): (view, act) for method, path, act, view in _ROUTES if "<" not in path}
+        self._counts = services.config.metrics.enabled
+        routes = _ROUTES
+        if services.config.metrics.public:  # as what tells whether the service is well
+            routes = [(m, p, Action.HEALTH if a is Action.METRICS else a, view) for m, p, a, view in routes]
+        self._views = {(method, path): (view, act) for method, path, act, view in routes if "<" not in path}
         self._views_of_ids = {
-            (m, p[: -len(_ID)]): (view, act) for m, p, act, view in _ROUTES if p.endswith(_ID)
+            (m, p[: -len(_ID)]): (view, act) for m, p, act, view in routes if p.endswith(_ID)
         }
         # A name may hold anything, also `//` or a slash at its end: nothing is merged or redirected.
         self._map = Map(
-            [Rule(path, methods=[method], endpoint=(view, act)) for method, path, act, view in _ROUTES],
+            [Rule(path, methods=[method], endpoint=(view, act)) for method, path, act, view in routes],
             strict_slashes=False,
             merge_slashes=False,
             converters={"any_name": _AnyName},
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self._counts:
+            return self._called(environ, start_response)
+        counted.IN_FLIGHT.add()
+        try:
+            return self._called(environ, start_response)
+        except BaseException:
+            counted.IN_FLIGHT.add(-1)
+            raise
+
+    def _called(self, environ: WSGIEnvironment, start_response: StartResponse) -> _Answer:
         began = time.monotonic()
         request_id = enter_request(environ.get("HTTP_X_REQUEST_ID", ""))
         request = Request(environ)
@@ -121,7 +140,7 @@ class HttpApp:
         answer = response(environ, start_response)
         if request.who:
             sender["who"] = request.who
-        return _Answer(answer, request, response.status_code, began, sender)
+        return _Answer(answer, request, response.status_code, began, sender, self._counts)
 
     @staticmethod
     def answers_at_once(path: str) -> bool:
@@ -196,6 +215,7 @@ class HttpApp:
             if request.method == "OPTIONS" and (allowed := self._browsers.preflight(request)):
                 return allowed
             view, request.action, arguments = self._route(request.method, request.path)
+            request.route = _ROUTE_OF[view]
             self._let_in(request, identity)
             if request.method not in SAFE:
                 self.services.audit.check()
@@ -273,6 +293,7 @@ def _refusal(request: Request, error: Exception) -> Response:
         detail = f"distfs failed; the reason is in its log under request {current_request_id()}"
         log.error("a request failed for no reason that should occur", exc_info=error)
     request.refused = detail
+    counted.failed(error)
     kind, body = explained(request.headers.get("Accept", ""), status, detail, current_request_id())
     response = Response(body, f"{status} {phrase(status)}", content_type=kind)
     response.headers.update(headers)
@@ -295,9 +316,16 @@ class _Answer(CountedBytes[bytes]):
     """An answer on its way out: writes the access log's line when it is over."""
 
     def __init__(
-        self, body: Iterable[bytes], request: Request, status: int, began: float, sender: dict[str, str]
+        self,
+        body: Iterable[bytes],
+        request: Request,
+        status: int,
+        began: float,
+        sender: dict[str, str],
+        counts: bool,
     ) -> None:
         super().__init__(body)
+        self._counts = counts
         self._request, self._status, self._began, self._sender = request, status, began, sender
 
     def __next__(self) -> bytes:
@@ -316,13 +344,17 @@ class _Answer(CountedBytes[bytes]):
             leave_request()
 
     def _log(self) -> None:
+        request, seconds = self._request, time.monotonic() - self._began
+        if self._counts:
+            received = request.received
+            counted.answered(request.route, request.method, self._status, received, self.sent, seconds)
         facts: dict[str, Any] = {
             "method": self._request.method,
             "path": self._request.path,
             "status": self._status,
             "received": self._request.received,
             "sent": self.sent,
-            "seconds": time.monotonic() - self._began,
+            "seconds": seconds,
             **self._sender,
         }
         if self.sent and not self.ended:

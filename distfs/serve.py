@@ -30,6 +30,7 @@ from distfs.process.signals import on_stop
 from distfs.process.terminal import Terminal
 from distfs.process.threads import start
 from distfs.services import Services
+from distfs.telemetry import metrics
 from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import https
 from distfs.together import Together
@@ -65,6 +66,7 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     check_reach(settings.config)
     descriptors.raise_limit()
     count = count_of(settings.config)
+    metrics.share(count)
     if count == 1:
         _serve(settings, exit_with_parent=exit_with_parent)
         return output.DONE
@@ -79,6 +81,7 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     def work(sibling: Sibling) -> int:
         for each in (table, paces):
             each.mine(sibling.number)
+        metrics.mine(sibling.number)
         lives = [uuid5(service, f"{sibling.number} {life}") for life in range(sibling.life + 1)]
         before = tuple(lives[-_LIVES:-1])
         together = Together(sibling.number, count, settings.config, table, paces, board, lives[-1], before)
@@ -88,6 +91,7 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     def forget(number: int) -> None:
         for each in (table, paces, board):
             each.clear(number)
+        metrics.forget(number)
 
     hooks = Hooks(
         ready=lambda: output.announce(url),

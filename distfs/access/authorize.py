@@ -22,6 +22,7 @@ class Action(Enum):
     USAGE = "usage"
     HEALTH = "health"
     STATUS = "status"  # and whatever else the service tells of its inside
+    METRICS = "metrics"
     UPLOAD = "upload"
     LIST = "list"
     DOWNLOAD = "download"
@@ -71,6 +72,7 @@ _TABLE = {
     Action.USAGE: _Row("", open=True),
     Action.HEALTH: _Row("", open=True),
     Action.STATUS: _Row(ADMIN),
+    Action.METRICS: _Row(ADMIN),
     Action.TOKENS: _Row(ADMIN),
     Action.UPLOAD: _Row("upload"),
     Action.LIST: _Row("list"),

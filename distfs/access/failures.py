@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from distfs.config.callers import IPAddress, whose_is
 from distfs.errors import TooMany
+from distfs.telemetry.metrics import BAD_LOGINS
 
 #: So many may be wrong before anybody is told to wait; one more is free after each so many seconds.
 FREE, FORGIVE_S = 10, 6.0
@@ -36,6 +37,7 @@ class Failures:
         now, who = self._clock(), whose_is(address)
         with self._lock:
             self.total += 1
+            BAD_LOGINS.add()
             count, at = self._of.pop(who, (0.0, now))
             count = min(max(0.0, count - (now - at) / FORGIVE_S) + 1, FREE + MOST_S / FORGIVE_S)
             self._of[who] = (count, now)

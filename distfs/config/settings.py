@@ -282,6 +282,14 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """``/metrics``, for Prometheus."""
+
+    enabled: bool = True
+    public: bool = False  # who may read them while auth is on: everybody, not administrators alone
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it. Each part of distfs is handed the section it needs, not this."""
 
@@ -298,6 +306,7 @@ class Config:
     upkeep: UpkeepConfig = field(default_factory=UpkeepConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
     @property
     def audit_file(self) -> str:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from distfs.telemetry.metrics import OPENINGS
+
 _LONGEST_PAUSE = 12  # times the first
 
 
@@ -54,6 +56,7 @@ class Breaker:
                 self._open()
             elif self._state is State.CLOSED and self._in_a_row >= self._threshold:
                 self.opened += 1
+                OPENINGS.add()
                 self._open()
 
     def may_probe(self) -> bool:

@@ -7,11 +7,14 @@ import threading
 import time
 from collections import deque
 
+from distfs.telemetry.metrics import HEDGES
+
 _WINDOW = 64  # samples of a node's recent history
 _RANK_EVERY = 4  # samples
 _RECENT = 8  # of those, what it is like now
 #: A burst of hedges allowed before any reads have earned them: a node that vanishes meets all who read from it.
 BURST = 32
+_ASKED, _WON, _REFUSED = (HEDGES.index(what) for what in ("asked", "won", "refused"))
 
 
 class LatencyHistory:
@@ -73,12 +76,14 @@ class HedgeBudget:
                 self.hedged += 1
             else:
                 self.refused += 1
+            HEDGES.add(at=_ASKED if allowed else _REFUSED)
             return allowed
 
     def win(self) -> None:
         """The second one was first."""
         with self._lock:
             self.won += 1
+            HEDGES.add(at=_WON)
 
     def snapshot(self) -> dict[str, int]:
         with self._lock:

@@ -24,6 +24,7 @@ from distfs.headers import host, safety
 from distfs.model import Address
 from distfs.problem import JSON, asks_for
 from distfs.quantity import size
+from distfs.telemetry.metrics import OTHER
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -100,6 +101,7 @@ class Request(BaseRequest):
         self.changed: list[str] = []  # what it made, changed or deleted
         self.change = ""  # what became of that, in words, where it is not all said
         self.refused = ""  # why it was not done
+        self.route = OTHER  # as metrics name it
 
     @property
     def root_path(self) -> str:  # type: ignore[override]

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -395,3 +396,29 @@ def test_status_names_them_all(cluster: Cluster) -> None:
 
     pids = ", ".join(map(str, sorted(children(cluster))))
     eventually(lambda: f"{PROCESSES} processes ({pids})" in said(), "it knows all of them")
+
+
+def test_a_scrape_tells_of_all_and_of_those_that_were_killed(cluster: Cluster) -> None:
+    def told() -> str:
+        return cluster.request("GET", "/metrics").body.decode()
+
+    def healths() -> float:
+        found = re.findall(
+            r'^distfs_http_requests_total\{.*route="/healthz".*\} ([\d.]+)$', told(), re.MULTILINE
+        )
+        return sum(map(float, found))
+
+    before = healths()
+    with one_of_each(cluster) as connections:
+        for connection in connections.values():
+            for _ in range(5):
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().read() == b"ok\n"
+        eventually(lambda: healths() >= before + 6 * PROCESSES, "all are told of, whoever is asked")
+        count, victim = healths(), next(iter(connections))
+        os.kill(victim, signal.SIGKILL)
+    eventually(
+        lambda: victim not in children(cluster) and len(children(cluster)) == PROCESSES, "it is replaced"
+    )
+    assert healths() >= count, "a counter went back"
+    assert "distfs_http_requests_in_flight 1.0" in told()

@@ -46,6 +46,7 @@ OTHERS = {
     Action.USAGE: None,
     Action.HEALTH: None,
     Action.STATUS: "admin",
+    Action.METRICS: "admin",
     Action.TOKENS: "admin",
     Action.UPLOAD: "upload",
     Action.LIST: "list",

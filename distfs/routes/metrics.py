@@ -1,0 +1,56 @@
+"""What Prometheus asks for: the counts, and what the service holds at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distfs.errors import NotFound
+from distfs.routes.messages import Answer, Request
+from distfs.services import Services
+from distfs.telemetry import metrics
+from distfs.telemetry.metrics import Sample
+
+
+def get_metrics(services: Services, request: Request) -> Answer:
+    """Of all processes of this service. Asks neither MetaDB nor a node: it answers when those are away.
+
+    Raises NotFound, Unsupported.
+    """
+    if not services.config.metrics.enabled:
+        raise NotFound("there are no metrics here: metrics.enabled is false")
+    status: Mapping[str, Any] = services.status()
+    if services.together is not None:
+        status = services.together.status(status)
+    samples = [*_held(status), *_nodes(services, status)]
+    kind, data = metrics.rendered(request.environ.get("HTTP_ACCEPT", ""), samples)
+    headers = {"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": "no-store"}
+    return Answer(200, headers, [data])
+
+
+def _held(status: Mapping[str, Any]) -> Iterator[Sample]:
+    memory, uploads = status["memory"], status["uploads"]
+    yield Sample(metrics.PROCESSES, len(status.get("processes", {"pids": [0]})["pids"]))
+    yield Sample(metrics.MEMORY_LIMIT, memory["limit"])
+    yield Sample(metrics.MEMORY_USED, memory["blocks"] + memory["spooled"])
+    yield Sample(metrics.MEMORY_WAITING, memory["waiting"])
+    yield Sample(metrics.UPLOADS, uploads["large_uploads"])
+    yield Sample(metrics.DECLARED, uploads["declared_bytes"])
+    yield Sample(metrics.PROMISES, uploads["reservations"])
+    for direction, count in status["waiting_for_bandwidth"].items():
+        yield Sample(metrics.WAITING, count, (direction,))
+    if (age := status["nodes"]["list"]["age_s"]) is not None:
+        yield Sample(metrics.LIST_AGE, age)
+    yield Sample(metrics.AUDIT_WAITING, status["audit"]["waiting"])
+
+
+def _nodes(services: Services, status: Mapping[str, Any]) -> Iterator[Sample]:
+    """By the list there is, however old: of its age tells another metric."""
+    for node in services.directory.last():
+        name = (str(node.id),)
+        yield Sample(metrics.NODE_UP, node.alive, name)
+        yield Sample(metrics.NODE_CAPACITY, node.capacity, name)
+        yield Sample(metrics.NODE_FREE, node.free, name)
+        yield Sample(metrics.NODE_AGE, node.heartbeat_age, name)
+    for id, client in status["nodes"]["nodes"].items():
+        yield Sample(metrics.NODE_BREAKER, client["breaker"] == "open", (id,))

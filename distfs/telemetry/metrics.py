@@ -1,0 +1,262 @@
+"""What is counted, and how it is told to Prometheus: each metric by name, and the one place that knows its library.
+
+A count is a cell in memory that all processes of a service share: each writes its own row, and a scrape adds them
+up. So whichever process is asked tells of all, nothing is lost with one that is killed, since its successor goes on
+with its row, and no file is left over. Label values are fixed here: no request makes a new cell.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, product
+from typing import TYPE_CHECKING, NamedTuple
+
+from distfs import __version__, errors
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric as Family
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+_CELL = 8
+OTHER = "other"
+ROUTES = (
+    *("/upload", "/upload/<name>", "/download/<uuid>", "/files", "/files/<uuid>", "/files/<uuid>/links"),
+    *("/links", "/links/revoke", "/tokens", "/tokens/<uuid>", "/tokens/<uuid>/rotate"),
+    *("/healthz", "/readyz", "/status", "/metrics", "/debug/stacks", "/", OTHER),
+)
+METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", OTHER)
+CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_WIDTH = len(BUCKETS) + 2  # one for what takes longer, and the sum
+
+
+def _kinds() -> tuple[str, ...]:
+    found, todo = {errors.DistfsError.kind}, [errors.DistfsError]
+    while todo:
+        todo += (below := todo.pop().__subclasses__())
+        found |= {each.kind for each in below}
+    return tuple(sorted(found))
+
+
+class Metric:
+    """One of them. ``labels``: each with the values it may have; None: what a scrape finds, such as node ids."""
+
+    def __init__(
+        self, name: str, kind: str, meaning: str, labels: Mapping[str, Sequence[str] | None] | None = None
+    ) -> None:
+        self.name, self.kind, self.meaning = f"distfs_{name}", kind, meaning
+        self.labels = dict(labels or {})
+        self.first = -1  # its first cell; less than 0: it has none, and is looked at at a scrape
+        METRICS.append(self)
+
+    @property
+    def series(self) -> list[tuple[str, ...]]:
+        return list(product(*(values or () for values in self.labels.values())))
+
+    def add(self, amount: float = 1, at: int = 0) -> None:
+        """``at``: the number of the series."""
+        with _lock:
+            _cells[self.first + at] += amount
+
+    def index(self, *values: str) -> int:
+        return self.series.index(values)
+
+
+class Sample(NamedTuple):
+    """What a scrape has looked at."""
+
+    metric: Metric
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+METRICS: list[Metric] = []
+
+
+def _counted(name: str, kind: str, meaning: str, labels: Mapping[str, Sequence[str]] | None = None) -> Metric:
+    """One that has cells."""
+    global _count  # noqa: PLW0603 - while this module is read, and never again
+    metric = Metric(name, kind, meaning, labels)
+    metric.first = _count
+    _count += len(metric.series) * (_WIDTH if kind == HISTOGRAM else 1)
+    return metric
+
+
+_count = 0
+_BY = {"route": ROUTES, "method": METHODS, "code": CLASSES}
+REQUESTS = _counted("http_requests_total", COUNTER, "Requests that were answered.", _BY)
+RECEIVED = _counted("http_received_bytes_total", COUNTER, "Bytes of request bodies that were read.", _BY)
+SENT = _counted("http_sent_bytes_total", COUNTER, "Bytes of answers' bodies that were sent.", _BY)
+SECONDS = _counted(
+    "http_request_seconds",
+    HISTOGRAM,
+    "From a request's head to the end of its answer, however slow the client.",
+    {"route": ROUTES},
+)
+IN_FLIGHT = _counted("http_requests_in_flight", GAUGE, "Requests that are being answered.")
+KINDS = _kinds()
+ERRORS = _counted(
+    "http_errors_total",
+    COUNTER,
+    "Requests that came to an error, by its kind: too_many, full, busy and the like are refusals by a limit.",
+    {"kind": KINDS},
+)
+BAD_LOGINS = _counted(
+    "auth_failures_total", COUNTER, "Times that what was shown as a token or a link was none."
+)
+HEDGES = _counted(
+    "hedged_reads_total",
+    COUNTER,
+    "Late reads: asked of another node, too; answered by it first; not asked again, for the budget was spent.",
+    {"what": ("asked", "won", "refused")},
+)
+OPENINGS = _counted(
+    "node_breaker_openings_total", COUNTER, "Times that a node was left alone after failures."
+)
+
+BUILD = Metric("build_info", GAUGE, "1, with the version that runs.", {"version": None})
+PROCESSES = Metric("processes", GAUGE, "Processes of this service that serve.")
+MEMORY_LIMIT = Metric("memory_limit_bytes", GAUGE, "storage.memory_budget, of all processes.")
+MEMORY_USED = Metric("memory_used_bytes", GAUGE, "Memory of blocks in flight and small bodies.")
+MEMORY_WAITING = Metric("memory_waiting", GAUGE, "Transfers that wait for memory.")
+UPLOADS = Metric("uploads_large", GAUGE, "Uploads larger than http.stream_threshold that run.")
+DECLARED = Metric("uploads_declared_bytes", GAUGE, "Bytes that those have said they will send.")
+PROMISES = Metric("uploads_promises", GAUGE, "Promises of room in the cluster that this service holds.")
+WAITING = Metric("bandwidth_waiting", GAUGE, "Transfers that wait for bandwidth.", {"direction": None})
+LIST_AGE = Metric("node_list_age_seconds", GAUGE, "Age of the list of nodes that this service goes by.")
+NODE_UP = Metric("node_up", GAUGE, "1 while MetaDB hears of the node, else 0.", {"node": None})
+NODE_CAPACITY = Metric("node_capacity_bytes", GAUGE, "Size of the node's disk.", {"node": None})
+NODE_FREE = Metric(
+    "node_free_bytes", GAUGE, "What the node may still take; its reserve is subtracted.", {"node": None}
+)
+NODE_AGE = Metric("node_heartbeat_age_seconds", GAUGE, "Since the node's last heartbeat.", {"node": None})
+NODE_BREAKER = Metric(
+    "node_breaker_open", GAUGE, "1 while this service leaves the node alone.", {"node": None}
+)
+AUDIT_WAITING = Metric("audit_waiting_lines", GAUGE, "Lines of the audit log that could not be written yet.")
+
+_ROUTE = {name: at for at, name in enumerate(ROUTES)}
+_METHOD = {name: at for at, name in enumerate(METHODS)}
+_KIND = {name: at for at, name in enumerate(KINDS)}
+
+_lock = threading.Lock()  # of this process alone, and held for a microsecond
+_rows: list[memoryview[float]] = []
+_cells: memoryview[float]
+
+
+def share(rows: int = 1) -> None:
+    """Begin anew, for so many processes; before they are forked."""
+    memory = memoryview(mmap.mmap(-1, max(1, _count) * _CELL * rows)).cast("d")
+    _rows[:] = [memory[_count * row : _count * (row + 1)] for row in range(rows)]
+    mine(0)
+
+
+def mine(row: int) -> None:
+    """From now on this process is number ``row``."""
+    global _cells  # noqa: PLW0603 - a process has one row
+    _cells = _rows[row]
+
+
+def forget(row: int) -> None:
+    """That process has ended: what it had in hand it has no more. What it counted stays."""
+    for metric in METRICS:
+        if metric.first >= 0 and metric.kind == GAUGE:
+            for at in range(len(metric.series)):
+                _rows[row][metric.first + at] = 0.0
+
+
+share()
+
+
+def answered(route: str, method: str, status: int, received: int, sent: int, seconds: float) -> None:
+    """A request is over."""
+    place = _ROUTE[route]
+    at = (place * len(METHODS) + _METHOD.get(method, len(METHODS) - 1)) * len(CLASSES)
+    at += min(max(status // 100, 1), len(CLASSES)) - 1
+    first = SECONDS.first + place * _WIDTH
+    with _lock:
+        cells = _cells
+        cells[REQUESTS.first + at] += 1
+        cells[RECEIVED.first + at] += received
+        cells[SENT.first + at] += sent
+        cells[first + bisect_left(BUCKETS, seconds)] += 1
+        cells[first + _WIDTH - 1] += seconds
+        cells[IN_FLIGHT.first] -= 1
+
+
+def failed(error: Exception) -> None:
+    """A request came to an error."""
+    kind = error.kind if isinstance(error, errors.DistfsError) else errors.DistfsError.kind
+    ERRORS.add(at=_KIND.get(kind, _KIND[errors.DistfsError.kind]))
+
+
+def rendered(accept: str, looked_at: Iterable[Sample]) -> tuple[str, bytes]:
+    """-> the type and the text: Prometheus' own, or OpenMetrics for who asks for it. Raises Unsupported."""
+    try:
+        from prometheus_client import exposition
+    except ImportError as e:
+        raise errors.Unsupported("metrics need an extra: pip install 'distfs[metrics]'") from e
+    encoder, kind = exposition.choose_encoder(accept)
+    return kind, encoder(_Collected([Sample(BUILD, 1, (__version__,)), *looked_at]))
+
+
+class _Collected:
+    """All metrics at one moment, as the library asks for them."""
+
+    def __init__(self, looked_at: list[Sample]) -> None:
+        self._sums = [sum(column) for column in zip(*_rows, strict=True)]
+        self._looked_at: dict[Metric, list[Sample]] = {}
+        for sample in looked_at:
+            self._looked_at.setdefault(sample.metric, []).append(sample)
+
+    def collect(self) -> Iterator[Family]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        for metric in METRICS:
+            if metric.kind == HISTOGRAM:
+                yield self._histogram(metric)
+                continue
+            family: CounterMetricFamily | GaugeMetricFamily = (
+                CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
+            )(metric.name, metric.meaning, labels=list(metric.labels))
+            for labels, value in self._values(metric):
+                family.add_metric(labels, value)
+            yield family
+
+    def _values(self, metric: Metric) -> Iterator[tuple[tuple[str, ...], float]]:
+        if metric.first < 0:
+            yield from ((sample.labels, sample.value) for sample in self._looked_at.get(metric, ()))
+            return
+        for at, labels in enumerate(metric.series):
+            value = self._sums[metric.first + at]
+            if value or len(metric.labels) < 2:  # of the products most never occur
+                yield labels, value
+
+    def _histogram(self, metric: Metric) -> Family:
+        from prometheus_client.core import HistogramMetricFamily
+
+        family = HistogramMetricFamily(metric.name, metric.meaning, labels=list(metric.labels))
+        for at, labels in enumerate(metric.series):
+            first = metric.first + at * _WIDTH
+            *counts, total = self._sums[first : first + _WIDTH]
+            bounds = [*(str(float(bound)) for bound in BUCKETS), "+Inf"]
+            if any(counts):
+                family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+        return family
+
+
+def page() -> str:
+    """docs/metrics.md."""
+    rows = [
+        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |\n"
+        for m in METRICS
+    ]
+    return (
+        "# Metrics\n\n`make docs` writes this page from `distfs/telemetry/metrics.py`. "
+        "`GET /metrics` tells of all processes of the service that is asked; "
+        "who may ask, README says.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n"
+        + "".join(rows)
+    )

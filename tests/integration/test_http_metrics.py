@@ -1,0 +1,113 @@
+"""GET /metrics of a real service: what it tells, whom, and how it bears those who ask."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as families
+
+from distfs.config.settings import MetricsConfig
+from distfs.http_app import create_app
+from distfs.telemetry import metrics
+from tests.contract.litter import eventually
+from tests.integration.guarded import guarded_config, user
+from tests.service import HttpAddress, TestService, listening, running_service, small_config
+
+
+def told(service: HttpAddress, **labels: str) -> dict[str, float]:
+    """Sums by name, of the series with these labels."""
+    answer = service.ask("GET", "/metrics")
+    assert answer.status == 200, answer.text
+    found: dict[str, float] = {}
+    for family in families(answer.text):
+        for sample in family.samples:
+            if labels.items() <= sample.labels.items():
+                found[sample.name] = found.get(sample.name, 0) + sample.value
+    return found
+
+
+@pytest.fixture
+def service(metadb_url: str, tmp_path: Path) -> Iterator[TestService]:
+    metrics.share()
+    with running_service(small_config(metadb_url), tmp_path) as running:
+        yield running
+
+
+def test_a_scrape_tells_of_requests_memory_and_nodes(service: TestService) -> None:
+    data = bytes(100_000)
+    uuid = service.ask("PUT", "/upload/x", data).text.strip()
+    assert service.ask("GET", f"/download/{uuid}").body == data
+    assert service.ask("GET", "/download/x").status == 400
+
+    def counted() -> bool:  # an answer is counted when it is over, which is a moment after it came
+        up, down = told(service, route="/upload/<name>"), told(service, route="/download/<uuid>")
+        return (
+            up["distfs_http_received_bytes_total"] == len(data)
+            and down["distfs_http_requests_total"] == 2
+            and down["distfs_http_sent_bytes_total"] > len(data)
+            and down["distfs_http_request_seconds_count"] == 2
+        )
+
+    eventually(counted, "three requests are told of")
+    assert told(service, kind="refused")["distfs_http_errors_total"] == 1
+    all_ = told(service)
+    assert all_["distfs_http_requests_in_flight"] == 1  # the scrape
+    assert (all_["distfs_node_up"], all_["distfs_processes"]) == (3, 1)
+    assert all_["distfs_node_free_bytes"] > 0
+    assert all_["distfs_memory_limit_bytes"] == service.config.storage.memory_budget
+    assert service.ask("HEAD", "/metrics").status == 200
+
+
+def test_an_administrator_reads_them_or_everybody(metadb_url: str, tmp_path: Path) -> None:
+    config = guarded_config(metadb_url)
+    with running_service(config, tmp_path / "a") as service:
+        assert service.ask("GET", "/metrics").status == 401
+        assert service.ask("HEAD", "/metrics").status == 401
+        assert user(service, "somebody").ask("GET", "/metrics").status == 403
+        assert user(service, "admin", ["admin"]).ask("GET", "/metrics").status == 200
+        app = create_app(replace(config, metrics=MetricsConfig(public=True)))
+        with closing(app), listening(app, config) as (host, port):
+            assert HttpAddress(host, port).ask("GET", "/metrics").status == 200
+            assert HttpAddress(host, port).ask("GET", "/status").status == 401
+
+
+def test_where_they_are_off_there_are_none(metadb_url: str, tmp_path: Path) -> None:
+    config = replace(small_config(metadb_url), metrics=MetricsConfig(enabled=False))
+    with running_service(config, tmp_path) as service:
+        answer = service.ask("GET", "/metrics")
+        assert (answer.status, "metrics.enabled" in answer.text) == (404, True)
+
+
+def test_without_the_library_one_line_says_what_to_install(
+    service: TestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    answer = service.ask("GET", "/metrics")
+    assert (answer.status, len(answer.text.splitlines())) == (501, 1)
+    assert "pip install 'distfs[metrics]'" in answer.text
+    assert service.ask("GET", "/healthz").status == 200
+
+
+def test_a_hundred_scrapes_at_once_and_a_slow_one_are_borne(service: TestService) -> None:
+    with socket.create_connection((service.host, service.port)) as slow:
+        slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")  # and nothing is read
+        with ThreadPoolExecutor(100) as pool:
+            answers = list(pool.map(lambda _: service.ask("GET", "/metrics"), range(100)))
+        assert {answer.status for answer in answers} <= {200, 429}
+        assert all(
+            answer.whole and b"distfs_build_info" in answer.body for answer in answers if answer.status == 200
+        )
+        assert any(answer.status == 200 for answer in answers)
+        assert service.ask("PUT", "/upload/x", b"x").status == 201
+
+
+def test_metrics_are_told_while_metadb_is_away(service: TestService, metadb_url: str) -> None:
+    service.app.services.meta.close()
+    assert told(service)["distfs_processes"] == 1
