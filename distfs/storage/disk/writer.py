@@ -166,14 +166,15 @@ class ShortSink:
         self._filled += n
 
     def close(self) -> int:
-        length, padded = self._length + self._filled, -(-self._filled // ALIGNMENT) * ALIGNMENT
-        self._view[self._filled : padded] = bytes(padded - self._filled)  # not what others left there
-        self._flush(padded)
-        if length < self._length:
-            os.ftruncate(self._fd, length)
+        whole = self._filled // ALIGNMENT * ALIGNMENT
+        tail = self._view[whole : self._filled]
+        self._flush(whole)
+        # Not padded and cut off again: to cut in the middle of a page, the kernel reads that page from the disk.
+        self._length += _write_tail(self._fd, tail)
+        tail.release()
         os.fsync(self._fd)
         self.discard()
-        return length
+        return self._length
 
     def discard(self) -> None:
         if self._fd < 0:
@@ -233,10 +234,7 @@ class DirectSink:
         self._stop()
         if self._failure is not None:
             raise self._failure
-        if tail:  # the only bytes that O_DIRECT cannot take
-            _now_plain(self._fd)
-            _write_all(self._fd, memoryview(tail))
-            self._length += len(tail)
+        self._length += _write_tail(self._fd, memoryview(tail))
         os.ftruncate(self._fd, self._length)
         os.fsync(self._fd)
         self.discard()
@@ -280,6 +278,14 @@ def _allocate(fd: int, size: int) -> None:
     except OSError as e:
         if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
+
+
+def _write_tail(fd: int, tail: memoryview) -> int:
+    """The only bytes that O_DIRECT cannot take, behind all others; -> how many."""
+    if tail:
+        _now_plain(fd)
+        _write_all(fd, tail)
+    return len(tail)
 
 
 def _write_all(fd: int, view: memoryview) -> None:
