@@ -70,7 +70,7 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     if count == 1:
         _serve(settings, exit_with_parent=exit_with_parent)
         return output.DONE
-    setup_logging(settings.config.log)  # in the thread there is
+    setup_logging(settings.config.log, file="service")  # in the thread there is
     listener = listen(settings.config.http)
     scheme = "https" if https(settings.config.tls) else "http"  # what is wrong with it is said once
     host, port = listener.getsockname()[:2]
@@ -122,7 +122,7 @@ def _serve(
     together: Together | None = None,
 ) -> None:
     config = settings.config
-    setup_logging(config.log, aside=True)
+    setup_logging(config.log, aside=True, file="service")
     app = create_app(config, together)
     services = app.services
     services.audit.open()

@@ -34,7 +34,7 @@ from distfs.storage.disk.store import DiskStore
 from distfs.storage.disk.watch import DiskWatch
 from distfs.storage.membership import Membership, await_keys, cluster_of
 from distfs.storage.strangers import Strangers
-from distfs.telemetry.logs import setup_logging
+from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import Peers, is_not_own, peers
 
 log = logging.getLogger("distfs.node")
@@ -255,9 +255,17 @@ def _run(argv: list[str]) -> int:
 
 
 def _serve_as_told(config: Config, given: Namespace) -> int:
-    setup_logging(config.log)
-    serve(config, given.exit_with_parent, given.init)
+    setup_logging(config.log, aside=config.log.dir not in ("auto", "off"), file=_name(config))
+    try:
+        serve(config, given.exit_with_parent, given.init)
+    finally:
+        flush_log()
     return DONE
+
+
+def _name(config: Config) -> str:
+    """What the files of its log are called."""
+    return Path(config.node.data).absolute().name or "node"
 
 
 if __name__ == "__main__":

@@ -143,4 +143,6 @@ def _other_rules(c: Config) -> _Rules:
     )
     yield c.local.nodes >= 1, "local.nodes must be at least 1"
     yield c.log.format in ("text", "json"), "log.format must be 'text' or 'json'"
+    yield c.log.max_bytes >= MIB, "log.max_bytes must be at least 1MiB"
+    yield bool(c.log.dir), "log.dir must be a folder, auto, or off"
     yield c.log.level.upper() in _LEVELS, f"log.level must be one of {', '.join(_LEVELS)}"

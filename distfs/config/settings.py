@@ -275,10 +275,13 @@ class LocalConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogConfig:
-    """What is logged, to stderr."""
+    """What is logged, to stderr and to files."""
 
     level: str = "INFO"
     format: str = "text"  # or 'json': one object a line
+    dir: str = "auto"  # each process's own files; 'auto': `distfs up`: logs in its data folder, else 'off'
+    max_bytes: Bytes = Bytes(512 * MIB)  # of all files of the folder; the oldest go first
+    keep_for: Seconds = Seconds(14 * 24 * 3600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +310,11 @@ class Config:
     local: LocalConfig = field(default_factory=LocalConfig)
     log: LogConfig = field(default_factory=LogConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    @property
+    def log_dir_of_up(self) -> str:
+        """Where the parts of `distfs up` write the files of their log; ``off``: nowhere."""
+        return f"{self.local.data}/logs" if self.log.dir == "auto" else self.log.dir
 
     @property
     def audit_file(self) -> str:

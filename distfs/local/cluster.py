@@ -148,6 +148,7 @@ class LocalCluster:
             DISTFS_METADB_URL=url,
             DISTFS_NODE_ADVERTISE="",
             DISTFS_AUDIT_FILE=self._config.audit_file or "off",
+            DISTFS_LOG_DIR=self._config.log_dir_of_up,
         )
         meta = MetaDB(override(self._config, "metadb", url=url).metadb, self._config.node.down_after)
         try:

@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TextIO
+from dataclasses import dataclass
+from typing import Protocol, TextIO
 
 from distfs.errors import Busy
 from distfs.process.threads import start
@@ -30,6 +31,32 @@ FLUSH_S = 2.0
 REQUEST_ID = "_request_id"
 
 
+_PLAIN = logging.Formatter()
+
+
+class File(Protocol):
+    """Where lines are kept. ``write`` never fails; -> how many lines were dropped before, and ``why``."""
+
+    dropped: int
+    why: str
+
+    def write(self, text: str) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A file that has each line, too, as ``formatter`` makes it."""
+
+    file: File
+    formatter: logging.Formatter
+
+
+#: What makes a line by a formatter.
+Facts = Callable[[logging.Formatter], str]
+#: What waits: what a line is made of, or a line as the stream has it, and as it is kept.
+Entry = logging.LogRecord | Facts | tuple[str, str]
+
+
 class LineWriter(logging.Handler):
     """Thread-safe; keeps the order in which lines were handed over. Its thread starts with the first.
 
@@ -37,12 +64,13 @@ class LineWriter(logging.Handler):
     calls it at its end.
     """
 
-    def __init__(self, stream: TextIO, context: Callable[[], str]) -> None:
-        """``context``: the id of the request that the calling thread works for."""
+    def __init__(self, stream: TextIO, context: Callable[[], str], kept: Kept | None = None) -> None:
+        """``context``: the id of the request that the calling thread works for. ``kept``: where lines go, too."""
         super().__init__()
-        self._stream, self._context = stream, context
+        self._stream, self._context, self._kept = stream, context, kept
+        self._keep: list[str] = []  # lines on their way there; under ``_writing``
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._lines: deque[str | logging.LogRecord | Callable[[], str]] = deque()
+        self._lines: deque[Entry] = deque()
         self._waking = False  # the thread was told, and has not begun to look
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to by a signal's handler
         self._writing = threading.Lock()
@@ -63,9 +91,9 @@ class LineWriter(logging.Handler):
         record.__dict__[REQUEST_ID] = self._context()
         # What a line is about may be another by the time it is written; an access log's facts stay.
         at_once = record.args or record.exc_info
-        self.add(self._line(record) if at_once else record)
+        self.add(self._made(record) if at_once else record)
 
-    def add(self, entry: str | logging.LogRecord | Callable[[], str]) -> None:
+    def add(self, entry: Entry) -> None:
         """One more line: as it is, or what it is made of when it is written."""
         if len(self._lines) >= MOST_LINES:
             with self._lock:
@@ -124,16 +152,24 @@ class LineWriter(logging.Handler):
                 entry = self._lines.popleft()
             except IndexError:  # they were dropped just now
                 break
-            line = entry if isinstance(entry, str) else self._line(entry)
+            line, keep = made = entry if isinstance(entry, tuple) else self._made(entry)
             size += len(line) if line.isascii() else len(line.encode(self._encoding, "backslashreplace"))
             if text and size > _AT_ONCE:
-                self._lines.appendleft(line)
+                self._lines.appendleft(made)
                 return text
             text += line
+            self._keep.append(keep)
         if dropped := self._dropped - self._told:
             self._told += dropped
-            text += self._line(_said(f"{dropped} lines of the log were dropped here: it is read too slowly"))
+            text += self._add_now(
+                _said("%d lines of the log were dropped here: it is read too slowly", dropped)
+            )
         return text
+
+    def _add_now(self, record: logging.LogRecord) -> str:
+        line, keep = self._made(record)
+        self._keep.append(keep)
+        return line
 
     def _drop(self) -> None:
         """Give up what waits to be written."""
@@ -142,9 +178,18 @@ class LineWriter(logging.Handler):
                 self._lines.popleft()
                 self._dropped += 1
 
-    def _line(self, entry: logging.LogRecord | Callable[[], str]) -> str:
+    def _made(self, entry: logging.LogRecord | Facts) -> tuple[str, str]:
+        """A line as the stream has it, and as it is kept."""
+        shown = self._line(entry, self.formatter or _PLAIN)
+        if self._kept is None or self._kept.formatter is self.formatter:
+            return shown, shown
+        return shown, self._line(entry, self._kept.formatter)
+
+    def _line(self, entry: logging.LogRecord | Facts, formatter: logging.Formatter) -> str:
         try:
-            return (self.format(entry) if isinstance(entry, logging.LogRecord) else entry()) + "\n"
+            return (
+                formatter.format(entry) if isinstance(entry, logging.LogRecord) else entry(formatter)
+            ) + "\n"
         except Exception as e:  # noqa: BLE001 - one line must neither end the log nor who logs
             return f"a line of the log cannot be written, by a bug: {e!r}\n"
 
@@ -154,14 +199,28 @@ class LineWriter(logging.Handler):
             self._stream.flush()
         except (OSError, ValueError):
             pass  # nobody is there to be told
+        kept, self._keep = "".join(self._keep), []
+        if self._kept is not None and (dropped := self._kept.file.write(kept)):
+            self._lines.appendleft(self._made(drops(dropped, self._kept.file.why)))
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were, in all: by who reads too slowly, or by the disk."""
+        return self._dropped + (self._kept.file.dropped if self._kept is not None else 0)
 
     def _forked(self) -> None:
         """The thread stayed with the parent, and so did what it is to write."""
         self._lines.clear()
+        self._keep = []
         self._waking, self._thread = False, None
         self._dropped = self._told = 0
         self._wake, self._writing, self._lock = queue.SimpleQueue(), threading.Lock(), threading.RLock()
 
 
-def _said(message: str) -> logging.LogRecord:
-    return logging.LogRecord("distfs.log", logging.WARNING, "", 0, message, None, None)
+def drops(lines: int, why: str) -> logging.LogRecord:
+    """What is said when lines can be written again."""
+    return _said("%d lines of the log were dropped here: %s", lines, why)
+
+
+def _said(message: str, *values: object) -> logging.LogRecord:
+    return logging.LogRecord("distfs.log", logging.WARNING, "", 0, message, values, None)

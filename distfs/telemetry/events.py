@@ -101,7 +101,7 @@ EVENTS: tuple[Event, ...] = (
     ),
     _event(
         "node.request", "WARNING", "A storage node could not do what a service asked of it.",
-        "%s %s for request %s: %s|type fragment asked_by error",
+        "%s %s for request %s: %s|type fragment request_id error",
     ),
     _event(
         "node.connection", "ERROR", "A connection to a storage node ended, or was refused by it.",

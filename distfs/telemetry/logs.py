@@ -12,18 +12,19 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import islice
 from types import MappingProxyType
-from typing import TextIO
+from typing import TextIO, cast
 
 from distfs.config.settings import LogConfig
-from distfs.process.log_writer import REQUEST_ID, LineWriter
+from distfs.process.log_writer import REQUEST_ID, Kept, LineWriter, drops
 from distfs.process.redact import tokenless, visible
 from distfs.telemetry import events
-from distfs.telemetry.context import current_request_id
+from distfs.telemetry.context import NO_REQUEST, current_request_id
+from distfs.telemetry.log_files import LogFile
 
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
 #: What all records have in common; by which thread and process is not said, as by ``setup_logging``.
@@ -35,30 +36,59 @@ _OWN_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
 #: Where all is logged when that is aside, and how it makes a line of facts there.
-_aside: list[tuple[LineWriter, Callable[..., str]]] = []
+_aside: list[LineWriter] = []
+#: The file that has it, too.
+_files: list[LogFile] = []
 
 
 def setup_logging(
-    config: LogConfig, stream: TextIO | None = None, *, part: str = "", aside: bool = False
+    config: LogConfig, stream: TextIO | None = None, *, part: str = "", aside: bool = False, file: str = ""
 ) -> None:
-    """Log everything of this process to ``stream`` (stderr) at the level and in the format of ``config``.
+    """Log everything of this process to ``stream`` (stderr) at the level and in the format of ``config``, and to
+    files of its own, if there is a folder for them.
 
-    ``part``: what JSON calls this process, where several write to one stream. ``aside``: a thread writes, and nobody
+    ``part``: what JSON calls this process, where several write to one stream. ``file``: what its files are called;
+    empty: it has none. ``aside``: a thread writes, and nobody
     else waits for whoever reads the log.
     """
     # Nobody is told where in the code, by which thread or process something was logged; to find out is not cheap.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     out = stream or sys.stderr
-    handler = LineWriter(out, current_request_id) if aside else logging.StreamHandler(out)
-    formatter = JsonFormatter(part) if config.format == "json" else TextFormatter()
-    handler.setFormatter(formatter)
-    _aside[:] = [(handler, formatter.line)] if isinstance(handler, LineWriter) else []
+    for old in _files:
+        old.close()
+    _files[:] = [LogFile(config, file, aside=aside)] if file and config.dir not in ("auto", "off") else []
+    kept = [Kept(each, JsonFormatter(file)) for each in _files]
+    handler: logging.Handler = logging.StreamHandler(out)
+    if aside:
+        handler = LineWriter(out, current_request_id, kept[0] if kept else None)
+    handler.setFormatter(JsonFormatter(part) if config.format == "json" else TextFormatter())
+    _aside[:] = [handler] if isinstance(handler, LineWriter) else []
     root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
+    for each in root.handlers[:]:
+        root.removeHandler(each)
     root.addHandler(handler)
+    for one in kept if not aside else ():
+        root.addHandler(FileHandler(one))
     set_level(config)
+
+
+def log_dropped() -> int:
+    """How many lines of this process's log were, in all."""
+    return _aside[0].dropped if _aside else sum(file.dropped for file in _files)
+
+
+class FileHandler(logging.Handler):
+    """Writes a line to a file at once, for a process that has no other thread."""
+
+    def __init__(self, kept: Kept) -> None:
+        super().__init__()
+        self._file = kept.file
+        self.setFormatter(kept.formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if dropped := self._file.write(self.format(record) + "\n"):
+            self._file.write(self.format(drops(dropped, self._file.why)) + "\n")
 
 
 def log_facts(logger: logging.Logger, message: str, facts: Mapping[str, object]) -> None:
@@ -67,14 +97,20 @@ def log_facts(logger: logging.Logger, message: str, facts: Mapping[str, object])
     if not logger.isEnabledFor(logging.INFO):
         return
     now = time.time()
-    for writer, line in _aside:
+    for writer in _aside:
         if logging.root.handlers != [writer]:  # somebody else listens, too
             break
-        writer.add(partial(line, now, "INFO", current_request_id(), logger.name, message, facts))
+        writer.add(partial(_of_facts, (now, "INFO", current_request_id(), logger.name, message, facts)))
         return
     record = logging.LogRecord.__new__(logging.LogRecord)
     record.__dict__.update(_RECORD, name=logger.name, msg=message, created=now, msecs=now % 1 * 1000, **facts)
     logger.handle(record)
+
+
+def _of_facts(
+    said: tuple[float, str, str, str, str, Mapping[str, object]], formatter: logging.Formatter
+) -> str:
+    return cast(TextFormatter | JsonFormatter, formatter).line(*said)
 
 
 def flush_log() -> None:
@@ -125,8 +161,10 @@ class JsonFormatter(logging.Formatter):
         if names and isinstance(record.args, tuple):
             told = {k: _plain(v) for k, v in zip(names, record.args, strict=False) if k != events.UNNAMED}
             facts = {**told, **facts}
-        trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         request_id = _request_of(record)
+        if request_id == NO_REQUEST:  # a node's, who has the id of whoever asked
+            request_id = str(facts.get("request_id", request_id))
+        trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
         return self.line(record.created, record.levelname, request_id, name, message, facts, trace, event)
 
     def line(

@@ -28,9 +28,9 @@ def _logging_as_it_was() -> Iterator[None]:
     leave_request()
 
 
-def logged(*, aside: bool = False, **config: str) -> io.StringIO:
+def logged(*, aside: bool = False, level: str = "INFO", format: str = "text") -> io.StringIO:
     stream = io.StringIO()
-    setup_logging(LogConfig(**config), stream, aside=aside)
+    setup_logging(LogConfig(level, format), stream, aside=aside)
     return stream
 
 

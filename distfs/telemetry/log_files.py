@@ -1,0 +1,215 @@
+"""Files of a process's log: each process writes its own; they are rotated, compressed, and not kept for ever.
+
+``NAME.log`` is being written. It has one writer, by a lock of flock(2), which the kernel takes from the dead; who
+finds it taken has ``NAME.1.log``, and so on. A file that is full is put aside as ``NAME.log-TIME`` and compressed to
+``NAME.log-TIME.gz``, where TIME is that of its end. Whoever writes looks after all that was put aside in the folder.
+
+What cannot be written is dropped and counted; nobody waits for it. A folder or file that was moved away is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from distfs.config.settings import LogConfig
+from distfs.errors import Busy
+from distfs.process.descriptors import in_words
+from distfs.process.threads import start
+
+MIB = 1 << 20
+#: A file is so much of ``log.max_bytes``, but at most so many bytes.
+_SHARE, _MOST = 8, 64 * MIB
+#: Seconds after which it is looked whether the file is still there, and a disk that failed is tried again.
+_LOOK_S = 1.0
+_LOWEST_PRIORITY = 19
+_ASIDE = re.compile(r".+\.log-\d{8}T\d{6}\.\d{6}Z(\.gz)?")
+
+
+class LogFile:
+    """What one process writes. One thread at a time may write."""
+
+    def __init__(
+        self,
+        config: LogConfig,
+        part: str,
+        *,
+        aside: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``part``: what the files are called. ``aside``: a thread may compress; else whoever writes does."""
+        self._folder, self._part = Path(config.dir).absolute(), re.sub(r"[^A-Za-z0-9_-]", "_", part) or "log"
+        self._max_bytes, self._keep_for = int(config.max_bytes), float(config.keep_for)
+        self._most = max(1, min(_MOST, self._max_bytes // _SHARE))
+        self._aside, self._clock = aside, clock
+        self._file, self._path, self._size, self._pid = -1, self._folder, 0, os.getpid()
+        self._look_at = 0.0  # when it is time to look again
+        self._tidying = threading.Lock()
+        self.dropped = 0  # lines, in all
+        self._untold, self.why = 0, ""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._folder
+
+    def write(self, text: str) -> int:
+        """Write whole lines. Never fails; -> how many lines were dropped before them, which nobody was told yet."""
+        if not text:
+            return 0
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            self._ready()
+            self._append(data)
+        except OSError as e:
+            self.why = in_words(e)
+            lines = data.count(b"\n")
+            self.dropped += lines
+            self._untold += lines
+            return 0
+        told, self._untold = self._untold, 0
+        if self._size >= self._most:
+            with contextlib.suppress(OSError):
+                self._rotate()
+        return told
+
+    def close(self) -> None:
+        """Nothing is written any more. In a forked process the number is another's."""
+        if self._file >= 0 and self._pid == os.getpid():
+            os.close(self._file)
+        self._file = -1
+
+    def _ready(self) -> None:
+        """The file is open, and the one that has its name. Raises OSError."""
+        now = self._clock()
+        if now < self._look_at:
+            if self._file < 0:
+                raise OSError(0, self.why)
+            return
+        self._look_at = now + _LOOK_S
+        if self._file >= 0 and not _is(self._path, self._file):
+            self.close()
+        if self._file < 0:
+            self._open()
+            self._tidy_soon()
+
+    def _open(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for number in count():
+            name = f"{self._part}.log" if number == 0 else f"{self._part}.{number}.log"
+            file = _owned(self._folder / name)
+            if file is not None:
+                self._file, self._path, self._pid = file, self._folder / name, os.getpid()
+                break
+        self._size = os.fstat(self._file).st_size
+        if self._size and os.pread(self._file, 1, self._size - 1) != b"\n":
+            self._append(b"\n")  # whoever wrote it was killed within a line
+
+    def _append(self, data: bytes) -> None:
+        """All of it, or nothing. Raises OSError."""
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError:
+            if len(left) < len(data):
+                os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(data)
+
+    def _rotate(self) -> None:
+        when = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self._path.rename(self._path.with_name(f"{self._path.name}-{when}"))
+        self.close()
+        self._look_at = 0.0
+        self._ready()
+
+    def _tidy_soon(self) -> None:
+        if self._aside:
+            with contextlib.suppress(Busy):  # the next file's
+                start(self._tidy_slowly, "log files")
+                return
+        self._tidy()
+
+    def _tidy_slowly(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # of this thread alone, on Linux
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Compress what was put aside, and remove what is too old, or too much. One process at a time does."""
+        with contextlib.suppress(OSError), self._tidying:
+            folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for path in put_aside(self._folder):
+                    if path.suffix != ".gz":
+                        _compress(path)
+                self._remove()
+            finally:
+                os.close(folder)
+
+    def _remove(self) -> None:
+        oldest = time.time() - self._keep_for
+        room = self._max_bytes - sum(path.stat().st_size for path in self._folder.glob("*.log"))
+        for path in reversed(put_aside(self._folder)):
+            found = path.stat()
+            room -= found.st_size
+            if room < 0 or found.st_mtime < oldest:
+                path.unlink(missing_ok=True)
+
+
+def put_aside(folder: Path) -> list[Path]:
+    """The files of a folder that nobody writes any more, the oldest first."""
+    found = [path for path in folder.iterdir() if _ASIDE.fullmatch(path.name)]
+    return sorted(found, key=lambda path: path.name.rpartition(".log-")[2])
+
+
+def _owned(path: Path) -> int | None:
+    """A file, open to be written at its end by nobody else; None: somebody else has it. Raises OSError."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is(path, file):
+                return file
+        except BlockingIOError:
+            os.close(file)
+            return None
+        except OSError:
+            os.close(file)
+            raise
+        os.close(file)  # it was put aside just now
+
+
+def _is(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except OSError:
+        return False
+
+
+def _compress(path: Path) -> None:
+    """It keeps its time. A kill leaves a file that the next one writes anew."""
+    found = path.stat()
+    making, made = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.gz")
+    try:
+        number = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with path.open("rb") as plain, open(number, "wb") as out, gzip.GzipFile("", "wb", 3, out) as packed:
+            shutil.copyfileobj(plain, packed, MIB)
+        os.utime(making, (found.st_atime, found.st_mtime))
+        making.rename(made)
+    except OSError:
+        making.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
