@@ -32,6 +32,7 @@ from distfs.transfer.placement import Placement
 from distfs.transfer.upload import Uploader
 from distfs.upkeep.damage import DamageNotes
 from distfs.upkeep.db import UpkeepDB
+from distfs.upkeep.facts import FactFinder
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Services:
     damage: DamageNotes
     agreement: Agreement
     door: Door
+    facts: FactFinder
     together: Together | None  # with other processes of this service
     audit: AuditLog
     https: FromFiles[ssl.SSLContext] | None  # None: plain HTTP
@@ -97,10 +99,14 @@ class Services:
     @property
     def troubles(self) -> list[str]:
         """Certificates that were replaced by what cannot be used, so that those of before go on; that end soon."""
-        tls = self.config.tls
-        shown = [pair.cert for pair in tls.certificates] if self.https else []
         broken = [each.trouble for each in (self.https, self.peers) if each is not None and each.trouble]
-        return broken + soon_over([*shown, *([tls.cert] if self.peers else [])])
+        return broken + soon_over(self.certificates)
+
+    @property
+    def certificates(self) -> list[str]:
+        """The files of those that it shows others."""
+        shown = [pair.cert for pair in self.config.tls.certificates] if self.https else []
+        return shown + ([self.config.tls.cert] if self.peers else [])
 
     def reconfigure(self, config: Config) -> None:
         """Apply what of another configuration can change while requests run."""
@@ -165,6 +171,7 @@ def build(config: Config, together: Together | None = None) -> Services:
         damage,
         Agreement(meta, config),
         Door(config.auth, Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace)),
+        FactFinder(UpkeepDB(meta)),
         together,
         audit_log(config),
         https(config.tls),

@@ -37,6 +37,7 @@ from distfs.metadb.statement import Statement, is_last
 from distfs.metadb.url import Host, MetaURL
 from distfs.process import descriptors
 from distfs.quantity import compared
+from distfs.telemetry.metrics import METADB_SECONDS
 
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
 BROKEN = (InterfaceError, OSError, struct.error, AttributeError, ValueError)
@@ -147,6 +148,7 @@ class Link:
             if statement is None:
                 statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
             sent = True
+            began = time.monotonic()
             rows = statement.run(params)
         except DatabaseError as e:
             ended = is_last(e)
@@ -165,6 +167,7 @@ class Link:
             usock.limit = None
         self._busy = False
         self.answered_at = time.monotonic()
+        METADB_SECONDS.observe(self.answered_at - began)
         return rows
 
     def _lost(self, error: BaseException) -> str:

@@ -13,6 +13,7 @@ from distfs.errors import Away, TooSlow, Unavailable
 from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
 from distfs.process.connection_pool import ConnectionPool, Limits
+from distfs.telemetry.metrics import METADB_FAILURES
 
 #: A link that nobody needed for so long is closed when another is asked for: the server has a process for each.
 IDLE_S = 20.0
@@ -103,6 +104,7 @@ class Pool:
 
     def _failed(self, began: float, may_be_back: bool) -> None:
         """A connect that began then has failed. One that began before a server last answered says nothing new."""
+        METADB_FAILURES.add()
         with self._noting:
             if began > self._heard_at:
                 self._away_since = self._away_since or time.monotonic()

@@ -49,6 +49,11 @@ class Transactions:
         self._pool.close()
 
     @property
+    def is_there(self) -> bool:
+        """Unless the last connect failed."""
+        return not self._pool.away_for()
+
+    @property
     def is_restarting(self) -> bool:
         """Nobody could connect just now, and that may end soon."""
         return self._pool.may_be_back and 0 < self._pool.away_for() < self._patience

@@ -16,6 +16,7 @@ from distfs.peers.breaker import Breaker
 from distfs.peers.greeting import NodeSocket
 from distfs.peers.hedge import LatencyHistory
 from distfs.process.connection_pool import ConnectionPool, Limits
+from distfs.telemetry.metrics import NODE_FAILURES
 from distfs.tls.contexts import Side
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
@@ -63,6 +64,7 @@ class NodeLink:
             return
         with contextlib.suppress(DistfsError):
             deadline.remaining()  # a request that ran out of time, or was cancelled, says nothing of the node
+            NODE_FAILURES.add()
             self.breaker.failed()
 
     def _connect(self, deadline: Deadline) -> NodeSocket:

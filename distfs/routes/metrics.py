@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +12,8 @@ from distfs.routes.messages import Answer, Request
 from distfs.services import Services
 from distfs.telemetry import metrics
 from distfs.telemetry.metrics import Sample
+from distfs.tls.contexts import first_end
+from distfs.upkeep.model import Backlog
 
 
 def get_metrics(services: Services, request: Request) -> Answer:
@@ -22,7 +26,7 @@ def get_metrics(services: Services, request: Request) -> Answer:
     status: Mapping[str, Any] = services.status()
     if services.together is not None:
         status = services.together.status(status)
-    samples = [*_held(status), *_nodes(services, status)]
+    samples = [*_held(status), *_nodes(services, status), *_metadb(services), *_cluster(services)]
     kind, data = metrics.rendered(request.environ.get("HTTP_ACCEPT", ""), samples)
     headers = {"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": "no-store"}
     return Answer(200, headers, [data])
@@ -54,3 +58,36 @@ def _nodes(services: Services, status: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample(metrics.NODE_AGE, node.heartbeat_age, name)
     for id, client in status["nodes"]["nodes"].items():
         yield Sample(metrics.NODE_BREAKER, client["breaker"] == "open", (id,))
+        yield Sample(metrics.NODE_LATENCY, client["latency_ms"] / 1e3, (id,))
+        for state in ("lent", "idle", "waiting"):
+            yield Sample(metrics.NODE_CONNECTIONS, client["connections"][state], (id, state))
+
+
+def _metadb(services: Services) -> Iterator[Sample]:
+    yield Sample(metrics.METADB_UP, services.meta.is_there)
+    if (ends := first_end(services.certificates)) is not None:
+        yield Sample(metrics.CERTIFICATE, ends)
+
+
+def _cluster(services: Services) -> Iterator[Sample]:
+    """As it was when it was last looked at."""
+    if (facts := services.facts.last()) is None:
+        return
+    yield Sample(metrics.FACTS_AGE, time.monotonic() - facts.at)
+    yield Sample(metrics.CLOCK_OFFSET, facts.clock_offset)
+    yield Sample(metrics.DAMAGED, facts.damaged)
+    yield Sample(metrics.TO_ERASE, facts.to_erase)
+    backlog, left = Backlog.of(facts.hurt), Counter({0: 0})
+    for hurt in facts.hurt:
+        left[max(-1, hurt.redundancy_left)] += 0 if hurt.trashed else hurt.slices
+    for redundancy, slices in left.items():
+        yield Sample(metrics.HURT, slices, (str(redundancy),))
+    yield Sample(metrics.TO_REPAIR, backlog.fragments)
+    yield Sample(metrics.TO_REPAIR_BYTES, backlog.bytes)
+    for worker in facts.workers:
+        name = (worker.name,)
+        yield Sample(metrics.WORKER_AGE, worker.age, name)
+        yield Sample(metrics.WORKER_STUCK, bool(worker.detail.get("stuck")), name)
+        for figure, value in worker.detail.items():
+            if isinstance(value, int | float):
+                yield Sample(metrics.WORKER_FIGURES, value, (worker.name, figure))

@@ -61,6 +61,13 @@ class Metric:
         with _lock:
             _cells[self.first + at] += amount
 
+    def observe(self, seconds: float) -> None:
+        """Of a histogram without labels."""
+        bucket = self.first + bisect_left(BUCKETS, seconds)
+        with _lock:
+            _cells[bucket] += 1
+            _cells[self.first + _WIDTH - 1] += seconds
+
     def index(self, *values: str) -> int:
         return self.series.index(values)
 
@@ -117,6 +124,21 @@ OPENINGS = _counted(
     "node_breaker_openings_total", COUNTER, "Times that a node was left alone after failures."
 )
 
+NODE_FAILURES = _counted(
+    "node_failures_total", COUNTER, "Times that a node could not be reached, was too slow, or made no sense."
+)
+DAMAGE = _counted(
+    "damaged_fragments_total", COUNTER, "Fragments that a reader, scrub or repair found corrupt or missing."
+)
+METADB_SECONDS = _counted(
+    "metadb_statement_seconds", HISTOGRAM, "What a statement of MetaDB took that succeeded."
+)
+METADB_FAILURES = _counted(
+    "metadb_connect_failures_total",
+    COUNTER,
+    "Times that no server of MetaDB could be connected to that takes writes.",
+)
+
 BUILD = Metric("build_info", GAUGE, "1, with the version that runs.", {"version": None})
 PROCESSES = Metric("processes", GAUGE, "Processes of this service that serve.")
 MEMORY_LIMIT = Metric("memory_limit_bytes", GAUGE, "storage.memory_budget, of all processes.")
@@ -135,6 +157,51 @@ NODE_FREE = Metric(
 NODE_AGE = Metric("node_heartbeat_age_seconds", GAUGE, "Since the node's last heartbeat.", {"node": None})
 NODE_BREAKER = Metric(
     "node_breaker_open", GAUGE, "1 while this service leaves the node alone.", {"node": None}
+)
+NODE_LATENCY = Metric(
+    "node_latency_seconds",
+    GAUGE,
+    "How soon the node answered lately: half of the reads sooner.",
+    {"node": None},
+)
+NODE_CONNECTIONS = Metric(
+    "node_connections",
+    GAUGE,
+    "Connections of this service to the node that are lent or idle; and who waits for one.",
+    {"node": None, "state": None},
+)
+METADB_UP = Metric("metadb_up", GAUGE, "1 unless the last connect of the asked process to MetaDB failed.")
+CLOCK_OFFSET = Metric("metadb_clock_offset_seconds", GAUGE, "How far our clock is ahead of MetaDB's.")
+CERTIFICATE = Metric(
+    "certificate_end_timestamp_seconds", GAUGE, "When the first of this service's certificates ends."
+)
+FACTS_AGE = Metric(
+    "cluster_facts_age_seconds",
+    GAUGE,
+    "Age of what follows of the cluster: looked at every 15 s, while asked for.",
+)
+HURT = Metric(
+    "slices_lacking",
+    GAUGE,
+    "Slices that lack a fragment, by how many more losses they survive; -1: they cannot be read.",
+    {"redundancy_left": None},
+)
+TO_REPAIR = Metric("fragments_lacking", GAUGE, "Fragments that are to be made anew.")
+TO_REPAIR_BYTES = Metric("fragments_lacking_bytes", GAUGE, "Their bytes.")
+DAMAGED = Metric("fragments_damaged", GAUGE, "Fragments known to be corrupt or missing.")
+TO_ERASE = Metric("trash_to_erase_files", GAUGE, "Files out of the trash whose fragments are still to go.")
+WORKER_AGE = Metric(
+    "upkeep_age_seconds",
+    GAUGE,
+    "Since the worker was last heard of; above 100 it does not run.",
+    {"worker": None},
+)
+WORKER_STUCK = Metric("upkeep_stuck", GAUGE, "1 while the worker says why it cannot go on.", {"worker": None})
+WORKER_FIGURES = Metric(
+    "upkeep_figure",
+    GAUGE,
+    "What the worker says of itself, as `distfs status` shows it.",
+    {"worker": None, "figure": None},
 )
 AUDIT_WAITING = Metric("audit_waiting_lines", GAUGE, "Lines of the audit log that could not be written yet.")
 

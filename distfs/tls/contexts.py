@@ -6,6 +6,7 @@ once, and so does ``trouble``, until the file is right.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -300,6 +301,15 @@ def soon_over(files: Iterable[str]) -> list[str]:
             when = f"ends in {days:.0f} days" if days > 0 else "has ended"
             lines.append(f"{file} {when}: have it renewed")
     return lines
+
+
+def first_end(files: Iterable[str]) -> float | None:
+    """When the first of some certificates ends, in seconds since 1970; None: there is none that can be read."""
+    ends = []
+    for file in files:
+        with contextlib.suppress(ConfigError, KeyError, ValueError):
+            ends.append(float(ssl.cert_time_to_seconds(decoded(file)["notAfter"])))
+    return min(ends, default=None)
 
 
 def decoded(file: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Policy, Slice
+from distfs.telemetry.metrics import DAMAGE
 from distfs.upkeep import in_pages
 from distfs.upkeep.leadership import Leaders, Leadership
 from distfs.upkeep.model import (
@@ -127,6 +128,10 @@ class UpkeepDB:
         """How much ``work_to_repair`` would hand out in all, but for what is hopeless and in the trash."""
         return Backlog.of(self._hurt_counts(repair_delay, False, deadline))
 
+    def hurt_counts(self, deadline: Deadline) -> list[HurtCount]:
+        """Slices that lack a fragment now, whether or not repair has begun with them, by what is left of them."""
+        return list(self._hurt_counts(self._meta.down_after, True, deadline))
+
     def _hurt_counts(self, silence: float, stopped: bool, deadline: Deadline) -> Iterator[HurtCount]:
         """Slices with a lost fragment, page by page: each in one count, by the first fragment that it lost."""
         nodes, _ = self.hurt_places(silence, deadline, stopped=stopped)
@@ -169,7 +174,8 @@ class UpkeepDB:
             reason.replace("\0", "").encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
         )
         params: dict[str, Any] = {"slice": slice_id, "index": index, "node": node}
-        self._meta.write("note_damage", deadline, reason=reason, **params)
+        if self._meta.write("note_damage", deadline, reason=reason, **params):
+            DAMAGE.add()
         return bool(self._meta.read("is_damage", deadline, **params))
 
     def damage_count(self, deadline: Deadline) -> int:

@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from distfs.config.settings import MetricsConfig
+from distfs.deadline import Deadline
 from distfs.http_app import create_app
 from distfs.telemetry import metrics
+from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
 from tests.integration.guarded import guarded_config, user
 from tests.service import HttpAddress, TestService, listening, running_service, small_config
@@ -111,3 +114,46 @@ def test_a_hundred_scrapes_at_once_and_a_slow_one_are_borne(service: TestService
 def test_metrics_are_told_while_metadb_is_away(service: TestService, metadb_url: str) -> None:
     service.app.services.meta.close()
     assert told(service)["distfs_processes"] == 1
+
+
+def test_a_scrape_tells_of_the_cluster_without_waiting_for_metadb(service: TestService) -> None:
+    before = told(service)
+    assert (
+        "distfs_metadb_clock_offset_seconds" not in before or before["distfs_cluster_facts_age_seconds"] < 60
+    )
+    assert service.ask("PUT", "/upload/x", bytes(1000)).status == 201
+    eventually(lambda: "distfs_cluster_facts_age_seconds" in told(service), "somebody has looked")
+    said = told(service)
+    assert abs(said["distfs_metadb_clock_offset_seconds"]) < 60  # one machine
+    assert said["distfs_slices_lacking"] == said["distfs_fragments_lacking"] == 0
+    assert (said["distfs_metadb_up"], said["distfs_fragments_damaged"]) == (1, 0)
+    assert said["distfs_metadb_statement_seconds_count"] > 0
+    assert said["distfs_node_connections"] > 0
+    assert 0 <= said["distfs_node_latency_seconds"] < 60  # of reads, and there were none
+
+
+def test_what_is_lost_with_a_node_is_told_by_what_is_left(service: TestService) -> None:
+    service.app.services.facts._due = float("inf")  # not before it is lost
+    uuid = UUID(service.ask("PUT", "/upload/x", bytes(1000)).text.strip())
+    db, deadline = UpkeepDB(service.app.services.meta), Deadline(60)
+    [slice_] = service.app.services.meta.file(uuid, deadline).slices
+    assert db.note_damage(slice_.id, 0, slice_.nodes[0], "a test", deadline)
+    assert db.note_damage(slice_.id, 0, slice_.nodes[0], "a test", deadline)
+    save = {"fragments": 3, "stuck": "a reason"}
+    db.save_worker("repair", "busy", save, deadline)
+    service.app.services.facts._due = 0.0
+    eventually(lambda: told(service).get("distfs_fragments_damaged") == 1, "somebody has looked")
+    assert told(service, redundancy_left="0")["distfs_slices_lacking"] == 1
+    assert told(service)["distfs_fragments_lacking"] == 1
+    assert told(service)["distfs_damaged_fragments_total"] == 1, "counted once, however often it is found"
+    assert told(service, worker="repair")["distfs_upkeep_stuck"] == 1
+    assert told(service, worker="repair", figure="fragments")["distfs_upkeep_figure"] == 3
+
+
+def test_a_cluster_that_cannot_be_looked_at_is_looked_at_later(service: TestService) -> None:
+    facts = service.app.services.facts
+    service.app.services.meta.close()
+    assert facts.last() is None
+    eventually(lambda: not facts._looking, "that look has ended")
+    assert facts._due > 0
+    assert facts.last() is None
