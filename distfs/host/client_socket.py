@@ -51,6 +51,7 @@ class ClientSocket:
             try:
                 count = self._socket.recv_into(view, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                self._check_rate()  # pieces of a record of TLS end each wait, and no byte comes of them
                 if coming > 1:
                     self.gather(coming)
                     coming = 1
@@ -87,6 +88,7 @@ class ClientSocket:
             try:
                 sent = self._socket.sendmsg(views, (), socket.MSG_DONTWAIT)
             except BlockingIOError:
+                self._check_rate()
                 if self.wait(select.POLLOUT, self._stall_timeout if full_after is None else full_after):
                     continue
                 if full_after is None:

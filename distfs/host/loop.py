@@ -283,11 +283,12 @@ class Loop(Host):
         self._schedule(connection)
 
     def _under_tls(self, sock: socket.socket) -> AnySocket:
-        """Its handshake is done as its bytes come, in no more time than a head has."""
+        """Its handshake is done as its bytes come, in no more time than a head has. Pieces of a record hold a worker,
+        or the loop, no longer than silence does."""
         if self._tls is None:
             return sock
         context, generation = self._tls.now()
-        return TlsSocket(sock, context, server_side=True, generation=generation)
+        return TlsSocket(sock, context, server_side=True, generation=generation, record_s=PATIENCE_S)
 
     def close(self, connection: Connection) -> None:
         """Now; by Ending.CUT with a reset. Descriptors are closed in this thread only: nobody else ever finds the

@@ -27,7 +27,7 @@ PIECE = 64 << 10
 _RECEIVE, _SPARE = 128 << 10, 32
 _LEAST_S = 0.001
 #: A record, at most 16 KiB, that takes longer is waited for anew, so that the one who waits may look at his limit.
-_RECORD_S = 5.0
+RECORD_S = 5.0
 
 #: Of a handshake's first record (RFC 8446, 5.1).
 _HANDSHAKE = 0x16
@@ -60,6 +60,7 @@ class TlsSocket:
         "_more",
         "_out",
         "_peeked",
+        "_record_s",
         "_sealed",
         "_server",
         "_tls",
@@ -75,9 +76,11 @@ class TlsSocket:
         *,
         server_side: bool,
         generation: int = 0,
+        record_s: float = RECORD_S,
     ) -> None:
-        """``generation``: of the context, for who wants to know whether it is still the one."""
-        self.raw, self.generation = raw, generation
+        """``generation``: of the context, for who wants to know whether it is still the one. ``record_s``: how long
+        one who receives waits for the rest of a record, however many pieces of it come."""
+        self.raw, self.generation, self._record_s = raw, generation, record_s
         self.established = False
         self._context, self._server = context, server_side
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -151,18 +154,19 @@ class TlsSocket:
         view = memoryview(buffer)
         if nbytes:
             view = view[:nbytes]
-        flags, trickles = flags & ~socket.MSG_WAITALL, 0.0
+        flags, gives_up = flags & ~socket.MSG_WAITALL, 0.0
         if self._half:  # who has said goodbye throws away what comes
             return self.raw.recv_into(view, len(view), flags)
         while True:
             done = self._open(view)
             if done or self._ended:
                 return done
-            self._receive(flags)
-            now = time.monotonic()
-            trickles = trickles or now
-            if now - trickles > _RECORD_S:
+            if (
+                gives_up and time.monotonic() > gives_up
+            ):  # only now: of what has come a poll shows nothing any more
                 raise BlockingIOError("a record comes in pieces")  # which is as good as silence
+            self._receive(flags)
+            gives_up = gives_up or time.monotonic() + self._record_s
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if flags & socket.MSG_PEEK:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from distfs.errors import ClientGone
+from distfs.host.client_socket import ClientSocket
 from distfs.tls.contexts import _https
-from distfs.tls.stream import PIECE, PlainText, TlsSocket
+from distfs.tls.stream import PIECE, PlainText, TlsSocket, waiting_in
 from tests.certificates import Certificates
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
@@ -188,6 +190,95 @@ def test_who_speaks_no_tls_is_told_apart(context: ssl.SSLContext, said: bytes) -
         with pytest.raises(PlainText) as caught:
             TlsSocket(left, context, server_side=True).recv(10)
         assert caught.value.said == said
+
+
+@dataclass
+class InPieces:
+    """A client whose bytes of TLS go when, and as, the test says."""
+
+    ours: TlsSocket
+    raw: socket.socket
+    tls: ssl.SSLObject
+    out: ssl.MemoryBIO
+
+    def record(self, data: bytes) -> bytes:
+        self.tls.write(data)
+        return self.out.read()
+
+
+@pytest.fixture
+def in_pieces(certificates: Certificates, context: ssl.SSLContext) -> Iterator[InPieces]:
+    left, right = socket.socketpair()
+    ours = TlsSocket(left, context, server_side=True, record_s=0.0)
+    into, out = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = certificates.client().wrap_bio(into, out, server_hostname="localhost")
+    with left, right, ThreadPoolExecutor(1) as threads:
+        shaking = threads.submit(ours.shake, soon())
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                right.sendall(out.read())
+                into.write(right.recv(100_000))
+        right.sendall(out.read())
+        shaking.result(30)
+        ours.setblocking(True)
+        yield InPieces(ours, right, tls, out)
+
+
+def test_the_end_of_a_record_that_came_too_slowly_is_not_left_where_no_poll_shows_it(
+    in_pieces: InPieces,
+) -> None:
+    record, buffer = in_pieces.record(b"whole"), bytearray(10)
+    in_pieces.raw.sendall(record[:7])
+    with ThreadPoolExecutor(1) as threads:
+        receiving = threads.submit(in_pieces.ours.recv_into, buffer)
+        while waiting_in(in_pieces.ours.raw):  # until the first piece was taken
+            time.sleep(0.001)
+        in_pieces.raw.sendall(record[7:])
+        try:
+            count = receiving.result(30)
+        except BlockingIOError:  # it looked between the two
+            assert select.select([in_pieces.ours], [], [], 30)[0], "the end is shown by a poll"
+            count = in_pieces.ours.recv_into(buffer)
+    assert buffer[:count] == b"whole"
+
+
+@pytest.mark.parametrize("way", ["reading", "writing"])
+def test_a_record_that_trickles_is_as_slow_as_it_is(in_pieces: InPieces, way: str) -> None:
+    """Each piece of it ends a wait. A client that is too slow is let go of before its record is whole."""
+    never, cut = socket.socketpair()
+    gone = threading.Event()
+    client = ClientSocket(in_pieces.ours, 1.0, 1 << 20, cut.fileno())
+    in_pieces.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    def trickle() -> None:
+        for at in range(len(record)):
+            if gone.wait(0.02):
+                return
+            if way == "reading":
+                in_pieces.raw.sendall(record[at : at + 1])
+            else:
+                in_pieces.raw.recv(1024)
+
+    def move() -> None:
+        if way == "reading":
+            client.receive_into(memoryview(bytearray(100)))
+        else:
+            client.send([memoryview(bytes(16 << 20))])
+
+    record = in_pieces.record(bytes(16_000))[:500]  # its end does not come
+    with never, cut, ThreadPoolExecutor(1) as threads:
+        trickling = threads.submit(trickle)
+        try:
+            with pytest.raises(ClientGone, match="slower than"):
+                move()
+            assert client.moved == 0
+        finally:
+            gone.set()
+            in_pieces.ours.close()
+        trickling.result(30)
 
 
 def test_a_handshake_that_trickles_ends_in_time(context: ssl.SSLContext) -> None:
