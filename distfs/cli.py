@@ -14,6 +14,7 @@ from distfs.commands.backup import backup, restore
 from distfs.commands.debug import add_debug
 from distfs.commands.display import size
 from distfs.commands.doctor import add_doctor
+from distfs.commands.logs import add_logs
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
 from distfs.commands.tls import add_tls
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     init = acts.add_parser("init", help=init_help, description=f"{init_help}.", epilog=_NODE_CODES)
     init.add_argument("--data", metavar="DIR", help="the folder (node.data)")
 
-    for add in (_add_audit, add_debug, add_doctor, add_tls):
+    for add in (_add_audit, add_debug, add_doctor, add_logs, add_tls):
         add(commands)
 
     for command in (up, serve):

@@ -291,7 +291,7 @@ def page() -> str:
     head = (
         "# Events of the log",
         "",
-        "Each line of the log is of an event from this list. In JSON it has its name under `event`.",
+        "Each line of the log is of an event from this list. `distfs logs --event NAME` asks for it.",
         "The level is the highest that a line of the event has. `python -m distfs.telemetry.events` makes this page.",
         "",
         "| event | level | what happened |",

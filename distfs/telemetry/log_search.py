@@ -1,0 +1,192 @@
+"""Lines read back from the files of ``log_files``: of many processes, in order of time.
+
+A line is looked for by its bytes before it is parsed.
+A file that ended before the time in question is not opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import logging
+import mmap
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+from typing import BinaryIO
+
+from distfs.telemetry.log_files import put_aside
+
+_READ = 1 << 20
+_LEVELS = logging.getLevelNamesMapping()
+#: A line's time, the line as it was written, and what it says.
+Line = tuple[str, bytes, dict[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which lines; what is empty is not asked for. Times are as a line has them. ``node``: its number, or the name
+    of its log."""
+
+    request: str = ""
+    file: str = ""
+    node: str = ""
+    event: str = ""
+    level: str = ""
+    since: str = ""
+    until: str = ""
+
+    def needle(self) -> bytes:
+        """What is in each line that is wanted, the rarest of it."""
+        event = f'"event": "{self.event}"' if self.event else ""
+        return (self.request or self.file or event).encode()
+
+    def fits(self, said: dict[str, object]) -> bool:
+        """Whether a line that has the needle is wanted."""
+        when, node = str(said.get("time", "")), (self.node, f"node{self.node}")
+        return (
+            (not self.request or said.get("request_id") == self.request)
+            and (not self.file or self.file in json.dumps(said))
+            and (not self.event or said.get("event") == self.event)
+            and (not self.node or str(said.get("node")) == self.node or said.get("part") in node)
+            and (not self.level or _LEVELS.get(str(said.get("level")), 0) >= _LEVELS[self.level])
+            and (not self.since or when >= self.since)
+            and (not self.until or when <= self.until)
+        )
+
+    def read(self, text: bytes) -> Line | None:
+        """A line, if it is wanted; one cut short by a kill is none."""
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        return (str(said.get("time", "")), text, said) if isinstance(said, dict) and self.fits(said) else None
+
+
+def search(folders: Sequence[Path], wanted: Wanted, since: float = 0.0) -> Iterator[Line]:
+    """All that is wanted, in order of time. ``since``: a time of day before which no file that ended is of use.
+
+    Raises OSError.
+    """
+    with contextlib.ExitStack() as opened:
+        found = [file for folder in folders for file in _opened(folder, since, opened)]
+        yield from heapq.merge(*(_wanted_in(file, wanted) for file in found), key=itemgetter(0))
+
+
+def _opened(folder: Path, since: float, opened: contextlib.ExitStack) -> list[BinaryIO]:
+    """The files of a folder, while their names may change: a file that is open stays what it is."""
+    by_number: dict[int, BinaryIO] = {}
+    changed = True
+    while changed:
+        changed = False
+        aside = put_aside(folder)
+        plain = {path.name for path in aside if path.suffix != ".gz"}
+        for path in [*folder.glob("*.log"), *aside]:
+            try:
+                found = path.stat()
+                made_of_another = path.name.removesuffix(".gz") in plain and path.suffix == ".gz"
+                if found.st_mtime < since or found.st_ino in by_number or made_of_another:
+                    continue
+                by_number[found.st_ino] = opened.enter_context(path.open("rb"))
+            except FileNotFoundError:  # it was put aside or compressed just now
+                changed = True
+    return _once(by_number.values())
+
+
+def _once(files: Iterable[BinaryIO]) -> list[BinaryIO]:
+    """Without the compressed form of what is open in its plain form, from before it was removed."""
+    by_name = {file.name: file for file in files}
+    return [
+        file for name, file in by_name.items() if name.removesuffix(".gz") == name or name[:-3] not in by_name
+    ]
+
+
+def _wanted_in(file: BinaryIO, wanted: Wanted) -> Iterator[Line]:
+    needle = wanted.needle()
+    for piece in _unpacked(file) if file.name.endswith(".gz") else _mapped(file):
+        for text in _lines_with(piece, needle):
+            line = wanted.read(text)
+            if line is not None:
+                yield line
+
+
+def _mapped(file: BinaryIO) -> Iterator[bytes | mmap.mmap]:
+    with contextlib.suppress(ValueError), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        yield whole  # else it is empty
+
+
+def _unpacked(file: BinaryIO) -> Iterator[bytes]:
+    """Whole lines of a compressed file, many at once; what is damaged or cut off ends it."""
+    unpack, rest = zlib.decompressobj(31), b""
+    with contextlib.suppress(zlib.error):
+        while packed := file.read(_READ // 4):
+            while packed:
+                piece = rest + unpack.decompress(packed, _READ)
+                packed = unpack.unconsumed_tail
+                end = piece.rfind(b"\n") + 1
+                rest = piece[end:]
+                yield piece[:end]
+    yield rest
+
+
+def _lines_with(piece: bytes | mmap.mmap, needle: bytes) -> Iterator[bytes]:
+    """Its lines that have ``needle`` in them."""
+    at, size = 0, len(piece)
+    while at < size and (found := piece.find(needle, at)) >= 0:
+        begin = piece.rfind(b"\n", at, found) + 1 or at
+        end = piece.find(b"\n", found)
+        end = size if end < 0 else end
+        if end > begin:
+            yield piece[begin:end]
+        at = end + 1
+
+
+@dataclass
+class Follower:
+    """What is written from now on."""
+
+    folders: Sequence[Path]
+    wanted: Wanted
+    _open: dict[int, tuple[Path, BinaryIO]] = field(default_factory=dict)
+    _rest: dict[int, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._find()
+        for _, file in self._open.values():
+            file.seek(0, 2)
+
+    def more(self) -> list[Line]:
+        """What has come since the last call, in order of time. Raises OSError."""
+        known = set(self._open)
+        self._find()
+        lines: list[Line] = []
+        for number, (path, file) in list(self._open.items()):
+            gone = number in known and not _names(path, number)
+            *whole, self._rest[number] = (self._rest.get(number, b"") + file.read()).split(b"\n")
+            lines += filter(None, map(self.wanted.read, whole))
+            if gone:  # what was written before is read
+                file.close()
+                del self._open[number], self._rest[number]
+        return sorted(lines, key=itemgetter(0))
+
+    def close(self) -> None:
+        for _, file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def _find(self) -> None:
+        for folder in self.folders:
+            for path in folder.glob("*.log"):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_ino not in self._open:
+                        self._open[path.stat().st_ino] = (path, path.open("rb"))
+
+
+def _names(path: Path, number: int) -> bool:
+    try:
+        return path.stat().st_ino == number
+    except FileNotFoundError:
+        return False
