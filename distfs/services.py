@@ -24,6 +24,7 @@ from distfs.limits.promises import Admission
 from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
+from distfs.readiness import Readiness
 from distfs.tls.contexts import FromFiles, Peers, https, peers, soon_over
 from distfs.together import Together
 from distfs.transfer.blocks import BlockPool
@@ -49,6 +50,7 @@ class Services:
     bandwidth: Bandwidth
     damage: DamageNotes
     agreement: Agreement
+    readiness: Readiness
     door: Door
     facts: FactFinder
     together: Together | None  # with other processes of this service
@@ -159,6 +161,7 @@ def build(config: Config, together: Together | None = None) -> Services:
     damage = DamageNotes(UpkeepDB(meta))
     downloader = Downloader(directory, pool, damage, meta.file)
     bandwidth = Bandwidth(config.bandwidth, config.callers, table=together.paces if together else None)
+    agreement = Agreement(meta, config)
     return Services(
         config,
         meta,
@@ -169,7 +172,8 @@ def build(config: Config, together: Together | None = None) -> Services:
         admission,
         bandwidth,
         damage,
-        Agreement(meta, config),
+        agreement,
+        Readiness(meta, agreement, directory, admission, storage),
         Door(config.auth, Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace)),
         FactFinder(UpkeepDB(meta)),
         together,

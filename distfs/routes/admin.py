@@ -6,17 +6,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from distfs.deadline import Deadline
-from distfs.errors import Busy, Unavailable
-from distfs.peers.directory import Standing
+from distfs.errors import Unavailable
 from distfs.process.threads import stacks
 from distfs.routes.messages import Answer, Request, as_json, text
 from distfs.services import Services
 
 log = logging.getLogger("distfs.http")
-
-#: Load balancers ask often and wait briefly.
-READY_WITHIN_S = 5.0
 
 _TROUBLED = (
     "a certificate ends soon, or the one that is there now cannot be used: GET /status and the log tell which"
@@ -70,65 +65,26 @@ def get_ready(services: Services, request: Request) -> Answer:
     A cluster that is full says so and is ready: what is in it must be read, and deleted. So does a service whose new
     certificate is broken.
     """
-    policy = services.config.storage.policy
-    needed = services.config.storage.fewest(policy)
-    up: int | None = None
-    full, missing = "", []
+    seen = services.readiness.now()
+    missing = list(seen.missing)
     if request.environ.get("distfs.draining"):
-        missing.append("draining: this service ends the requests that run, and stops")
-    deadline = Deadline(READY_WITHIN_S, scope=request.hang_up)
-    try:
-        services.meta.ping(deadline)
-        services.agreement.require(deadline)
-        # By the list that uploads go by, looked at anew: a service that is ready knows the nodes that make it so.
-        up, reached = _nodes(services, deadline)
-    except (Unavailable, Busy) as e:
-        log.info("not ready: %s", e)
-        missing.append(f"MetaDB: {e.for_client}")
-    else:
-        if lacking := _lacking(up, reached, needed):
-            missing.append(f"storage nodes: {lacking} (policy {policy})")
-        else:
-            full = _full(services, deadline)
+        missing.insert(0, "draining: this service ends the requests that run, and stops")
     status = 503 if missing else 200
     troubles = [_TROUBLED] if services.troubles else []  # which files, is for administrators
     if request.wants_json:
         entry = {
             "ready": not missing,
             "missing": missing,
-            "full": full,
+            "full": seen.full,
             "troubles": troubles,
-            "nodes_up": up,
-            "nodes_needed": needed,
+            "nodes_up": seen.nodes_up,
+            "nodes_needed": seen.nodes_needed,
         }
         response = as_json(entry, status)
     else:
-        lines = missing or ["ready", *([f"full: {full}"] if full else [])]
+        lines = missing or ["ready", *([f"full: {seen.full}"] if seen.full else [])]
         lines += [f"trouble: {trouble}" for trouble in troubles]
         response = text("".join(f"{line}\n" for line in lines), status)
     if missing:
         response.headers["Retry-After"] = str(Unavailable.retry_after)
     return response
-
-
-def _lacking(up: int, reached: int, needed: int) -> str:
-    if up < needed:
-        return f"{up} up that take files, an upload needs {needed}"
-    if reached < needed:
-        return f"{up} up, {reached} of them answer this service, an upload needs {needed}: its log has why"
-    return ""
-
-
-def _nodes(services: Services, deadline: Deadline) -> tuple[int, int]:
-    """How many take files; how many of those do not fail this service again and again."""
-    writable = [node.id for node in services.directory.nodes(deadline, fresh=True) if node.writable]
-    standing = services.directory.standing(writable)
-    return len(writable), sum(standing[id] is not Standing.LEFT_ALONE for id in writable)
-
-
-def _full(services: Services, deadline: Deadline) -> str:
-    """What cannot be told now is no reason to send downloads elsewhere."""
-    try:
-        return services.admission.full(deadline)
-    except (Unavailable, Busy):
-        return ""

@@ -69,6 +69,7 @@ def test_a_full_cluster_is_ready_and_says_that_it_is_full(make_cluster: MakeClus
         cluster.start_node(i)
     eventually(lambda: cluster.request("PUT", "/upload/x", b"x").status == 507, "nothing fits any more")
 
+    eventually(lambda: "full" in cluster.request("GET", "/readyz").text, "it says so")
     ready = cluster.request("GET", "/readyz")
     assert ready.status == 200
     first, full = ready.text.splitlines()

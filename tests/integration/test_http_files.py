@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +16,10 @@ import pytest
 
 from distfs.config.callers import parse_network
 from distfs.config.settings import CallersConfig, MetaDBConfig, StorageConfig
+from distfs.deadline import Deadline
 from distfs.http_app import HttpApp, create_app
 from distfs.model import Policy
+from tests.contract.litter import eventually
 from tests.postgres import run_sql
 from tests.service import SLICE, HttpAddress, TestService, listening, running_service, small_config
 
@@ -99,9 +103,29 @@ def test_one_node_is_enough_for_a_policy_without_redundancy_and_an_old_schema_is
         assert service.ask("GET", "/readyz").status == 200
         uuid = put(service, b"y" * SLICE * 2)
         run_sql(config.metadb.url, "DELETE FROM migration WHERE number = (SELECT max(number) FROM migration)")
-        ready = service.ask("GET", "/readyz")
-        assert (ready.status, "run `distfs migrate`" in ready.text) == (503, True)
+        eventually(lambda: service.ask("GET", "/readyz").status == 503, "it looks again")
+        assert "run `distfs migrate`" in service.ask("GET", "/readyz").text
         assert service.ask("GET", f"/download/{uuid}").body == b"y" * SLICE * 2
+
+
+def test_however_many_ask_whether_it_is_ready_metadb_is_asked_once_a_second(service: TestService) -> None:
+    """Anybody may ask. A load balancer that hears the answer of a moment ago hears enough."""
+    meta, looks = service.app.services.meta, 0
+    ping = meta.ping
+
+    def counted(deadline: Deadline) -> None:
+        nonlocal looks
+        looks += 1
+        ping(deadline)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meta, "ping", counted)
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as threads:
+            asked = list(threads.map(lambda _: service.ask("GET", "/readyz").status, range(200)))
+        took = time.monotonic() - began
+    assert set(asked) == {200}
+    assert looks <= took + 1
 
 
 def test_metadb_away_is_503_in_words_and_the_process_stays_alive(caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ LAYERS = """
     agreement peers
     storage transfer
     limits storage_server upkeep
-    access
+    access readiness
     services
     local routes
     commands http_app
