@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.certificates import Certificates, replace_pair
@@ -62,6 +67,49 @@ def test_several_processes_share_a_port_of_https_and_status_asks_there(
     argv = [sys.executable, "-m", "distfs", "status", "--service", running.url]
     done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True)
     assert re.search(rf"service {running.url}: .*2 processes", done.stdout), done
+    assert running.stop() == 0
+
+
+def test_a_process_that_is_killed_under_tls_takes_no_upload_that_was_acknowledged(
+    up: StartUp, tmp_path: Path, data: Path
+) -> None:
+    certificates = Certificates(tmp_path / "ca")
+    pair = certificates.service("service")
+    certificate = f"{{cert: {pair.cert}, key: {pair.key}}}"
+    written(tmp_path, f"tls:\n  mode: on\n  certificates: [{certificate}]\nhttp: {{processes: 2}}\n")
+    (tmp_path / "x").write_bytes(content := random.Random(7).randbytes(2_000_000))
+    running = up().wait_ready()
+    curl_there = ["curl", "-sf", "--cacert", certificates.ca]
+    kept: list[str] = []
+    broken: list[str] = []
+    stop = threading.Event()
+
+    def put() -> None:
+        while not stop.is_set():
+            argv = [*curl_there, "-T", str(tmp_path / "x"), f"{running.url}/upload/x"]
+            done = subprocess.run(argv, capture_output=True, text=True)
+            (broken if done.returncode else kept).append(done.stdout.strip())
+
+    def pids() -> list[int]:
+        told = subprocess.run([*curl_there, f"{running.url}/status"], capture_output=True)
+        return list(json.loads(told.stdout)["processes"]["pids"]) if told.returncode == 0 else []
+
+    with ThreadPoolExecutor(3) as threads:
+        putting = [threads.submit(put) for _ in range(3)]
+        try:
+            eventually(lambda: len(kept) > 3 and len(pids()) == 2, "uploads run")
+            before = pids()
+            for pid in before:
+                os.kill(pid, signal.SIGKILL)
+            eventually(lambda: broken, "one was cut")
+            after = len(kept)
+            eventually(lambda: len(kept) > after + 3 and not set(pids()) & set(before), "others serve")
+        finally:
+            stop.set()
+        for each in putting:
+            each.result(60)
+    for uuid in kept:
+        assert curl("--cacert", certificates.ca, f"{running.url}/download/{uuid}") == content
     assert running.stop() == 0
 
 

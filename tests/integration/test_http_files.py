@@ -164,7 +164,7 @@ def test_metadb_away_is_503_in_words_and_the_process_stays_alive(caplog: pytest.
     ("method", "path", "allow"),
     [
         ("GET", "/upload", "POST, PUT"),
-        ("DELETE", "/upload", "POST, PUT"),
+        ("DELETE", "/upload", "GET, HEAD, POST, PUT"),
         ("POST", "/upload/name", "PUT"),
         ("POST", "/download/x", "GET, HEAD"),
         ("PUT", "/files/x", "DELETE, GET, HEAD, PATCH"),
