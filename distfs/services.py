@@ -25,6 +25,7 @@ from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
 from distfs.readiness import Readiness
+from distfs.telemetry.logs import log_dropped
 from distfs.tls.contexts import FromFiles, Peers, https, peers, soon_over
 from distfs.together import Together
 from distfs.transfer.blocks import BlockPool
@@ -95,6 +96,7 @@ class Services:
             "nodes": self.directory.snapshot(),
             "audit": self.audit.usage(),
             "auth": self.door.usage(),
+            "log": {"dropped": log_dropped()},
             "troubles": self.troubles,
         }
 

@@ -33,7 +33,9 @@ from distfs.storage.disk.home import make_home, read_identity
 from distfs.storage.disk.store import DiskStore
 from distfs.storage.disk.watch import DiskWatch
 from distfs.storage.membership import Membership, await_keys, cluster_of
+from distfs.storage.metrics_port import MetricsPort
 from distfs.storage.strangers import Strangers
+from distfs.telemetry import metrics
 from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import Peers, is_not_own, peers
 
@@ -200,6 +202,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     address = advertised or server.address
     start(server.accept, "accept", refused)
     log.info("node %s of cluster %s serves %s on %s", store.node, store.cluster, folder, server.address)
+    stop_telling = _tell_metrics(config.node, server)
     watch = DiskWatch(store, config.node.probe_interval)
     membership = Membership(store, meta, address, config.node, refused)
     wait_for(stopping)
@@ -210,10 +213,21 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     server.drain(hurry)
     server.shutdown()
     server.server_close()
+    stop_telling()
     store.close()
     meta.close()
     if failure:
         raise failure[0] if isinstance(failure[0], NodeForgotten) else ConfigError(str(failure[0]))
+
+
+def _tell_metrics(config: NodeConfig, server: StorageServer) -> Callable[[], object]:
+    """-> what ends it. That nobody can measure a node is no reason to keep its fragments from all."""
+    try:
+        if config.metrics_port:
+            return MetricsPort(config.host, config.metrics_port, server.store, server.strangers).close
+    except OSError as e:
+        log.warning("no metrics: port %d cannot be listened on: %s", config.metrics_port, e.strerror)
+    return lambda: None
 
 
 def _tls(config: TlsConfig, store: DiskStore, stop: Callable[[], object]) -> Peers | None:
@@ -255,6 +269,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _serve_as_told(config: Config, given: Namespace) -> int:
+    metrics.share()
     setup_logging(config.log, aside=config.log.dir not in ("auto", "off"), file=_name(config))
     try:
         serve(config, given.exit_with_parent, given.init)

@@ -209,6 +209,7 @@ class NodeConfig:
 
     host: HostName = HostName("127.0.0.1")
     port: int = 0  # 0: any free port; the node registers where it listens
+    metrics_port: int = 0  # where Prometheus reads its /metrics; 0: nowhere
     advertise: str = ""  # host:port others reach it by; empty: where it listens
     data: str = "./data/node"
     zone: str = ""

@@ -45,6 +45,7 @@ def _held(status: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample(metrics.WAITING, count, (direction,))
     if (age := status["nodes"]["list"]["age_s"]) is not None:
         yield Sample(metrics.LIST_AGE, age)
+    yield Sample(metrics.LOG_DROPPED, status["log"]["dropped"])
     yield Sample(metrics.AUDIT_WAITING, status["audit"]["waiting"])
 
 

@@ -27,6 +27,7 @@ from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore, DiskWriter
 from distfs.storage.greeting import examine
 from distfs.storage.strangers import Strangers, network_of
+from distfs.telemetry import metrics
 from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
 
@@ -137,12 +138,13 @@ class Connection(socketserver.BaseRequestHandler):
             log.warning("%s: %s", self.sock.peer, e)
             self._refuse(e)
             return False
-        moves = frame.type in _MOVING
+        moves, began = frame.type in _MOVING, time.monotonic()
         if self.node.begin_request(moves):
             try:
                 return self._serve(frame)
             finally:
                 self.node.end_request(moves)
+                metrics.served(frame.type.name, time.monotonic() - began)
         self._refuse(Unavailable("this node is stopping"))
         return False
 
@@ -288,6 +290,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _receive_body(self, view: memoryview) -> None:
         self.sock.receive_body(view, self.deadline)
+        metrics.STORE_RECEIVED.add(len(view))
 
     def _abort(self, writer: DiskWriter | None, error: DistfsError) -> bool:
         """Leave nothing; whether the caller has gone, so that nobody is there to be told."""
@@ -330,6 +333,7 @@ class Connection(socketserver.BaseRequestHandler):
             answer = Cells(reader.table.slice_size, reader.table.last, len(table))
             head = wire.encode(Type.CELLS, answer.encode(), len(table) + length)
             self.answering = True
+            metrics.STORE_SENT.add(length)
             if reader.all is not None:
                 cells = memoryview(reader.all)[offset : offset + length]
                 self.sock.send(head, table, cells, limit=self.deadline)
@@ -389,6 +393,7 @@ def _astray() -> ProtocolError:
 
 
 def _log_refusal(type_: Type, asked: Asked, error: DistfsError) -> None:
+    metrics.failed(error, metrics.SERVED_ERRORS)
     if isinstance(asked, dict):
         fragment = f"{asked.get('slice')}.{asked.get('index')}"[:100]
         request = str(asked.get("request", "-"))[:100]

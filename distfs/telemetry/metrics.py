@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric as Family
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+SERVICE, NODE, BOTH = "service", "node", "both"  # who tells of it
 _CELL = 8
 OTHER = "other"
 ROUTES = (
@@ -28,6 +29,10 @@ ROUTES = (
     *("/healthz", "/readyz", "/status", "/metrics", "/debug/stacks", "/", OTHER),
 )
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", OTHER)
+TYPES = (
+    *("PUT", "WHOLE", "GET", "STAT", "DELETE", "LIST", "VERIFY", "INFO"),
+    *("QUARANTINE", "RELEASE", "DISCARD", OTHER),
+)
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _WIDTH = len(BUCKETS) + 2  # one for what takes longer, and the sum
@@ -45,8 +50,14 @@ class Metric:
     """One of them. ``labels``: each with the values it may have; None: what a scrape finds, such as node ids."""
 
     def __init__(
-        self, name: str, kind: str, meaning: str, labels: Mapping[str, Sequence[str] | None] | None = None
+        self,
+        name: str,
+        kind: str,
+        meaning: str,
+        labels: Mapping[str, Sequence[str] | None] | None = None,
+        part: str = SERVICE,
     ) -> None:
+        self.part = part
         self.name, self.kind, self.meaning = f"distfs_{name}", kind, meaning
         self.labels = dict(labels or {})
         self.first = -1  # its first cell; less than 0: it has none, and is looked at at a scrape
@@ -61,12 +72,12 @@ class Metric:
         with _lock:
             _cells[self.first + at] += amount
 
-    def observe(self, seconds: float) -> None:
-        """Of a histogram without labels."""
-        bucket = self.first + bisect_left(BUCKETS, seconds)
+    def observe(self, seconds: float, at: int = 0) -> None:
+        """Of a histogram."""
+        first = self.first + at * _WIDTH
         with _lock:
-            _cells[bucket] += 1
-            _cells[self.first + _WIDTH - 1] += seconds
+            _cells[first + bisect_left(BUCKETS, seconds)] += 1
+            _cells[first + _WIDTH - 1] += seconds
 
     def index(self, *values: str) -> int:
         return self.series.index(values)
@@ -83,10 +94,12 @@ class Sample(NamedTuple):
 METRICS: list[Metric] = []
 
 
-def _counted(name: str, kind: str, meaning: str, labels: Mapping[str, Sequence[str]] | None = None) -> Metric:
+def _counted(
+    name: str, kind: str, meaning: str, labels: Mapping[str, Sequence[str]] | None = None, part: str = SERVICE
+) -> Metric:
     """One that has cells."""
     global _count  # noqa: PLW0603 - while this module is read, and never again
-    metric = Metric(name, kind, meaning, labels)
+    metric = Metric(name, kind, meaning, labels, part)
     metric.first = _count
     _count += len(metric.series) * (_WIDTH if kind == HISTOGRAM else 1)
     return metric
@@ -139,7 +152,13 @@ METADB_FAILURES = _counted(
     "Times that no server of MetaDB could be connected to that takes writes.",
 )
 
-BUILD = Metric("build_info", GAUGE, "1, with the version that runs.", {"version": None})
+BUILD = Metric("build_info", GAUGE, "1, with the version that runs.", {"version": None}, BOTH)
+LOG_DROPPED = Metric(
+    "log_dropped_lines_total",
+    COUNTER,
+    "Lines of the log that could not be written, or not fast enough.",
+    part=BOTH,
+)
 PROCESSES = Metric("processes", GAUGE, "Processes of this service that serve.")
 MEMORY_LIMIT = Metric("memory_limit_bytes", GAUGE, "storage.memory_budget, of all processes.")
 MEMORY_USED = Metric("memory_used_bytes", GAUGE, "Memory of blocks in flight and small bodies.")
@@ -205,8 +224,31 @@ WORKER_FIGURES = Metric(
 )
 AUDIT_WAITING = Metric("audit_waiting_lines", GAUGE, "Lines of the audit log that could not be written yet.")
 
+SERVED = _counted(
+    "storage_request_seconds",
+    HISTOGRAM,
+    "Requests that the node served, by what was asked.",
+    {"type": TYPES},
+    NODE,
+)
+SERVED_ERRORS = _counted(
+    "storage_errors_total", COUNTER, "Requests that the node refused or gave up.", {"kind": KINDS}, NODE
+)
+STORE_RECEIVED = _counted("storage_received_bytes_total", COUNTER, "Bytes of cells that came.", part=NODE)
+STORE_SENT = _counted("storage_sent_bytes_total", COUNTER, "Bytes of cells that were asked for.", part=NODE)
+STRANGERS = Metric(
+    "storage_strangers_total", COUNTER, "Connections that were refused, by why.", {"reason": None}, NODE
+)
+DISK_TROUBLE = Metric(
+    "disk_trouble", GAUGE, "1 while the disk takes no fragments, but for a full one.", part=NODE
+)
+DISK_SIZE = Metric("disk_capacity_bytes", GAUGE, "Size of the disk.", part=NODE)
+DISK_USED = Metric("disk_used_bytes", GAUGE, "Used of it, by whatever.", part=NODE)
+DISK_FREE = Metric("disk_free_bytes", GAUGE, "What fragments may still take.", part=NODE)
+
 _ROUTE = {name: at for at, name in enumerate(ROUTES)}
 _METHOD = {name: at for at, name in enumerate(METHODS)}
+_TYPE = {name: at for at, name in enumerate(TYPES)}
 _KIND = {name: at for at, name in enumerate(KINDS)}
 
 _lock = threading.Lock()  # of this process alone, and held for a microsecond
@@ -254,26 +296,32 @@ def answered(route: str, method: str, status: int, received: int, sent: int, sec
         cells[IN_FLIGHT.first] -= 1
 
 
-def failed(error: Exception) -> None:
+def served(type_: str, seconds: float) -> None:
+    """A node's request is over."""
+    SERVED.observe(seconds, _TYPE.get(type_, len(TYPES) - 1))
+
+
+def failed(error: Exception, metric: Metric = ERRORS) -> None:
     """A request came to an error."""
     kind = error.kind if isinstance(error, errors.DistfsError) else errors.DistfsError.kind
-    ERRORS.add(at=_KIND.get(kind, _KIND[errors.DistfsError.kind]))
+    metric.add(at=_KIND.get(kind, _KIND[errors.DistfsError.kind]))
 
 
-def rendered(accept: str, looked_at: Iterable[Sample]) -> tuple[str, bytes]:
+def rendered(accept: str, looked_at: Iterable[Sample], part: str = SERVICE) -> tuple[str, bytes]:
     """-> the type and the text: Prometheus' own, or OpenMetrics for who asks for it. Raises Unsupported."""
     try:
         from prometheus_client import exposition
     except ImportError as e:
         raise errors.Unsupported("metrics need an extra: pip install 'distfs[metrics]'") from e
     encoder, kind = exposition.choose_encoder(accept)
-    return kind, encoder(_Collected([Sample(BUILD, 1, (__version__,)), *looked_at]))
+    return kind, encoder(_Collected([Sample(BUILD, 1, (__version__,)), *looked_at], part))
 
 
 class _Collected:
     """All metrics at one moment, as the library asks for them."""
 
-    def __init__(self, looked_at: list[Sample]) -> None:
+    def __init__(self, looked_at: list[Sample], part: str) -> None:
+        self._metrics = [metric for metric in METRICS if metric.part in (part, BOTH)]
         self._sums = [sum(column) for column in zip(*_rows, strict=True)]
         self._looked_at: dict[Metric, list[Sample]] = {}
         for sample in looked_at:
@@ -282,7 +330,7 @@ class _Collected:
     def collect(self) -> Iterator[Family]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        for metric in METRICS:
+        for metric in self._metrics:
             if metric.kind == HISTOGRAM:
                 yield self._histogram(metric)
                 continue
@@ -318,12 +366,12 @@ class _Collected:
 def page() -> str:
     """docs/metrics.md."""
     rows = [
-        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |\n"
+        f"| `{m.name}` | {m.part} | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |\n"
         for m in METRICS
     ]
     return (
         "# Metrics\n\n`make docs` writes this page from `distfs/telemetry/metrics.py`. "
         "`GET /metrics` tells of all processes of the service that is asked; "
-        "who may ask, README says.\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n"
-        + "".join(rows)
+        "who may ask, README says. A node tells of itself on `node.metrics_port`.\n\n"
+        "| metric | of | type | labels | meaning |\n|---|---|---|---|---|\n" + "".join(rows)
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +29,7 @@ from tests import nursery
 from tests.contract.litter import eventually
 from tests.contract.nodes import PEERS
 from tests.contract.samples import entry_of, header, put, random_bytes, soon, whole
+from tests.ports import free_port
 from tests.postgres import run_sql
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,3 +248,31 @@ def test_a_damaged_identity_is_one_line(metadb_url: str, tmp_path: Path) -> None
 def test_bad_arguments_are_one_line(args: list[str], words: str) -> None:
     line = complaint([sys.executable, "-m", "distfs.storage_server", *args])
     assert words in line
+
+
+def scrape(port: int) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def test_a_node_tells_prometheus_of_itself(metadb_url: str, meta: MetaDB, tmp_path: Path) -> None:
+    port = free_port()
+    with process(command(tmp_path / "node", metadb_url), DISTFS_NODE_METRICS_PORT=str(port)) as running:
+        [known] = registered(meta)
+        client = NodeClient(known.uuid, known.address, meta.cluster_id(soon()), PEERS, meta.cluster_keys)
+        with contextlib.closing(client):
+            client.info(soon())
+        with contextlib.ExitStack() as slow:  # who says nothing takes no place from all, nor for good
+            for _ in range(5):
+                slow.enter_context(socket.create_connection(("127.0.0.1", port)))
+            status, text = scrape(port)
+        assert status == 200, text
+        assert 'distfs_storage_request_seconds_count{type="INFO"} 1.0' in text
+        assert "distfs_disk_trouble 0.0" in text
+        assert re.search(r"^distfs_disk_capacity_bytes [1-9]", text, re.MULTILINE)
+        assert "distfs_http" not in text
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 0

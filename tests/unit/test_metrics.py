@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 
 from distfs.config.settings import Config, MetricsConfig
 from distfs.errors import BadToken, Busy, TooMany, Unsupported
+from distfs.formats.wire import Type
 from distfs.http_app import _ROUTE_OF, HttpApp, create_app
 from distfs.telemetry import metrics
 from tests.unit.test_http_app import call
@@ -161,20 +162,24 @@ def test_the_page_lists_what_there_is() -> None:
     assert (ROOT / "docs/metrics.md").read_text("utf-8") == metrics.page(), "make docs"
 
 
+def test_the_types_are_those_of_the_wire() -> None:
+    asked = {each.name for each in Type if each < Type.OK} - {"CELL", "END"}
+    assert asked | {metrics.OTHER} == set(metrics.TYPES)
+
+
 def test_names_keep_prometheus_conventions() -> None:
     for metric in metrics.METRICS:
         assert re.fullmatch(r"distfs_[a-z_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == metrics.COUNTER), metric.name
         assert metric.meaning.endswith("."), metric.name
-        assert (metric.first >= 0) == all(values is not None for values in metric.labels.values()) or (
-            metric.kind == metrics.GAUGE
-        )
+        assert metric.first < 0 or all(metric.labels.values()), metric.name
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian: prometheus) is not installed")
 def test_promtool_finds_nothing() -> None:
     metrics.answered(*REQUEST)
     looked_at = [metrics.Sample(m, 1, tuple("x" for _ in m.labels)) for m in metrics.METRICS if m.first < 0]
-    _, data = metrics.rendered("", looked_at)
-    done = subprocess.run(["promtool", "check", "metrics"], input=data, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+    for part in (metrics.SERVICE, metrics.NODE):
+        _, data = metrics.rendered("", looked_at, part)
+        done = subprocess.run(["promtool", "check", "metrics"], input=data, capture_output=True, timeout=60)
+        assert (done.returncode, done.stdout + done.stderr) == (0, b"")
