@@ -131,6 +131,8 @@ def _logs(config: Config) -> Iterator[Path]:
     metadb = embedded_postgres.folder_of(config.metadb.url)
     if metadb is not None and (metadb / "postgres.log").is_file():
         yield metadb / "postgres.log"
+    if config.log.dir != "off":
+        yield from sorted(Path(config.log_dir_of_up).glob("*.log"))
 
 
 def _end_of(path: Path) -> str:

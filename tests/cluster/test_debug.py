@@ -24,8 +24,9 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def cluster(share_cluster: MakeCluster) -> Cluster:
-    return share_cluster(config=QUICK)
+def cluster(share_cluster: MakeCluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    folder = tmp_path_factory.mktemp("logged")
+    return share_cluster(config={**QUICK, "log": {"dir": str(folder)}})
 
 
 def bundle(cluster: Cluster, file: Path, **environ: str) -> dict[str, str]:
@@ -45,6 +46,8 @@ def bundle(cluster: Cluster, file: Path, **environ: str) -> dict[str, str]:
 def test_it_tells_of_everything(cluster: Cluster, tmp_path: Path) -> None:
     found = bundle(cluster, tmp_path / "b.tar.gz")
     assert found.keys() >= NAMES
+    assert '"event": "request"' in found["service.log"]
+    assert '"event": "node.started"' in found["node1.log"]
     assert [node["id"] for node in json.loads(found["nodes.json"])] == [1, 2, 3]
     assert json.loads(found["service.json"])["uploads"] is not None
     assert json.loads(found["status.json"])["nodes"]["up"] == 3

@@ -1,0 +1,79 @@
+"""The log of a cluster's processes, as its operator reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster, MakeCluster
+from tests.cluster.operating import BY_HAND, distfs
+from tests.contract.litter import eventually
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+#: What a client may ask for in vain: method, path, headers, status.
+REFUSED = [
+    ("GET", "/download/no-uuid", {}, 400),
+    ("GET", f"/download/{UNKNOWN}", {}, 404),
+    ("GET", f"/files/{UNKNOWN}", {}, 404),
+    ("DELETE", f"/files/{UNKNOWN}", {}, 404),
+    ("GET", "/nothing/there", {}, 404),
+    ("PATCH", "/upload", {}, 405),
+    ("POST", "/upload", {"Content-Length": "0"}, 400),
+    ("PUT", "/upload/x", {"Content-Length": "99999999999999"}, 413),
+    ("PUT", "/upload/x", {"Content-Length": "nonsense"}, 400),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(share_cluster: MakeCluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+    folder = tmp_path_factory.mktemp("logged") / "logs"
+    return share_cluster(config={**BY_HAND, "log": {"dir": str(folder)}})
+
+
+def lines(cluster: Cluster, request: str, *flags: str) -> list[dict[str, object]]:
+    """What ``distfs logs`` tells of a request; a process writes its lines within moments."""
+    told = distfs(cluster, "logs", "--request", request, "--json", *flags)
+    return [json.loads(line) for line in told.out.splitlines()]
+
+
+@pytest.mark.parametrize(("method", "path", "headers", "status"), REFUSED)
+def test_what_a_client_saw_is_in_the_log_under_the_id_it_saw(
+    cluster: Cluster, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    answer = cluster.request(method, path, None, headers)
+    assert answer.status == status, answer.text
+    seen = answer.headers["x-request-id"]
+    eventually(lambda: bool(lines(cluster, seen)), "the request is in the log")
+    assert status in [line.get("status") for line in lines(cluster, seen)]
+
+
+def test_a_node_logs_under_the_id_of_the_request(cluster: Cluster) -> None:
+    uuid = cluster.upload(b"gone soon")
+    for number in range(3):
+        for path in cluster.fragments(number):
+            path.unlink()
+    answer = cluster.request("GET", f"/download/{uuid}", headers={"X-Request-Id": "way-of-one"})
+    assert answer.status >= 500
+    eventually(
+        lambda: len({line["part"] for line in lines(cluster, "way-of-one")}) > 1, "a node logs it, too"
+    )
+    told = lines(cluster, "way-of-one")
+    assert {"service"} < {line["part"] for line in told} <= {"service", "node0", "node1", "node2"}
+    assert {"request", "node.request"} <= {line["event"] for line in told}
+    assert [line["time"] for line in told] == sorted(str(line["time"]) for line in told)
+
+
+def test_a_node_that_was_killed_goes_on_in_its_file(cluster: Cluster) -> None:
+    cluster.kill_node(0)
+    cluster.start_node(0)
+    started = ["logs", "--event", "node.started", "--node", "node0", "--json"]
+    eventually(lambda: distfs(cluster, *started).out.count("serves") == 2, "it logs in its file again")
+    folder = Path(str(cluster.settings["log"]["dir"]))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "node0.log",
+        "node1.log",
+        "node2.log",
+        "service.log",
+    ]
