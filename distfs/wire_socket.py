@@ -244,6 +244,10 @@ class WireSocket:
         """Fill ``view`` with the next bytes of the body of the last frame, if all of them have come already."""
         return self._decoder.take_all(view)
 
+    def take_bytes(self, count: int) -> bytes | None:
+        """The next ``count`` bytes of the body of the last frame, if all of them have come already."""
+        return self._decoder.take_bytes(count)
+
     def receive_body(self, view: memoryview, limit: Limit | None = None) -> None:
         """Fill ``view`` with the next bytes of the body of the last frame.
 

@@ -212,6 +212,15 @@ class Decoder:
         self._at += n
         return n
 
+    def take_bytes(self, count: int) -> bytes | None:
+        """So many body bytes, if as many have come."""
+        end = self._at + count
+        if end > len(self._data):
+            return None
+        taken = bytes(memoryview(self._data)[self._at : end])
+        self._at = end
+        return taken
+
     def take_all(self, view: memoryview) -> bool:
         """Fill ``view`` with body bytes, if as many have come; whether they had."""
         end = self._at + len(view)

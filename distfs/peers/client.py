@@ -108,7 +108,11 @@ class NodeClient(AsksAhead):
         asked = Get(self._to, left, id, first, count, aside, current_request_id().encode())
         try:
             exchange = Exchange(
-                self.link, deadline, notice=self.hedge_delay, connect_within=connect_within, replayable=True
+                self.link,
+                deadline,
+                notice=self.link.hedge_delay,
+                connect_within=connect_within,
+                replayable=True,
             )
         except TooSlow:
             if connect_within is not None:

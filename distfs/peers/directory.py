@@ -101,11 +101,16 @@ class NodeDirectory:
         node = self._list.known(deadline).get(node_id)
         if node is None or not node.alive:
             return None
-        client = self._client(node)
-        if client is None or client.address != node.address or not client.trusted:
-            return None
-        self._known[node_id] = node, client
-        return client if client.link.latency.typical < self._config.hedge_min else None
+        if (before := self._known.get(node_id)) is not None and before[0] is node:
+            client = before[1]
+        else:
+            found = self._clients.get(node.uuid)
+            if found is None or found.address != node.address:
+                return None
+            client = found
+            self._known[node_id] = node, client
+        well = client.trusted and client.link.latency.typical < self._config.hedge_min
+        return client if well else None
 
     def may_return(self, ids: Iterable[int], deadline: Deadline) -> int:
         """How many of these nodes heartbeat, or did so lately: one that is restarted is back within seconds."""

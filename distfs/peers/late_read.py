@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
-from distfs.formats.fragment import FragmentTable
+from distfs.formats.fragment import CellEntry, FragmentTable
 from distfs.fragment_store import FragmentReader, FragmentStore
 from distfs.model import FragmentId
 
@@ -40,6 +40,27 @@ class LateReader(Protocol):
 
     def close(self) -> None:
         """Release what the reader holds, also in the middle; closing twice is fine."""
+
+
+class OnlyCell(NamedTuple):
+    """Of a fragment of one cell, as it came: nothing of it was checked."""
+
+    entry: CellEntry
+    slice_size: int
+    data: bytes
+
+
+class SmallReader(LateReader, Protocol):
+    """One that can give a small fragment whole."""
+
+    def begin_or_late(self) -> bool:
+        """Wait for the first bytes of the answer, as ``start_or_late``."""
+
+    def only_cell(self, size: int) -> OnlyCell | None:
+        """Once it has begun: the cell of a fragment of one, of ``size`` bytes, if all has come already.
+
+        None: it did not, or is another; nothing was taken, go on by ``start_or_late``.
+        """
 
 
 class AsksAhead(ABC):

@@ -9,10 +9,11 @@ import xxhash
 from distfs.errors import Corrupt, DistfsError, ProtocolError
 from distfs.formats import wire
 from distfs.formats.fixed import Cells, End, Put, Stored, Whole
-from distfs.formats.fragment import CellEntry, FragmentTable
+from distfs.formats.fragment import ENTRY_SIZE, CellEntry, FragmentTable
 from distfs.formats.wire import Type
 from distfs.fragment_store import check_length
 from distfs.model import Buffer
+from distfs.peers.late_read import OnlyCell
 from distfs.peers.link import REPLAY_MOST, Exchange
 
 #: A writer looks for a refusal before every so many cells; each look costs a system call.
@@ -128,11 +129,7 @@ class RemoteReader:
         """The same; False when the node has been silent for as long as makes it late: call again."""
         if self._started:
             return True
-        if self._timed is None:
-            prompt = time.monotonic() - self._asked_at < _PROMPT_S
-            self._timed = prompt or self._exchange.sock.idle
-        self._shape = self._shape or self._receive_shape()
-        if self._shape is None:
+        if not self.begin_or_late() or self._shape is None:
             return False
         view = memoryview(self._packed)
         self._done = self._exchange.receive_or_late(view, self._done)
@@ -140,6 +137,27 @@ class RemoteReader:
             return False
         self._accept_table(*self._shape)
         return True
+
+    def begin_or_late(self) -> bool:
+        """Wait for the first bytes of the answer, as ``start_or_late``."""
+        if self._shape is None:
+            if self._timed is None:
+                prompt = time.monotonic() - self._asked_at < _PROMPT_S
+                self._timed = prompt or self._exchange.sock.idle
+            self._shape = self._receive_shape()
+        return self._shape is not None
+
+    def only_cell(self, size: int) -> OnlyCell | None:
+        """As SmallReader's. All of a small answer comes with its first bytes, most of the time."""
+        if self._shape is None or self._started or self._done:
+            return None
+        if len(self._packed) != ENTRY_SIZE or self._left != size:
+            return None
+        body = self._exchange.sock.take_bytes(ENTRY_SIZE + size)
+        if body is None:
+            return None
+        self._started, self._left = True, 0
+        return OnlyCell(CellEntry.unpack(body[:ENTRY_SIZE]), self._shape[0], body[ENTRY_SIZE:])
 
     def read_cell(self, view: memoryview) -> None:
         while not self.read_cell_or_late(view):

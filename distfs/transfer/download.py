@@ -11,11 +11,11 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
 from distfs.formats.coding import Code, code_for
-from distfs.formats.fragment import checksum
+from distfs.formats.fragment import checksum, slice_digest
 from distfs.fragment_store import check_length
 from distfs.model import FragmentId, NewFile, Node, Slice
 from distfs.peers.directory import NodeDirectory
-from distfs.peers.late_read import LateReader
+from distfs.peers.late_read import LateReader, OnlyCell, SmallReader
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, search_of
 from distfs.transfer.slice_read import Hedging, NoteDamage, SliceReader, not_noted
@@ -281,11 +281,26 @@ def is_small(file: NewFile) -> bool:
     return len(file.slices) == 1 and 0 < file.size <= min(SMALL, file.block_size) and file.policy.k == 1
 
 
-def _at_once(reader: LateReader, file: NewFile) -> bytes | None:
+def _at_once(reader: SmallReader, file: NewFile) -> bytes | None:
     """The one block of a small file, checked; None: its node is late, and no byte of it was taken. Raises what the
     reader does, TooSlow, Corrupt."""
-    if not reader.start_or_late():
+    if not reader.begin_or_late():
         return None
+    if (only := reader.only_cell(file.size)) is None:
+        if not reader.start_or_late():
+            return None
+        only = _in_pieces(reader, file)
+    entry, slice_size, data = only
+    if slice_digest((entry.plain,), slice_size, file.block_size) != file.slices[0].digest:
+        raise Corrupt("its table is not the slice's")
+    check_length(entry, file.size, 0)
+    if checksum(data) != entry.plain:
+        raise Corrupt("cell 0 fails its checksum")
+    return data
+
+
+def _in_pieces(reader: SmallReader, file: NewFile) -> OnlyCell:
+    """As ``only_cell``, from the table on."""
     table = reader.table
     table.check(file.slices[0].digest, file.block_size)
     [entry] = table.entries
@@ -293,9 +308,7 @@ def _at_once(reader: LateReader, file: NewFile) -> bytes | None:
     data = bytearray(file.size)
     if not reader.read_cell_or_late(memoryview(data)):
         raise TooSlow("it was late in the middle of a cell")
-    if checksum(data) != entry.plain:
-        raise Corrupt("cell 0 fails its checksum")
-    return bytes(data)
+    return OnlyCell(entry, table.slice_size, bytes(data))
 
 
 def _beginning_with(first: First, wanted: Iterator[SliceReader]) -> Iterator[SliceReader]:

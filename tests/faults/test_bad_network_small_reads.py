@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -87,14 +89,14 @@ def test_a_silent_node_is_waited_for_once_before_another_is_asked(
     ways: Proxied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = stored(ways)
-    start = RemoteReader.start_or_late
+    begin = RemoteReader.begin_or_late
     waited_for: list[RemoteReader] = []
 
     def noted(self: RemoteReader) -> bool:
         waited_for.append(self)
-        return start(self)
+        return begin(self)
 
-    monkeypatch.setattr(RemoteReader, "start_or_late", noted)
+    monkeypatch.setattr(RemoteReader, "begin_or_late", noted)
     ways.proxies[read_first(file)].blackhole()
     assert whole(ways, file) == DATA
     silent, *others = waited_for
@@ -165,3 +167,26 @@ def test_a_healthy_read_asks_one_node_once(ways: Proxied) -> None:
     )
     heard = {node for node, proxy in ways.proxies.items() if proxy.down.passed - before[node] > len(DATA)}
     assert heard == {read_first(file)}
+
+
+def test_a_healthy_read_takes_few_calls(ways: Proxied) -> None:
+    """Python's function calls are most of what a small read costs. One whose node is late takes more, so the best
+    of several counts."""
+    file = stored(ways)
+    assert min(calls_of(lambda: whole(ways, file)) for _ in range(20)) <= 72
+
+
+def calls_of(function: Callable[[], bytes]) -> int:
+    """How many functions of Python it calls, in this thread."""
+    count = 0
+
+    def note(_: FrameType, event: str, __: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        assert function() == DATA
+    finally:
+        sys.setprofile(None)
+    return count
