@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -19,8 +18,6 @@ from distfs.storage.strangers import Strangers
 from distfs.telemetry import metrics
 from distfs.telemetry.logs import log_dropped
 from distfs.telemetry.metrics import NODE, Sample
-
-log = logging.getLogger("distfs.storage")
 
 MOST_AT_ONCE, LIMIT_S = 8, 5.0
 
@@ -58,7 +55,7 @@ class MetricsPort(ThreadingHTTPServer):
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("metrics: %s went away", client_address)
+        """Nothing: whoever went away asks again."""
 
 
 def _cut(connection: socket.socket) -> None:

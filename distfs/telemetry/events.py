@@ -246,6 +246,11 @@ EVENTS: tuple[Event, ...] = (
         "%s process %d %s before it was ready|- pid error", "what this process holds cannot be told, by a bug|",
     ),
     _event(
+        "metrics.untold", "WARNING", "Something cannot be told to who measures.",
+        "no metrics: port %d cannot be listened on: %s|port error",
+        "how the cluster is cannot be told to who measures it: %s|error",
+    ),
+    _event(
         "log.dropped", "WARNING", "Lines of the log were dropped: they could not be written, or not fast enough.",
         "%d lines of the log were dropped here: it is read too slowly|-",
         "%d lines of the log were dropped here: %s|- error",
