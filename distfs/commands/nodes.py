@@ -23,6 +23,11 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
     nodes, leaving, away = _known(operator)
     if nodes:
         tell(table(_HEADS, [_row(node, leaving.get(node.id), node.id in away) for node in nodes]))
+        if silent := [node.id for node in nodes if node.unreachable or (node.alive and node.id in away)]:
+            tell(
+                f"unreachable: {named_nodes(silent)} tells MetaDB it is there, and answers no service: "
+                "`distfs doctor` says why, such as a certificate that was revoked"
+            )
     else:
         tell(
             "no storage node has registered yet: python -m distfs.storage_server --init --port PORT --data DIR"
@@ -51,7 +56,7 @@ def state_of(node: Node, leaving: Leaving | None, away: bool = False) -> str:
     words = ["unreachable, given up"] if node.unreachable else [] if node.alive else ["down"]
     if leaving is not None:
         words.append(leaving_in_words(leaving))
-    elif node.alive:
+    elif node.alive and not (away and node.state == "active"):
         words.append({"active": "up"}.get(node.state, node.state))
     if node.alive and away:
         words.append("unreachable")

@@ -82,6 +82,7 @@ def test_what_nobody_can_reach_is_made_anew_elsewhere_and_counts_again_when_it_a
     told = capsys.readouterr().out
     assert told.count("unreachable, given up") == 1
     assert "3 up, 1 unreachable; " in told
+    assert "`distfs doctor` says why" in told
     with pytest.raises(Refused, match="heartbeats and does not answer"):
         drain(operator, str(node), wait=True, patience=1)
     drive(cluster.repair())

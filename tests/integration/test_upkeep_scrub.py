@@ -295,7 +295,11 @@ def test_a_node_that_heartbeats_and_does_not_answer_is_shown(
     cluster.db.save_worker("scrub", "idle", scrub.step(soon()).detail, soon())
     operator = Operator(cluster.config, cluster.config, cluster.meta, cluster.db, cluster.directory)
     show_nodes(operator, as_json=False)
-    states = {line.split()[0]: "up, unreachable" in line for line in capsys.readouterr().out.splitlines()[1:]}
+    *lines, remedy = capsys.readouterr().out.splitlines()[1:]
+    assert not any("up, unreachable" in line for line in lines), "who answers nobody is not up"
+    states = {line.split()[0]: "unreachable" in line for line in lines}
+    assert f"unreachable: node {node} tells" in remedy
+    assert "`distfs doctor` says why" in remedy
     assert states == {str(cluster.id(i)): i == 0 for i in cluster.nodes}
     show_status(operator, ["http://127.0.0.1:9"], as_json=False)
     assert "3 up, 1 unreachable; " in capsys.readouterr().out
