@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
@@ -48,6 +48,7 @@ from distfs.process.signals import say_stop, set_soon
 from distfs.process.terminal import Terminal
 from distfs.services import audit_log
 from distfs.storage.disk.home import make_home, quoted, read_identity
+from distfs.telemetry.log_files import LogFile
 
 _NODE = Program("distfs.storage_server", storage_server.main, storage_server.read)
 
@@ -142,6 +143,8 @@ class LocalCluster:
     def start(self, join: bool) -> None:
         """Returns when the service is ready. Raises ConfigError, Unavailable, Stopped."""
         _check_places(self._config)
+        if (folder := self._config.log_dir_of_up) != "off":
+            supervisor.keep_in(LogFile(replace(self._config.log, dir=folder), supervisor.PARENT, aside=False))
         names = self._node_names()
         url = self._url = self._start_metadb()
         self._env = supervisor.environment(

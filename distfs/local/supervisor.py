@@ -26,6 +26,7 @@ from distfs.errors import ConfigError, Unavailable
 from distfs.local.outputs import Output, Reader
 from distfs.process import descriptors, forked
 from distfs.process.output import FORGOTTEN, NOT_HOME, USAGE, show
+from distfs.telemetry.log_files import LogFile
 from distfs.telemetry.logs import json_line, logs_json
 
 #: Seconds before a child that died is started again: the first time, and at most.
@@ -35,6 +36,8 @@ SETTLED_S = 30.0
 _POLL_S = 0.05
 #: The name under which the parent itself speaks.
 PARENT = "distfs"
+#: Where it is kept what the parent says; its children write files of their own.
+_kept: list[LogFile] = []
 
 
 class Stopped(Exception):
@@ -54,6 +57,13 @@ class Program:
     read: Callable[[list[str], Mapping[str, str]], Callable[[], int]]
 
 
+def keep_in(files: LogFile | None) -> None:
+    """From now on keep what the parent says in files, too; None: in none."""
+    for old in _kept:
+        old.close()
+    _kept[:] = [] if files is None else [files]
+
+
 def say(message: str, part: str = PARENT) -> None:
     """A line of the parent's own, or of a child, on standard error; one that is gone is no reason to end."""
     say_all([message], part)
@@ -66,6 +76,8 @@ def say_all(messages: Sequence[str], part: str) -> None:
     else:
         before = f"{part}: " if part == PARENT else f"{part:8} | "
         lines = [before + message for message in messages]
+    for file in _kept if part == PARENT else ():
+        file.write("".join(f"{json_line(part, message, 'up')}\n" for message in messages))
     # As they are: whoever wrote them has hidden what is to be hidden.
     show("".join(f"{line}\n" for line in lines))
 

@@ -255,6 +255,7 @@ EVENTS: tuple[Event, ...] = (
         "%d lines of the log were dropped here: it is read too slowly|-",
         "%d lines of the log were dropped here: %s|- error",
     ),
+    _event("up", "INFO", "What `distfs up` says: a part ended, is started again, or does not stop."),
     _event(OTHER, "ERROR", "What a library says."),
 )  # fmt: skip
 

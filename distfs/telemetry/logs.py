@@ -191,13 +191,14 @@ class JsonFormatter(logging.Formatter):
         return tokenless(json.dumps({**entry, **behind}, default=str))
 
 
-def json_line(part: str, message: str) -> str:
-    """What another process wrote, as a JSON object of this log's: its own object, or a line of text."""
+def json_line(part: str, message: str, event: str = events.OTHER) -> str:
+    """What another process wrote, as a JSON object of this log's: its own object, or a line of text, of ``event``."""
     if message.startswith('{"time": '):  # JsonFormatter's
         return f'{{"part": {json.dumps(part)}, {message[1:]}'
     record = logging.makeLogRecord({"levelname": "INFO"})
     when = _time(record.created)
-    return json.dumps({"part": part, "time": when, "level": record.levelname, "message": message})
+    said = {"part": part, "time": when, "level": record.levelname, "event": event, "message": message}
+    return json.dumps(said)
 
 
 def _plain(value: object) -> object:

@@ -229,6 +229,8 @@ def test_a_child_that_dies_is_started_again_and_that_is_said(up: StartUp, data: 
     eventually(lambda: answers(f"{running.url}/readyz"), "it is ready again")
     assert curl(f"{running.url}/download/{uuid}") == b"kept"
     assert running.stop() == 0
+    kept = (data / "logs" / "distfs.log").read_text().splitlines()
+    assert any("was killed by SIGKILL" in json.loads(line)["message"] for line in kept)
 
 
 def test_a_log_in_json_is_json_to_the_last_line(up: StartUp) -> None:

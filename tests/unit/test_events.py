@@ -69,7 +69,7 @@ def test_the_list_has_nothing_that_is_not_logged_and_its_levels_are_true() -> No
     patterns = {p for _, p in seen}
     assert not [p for _, p in events.patterns() if p not in patterns]
     for each in events.EVENTS:
-        if each.name not in ("node.connection", "request.refused", "log.dropped", events.OTHER):
+        if each.name not in ("node.connection", "request.refused", "log.dropped", "up", events.OTHER):
             assert logging.getLevelName(highest[each.name]) == each.level, each.name
 
 
