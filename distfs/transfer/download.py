@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from uuid import UUID
 
 from distfs.deadline import Deadline
@@ -89,7 +89,23 @@ class Downloader:
         Raises Corrupt or Unavailable, at any view, when too few fragments of a slice answer; never yields a
         byte that fails its check.
         """
-        yield from self._buffered(file, start, stop, file.block_size, deadline)
+        beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
+        with self._pool.lent(deadline, beside, file.block_size) as buffer:
+            if start < stop and is_one_block(file):
+                yield self._one_block(file, buffer[: file.size], deadline)[start:stop]
+            else:
+                yield from self._read(file, start, stop, buffer, deadline, None)
+
+    def _one_block(self, file: NewFile, out: memoryview, deadline: Deadline) -> memoryview:
+        """As ``whole``, of any file that ``is_one_block``, into ``out``."""
+        first = self._first(file, deadline, out)
+        if isinstance(first, memoryview | bytes):
+            return out
+        try:
+            with contextlib.closing(self._read(file, 0, file.size, out, deadline, first)) as blocks:
+                return next(blocks)
+        finally:
+            _let_go(first)
 
     def whole(self, file: NewFile, deadline: Deadline) -> bytes:
         """All bytes of a file that ``is_small``. Raises as ``read``.
@@ -98,12 +114,19 @@ class Downloader:
         where it is: a node that is late is outrun at once, one whose fragment is damaged or gone is not asked again.
         """
         first = self._first(file, deadline)
-        if isinstance(first, bytes):
-            return first
-        return b"".join(map(bytes, self._buffered(file, 0, file.size, file.size, deadline, first)))
+        if isinstance(first, memoryview | bytes):
+            return bytes(first)
+        try:
+            with self._pool.lent(deadline, size=file.size) as buffer:
+                return b"".join(map(bytes, self._read(file, 0, file.size, buffer, deadline, first)))
+        finally:
+            _let_go(first)
 
-    def _first(self, file: NewFile, deadline: Deadline) -> bytes | First | None:
-        """A small file as it is on the node that is asked first; or what came of asking. None: another is better."""
+    def _first(
+        self, file: NewFile, deadline: Deadline, out: memoryview | None = None
+    ) -> bytes | memoryview | First | None:
+        """A file of one block as it is on the node that is asked first, in ``out`` if there is one; or what came of
+        asking. None: another is better."""
         [piece] = file.slices
         held = _held(piece, file.policy.k)
         index = held[0] if held else 0
@@ -115,7 +138,7 @@ class Downloader:
             reader = store.ask(FragmentId(piece.id, index), 0, 1, deadline, hasty)
             late = False
             try:
-                data = _at_once(reader, file)
+                data = _at_once(reader, file) if out is None else _into(reader, file, out)
                 late = data is None
             finally:
                 if not late:
@@ -127,18 +150,6 @@ class Downloader:
         self._hedging.budget.count()
         return data
 
-    def _buffered(
-        self, file: NewFile, start: int, stop: int, room: int, deadline: Deadline, first: First | None = None
-    ) -> Iterator[memoryview]:
-        """``room``: bytes of the largest block to be read."""
-        beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
-        try:
-            with self._pool.lent(deadline, beside, room) as buffer:
-                yield from self._read(file, start, stop, buffer, deadline, first)
-        finally:
-            if first is not None and not isinstance(first[1], DistfsError):
-                first[1].close()  # nothing, when it was read to its end or given up
-
     def _read(
         self,
         file: NewFile,
@@ -147,7 +158,7 @@ class Downloader:
         buffer: memoryview,
         deadline: Deadline,
         first: First | None,
-    ) -> Iterator[memoryview]:
+    ) -> Generator[memoryview]:
         """``first``: a fragment of the first slice that was asked for, or what came of that."""
         known = self._directory.nodes(deadline)
         wanted = self._readers(file, start, stop, deadline)
@@ -276,9 +287,36 @@ def _held(piece: Slice, k: int) -> list[int]:
     return held
 
 
+def is_one_block(file: NewFile) -> bool:
+    """Whether it is copies of one block."""
+    return len(file.slices) == 1 and 0 < file.size <= file.block_size and file.policy.k == 1
+
+
 def is_small(file: NewFile) -> bool:
-    """Whether it is read at once, by ``whole``: copies of one short block."""
-    return len(file.slices) == 1 and 0 < file.size <= min(SMALL, file.block_size) and file.policy.k == 1
+    """Whether it is read at once, by ``whole``."""
+    return file.size <= SMALL and is_one_block(file)
+
+
+def _let_go(first: First | None) -> None:
+    """Nothing, when it was read to its end or given up."""
+    if first is not None and not isinstance(first[1], DistfsError):
+        first[1].close()
+
+
+def _into(reader: LateReader, file: NewFile, out: memoryview) -> memoryview | None:
+    """The one block of a file, checked; None: its node is late, and is to be read on into ``out``. Raises what the
+    reader does, Corrupt."""
+    if not reader.start_or_late():
+        return None
+    table = reader.table
+    table.check(file.slices[0].digest, file.block_size)
+    [entry] = table.entries
+    check_length(entry, file.size, 0)
+    if not reader.read_cell_or_late(out):
+        return None
+    if checksum(out) != entry.plain:
+        raise Corrupt("cell 0 fails its checksum")
+    return out
 
 
 def _at_once(reader: SmallReader, file: NewFile) -> bytes | None:

@@ -15,6 +15,7 @@ from distfs.config.settings import Fraction
 from distfs.deadline import Deadline, Scope
 from distfs.errors import Cancelled, Corrupt, DistfsError
 from distfs.model import File, FragmentId
+from distfs.peers.breaker import State
 from distfs.peers.remote_fragment import RemoteReader
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes, soon
@@ -190,3 +191,32 @@ def calls_of(function: Callable[[], bytes]) -> int:
     finally:
         sys.setprofile(None)
     return count
+
+
+@pytest.mark.parametrize("phase", [0, 90, BLOCK // 2, BLOCK - 50])
+@pytest.mark.parametrize("broken", BREAKS)
+def test_a_file_of_one_whole_block_is_read_as_well(ways: Proxied, broken: str, phase: int) -> None:
+    """Into a block of the pool, and any part of it."""
+    data = random_bytes(BLOCK)
+    ways.services.directory.close()
+    file = ways.upload(data)
+    assert ways.services.directory.well(read_first(file), soon()) is not None
+
+    def read(start: int, stop: int) -> bytes:
+        return b"".join(map(bytes, ways.services.downloader.read(file, start, stop, soon())))
+
+    with ways.struck("down", phase, BREAKS[broken]):
+        assert read(0, BLOCK) == data
+    assert read(5, BLOCK - 7) == data[5:-7]
+    assert read(9, 9) == b""
+    assert ways.blocks_out() == 0
+
+
+def test_a_node_that_stops_in_the_middle_of_a_cell_is_outrun_and_not_blamed(ways: Proxied) -> None:
+    hedging = ways.services.directory.hedging
+    file, won = stored(ways), hedging.won
+    first = read_first(file)
+    with ways.struck("down", BLOCK // 2, lambda proxy: proxy.blackhole()):
+        assert b"".join(map(bytes, ways.services.downloader.read(file, 0, len(DATA), soon()))) == DATA
+    assert hedging.won == won + 1
+    assert ways.client(first).link.breaker.state is State.CLOSED
