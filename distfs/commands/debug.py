@@ -21,7 +21,7 @@ import distfs
 from distfs.commands.doctor import look
 from distfs.commands.nodes import entries
 from distfs.commands.operator import operator
-from distfs.commands.running_service import ask_service, ask_stacks
+from distfs.commands.running_service import ask_service, ask_text
 from distfs.commands.status import told
 from distfs.config.settings import Config
 from distfs.errors import ConfigError, DistfsError
@@ -87,7 +87,8 @@ def _contents(config: Config) -> Iterator[tuple[str, str]]:
     yield from _state(config)
     here = url_here(config.http.host, config.http.port, "https" if config.tls.mode == "on" else "http")
     yield "service.json", _json(ask_service(here, config.tls.ca))
-    yield "stacks.txt", ask_stacks(here, config.tls.ca)
+    for name, at in (("stacks.txt", "/debug/stacks"), ("metrics.txt", "/metrics")):
+        yield name, ask_text(here, at, config.tls.ca)
     for path in _logs(config):
         yield f"logs/{path.name}", _end_of(path)
 

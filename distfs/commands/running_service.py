@@ -70,10 +70,10 @@ def ask_service(url: str, ca: str = "") -> dict[str, Any]:
     return {"url": url, "error": "it answers 200, as no distfs service does"}
 
 
-def ask_stacks(url: str, ca: str = "") -> str:
-    """What ``GET /debug/stacks`` answers; or why nothing did. Never raises. ``ca``: as ``ask_service`` has it."""
+def ask_text(url: str, path: str, ca: str = "") -> str:
+    """What ``GET path`` answers; or why nothing did. Never raises. ``ca``: as ``ask_service`` has it."""
     try:
-        return _ask(url, "/debug/stacks", ca).decode("utf-8", "replace")
+        return _ask(url, path, ca).decode("utf-8", "replace")
     except (OSError, HTTPException, ValueError, _Refused) as e:
         return f"service {url} tells nothing: {_why(e)}\n"
 

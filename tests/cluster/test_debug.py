@@ -52,6 +52,7 @@ def test_it_tells_of_everything(cluster: Cluster, tmp_path: Path) -> None:
     assert json.loads(found["service.json"])["uploads"] is not None
     assert json.loads(found["status.json"])["nodes"]["up"] == 3
     assert "waitress" not in found["stacks.txt"]
+    assert "distfs_http_requests_total" in found["metrics.txt"]
     assert "thread upkeep" in found["stacks.txt"]
     assert "upkeep.interval: 0.1" in found["settings.txt"]
     assert any(each["about"] == "nodes" for each in json.loads(found["doctor.json"]))
