@@ -166,9 +166,11 @@ class HttpApp:
     def connected(self, address: str) -> None:
         """A connection is open, until ``disconnected``. Raises TooMany."""
         self.services.admission.callers.connect(address)
+        counted.CONNECTIONS.add()
 
     def disconnected(self, address: str) -> None:
         self.services.admission.callers.disconnect(address)
+        counted.CONNECTIONS.add(-1)
 
     def who(self, address: str, header: Callable[[str], str | None]) -> dict[str, str]:
         """Who sent a request, as the access log says it."""
@@ -181,8 +183,8 @@ class HttpApp:
 
     @staticmethod
     def answers_while_draining(path: str) -> bool:
-        """Health checks go on until the end: they tell a load balancer to send no more."""
-        return path in ("/healthz", "/readyz")
+        """Health checks go on until the end: they tell a load balancer to send no more. So do metrics."""
+        return path in ("/healthz", "/readyz", "/metrics")
 
     def close(self) -> None:
         """Let go of every thread and connection; the app answers no more."""

@@ -23,6 +23,7 @@ from distfs.host.host import Host
 from distfs.host.request import Request
 from distfs.problem import explained, phrase
 from distfs.telemetry.context import NO_REQUEST, current_request_id, enter_request
+from distfs.telemetry.metrics import failed
 
 logger = logging.getLogger("distfs.server")
 access_log = logging.getLogger("distfs.access")
@@ -276,7 +277,8 @@ class Refusal(Response):
         self.write(body)
 
     def _log(self, reason: str) -> None:
-        """The app's access log has no line for it."""
+        """The app's access log has no line for it, nor its metrics a count."""
+        failed(self._error)
         facts = {
             "method": self.request.head.method or "-",
             "path": as_text(self.request.head.path) or "-",

@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from distfs.errors import Busy
 from distfs.process.threads import start
+from distfs.telemetry.metrics import QUEUE_SECONDS
 
 logger = logging.getLogger("distfs.server")
 
@@ -118,6 +119,7 @@ class Workers(Generic[T]):
         except Busy:
             self._put_back(first)
             return False
+        QUEUE_SECONDS.observe(time.monotonic() - first[0])
         return True
 
     def _begin(self, task: T) -> None:
@@ -219,8 +221,9 @@ class Workers(Generic[T]):
         """Until there is something to do; no task: nothing came, it ends."""
         with self._lock:
             if self._waiting and self._turns > 0:
-                worker.task = self._waiting.popleft()[1]
+                since, worker.task = self._waiting.popleft()
                 self._begin(worker.task)
+                QUEUE_SECONDS.observe(time.monotonic() - since)
                 return
             worker.task = None
             if not self._closed:

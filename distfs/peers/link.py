@@ -16,7 +16,7 @@ from distfs.peers.breaker import Breaker
 from distfs.peers.greeting import NodeSocket
 from distfs.peers.hedge import LatencyHistory
 from distfs.process.connection_pool import ConnectionPool, Limits
-from distfs.telemetry.metrics import NODE_FAILURES
+from distfs.telemetry.metrics import NODE_FAILURES, NODE_SENT
 from distfs.tls.contexts import Side
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
@@ -286,6 +286,7 @@ class Exchange:
         if self._ended:
             return
         self._ended = True
+        NODE_SENT.add(self._size)
         self._unwatch()
         if understood:
             self.link.breaker.succeeded()

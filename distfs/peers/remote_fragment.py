@@ -15,11 +15,14 @@ from distfs.fragment_store import check_length
 from distfs.model import Buffer
 from distfs.peers.late_read import OnlyCell
 from distfs.peers.link import REPLAY_MOST, Exchange
+from distfs.telemetry.metrics import CHECKSUMS, NODE_RECEIVED, NODE_SECONDS
 
 #: A writer looks for a refusal before every so many cells; each look costs a system call.
 _LISTEN_EVERY = 8
 #: An answer that is first looked for later than this after it was asked for tells nothing of its node's speed.
 _PROMPT_S = 0.005
+
+_SENT = CHECKSUMS.index("sent")
 
 
 class RemoteWriter:
@@ -60,6 +63,7 @@ class RemoteWriter:
         if frame.raw != Stored(self._said.digest()).encode():
             peer = self._exchange.link.peer
             self._exchange.close()
+            CHECKSUMS.add(at=_SENT)
             raise Corrupt(
                 f"{peer}: stored something else than it was told; the request was damaged on its way"
             )
@@ -204,7 +208,9 @@ class RemoteReader:
         if frame is None:
             return None
         if self._timed:
-            self._exchange.link.latency.add(time.monotonic() - self._asked_at)
+            took = time.monotonic() - self._asked_at
+            self._exchange.link.latency.add(took)
+            NODE_SECONDS.observe(took)
         if frame.type is not Type.CELLS:
             self._exchange.accept(frame, Type.CELLS)
         try:
@@ -217,6 +223,7 @@ class RemoteReader:
             )
         self._packed = bytearray(size)
         self._left = frame.body_length - size
+        NODE_RECEIVED.add(frame.body_length)
         return slice_size, last
 
     def _accept_table(self, slice_size: int, last: bool) -> None:

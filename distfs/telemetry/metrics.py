@@ -116,6 +116,12 @@ SECONDS = _counted(
     "From a request's head to the end of its answer, however slow the client.",
     {"route": ROUTES},
 )
+QUEUE_SECONDS = _counted(
+    "http_queue_seconds",
+    HISTOGRAM,
+    "How long a request waited for its turn or a thread, of those that had to.",
+)
+CONNECTIONS = _counted("http_connections", GAUGE, "Connections of clients that are open.")
 IN_FLIGHT = _counted("http_requests_in_flight", GAUGE, "Requests that are being answered.")
 KINDS = _kinds()
 ERRORS = _counted(
@@ -139,6 +145,21 @@ OPENINGS = _counted(
 
 NODE_FAILURES = _counted(
     "node_failures_total", COUNTER, "Times that a node could not be reached, was too slow, or made no sense."
+)
+NODE_SECONDS = _counted(
+    "node_read_seconds", HISTOGRAM, "From a read's request to the beginning of the node's answer."
+)
+NODE_RECEIVED = _counted(
+    "node_received_bytes_total", COUNTER, "Bytes of fragments that nodes began to send us."
+)
+NODE_SENT = _counted(
+    "node_sent_bytes_total", COUNTER, "Bytes that were sent to nodes, of requests that were answered."
+)
+CHECKSUMS = _counted(
+    "checksum_failures_total",
+    COUNTER,
+    "What failed its check: on its way to a node; or when it was read, on the node's disk or on its way here.",
+    {"where": ("sent", "read")},
 )
 DAMAGE = _counted(
     "damaged_fragments_total", COUNTER, "Fragments that a reader, scrub or repair found corrupt or missing."

@@ -22,6 +22,7 @@ from distfs.model import FragmentId, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.hedge import HedgeBudget
 from distfs.peers.late_read import Attempt, LateReader, SecondFailed, ask, race
+from distfs.telemetry.metrics import CHECKSUMS
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, Remnant
 
@@ -36,6 +37,9 @@ NoteDamage = Callable[[FragmentId, int, DistfsError], None]
 
 def not_noted(fragment: FragmentId, node: int, error: DistfsError) -> None:
     """For readers of fragments that nobody but them knows yet."""
+
+
+_READ = CHECKSUMS.index("read")
 
 
 class Hedging(NamedTuple):
@@ -389,6 +393,8 @@ class SliceReader:
 
         Raises Cancelled when nobody waits for it any more: then no node is to blame.
         """
+        if isinstance(error, Corrupt):
+            CHECKSUMS.add(at=_READ)
         self._deadline.check_cancelled()
         hopeless = stream and isinstance(error, Corrupt | NotFound)
         self._failures[index] = self._failures.get(index, 0) + (_TRIES if hopeless else stream)

@@ -60,6 +60,10 @@ def test_a_scrape_tells_of_requests_memory_and_nodes(service: TestService) -> No
 
     eventually(counted, "three requests are told of")
     assert told(service, kind="refused")["distfs_http_errors_total"] == 1
+    assert told(service)["distfs_node_sent_bytes_total"] > 2 * len(data), "two copies"
+    assert told(service)["distfs_node_received_bytes_total"] > len(data)
+    assert told(service)["distfs_node_read_seconds_count"] > 0
+    assert told(service)["distfs_http_connections"] >= 1
     all_ = told(service)
     assert all_["distfs_http_requests_in_flight"] == 1  # the scrape
     assert (all_["distfs_node_up"], all_["distfs_processes"]) == (3, 1)
@@ -157,3 +161,44 @@ def test_a_cluster_that_cannot_be_looked_at_is_looked_at_later(service: TestServ
     eventually(lambda: not facts._looking, "that look has ended")
     assert facts._due > 0
     assert facts.last() is None
+
+
+def test_what_the_host_refuses_is_counted_too(service: TestService) -> None:
+    assert service.ask("GET", "/healthz", headers={"Host": "a b"}).status == 400
+    eventually(lambda: told(service, kind="refused")["distfs_http_errors_total"] == 1, "it is told of")
+
+
+def test_a_scrape_is_answered_while_the_service_ends(metadb_url: str, tmp_path: Path) -> None:
+    with running_service(small_config(metadb_url), tmp_path) as running:
+        assert running.app.answers_while_draining("/metrics")
+
+
+def test_who_waits_for_a_thread_is_told_of(metadb_url: str, tmp_path: Path) -> None:
+    metrics.share()
+    config = small_config(metadb_url)
+    config = replace(config, http=replace(config.http, threads=1))
+    with running_service(config, tmp_path) as service, ThreadPoolExecutor(20) as pool:
+
+        def some_waited() -> bool:
+            answers = list(pool.map(lambda _: service.ask("GET", "/files"), range(20)))
+            return {each.status for each in answers} == {200} and told(service)[
+                "distfs_http_queue_seconds_count"
+            ] > 0
+
+        eventually(some_waited, "more came at once than there are threads")
+
+
+def test_what_fails_its_check_is_counted(service: TestService) -> None:
+    data = bytes(range(256)) * 1000
+    uuid = service.ask("PUT", "/upload/x", data).text.strip()
+    for path in service.fragments():  # cells of the first fragment of each slice are not what they were
+        if path.name.endswith(".0"):
+            damaged = bytearray(path.read_bytes())
+            damaged[len(damaged) // 2] ^= 1
+            path.write_bytes(damaged)
+    for _ in range(20):  # whichever fragment is asked for
+        assert service.ask("GET", f"/download/{uuid}").body == data
+        if told(service, where="read")["distfs_checksum_failures_total"] > 0:
+            break
+    else:
+        raise AssertionError("none of twenty reads met the damage")
