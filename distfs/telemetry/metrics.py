@@ -384,6 +384,19 @@ class _Collected:
         return family
 
 
+_EXAMPLE = """\
+```yaml
+scrape_configs:
+  - job_name: distfs
+    static_configs: [{targets: ["127.0.0.1:8080"]}]
+    authorization: {credentials_file: /etc/prometheus/distfs-token} # of an administrator, while auth is on
+  - job_name: distfs-node
+    static_configs: [{targets: ["10.0.0.11:9101", "10.0.0.12:9101"]}] # node.metrics_port
+```
+
+"""
+
+
 def page() -> str:
     """docs/metrics.md."""
     rows = [
@@ -394,5 +407,7 @@ def page() -> str:
         "# Metrics\n\n`make docs` writes this page from `distfs/telemetry/metrics.py`. "
         "`GET /metrics` tells of all processes of the service that is asked; "
         "who may ask, README says. A node tells of itself on `node.metrics_port`.\n\n"
-        "| metric | of | type | labels | meaning |\n|---|---|---|---|---|\n" + "".join(rows)
+        + _EXAMPLE
+        + "| metric | of | type | labels | meaning |\n|---|---|---|---|---|\n"
+        + "".join(rows)
     )
