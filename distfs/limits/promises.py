@@ -96,7 +96,7 @@ class Admission:
         most = largest + self.http.max_form_overhead
         if size > most:
             body, taken = compared(size, most)
-            own = "the limit of this token, link or caller"
+            own = "callers.rules.max_file_size, or that of this token or link"
             by = "http.max_file_size" if largest == self.http.max_file_size else own
             raise TooLarge(
                 f"a body of {body} is more than the {taken} that are taken ({by}): send less at once"

@@ -297,16 +297,10 @@ def page() -> str:
     head = (
         "# Events of the log",
         "",
-        "Each line of the log is of an event from this list. `distfs logs --event NAME` asks for it.",
-        "The level is the highest that a line of the event has. `python -m distfs.telemetry.events` makes this page.",
+        "Each line of the log is of an event from this list, by whose name `distfs logs` finds it.",
+        "The level is the highest that a line of the event has. `make docs` writes this page.",
         "",
         "| event | level | what happened |",
         "|---|---|---|",
     )
     return "\n".join((*head, *rows)) + "\n"
-
-
-if __name__ == "__main__":
-    from distfs.process.output import tell
-
-    tell(page().removesuffix("\n"))

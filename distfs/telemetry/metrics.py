@@ -404,7 +404,7 @@ def page() -> str:
         for m in METRICS
     ]
     return (
-        "# Metrics\n\n`make docs` writes this page from `distfs/telemetry/metrics.py`. "
+        "# Metrics\n\n`make docs` writes this page from what is counted. "
         "`GET /metrics` tells of all processes of the service that is asked; "
         "who may ask, README says. A node tells of itself on `node.metrics_port`.\n\n"
         + _EXAMPLE

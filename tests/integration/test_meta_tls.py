@@ -153,7 +153,7 @@ def test_a_link_that_fails_in_an_answer_is_given_up_and_the_next_statement_has_a
     line.cable.heal()
     before = line.ends.connections
     assert line.ask(line.meta.nodes, soon()) == []
-    assert line.ends.connections == before + 1
+    assert line.ends.connections > before
 
 
 @HOWS

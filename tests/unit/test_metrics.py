@@ -95,12 +95,17 @@ def test_no_path_method_or_status_makes_a_new_series() -> None:
     with closing(create_app(Config())) as app:
         for number in range(20):
             ask(app, f"/{number}", f"M{number}")
-        before = told().keys()
+        before = of_requests()
         for number in range(20_000):
             ask(app, f"/x{number}", f"X{number}")
-        assert told().keys() == before
+        assert of_requests() == before
     metrics.answered("/", "GET", 999, 0, 0, 0.1)
     metrics.answered("/", "GET", 0, 0, 0, 0.1)
+
+
+def of_requests() -> set[str]:
+    """Of others, what is told of MetaDB and of nodes may come and go meanwhile."""
+    return {key for key in told() if key.startswith("distfs_http_")}
 
 
 def ask(app: HttpApp, path: str, method: str) -> None:
