@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -20,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def open_ones(folder: Path) -> list[tuple[str, str]]:
     """What others may read, write or list; to pass through a folder of root's is nothing."""
-    found = [(path, path.lstat()) for path in (folder, *folder.rglob("*"))]
+    found = []
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # PostgreSQL has just given it another name
+            found.append((path, path.lstat()))
     return [
         (str(path.relative_to(folder)), oct(status.st_mode))
         for path, status in found

@@ -51,7 +51,8 @@ def test_tokens_are_made_listed_rotated_and_revoked(by_hand: Cluster) -> None:
 
 
 def test_a_link_is_revoked_by_its_url(by_hand: Cluster) -> None:
-    made = distfs(by_hand, "token", "create", *ALICE, "--json").entry
+    whose = ("--owner", "linker", "--scopes", "download")
+    made = distfs(by_hand, "token", "create", *whose, "--json").entry
     tokens = TokenDB(by_hand.meta)
     [maker] = [each.token for each in tokens.since(0, Deadline(60)) if str(each.token.id) == made["id"]]
     text = seal(Link(maker.id, int(time.time()) + 60, UUID(int=1)), maker.link_keys[0][0])

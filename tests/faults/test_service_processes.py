@@ -421,4 +421,6 @@ def test_a_scrape_tells_of_all_and_of_those_that_were_killed(cluster: Cluster) -
         lambda: victim not in children(cluster) and len(children(cluster)) == PROCESSES, "it is replaced"
     )
     assert healths() >= count, "a counter went back"
-    assert "distfs_http_requests_in_flight 1.0" in told()
+    eventually(
+        lambda: "distfs_http_requests_in_flight 1.0" in told(), "what the killed one had in hand is forgotten"
+    )

@@ -21,7 +21,7 @@ from distfs.telemetry import metrics
 from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually
 from tests.integration.guarded import guarded_config, user
-from tests.service import HttpAddress, TestService, listening, running_service, small_config
+from tests.service import BLOCK, HttpAddress, TestService, listening, running_service, small_config
 
 
 def told(service: HttpAddress, **labels: str) -> dict[str, float]:
@@ -191,10 +191,10 @@ def test_who_waits_for_a_thread_is_told_of(metadb_url: str, tmp_path: Path) -> N
 def test_what_fails_its_check_is_counted(service: TestService) -> None:
     data = bytes(range(256)) * 1000
     uuid = service.ask("PUT", "/upload/x", data).text.strip()
-    for path in service.fragments():  # cells of the first fragment of each slice are not what they were
-        if path.name.endswith(".0"):
-            damaged = bytearray(path.read_bytes())
-            damaged[len(damaged) // 2] ^= 1
+    for path in service.fragments():  # one cell of each copy, and not of the same block
+        damaged = bytearray(path.read_bytes())
+        if len(damaged) > 3 * BLOCK:
+            damaged[len(damaged) * (5 if path.name.endswith(".0") else 2) // 8] ^= 1
             path.write_bytes(damaged)
     for _ in range(20):  # whichever fragment is asked for
         assert service.ask("GET", f"/download/{uuid}").body == data

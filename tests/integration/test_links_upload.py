@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from distfs.config.callers import CallerMatch
 from distfs.config.settings import AuditConfig
 from distfs.http_app import create_app
+from distfs.limits.tally import Held
 from distfs.model import Policy
 from tests.contract.litter import eventually
 from tests.forms import FORM, file_part, form
@@ -170,10 +172,12 @@ def test_its_policy_holds(archiving: TestService) -> None:
 def test_uploads_at_once_are_those_of_the_token(service: TestService) -> None:
     one = user(service, f"busy{next(names)}", max_uploads=1)
     link = invitation(one, files=0)
+    tally = service.app.services.admission.callers.tally
+    held = Held("uploads by rule", str(CallerMatch.of_token(str(one.id))))
     go_on, begun = threading.Event(), threading.Event()
 
     def slowly() -> Iterator[bytes]:
-        yield b"x"
+        yield bytes(200_000)  # more than is received before a request is served
         begun.set()
         go_on.wait(60)
         yield b"y"
@@ -182,7 +186,8 @@ def test_uploads_at_once_are_those_of_the_token(service: TestService) -> None:
         first = other.submit(service.ask, "PUT", f"/upload/a{link}", slowly())
         begun.wait(60)
         try:
-            eventually(lambda: send(service, link).status == 429, "the first one is served")
+            eventually(lambda: tally.total(held) == 1, "the first one is served")
+            assert send(service, link).status == 429
         finally:
             go_on.set()
         assert first.result().status == 201
