@@ -24,7 +24,7 @@ from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
-from distfs.routes import admin, download, files, links, metrics, tokens, upload, upload_page
+from distfs.routes import admin, download, files, links, metrics, tokens, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, CountedBytes, Request
@@ -55,7 +55,7 @@ _UPLOADS = "/upload/"
 #: By its action is decided who may call it: before the view is called or, for what is done to a file, by
 #: `routes.seen.the_file`.
 _ROUTES: list[tuple[str, str, Action, View]] = [
-    ("GET", "/upload", Action.UPLOAD, upload_page.get_form),
+    ("GET", "/upload", Action.UPLOAD, upload.get_form),
     ("POST", "/upload", Action.UPLOAD, upload.post_form),
     ("PUT", "/upload", Action.UPLOAD, upload.put_raw),
     ("PUT", "/upload/<any_name:name>", Action.UPLOAD, upload.put_raw),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,11 @@ class Services:
             "audit": self.audit.usage(),
             "auth": self.door.usage(),
             "log": {"dropped": log_dropped()},
-            "troubles": self.troubles,
         }
+
+    def status_of_all(self) -> Mapping[str, Any]:
+        """The same of all processes of this service."""
+        return self.status() if self.together is None else self.together.status(self.status())
 
     @property
     def troubles(self) -> list[str]:

@@ -125,22 +125,24 @@ class TokenDB:
             raise Refused("there are tokens already: `distfs token list` shows them")
         return id, text
 
-    def expiry(self, id: UUID, deadline: Deadline) -> datetime | None:
-        """When that token ends by itself; None: never, or there is none."""
-        rows = self._meta.read("token_expiry", deadline, id=id)
-        return rows[0][0] if rows else None
+    def made(self, id: UUID, text: str, terms: Terms, deadline: Deadline) -> dict[str, object]:
+        """For programs, what ``create`` has made, its text included."""
+        [[ends]] = self._meta.read("token_expiry", deadline, id=id)
+        return {"id": str(id), "token": text, **as_entry(terms), "expires_at": ends and ends.isoformat()}
 
     def revoke(self, id: UUID, deadline: Deadline) -> None:
         """From now on nobody can use it; services that run know it within a second. Raises NotFound."""
         if not self._meta.write("revoke_token", deadline, again="is_revoked", id=id):
             raise NotFound(f"there is no token {id} that could be revoked")
 
-    def revoke_link(self, sealed: Sealed, deadline: Deadline) -> None:
+    def maker(self, sealed: Sealed, deadline: Deadline) -> Token | None:
+        """Of a link, for who does not know all tokens anyway; None: it is good no more, or there is none."""
+        found = (each.token for each in self.since(0, deadline) if each.token.id.bytes == sealed.token)
+        return next(found, None)
+
+    def revoke_link(self, sealed: Sealed, maker: Token | None, deadline: Deadline) -> None:
         """From now on nobody can use that link; services that run know it within a second. Raises Refused for one
-        that is none of this cluster, or is good no more by itself."""
-        maker = next(
-            (each.token for each in self.since(0, deadline) if each.token.id.bytes == sealed.token), None
-        )
+        that its ``maker`` has not made, or that is good no more by itself."""
         link = maker and sealed.open(key for key, _ in maker.link_keys)
         if not link:
             raise Refused(

@@ -15,7 +15,7 @@ from distfs.access.db import Token
 from distfs.access.directory import Tokens
 from distfs.access.failures import Failures
 from distfs.access.link import NOT_GOOD, NOT_YOURS, Link, Sealed, unseal
-from distfs.access.token import hash_at_once, hash_of
+from distfs.access.token import hash_at_once, is_whole
 from distfs.config.callers import IPAddress
 from distfs.config.reach import is_here
 from distfs.config.settings import AuthConfig
@@ -116,7 +116,7 @@ class Door:
             return NOBODY
         digest = hash_at_once(shown)
         token = None if digest is None else self.tokens.known(digest)
-        if token is None and digest is not None and hash_of(shown) is not None:
+        if token is None and digest is not None and is_whole(shown):
             token = self.tokens.find(digest, deadline())
         if token is None:  # only now: whoever has a good one is let in, whatever others did
             self.failures.failed(address)
@@ -159,13 +159,14 @@ class Door:
         link.check(time.time(), address)
         return Actor(token, link=link)
 
-    def judge_link(self, actor: Actor, sealed: Sealed, deadline: Deadline) -> None:
-        """Whether it may revoke that link. Raises Forbidden, also for a link of nobody."""
+    def judge_link(self, actor: Actor, sealed: Sealed, deadline: Deadline) -> Token | None:
+        """Whether it may revoke that link. -> The link's maker, if any. Raises Forbidden, also for a link of none."""
         maker = self.tokens.find(sealed.token, deadline)
         own = maker is not None and actor.token is not None and maker.owner == actor.token.owner
         relation = Relation.OWN if own else Relation.OTHER
         if authorize(Action.UNLINK, relation, actor.scopes) is not Verdict.ALLOW:
             raise Forbidden(NOT_YOURS)
+        return maker
 
     def glance(self, shown: str | None) -> Token | None:
         """The token as far as it is known without asking anybody: nothing but a limit may rest on it."""

@@ -27,7 +27,12 @@ def new_token() -> str:
 def hash_of(text: str) -> bytes | None:
     """What is known of a token; None: the text is none."""
     found = hash_at_once(text)
-    return None if found is None or _checksum(text[:-_CHECKSUM]) != text[-_CHECKSUM:] else found
+    return found if found is not None and is_whole(text) else None
+
+
+def is_whole(text: str) -> bool:
+    """Whether its checksum is right."""
+    return _checksum(text[:-_CHECKSUM]) == text[-_CHECKSUM:]
 
 
 def hash_at_once(text: str) -> bytes | None:

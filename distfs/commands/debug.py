@@ -21,12 +21,11 @@ import distfs
 from distfs.commands.doctor import look
 from distfs.commands.nodes import entries
 from distfs.commands.operator import operator
-from distfs.commands.running_service import ask_service, ask_text
+from distfs.commands.running_service import ask_service, ask_text, configured_url
 from distfs.commands.status import told
 from distfs.config.settings import Config
 from distfs.errors import ConfigError, DistfsError
 from distfs.metadb import embedded_postgres
-from distfs.model import url_here
 from distfs.process.output import COMMON_CODES, DONE, Parser, tell
 from distfs.process.redact import redacted, tokenless
 from distfs.quantity import size
@@ -85,7 +84,7 @@ def _contents(config: Config) -> Iterator[tuple[str, str]]:
     yield "settings.txt", _settings(config)
     yield "doctor.json", _json([asdict(each) for each in look(config)])
     yield from _state(config)
-    here = url_here(config.http.host, config.http.port, "https" if config.tls.mode == "on" else "http")
+    here = configured_url(config)
     yield "service.json", _json(ask_service(here, config.tls.ca))
     for name, at in (("stacks.txt", "/debug/stacks"), ("metrics.txt", "/metrics")):
         yield name, ask_text(here, at, config.tls.ca)

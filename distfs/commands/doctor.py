@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 import distfs
 from distfs.agreement import times_of
 from distfs.commands.operator import PATIENCE_S
-from distfs.commands.running_service import ask_service
+from distfs.commands.running_service import ask_service, configured_url
 from distfs.commands.status import is_running
 from distfs.config.reach import check_reach
 from distfs.config.settings import Config, Seconds
@@ -27,7 +27,7 @@ from distfs.formats.coding import code_for
 from distfs.local.machine import Finding, Level, examine, in_order, is_wrong
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
-from distfs.model import Node, url_here
+from distfs.model import Node
 from distfs.peers.directory import NodeDirectory
 from distfs.process.output import COMMON_CODES, DONE, FAILED, Parser, tell
 from distfs.telemetry.logs import setup_logging
@@ -261,7 +261,7 @@ def _upkeep(meta: MetaDB) -> Iterator[Finding]:
 
 
 def _service(config: Config) -> Finding:
-    url = url_here(config.http.host, config.http.port, "https" if config.tls.mode == "on" else "http")
+    url = configured_url(config)
     why = ask_service(url, config.tls.ca).get("error", "")
     if not why:
         return Finding(Level.OK, "service", f"{url} answers")

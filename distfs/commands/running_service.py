@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from distfs.access.token import hash_of
 from distfs.commands.display import counted, size, table
+from distfs.config.settings import Config
+from distfs.model import url_here
 from distfs.process.secret_file import with_files
 
 #: A service that says nothing for so long is not waited for.
@@ -43,6 +45,11 @@ def service_url(text: str) -> str:
             f"{text!r} is no URL such as http://127.0.0.1:8080 or http://[::1]:8080"
         )
     return text
+
+
+def configured_url(config: Config) -> str:
+    """Of the service that this configuration is of, as this machine reaches it."""
+    return url_here(config.http.host, config.http.port, "https" if config.tls.mode == "on" else "http")
 
 
 def _connect(url: str, ca: str) -> HTTPConnection:

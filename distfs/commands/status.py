@@ -12,11 +12,10 @@ from uuid import uuid4
 
 from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
-from distfs.commands.running_service import ask_service, in_words
+from distfs.commands.running_service import ask_service, configured_url, in_words
 from distfs.errors import DistfsError
 from distfs.limits.db import ReservationDB
 from distfs.limits.refusal import full
-from distfs.model import url_here
 from distfs.process.output import DONE, NOT_TOLD, USAGE, OutputLost, complain, tell
 from distfs.upkeep.model import Backlog, ClusterStatus, Leaving, WorkerState
 
@@ -58,9 +57,8 @@ def told(
     status = operator.db.status(operator.walk())
     backlog = _backlog(operator, status)
     drains = _drains(operator, status)
-    http, tls = operator.config.http, operator.config.tls
-    here = url_here(http.host, http.port, "https" if tls.mode == "on" else "http")
-    answers = [ask_service(url, tls.ca) for url in services or [here]]
+    config = operator.config
+    answers = [ask_service(url, config.tls.ca) for url in services or [configured_url(config)]]
     found = verdict(status, answers, _full(operator))
     asked_in_vain = bool(services) and any("error" in each for each in answers)
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE

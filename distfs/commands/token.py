@@ -9,7 +9,7 @@ from uuid import UUID
 
 from distfs.access.db import Listed, TokenDB
 from distfs.access.link import text_of, unseal
-from distfs.access.terms import as_entry, check_policies, in_words, of_first, read_terms
+from distfs.access.terms import check_policies, in_words, of_first, read_terms
 from distfs.commands.display import table
 from distfs.commands.operator import Operator
 from distfs.config.file import parse_seconds
@@ -26,9 +26,7 @@ def create(operator: Operator, terms: Mapping[str, Any], *, first: bool, as_json
     check_policies(asked.policies, operator.config.storage.policies)
     id, text = _db(operator).create(asked, operator.deadline(), first=first)
     if as_json:
-        ends = _db(operator).expiry(id, operator.deadline())
-        entry = {"id": str(id), "token": text, **as_entry(asked), "expires_at": ends and ends.isoformat()}
-        tell(json.dumps(entry, indent=2))
+        tell(json.dumps(_db(operator).made(id, text, asked, operator.deadline()), indent=2))
         return 0
     complain(f"distfs: token {id} of {asked.owner}: {in_words(asked)}; nobody can show it again:")
     tell(text)
@@ -62,7 +60,8 @@ def revoke_link(operator: Operator, url: str) -> int:
     sealed = unseal(text_of(url))
     if sealed is None:
         raise Refused("this is no link: give its whole URL, in quotes")
-    _db(operator).revoke_link(sealed, operator.deadline())
+    db = _db(operator)
+    db.revoke_link(sealed, db.maker(sealed, operator.deadline()), operator.deadline())
     tell(f"link {UUID(bytes=sealed.id)} is revoked; services that run know it within a second")
     return 0
 

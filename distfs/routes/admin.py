@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 from distfs.errors import Unavailable
 from distfs.process.threads import stacks
@@ -48,10 +46,8 @@ def get_alive(services: Services, request: Request) -> Answer:
 
 def get_status(services: Services, request: Request) -> Answer:
     """What this service holds, in bytes, and how it finds the nodes; of the cluster tells `distfs status`."""
-    entry: Mapping[str, Any] = services.status()
-    if services.together is not None:
-        entry = services.together.status(entry)
-    return as_json({**entry, "draining": bool(request.environ.get("distfs.draining"))})
+    draining = bool(request.environ.get("distfs.draining"))
+    return as_json({**services.status_of_all(), "troubles": services.troubles, "draining": draining})
 
 
 def get_stacks(services: Services, request: Request) -> Answer:

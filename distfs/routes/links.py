@@ -61,8 +61,8 @@ def revoke(services: Services, request: Request) -> Response:
     if sealed is None:
         raise Refused("this is no link: give its whole URL")
     deadline = services.answer_deadline(request.hang_up)
-    services.door.judge_link(request.actor, sealed, deadline)
-    TokenDB(services.meta).revoke_link(sealed, deadline)
+    maker = services.door.judge_link(request.actor, sealed, deadline)
+    TokenDB(services.meta).revoke_link(sealed, maker, deadline)
     request.changed = [str(UUID(bytes=sealed.id))]
     return Response(status=204)
 

@@ -23,9 +23,7 @@ def get_metrics(services: Services, request: Request) -> Answer:
     """
     if not services.config.metrics.enabled:
         raise NotFound("there are no metrics here: metrics.enabled is false")
-    status: Mapping[str, Any] = services.status()
-    if services.together is not None:
-        status = services.together.status(status)
+    status = services.status_of_all()
     samples = [*_held(status), *_nodes(services, status), *_metadb(services), *_cluster(services)]
     kind, data = metrics.rendered(request.environ.get("HTTP_ACCEPT", ""), samples)
     headers = {"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": "no-store"}

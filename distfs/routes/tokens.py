@@ -7,7 +7,7 @@ from uuid import UUID
 from werkzeug.wrappers import Response
 
 from distfs.access.db import TokenDB
-from distfs.access.terms import as_entry, check_policies, in_words, read_terms
+from distfs.access.terms import check_policies, in_words, read_terms
 from distfs.config.file import parse_seconds
 from distfs.errors import Refused
 from distfs.routes.messages import Answer, Request, as_json, parse_uuid
@@ -24,9 +24,7 @@ def create_token(services: Services, request: Request) -> Answer:
     deadline = services.answer_deadline(request.hang_up)
     id, text = _db(services).create(terms, deadline)
     request.change = f"{terms.owner}: {in_words(terms)}"
-    ends = _db(services).expiry(id, deadline)
-    entry = {"id": str(id), "token": text, **as_entry(terms), "expires_at": ends and ends.isoformat()}
-    return _made(request, id, entry, 201)
+    return _made(request, id, _db(services).made(id, text, terms, deadline), 201)
 
 
 def list_tokens(services: Services, request: Request) -> Answer:

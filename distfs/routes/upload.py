@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+from werkzeug.exceptions import MethodNotAllowed
+
 from distfs.body.ingest import (
     POLICY_FIELD,
     IncomingFile,
@@ -28,11 +30,19 @@ from distfs.routes.file_facts import created
 from distfs.routes.links import check_number, counted_upload
 from distfs.routes.messages import Answer, Request
 from distfs.routes.seen import read_visibility
-from distfs.routes.upload_page import told
+from distfs.routes.upload_page import form, told
 from distfs.services import Services
 
 #: How the files of a body are found in it. Refuses at once what cannot have any.
 Files = Callable[[Source], Iterator[IncomingFile]]
+
+
+def get_form(services: Services, request: Request) -> Answer:
+    """For a browser that came by a link: nobody else needs one. Raises MethodNotAllowed."""
+    link = request.actor.link
+    if link is None:
+        raise MethodNotAllowed(["POST", "PUT"])
+    return form(request, link, _largest(services, request))
 
 
 def post_form(services: Services, request: Request) -> Answer:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from werkzeug.exceptions import MethodNotAllowed
-
+from distfs.access.link import Link
 from distfs.headers import safety
 from distfs.model import File
 from distfs.problem import asks_for
 from distfs.quantity import size
 from distfs.routes.messages import Answer, Request, html
-from distfs.services import Services
 
 _PAGE = """\
 <!doctype html>
@@ -33,17 +31,12 @@ _FORM = """\
 </form>"""
 
 
-def get_form(services: Services, request: Request) -> Answer:
-    """Of a link alone: nobody else needs one. Raises MethodNotAllowed."""
-    link = request.actor.link
-    if link is None:
-        raise MethodNotAllowed(["POST", "PUT"])
+def form(request: Request, link: Link, most: int) -> Answer:
+    """``most``: bytes that a file may have."""
     request.safety = safety.FORM
-    own = services.admission.callers.largest(request.caller)
-    most = min(own, link.max_size) if link.max_size else own
     end = datetime.fromtimestamp(link.expires, UTC)
-    form = _FORM.format(most=escape(size(most)), end=f"{end:%Y-%m-%d %H:%M}")
-    answer = html(_PAGE.format(title="Send a file", body=form))
+    fields = _FORM.format(most=escape(size(most)), end=f"{end:%Y-%m-%d %H:%M}")
+    answer = html(_PAGE.format(title="Send a file", body=fields))
     answer.headers["Cache-Control"] = "no-store"
     return answer
 

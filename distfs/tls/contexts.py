@@ -14,7 +14,7 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
@@ -292,11 +292,8 @@ def _check_readable(path: str, setting: str) -> None:
 def soon_over(files: Iterable[str]) -> list[str]:
     """A line for each certificate that ends soon, or has ended."""
     lines = []
-    for file in files:
-        try:
-            days = (ssl.cert_time_to_seconds(decoded(file)["notAfter"]) - time.time()) / 86400
-        except (ConfigError, KeyError, ValueError):
-            continue  # which is told where it is used
+    for file, end in _ends(files):
+        days = (end - time.time()) / 86400
         if days < SOON_DAYS:
             when = f"ends in {days:.0f} days" if days > 0 else "has ended"
             lines.append(f"{file} {when}: have it renewed")
@@ -305,11 +302,14 @@ def soon_over(files: Iterable[str]) -> list[str]:
 
 def first_end(files: Iterable[str]) -> float | None:
     """When the first of some certificates ends, in seconds since 1970; None: there is none that can be read."""
-    ends = []
+    return min((end for _, end in _ends(files)), default=None)
+
+
+def _ends(files: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """Each file with when its certificate ends; one that cannot be read is told of where it is used."""
     for file in files:
         with contextlib.suppress(ConfigError, KeyError, ValueError):
-            ends.append(float(ssl.cert_time_to_seconds(decoded(file)["notAfter"])))
-    return min(ends, default=None)
+            yield file, float(ssl.cert_time_to_seconds(decoded(file)["notAfter"]))
 
 
 def decoded(file: str) -> dict[str, Any]:

@@ -101,3 +101,21 @@ def bob(service: TestService) -> User:
 @pytest.fixture
 def admin(service: TestService) -> User:
     return user(service, "admin", ["admin"])
+
+
+@contextmanager
+def statements_for_requests(service: TestService) -> Iterator[list[str]]:
+    """What MetaDB is asked for requests; not what the service asks by itself, whenever that is."""
+    meta, asked = service.app.services.meta, list[str]()
+    run = meta._run
+
+    def noting(query: str, *rest: Any, **more: Any) -> Any:
+        if query not in {"tokens_since", "nodes", "cluster_keys"}:
+            asked.append(query)
+        return run(query, *rest, **more)
+
+    meta._run = noting  # type: ignore[method-assign]
+    try:
+        yield asked
+    finally:
+        del meta._run

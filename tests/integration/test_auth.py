@@ -20,7 +20,17 @@ from distfs.commands.running_service import ask_service
 from distfs.config.settings import AuditConfig
 from distfs.headers import safety
 from distfs.http_app import _ROUTES, create_app
-from tests.integration.guarded import User, admin, alice, bob, service, soon, tokens_of, user
+from tests.integration.guarded import (
+    User,
+    admin,
+    alice,
+    bob,
+    service,
+    soon,
+    statements_for_requests,
+    tokens_of,
+    user,
+)
 from tests.service import Answer, HttpAddress, TestService, listening, running_service, small_config
 
 __all__ = ["admin", "alice", "bob", "service"]
@@ -65,29 +75,20 @@ def test_a_file_that_is_not_seen_and_none_are_one_answer_by_the_same_statements(
         return who.ask(method, place, b'{"visibility": "public"}')
 
     bob.ask("GET", "/files")  # so that his token is known, and nothing else is asked
-    meta = service.app.services.meta
-    asked: list[str] = []
-    run = meta._run
     service.app.services.door.told = told.append
-
-    def noting(query: str, *rest: Any, **more: Any) -> Any:
-        asked.append(query)
-        return run(query, *rest, **more)
-
-    meta._run = noting  # type: ignore[method-assign]
     try:
-        for who, status in ((bob, 404), (service, 401)):
-            asked.clear()
-            hidden = without_id(ask(who, theirs))
-            by_hidden = [each for each in asked if each != "tokens_since"]
-            asked.clear()
-            none = without_id(ask(who, nobodys))
-            assert [each for each in asked if each != "tokens_since"] == by_hidden == ["file_seen"]
-            assert hidden[0] == none[0] == status
-            assert hidden[1].replace(theirs.encode(), b"") == none[1].replace(nobodys.encode(), b"")
-            assert len(hidden[2]) == len(none[2])
+        with statements_for_requests(service) as asked:
+            for who, status in ((bob, 404), (service, 401)):
+                asked.clear()
+                hidden = without_id(ask(who, theirs))
+                by_hidden = list(asked)
+                asked.clear()
+                none = without_id(ask(who, nobodys))
+                assert asked == by_hidden == ["file_seen"]
+                assert hidden[0] == none[0] == status
+                assert hidden[1].replace(theirs.encode(), b"") == none[1].replace(nobodys.encode(), b"")
+                assert len(hidden[2]) == len(none[2])
     finally:
-        del meta._run
         service.app.services.door.told = None
     assert [each.allowed for each in told] == [False] * 4
     assert {each.verdict for each in told} == {Verdict.HIDDEN, Verdict.LOGIN}

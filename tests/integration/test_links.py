@@ -25,7 +25,18 @@ from distfs.config.settings import AuditConfig, CallersConfig
 from distfs.headers import safety
 from distfs.http_app import create_app
 from tests.contract.litter import eventually
-from tests.integration.guarded import User, admin, alice, bob, names, service, soon, tokens_of, user
+from tests.integration.guarded import (
+    User,
+    admin,
+    alice,
+    bob,
+    names,
+    service,
+    soon,
+    statements_for_requests,
+    tokens_of,
+    user,
+)
 from tests.service import Answer, HttpAddress, TestService, listening, running_service, small_config
 
 __all__ = ["admin", "alice", "bob", "service"]
@@ -363,21 +374,10 @@ def test_two_services_and_twenty_clients_use_five_downloads_exactly(
 
 def test_one_that_is_not_counted_needs_no_statement_of_its_own(service: TestService, alice: User) -> None:
     path = link(alice, alice.put(DATA))
-    asked: list[str] = []
-    meta = service.app.services.meta
-    run = meta._run
-
-    def noting(query: str, *rest: Any, **more: Any) -> Any:
-        asked.append(query)
-        return run(query, *rest, **more)
-
-    meta._run = noting  # type: ignore[method-assign]
-    try:
+    with statements_for_requests(service) as asked:
         for _ in range(5):
             assert service.ask("GET", path).status == 200
-    finally:
-        del meta._run
-    assert [each for each in asked if each != "tokens_since"] == ["file_seen"] * 5
+    assert asked == ["file_seen"] * 5
 
 
 # --- the audit log --------------------------------------------------------------------------------
