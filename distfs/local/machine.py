@@ -16,6 +16,7 @@ from pathlib import Path
 from distfs.config.settings import Config
 from distfs.metadb import embedded_postgres
 from distfs.metadb.ballast import shares_disk
+from distfs.process import control_groups
 from distfs.process.descriptors import raise_limit
 from distfs.process.private import open_to_others
 from distfs.quantity import size
@@ -241,13 +242,13 @@ def _thread_limits() -> Iterator[tuple[str, int, str]]:
         yield "`ulimit -Hu`, of all processes of this user,", hard, "raise it to {} (systemd: LimitNPROC={})"
     if (most := _number(Path("/proc/sys/kernel/threads-max"))) is not None:
         yield "kernel.threads-max", most, "sysctl kernel.threads-max={}"
-    if (most := _lowest("pids.max")) is not None:
+    if (most := control_groups.most_tasks()) is not None:
         yield "pids.max of the control group", most, "raise it to {} (systemd: TasksMax={})"
 
 
 def _memory(config: Config) -> Iterator[Finding]:
     wanted = config.storage.memory_budget + _OWN_MEMORY
-    if (most := _lowest("memory.max")) is not None and most < wanted:
+    if (most := control_groups.most_memory()) is not None and most < wanted:
         yield Finding(
             Level.WARN,
             "memory",
@@ -278,23 +279,6 @@ def _meminfo() -> Iterator[tuple[str, int]]:
     for line in lines:
         name, _, rest = line.partition(":")
         yield name, int(rest.split()[0])
-
-
-def _lowest(file: str) -> int | None:
-    """The least that this process's control group (cgroup v2) and those above it allow; None: they set no limit."""
-    return min((n for n in map(_number, _group_files(file)) if n is not None), default=None)
-
-
-def _group_files(file: str) -> Iterable[Path]:
-    root = Path("/sys/fs/cgroup")
-    try:
-        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
-    except OSError:
-        return []
-    own = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), None)
-    if own is None:
-        return []
-    return [group / file for group in (root / own, *(root / own).parents) if group.is_relative_to(root)]
 
 
 def _number(path: Path) -> int | None:

@@ -2,6 +2,5 @@
 
 Way in: ``threads``, ``output``, ``redact``, ``signals``, ``descriptors``, ``dial``, ``connection_pool``,
 ``parent_watch``, ``siblings``, ``shared_table``, ``notice_board``, ``forked``, ``log_writer``, ``terminal``,
-``private``,
-``secret_file``.
+``private``, ``secret_file``, ``control_groups``.
 """

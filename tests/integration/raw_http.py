@@ -228,3 +228,22 @@ def open_files() -> set[str]:
         with suppress(FileNotFoundError):  # the listing's own
             found.add(str(link.readlink()))
     return found
+
+
+class Endless:
+    """An app whose transfer ends by nothing but being cut."""
+
+    def __init__(self, way: str) -> None:
+        """``way``: ``reading`` or ``writing``."""
+        self._way, self.called, self.ended = way, threading.Event(), threading.Event()
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
+        self.called.set()
+        try:
+            write = start_response("200 OK", [])
+            while self._way == "writing":
+                write(bytes(1 << 20))
+            environ["wsgi.input"].read()
+            yield b""
+        finally:
+            self.ended.set()

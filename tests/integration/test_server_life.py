@@ -25,6 +25,7 @@ from tests.integration.raw_http import (
     CONFIG,
     PATIENCE,
     THRESHOLD,
+    Endless,
     Environ,
     Held,
     RawClient,
@@ -106,29 +107,17 @@ def test_closing_waits_for_the_running_request_and_takes_no_other() -> None:
 @pytest.mark.parametrize("way", ["reading", "writing"])
 def test_closing_cuts_a_transfer_that_does_not_end(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distfs.host.server, "CLOSE_GRACE", 0.1)
-    called, ended = threading.Event(), threading.Event()
-
-    def app(environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
-        called.set()
-        try:
-            write = start_response("200 OK", [])
-            while way == "writing":
-                write(bytes(1 << 20))
-            environ["wsgi.input"].read()
-            yield b""
-        finally:
-            ended.set()
-
+    app = Endless(way)
     server = Server(app, CONFIG)
     loop = threading.Thread(target=server.run)
     loop.start()
     with RawClient(server) as client:
         client.send(put(LARGE)[:-1])
-        assert called.wait(PATIENCE)
+        assert app.called.wait(PATIENCE)
         server.close()
         loop.join(PATIENCE)
         assert not loop.is_alive()
-        assert ended.wait(PATIENCE)
+        assert app.ended.wait(PATIENCE)
 
 
 def test_a_signal_handler_may_close_the_server_it_interrupts() -> None:

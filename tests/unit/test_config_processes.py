@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distfs.config import processes
 from distfs.config.processes import count_of, part_of
 from distfs.config.settings import AUTO, Bytes, Config, HttpConfig, MetaDBConfig, Processes, StorageConfig
+from distfs.process import control_groups
 
 MIB = 1 << 20
 
@@ -26,7 +26,7 @@ def test_as_many_as_configured() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 4])
 def test_auto_is_one_a_core(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr(processes, "_PROC", Path("/none"))
+    monkeypatch.setattr(control_groups, "_PROC", Path("/none"))
     assert count_of(with_processes(AUTO)) == cores
 
 
@@ -56,8 +56,8 @@ def test_auto_is_no_more_than_the_quota_of_a_control_group(
     groups: str, files: dict[str, str], count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(processes, "_PROC", tmp_path)
-    monkeypatch.setattr(processes, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(control_groups, "_PROC", tmp_path)
+    monkeypatch.setattr(control_groups, "_CGROUPS", tmp_path)
     for name, text in {"self/cgroup": groups, **files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text and f"{text}\n")
@@ -66,7 +66,7 @@ def test_auto_is_no_more_than_the_quota_of_a_control_group(
 
 def test_auto_is_no_more_than_what_what_there_is_can_be_divided_by(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    monkeypatch.setattr(processes, "_PROC", Path("/none"))
+    monkeypatch.setattr(control_groups, "_PROC", Path("/none"))
     config = with_processes(AUTO)
     assert count_of(replace(config, metadb=MetaDBConfig(pool_size=5))) == 5
     small = StorageConfig(memory_budget=Bytes(72 * MIB))
