@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from uuid import uuid4, uuid5
 
+from distfs.access.failures import Failures
 from distfs.config.processes import count_of, part_of
 from distfs.config.reach import check_reach
 from distfs.config.settings import Config
@@ -77,6 +78,7 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     url = url_here(host, port, scheme)
     terminal, service = Terminal(), uuid4()
     table, paces, board = SharedTable(count), SharedTable(count), NoticeBoard(count)
+    failures = Failures()
 
     def work(sibling: Sibling) -> int:
         for each in (table, paces):
@@ -84,7 +86,9 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
         metrics.mine(sibling.number)
         lives = [uuid5(service, f"{sibling.number} {life}") for life in range(sibling.life + 1)]
         before = tuple(lives[-_LIVES:-1])
-        together = Together(sibling.number, count, settings.config, table, paces, board, lives[-1], before)
+        together = Together(
+            sibling.number, count, settings.config, table, paces, board, failures, lives[-1], before
+        )
         part = replace(settings, config=part_of(settings.config, count))
         return output.command("distfs", lambda: _serve_beside_others(part, listener, sibling, together))
 

@@ -180,7 +180,11 @@ def build(config: Config, together: Together | None = None) -> Services:
         damage,
         agreement,
         Readiness(meta, agreement, directory, admission, storage),
-        Door(config.auth, Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace)),
+        Door(
+            config.auth,
+            Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace),
+            together.failures if together else None,
+        ),
         FactFinder(UpkeepDB(meta)),
         together,
         audit_log(config),

@@ -12,6 +12,7 @@ from functools import reduce
 from typing import Any
 from uuid import UUID
 
+from distfs.access.failures import Failures
 from distfs.config.settings import Config
 from distfs.process.notice_board import NoticeBoard
 from distfs.process.shared_table import SharedTable
@@ -41,6 +42,7 @@ class Together:
     table: SharedTable  # what is held
     paces: SharedTable  # how much may go when
     board: NoticeBoard
+    failures: Failures  # who shows wrong tokens, and how often
     service: UUID  # this process, as MetaDB knows it
     before: tuple[UUID, ...]  # those that had its place, which are gone
 

@@ -99,13 +99,14 @@ class Door:
         self,
         auth: AuthConfig,
         tokens: Tokens,
+        failures: Failures | None = None,
         told: Callable[[Decision], None] | None = None,
     ) -> None:
-        """``told``: hears of every decision."""
+        """``failures``: counted with other processes of the service. ``told``: hears of every decision."""
         self.guarded = auth.mode == "on"
         self._here_alone = auth.mode == "off"
         self.tokens, self.told = tokens, told
-        self.failures = Failures()
+        self.failures = failures or Failures()
 
     def enter(self, shown: str | None, address: IPAddress | None, deadline: Callable[[], Deadline]) -> Actor:
         """``shown``: what is said to be a token; None: nothing is. ``deadline``: of a wait, should there be one.

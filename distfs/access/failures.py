@@ -2,13 +2,16 @@
 
 It protects the log and the service's time, not tokens: 256 bits are not guessed. So who shows a good token is never
 looked for here, and no number of others, from the same address or from everywhere, can keep a user out.
+
+All processes of a service count together, in memory that they share, without a lock between them: when two count one
+address in the same moment, one failure may be lost, and nothing else.
 """
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 
 from distfs.config.callers import IPAddress, whose_is
@@ -19,18 +22,22 @@ from distfs.telemetry.metrics import BAD_LOGINS
 FREE, FORGIVE_S = 10, 6.0
 #: The longest wait that is told.
 MOST_S = 60
-#: Addresses that are remembered; the one that failed longest ago gives way.
-REMEMBERED = 10_000
+#: Addresses that are remembered. Each may be in one of so many places; where all are taken, the one that is forgiven
+#: first gives way.
+REMEMBERED, WAYS = 1 << 14, 8
 
 
 class Failures:
-    """Counts. Thread-safe."""
+    """Made before the processes of a service are forked. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock``: the same in all processes."""
         self._clock = clock
         self._lock = threading.Lock()
-        self._of: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (failures that count, as of)
-        self.total = 0
+        memory = memoryview(mmap.mmap(-1, 2 * REMEMBERED * 8))
+        self._whose = memory[: REMEMBERED * 8].cast("q")
+        self._until = memory[REMEMBERED * 8 :].cast("d")  # when all failures of that one will be forgiven
+        self.total = 0  # of this process
 
     def failed(self, address: IPAddress | None) -> None:
         """One more. Raises TooMany when there were too many: after how many seconds there will not have been."""
@@ -38,18 +45,30 @@ class Failures:
         with self._lock:
             self.total += 1
             BAD_LOGINS.add()
-            count, at = self._of.pop(who, (0.0, now))
-            count = min(max(0.0, count - (now - at) / FORGIVE_S) + 1, FREE + MOST_S / FORGIVE_S)
-            self._of[who] = (count, now)
-            if len(self._of) > REMEMBERED:
-                self._of.popitem(last=False)
-        if count > FREE:
-            seconds = max(1, round((count - FREE) * FORGIVE_S))
+            place = self._place(hash(who))
+            left = max(self._until[place] - now, 0.0) + FORGIVE_S
+            self._until[place] = now + min(left, FREE * FORGIVE_S + MOST_S)
+        if left > FREE * FORGIVE_S:
+            seconds = max(1, min(MOST_S, round(left - FREE * FORGIVE_S)))
             error = TooMany(
                 f"too many tokens from {who} were not good: show one that is, or wait {seconds} s"
             )
             error.retry_after = seconds
             raise error
 
-    def __len__(self) -> int:
-        return len(self._of)
+    def _place(self, key: int) -> int:
+        """Of who has this hash, which is the same in all that were forked."""
+        first = key % (REMEMBERED // WAYS) * WAYS
+        places = range(first, first + WAYS)
+        for place in places:
+            if self._whose[place] == key:
+                return place
+        place = min(places, key=self._until.__getitem__)
+        self._until[place] = 0.0
+        self._whose[place] = key
+        return place
+
+    def forgive(self) -> None:
+        """All of them."""
+        for place in range(REMEMBERED):
+            self._until[place] = 0.0

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from uuid import UUID
 
 from distfs import audit
 from distfs.access.db import TokenDB
+from distfs.access.failures import FORGIVE_S, FREE
 from distfs.access.link import Link, seal
 from distfs.commands.audit import verify
 from distfs.deadline import Deadline
@@ -170,7 +172,9 @@ def test_what_the_readme_says_of_tokens_is_so(up: StartUp, tmp_path: Path) -> No
     assert running.stop() == 0
 
 
-def test_every_process_of_a_service_knows_that_a_token_was_revoked(up: StartUp) -> None:
+def test_every_process_of_a_service_knows_that_a_token_was_revoked_and_how_often_it_was_shown(
+    up: StartUp,
+) -> None:
     running = up(DISTFS_AUTH_MODE="on", DISTFS_HTTP_PROCESSES="3").wait_ready()
     assert running.process.stdout is not None
     admin = next(
@@ -180,16 +184,23 @@ def test_every_process_of_a_service_knows_that_a_token_was_revoked(up: StartUp) 
         curl("-u", f":{admin}", "-d", '{"owner": "x", "scopes": "list"}', f"{running.url}/tokens")
     )
 
+    refused: Counter[str] = Counter()
+
     def lists(count: int) -> int:
         """How many of so many requests, each on a connection of its own, were let in."""
         ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-u", f":{made['token']}"]
         url = f"{running.url}/files"
         said = [subprocess.run([*ask, url], capture_output=True, text=True).stdout for _ in range(count)]
         assert set(said) <= {"200", "401", "429"}
+        refused.update(said)
         return said.count("200")
 
     assert lists(12) == 12, "each of them knows it at once"
+    began = time.monotonic()
     curl("-u", f":{admin}", "-X", "DELETE", f"{running.url}/tokens/{made['id']}")
     eventually(lambda: lists(12) == 0, "none of them lets it in")
     assert lists(30) == 0
+    most = FREE + 1 + (time.monotonic() - began) / FORGIVE_S
+    assert refused["401"] <= most, "of the whole service so many wrong ones are free, not of each process"
+    assert refused["429"] > 0
     assert running.stop() == 0

@@ -48,7 +48,7 @@ DATA = bytes(range(256)) * 4
 def nobody_has_failed(service: TestService) -> Iterator[None]:
     """Who shows what is no link too often waits, and all of these come from one address."""
     yield
-    service.app.services.door.failures._of.clear()
+    service.app.services.door.failures.forgive()
 
 
 def link(who: User, uuid: str, **asked: Any) -> str:

@@ -30,7 +30,7 @@ __all__ = ["alice", "service"]
 @pytest.fixture(autouse=True)
 def nobody_has_failed(service: TestService) -> Iterator[None]:
     yield
-    service.app.services.door.failures._of.clear()
+    service.app.services.door.failures.forgive()
 
 
 def invitation(who: User, **asked: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address
 
 import pytest
@@ -59,8 +60,23 @@ def test_a_network_of_ipv6_is_one() -> None:
         failures.failed(ip_address("2001:db8::ffff"))
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_any_number_of_addresses_makes_nobody_wait_and_nobody_who_waits_forgotten() -> None:
     failures = Failures(Clock())
-    for number in range(REMEMBERED + 100):
-        failures.failed(ip_address(number + (10 << 24)))
-    assert len(failures) == REMEMBERED
+    while not waits(failures):
+        pass
+    told = [waits(failures, ip_address(number + (10 << 24))) for number in range(3 * REMEMBERED)]
+    assert not any(told)
+    assert waits(failures) > 0
+
+
+def test_processes_of_a_service_count_together() -> None:
+    failures = Failures()
+    for _ in range(FREE - 1):
+        failures.failed(HOSTILE)
+    if not (pid := os.fork()):
+        try:
+            waited = waits(failures)
+        finally:
+            os._exit(waited)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert waits(failures) > 0, "what the other one counted"

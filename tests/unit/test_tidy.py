@@ -22,12 +22,13 @@ LAYERS = """
     headers process
     audit config formats
     telemetry tls
-    body fragment_store metadb problem together wire_socket
+    body fragment_store metadb problem wire_socket
     host meta
     agreement peers
     storage transfer
     limits storage_server upkeep
     access readiness
+    together
     services
     local routes
     commands http_app
