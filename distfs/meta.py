@@ -304,9 +304,12 @@ def _storable(what: str, text: str, most: int) -> str:
 
 def _checked(file: NewFile) -> NewFile:
     """``file`` as it will be stored. Raises DistfsError when it could not be read back: a bug of ours."""
-    whole = sum(piece.size for piece in file.slices) == file.size
-    ordered = [piece.ordinal for piece in file.slices] == list(range(len(file.slices)))
-    if not (whole and ordered and all(_placed(piece, file.policy) for piece in file.slices)):
+    left = file.size
+    good = True
+    for ordinal, piece in enumerate(file.slices):
+        left -= piece.size
+        good = good and piece.ordinal == ordinal and _placed(piece, file.policy)
+    if left or not good:
         raise DistfsError(f"file {file.id} is not complete: it must not be committed")
     name, content_type = storable_name(file.name), storable_content_type(file.content_type)
     if name == file.name and content_type == file.content_type:
@@ -316,8 +319,9 @@ def _checked(file: NewFile) -> NewFile:
 
 def _placed(piece: Slice, policy: Policy) -> bool:
     """Fragments on at least k nodes, all different."""
-    holders = [node for node in piece.nodes if node != 0]
-    return len(piece.nodes) == policy.width and len(holders) >= policy.k and len(set(holders)) == len(holders)
+    holders, nobody = set(piece.nodes), piece.nodes.count(0)
+    kept = len(piece.nodes) - nobody
+    return len(piece.nodes) == policy.width and kept >= policy.k and len(holders - {0}) == kept
 
 
 def _facts(file: NewFile) -> dict[str, Any]:
@@ -331,10 +335,10 @@ def _facts(file: NewFile) -> dict[str, Any]:
         "k": file.policy.k,
         "m": file.policy.m,
         "block_size": file.block_size,
-        "slices": _array(str(piece.id) for piece in file.slices),
-        "sizes": _array(str(piece.size) for piece in file.slices),
-        "digests": _array(f'"\\\\x{piece.digest.hex()}"' for piece in file.slices),
-        "nodes": _array(str(node) for piece in file.slices for node in piece.nodes),
+        "slices": _array(map(str, [piece.id for piece in file.slices])),
+        "sizes": _array(map(str, [piece.size for piece in file.slices])),
+        "digests": _array([f'"\\\\x{piece.digest.hex()}"' for piece in file.slices]),
+        "nodes": _array(map(str, [node for piece in file.slices for node in piece.nodes])),
     }
 
 

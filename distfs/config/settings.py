@@ -6,7 +6,7 @@ must hold between them; nothing else reads settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NewType
 
@@ -115,8 +115,10 @@ class CallersConfig:
         identity = self.identify(caller)
         return next((rule for rule in self.rules if identity.matches(rule.match)), None)
 
-    def all_rules(self, caller: Caller) -> list[CallerRule]:
+    def all_rules(self, caller: Caller) -> Sequence[CallerRule]:
         """What holds for a caller: its token's limits, and the row about it. Of two limits the narrower counts."""
+        if not self.rules and not isinstance(caller, TokenCaller):
+            return ()
         row = self.rule(caller)
         of_token = [caller.rule] if isinstance(caller, TokenCaller) else []
         return of_token if row is None else [*of_token, row]

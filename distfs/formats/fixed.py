@@ -108,10 +108,7 @@ class Whole(NamedTuple):
     request: bytes
 
     def encode(self) -> bytes:
-        to, deadline, slice_size, last, entry, packed, request = self
-        request = request[:MAX_REQUEST]
-        fixed = _WHOLE.pack(to, deadline, slice_size, last, entry.pack(), len(request), len(packed))
-        return fixed + packed + request
+        return encode_whole(*self)
 
     @classmethod
     def decode(cls, raw: bytes) -> Whole:
@@ -128,6 +125,15 @@ class Whole(NamedTuple):
     @property
     def name(self) -> str:
         return named(self.packed)
+
+
+def encode_whole(
+    to: bytes, deadline: float, slice_size: int, last: bool, entry: CellEntry, packed: bytes, request: bytes
+) -> bytes:
+    """A ``Whole``, without making one."""
+    request = request[:MAX_REQUEST]
+    fixed = _WHOLE.pack(to, deadline, slice_size, last, entry.pack(), len(request), len(packed))
+    return fixed + packed + request
 
 
 class End(NamedTuple):

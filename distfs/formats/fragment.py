@@ -91,13 +91,20 @@ class FragmentHeader:
 
     def pack(self, align: int = 1) -> bytes:
         """The header's bytes, zero-padded to a multiple of ``align``."""
+        return self.pack_all((self.index,), align)[0]
+
+    def pack_all(self, indexes: Iterable[int], align: int = 1) -> list[bytes]:
+        """The same of fragments of this slice, which differ in their index alone."""
         name, kind = bounded(self.name, MAX_NAME_BYTES), bounded(self.content_type, MAX_TYPE_BYTES)
         length = -(-(MIN_HEADER + len(name) + len(kind)) // align) * align
         ids = (self.cluster.bytes, self.slice.bytes, self.file.bytes)
-        shape = (self.ordinal, self.index, self.policy.k, self.policy.m, self.block_size)
-        fixed = _HEADER.pack(_HEADER_MAGIC, VERSION, length, *ids, *shape, len(name), len(kind))
-        body = fixed + name + kind
-        return (body + _CHECKSUM.pack(checksum(body))).ljust(length, b"\0")
+        shape = (self.policy.k, self.policy.m, self.block_size, len(name), len(kind))
+        packed = []
+        for index in indexes:
+            fixed = _HEADER.pack(_HEADER_MAGIC, VERSION, length, *ids, self.ordinal, index, *shape)
+            body = fixed + name + kind
+            packed.append((body + _CHECKSUM.pack(checksum(body))).ljust(length, b"\0"))
+        return packed
 
     @classmethod
     def unpack(cls, data: Buffer) -> tuple[FragmentHeader, int]:

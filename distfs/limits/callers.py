@@ -119,8 +119,10 @@ class Callers:
 
     def largest(self, caller: Caller) -> int:
         """How many bytes a file of theirs may have."""
-        limits = (rule.max_file_size for rule in self.config.all_rules(caller) if rule.max_file_size)
-        return min([self._http.max_file_size, *limits])
+        most = self._http.max_file_size
+        for rule in self.config.all_rules(caller):
+            most = min(most, rule.max_file_size or most)
+        return most
 
     def _counted_by(self, caller: Caller) -> list[tuple[_Place, CallerRule | None]]:
         """By its address and by its token, each with the rule about it."""

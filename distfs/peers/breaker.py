@@ -30,44 +30,40 @@ class Breaker:
         self._lock = threading.Lock()
         self._in_a_row = 0
         self._pause = pause
-        self._state = State.CLOSED
+        self.state = State.CLOSED  # to be read by anybody
         self._since = 0.0  # when it opened, or the probe began
         self.opened = 0  # times
 
-    @property
-    def state(self) -> State:
-        return self._state
-
     def succeeded(self) -> None:
         """The peer answered."""
-        if not self._in_a_row and self._state is State.CLOSED:
+        if not self._in_a_row and self.state is State.CLOSED:
             return  # the usual case, without the lock
         with self._lock:
             self._in_a_row = 0
             self._pause = self._first_pause
-            self._state = State.CLOSED
+            self.state = State.CLOSED
 
     def failed(self) -> None:
         """It did not, or broke off."""
         with self._lock:
             self._in_a_row += 1
-            if self._state is State.PROBING:
+            if self.state is State.PROBING:
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE * self._first_pause)
                 self._open()
-            elif self._state is State.CLOSED and self._in_a_row >= self._threshold:
+            elif self.state is State.CLOSED and self._in_a_row >= self._threshold:
                 self.opened += 1
                 OPENINGS.add()
                 self._open()
 
     def may_probe(self) -> bool:
         """True once, when the pause is over: ask now. A probe of which nothing is heard is let go after as long."""
-        if self._state is State.CLOSED:
+        if self.state is State.CLOSED:
             return False
         with self._lock:
             due = self._clock() - self._since >= self._pause
             if due:
-                self._state, self._since = State.PROBING, self._clock()
+                self.state, self._since = State.PROBING, self._clock()
             return due
 
     def _open(self) -> None:
-        self._state, self._since = State.OPEN, self._clock()
+        self.state, self._since = State.OPEN, self._clock()

@@ -14,20 +14,21 @@ from distfs.deadline import Deadline
 from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.formats import wire
 from distfs.formats.fixed import Get, Put
-from distfs.formats.fragment import FragmentHeader, FragmentTable
+from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable
 from distfs.formats.wire import Type
 from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo, check_page
-from distfs.model import Address, FragmentId
+from distfs.model import Address, Buffer, FragmentId
 from distfs.peers.breaker import State
 from distfs.peers.greeting import Greeting, KnownKeys, NodeSocket
 from distfs.peers.late_read import AsksAhead
 from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink
 from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
+from distfs.peers.whole_put import TakesWhole, send_whole
 from distfs.telemetry.context import current_request_id
 from distfs.tls.contexts import Peers
 
 
-class NodeClient(AsksAhead):
+class NodeClient(AsksAhead, TakesWhole):
     """FragmentStore over the wire. Thread-safe."""
 
     def __init__(
@@ -90,6 +91,11 @@ class NodeClient(AsksAhead):
         exchange = Exchange(self.link, deadline, replayable=replayable, for_disk=True)
         begin = Put(self._to, left, size_hint, header.pack(), current_request_id().encode())
         return RemoteWriter(exchange, begin, header.block_size)
+
+    def send_whole(
+        self, packed: bytes, entry: CellEntry, cell: Buffer, slice_size: int, deadline: Deadline
+    ) -> FragmentWriter | None:
+        return send_whole(self.link, self._to, packed, entry, cell, slice_size, deadline)
 
     def ask(
         self,

@@ -139,14 +139,14 @@ class NodeDirectory:
 
     def willing(self, nodes: Sequence[Node], width: int) -> list[Node]:
         """Those of ``nodes`` to write to: without the ones left alone, unless ``width`` cannot do without."""
-        well = [node for node in nodes if (client := self._client(node)) is None or client.trusted]
-        enough = sum(node.writable for node in well) >= width
+        well = []
+        for node in nodes:
+            before = self._known.get(node.id)  # most were asked before
+            asked = before[1] if before is not None and before[0] is node else self._clients.get(node.uuid)
+            if asked is None or asked.trusted:
+                well.append(node)
+        enough = len(well) == len(nodes) or sum(node.writable for node in well) >= width
         return well if enough else list(nodes)
-
-    def _client(self, node: Node) -> NodeClient | None:
-        """Of a node that was asked before."""
-        before = self._known.get(node.id)
-        return before[1] if before is not None and before[0] is node else self._clients.get(node.uuid)
 
     def snapshot(self) -> dict[str, Any]:
         """What this service knows of nodes and of its connections to them, for people to look at."""

@@ -170,7 +170,7 @@ class Exchange:
         self.link, self.deadline = link, deadline
         self.budget = WaitBudget(link.config, deadline)
         self._notice, self._patient, self._for_disk = notice, patient, for_disk
-        self._kept: list[bytes] | None = []
+        self._kept: list[Buffer] | None = []
         self._size = 0
         self._ended = False
         sock = link.pool.lend() if replayable else None
@@ -198,10 +198,7 @@ class Exchange:
                     with self.budget.waiting(size) as limit:
                         self.sock.send(*buffers, more=more, limit=limit)
             except (NodeUnavailable, TooSlow) as e:
-                self._raise_refusal()
-                if not self._is_stale(e):
-                    raise
-                self._renew(*buffers)
+                self._send_again(e, *buffers)
         except BaseException as e:
             self._fail(e)
             raise
@@ -346,6 +343,14 @@ class Exchange:
             with self, self.budget.waiting(0) as limit:
                 while not self.sock.greeting.go_on(limit):
                     pass
+
+    def _send_again(self, error: DistfsError, *buffers: Buffer) -> None:
+        """What was not sent for ``error``, on a fresh connection. Raises what the node said before it hung up, or
+        ``error``."""
+        self._raise_refusal()
+        if not self._is_stale(error):
+            raise error
+        self._renew(*buffers)
 
     def _is_stale(self, error: DistfsError) -> bool:
         at_hand = self._reused and self._kept is not None and not self.sock.heard

@@ -6,23 +6,22 @@ import time
 
 import xxhash
 
-from distfs.errors import Corrupt, DistfsError, ProtocolError
+from distfs.errors import DistfsError, ProtocolError
 from distfs.formats import wire
-from distfs.formats.fixed import Cells, End, Put, Stored, Whole
+from distfs.formats.fixed import Cells, End, Put, Whole
 from distfs.formats.fragment import ENTRY_SIZE, CellEntry, FragmentTable
 from distfs.formats.wire import Type
 from distfs.fragment_store import check_length
 from distfs.model import Buffer
 from distfs.peers.late_read import OnlyCell
 from distfs.peers.link import REPLAY_MOST, Exchange
-from distfs.telemetry.metrics import CHECKSUMS, NODE_RECEIVED, NODE_SECONDS
+from distfs.peers.whole_put import check_stored
+from distfs.telemetry.metrics import NODE_RECEIVED, NODE_SECONDS
 
 #: A writer looks for a refusal before every so many cells; each look costs a system call.
 _LISTEN_EVERY = 8
 #: An answer that is first looked for later than this after it was asked for tells nothing of its node's speed.
 _PROMPT_S = 0.005
-
-_SENT = CHECKSUMS.index("sent")
 
 
 class RemoteWriter:
@@ -59,15 +58,7 @@ class RemoteWriter:
         self._send(self._frame(Type.END, End(slice_size, last).encode()))
 
     def commit(self) -> None:
-        frame = self._exchange.answer(Type.STORED)
-        if frame.raw != Stored(self._said.digest()).encode():
-            peer = self._exchange.link.peer
-            self._exchange.close()
-            CHECKSUMS.add(at=_SENT)
-            raise Corrupt(
-                f"{peer}: stored something else than it was told; the request was damaged on its way"
-            )
-        self._exchange.done()
+        check_stored(self._exchange, self._exchange.answer(Type.STORED), self._said.digest())
 
     def abort(self) -> None:
         self._exchange.close()  # the node sees the connection end in the middle and removes what it has

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import TypeVar
 
@@ -67,6 +67,10 @@ def choose(zones: Mapping[str, Mapping[int, float]], width: int) -> list[int]:
 
     ``zones``: the credit of each zone's nodes. Zones repeat only when there are fewer zones than fragments.
     """
+    if len(zones) == 1:
+        [credit] = zones.values()
+        best = sorted([(each, node) for node, each in credit.items()], reverse=True)
+        return [node for _, node in best[:width]]
     offers = (  # of each zone its best, then its second, which counts for less than any zone's best ...
         (-turn, credit[node], node)
         for credit in zones.values()
@@ -84,7 +88,7 @@ class _Deal:
         """``in_flight``: bytes by node that ``Node.free`` does not show yet."""
         self._nodes, self._width = list(nodes), width
         self._disk = {n.id: n.disk_key for n in nodes}
-        self._moved = Counter[str]()  # bytes by disk, since
+        self._moved: dict[str, int] = {}  # bytes by disk, since
         moving = Counter[str]()
         for n in nodes:
             moving[n.disk_key] += in_flight.get(n.id, 0)
@@ -112,11 +116,12 @@ class _Deal:
         fits = self._more_than < max(1, fragment_size) <= self._at_most
         return self._holds and fits and width == self._width and nodes == self._nodes
 
-    def moved(self, node: int, size: int) -> None:
-        """So many bytes more, or fewer, are in flight to a node."""
-        if (disk := self._disk.get(node)) in self._may_move:
-            self._moved[disk] += size
-            self._holds &= abs(self._moved[disk]) <= self._may_move[disk]
+    def moved(self, nodes: Iterable[int], size: int) -> None:
+        """So many bytes more, or fewer, are in flight to each of the nodes."""
+        for node in nodes:
+            if (disk := self._disk.get(node)) in self._may_move:
+                moved = self._moved[disk] = self._moved.get(disk, 0) + size
+                self._holds &= -self._may_move[disk] <= moved <= self._may_move[disk]
 
 
 class Placement:
@@ -146,14 +151,18 @@ class Placement:
             chosen = choose(self._noisy_credit(deal), deal.width)
             for node in chosen:
                 self._credit[node] = self._credit.get(node, 0.0) - 1
-                self._move(node, fragment_size)
+                self._in_flight[node] = self._in_flight.get(node, 0) + fragment_size
+            deal.moved(chosen, fragment_size)
             return chosen
 
     def landed(self, nodes: Sequence[int], fragment_size: int) -> None:
         """The fragments placed on ``nodes`` are stored, or given up."""
         with self._lock:
             for node in nodes:
-                self._move(node, -min(fragment_size, self._in_flight.get(node, 0)))
+                moved = min(fragment_size, self._in_flight.get(node, 0))
+                self._in_flight[node] = self._in_flight.get(node, 0) - moved
+                if self._deal:
+                    self._deal.moved((node,), -moved)
 
     def _deal_anew(self, nodes: Sequence[Node], width: int, fragment_size: int) -> _Deal:
         if (before := self._deal) and before.slices:
@@ -169,11 +178,6 @@ class Placement:
             zone: {node: credit(node, 0.0) + due * slices + noise() * _NOISE for node, due in inside.items()}
             for zone, inside in deal.due.items()
         }
-
-    def _move(self, node: int, size: int) -> None:
-        self._in_flight[node] = self._in_flight.get(node, 0) + size
-        if self._deal:
-            self._deal.moved(node, size)
 
 
 def shortage(fewest: int, able: int, known: int, up: int) -> str:

@@ -15,6 +15,8 @@ from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum, sl
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
+from distfs.peers.whole_put import MOST as MOST_WHOLE
+from distfs.peers.whole_put import TakesWhole
 
 _HOUR_S = 3600
 
@@ -74,11 +76,25 @@ class SlicePlan:
         sums = [plain if cell is block else checksum(cell) for cell in coded]
         return [(CellEntry(len(c), RAW, s, plain), c) for c, s in zip(coded, sums, strict=True)]
 
+    def packed_headers(self) -> list[bytes]:
+        """Of all its fragments."""
+        return self.file.header(self.id, self.ordinal, 0).pack_all(range(len(self.nodes)))
+
     def begin(self, index: int, stores: Stores, deadline: Deadline) -> FragmentWriter:
         """Start the PUT of fragment ``index``."""
         header = self.file.header(self.id, self.ordinal, index)
         hint = self.file.code.cell_size(self.size_hint)
         return stores(self.nodes[index], deadline).put(header, hint, deadline)
+
+    def send_whole(
+        self, index: int, packed: bytes, cell: tuple[CellEntry, Buffer], stores: Stores, deadline: Deadline
+    ) -> FragmentWriter | None:
+        """The PUT of fragment ``index`` with its only cell, in one go. None: its store or the cell are not such."""
+        entry, data = cell
+        store = stores(self.nodes[index], deadline)
+        if entry.length > MOST_WHOLE or not isinstance(store, TakesWhole):
+            return None
+        return store.send_whole(packed, entry, data, self.size, deadline)
 
     def done(self, failed: Container[int] = ()) -> Slice:
         """The row for MetaDB. ``failed``: indexes of fragments that are nowhere."""

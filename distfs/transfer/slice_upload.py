@@ -41,13 +41,18 @@ def write_small(
     writers: dict[int, FragmentWriter] = {}
     failed: dict[int, DistfsError] = {}
     cells = plan.cells(block)
+    heads = plan.packed_headers()
     try:
         for index in range(len(plan.nodes)):
             entry, cell = cells[index]
             try:
-                writers[index] = plan.begin(index, stores, deadline)
-                writers[index].write_cell(entry, memoryview(cell))
-                writers[index].finish(plan.size, True)
+                whole = plan.send_whole(index, heads[index], cells[index], stores, deadline)
+                if whole is not None:
+                    writers[index] = whole
+                else:
+                    writers[index] = plan.begin(index, stores, deadline)
+                    writers[index].write_cell(entry, memoryview(cell))
+                    writers[index].finish(plan.size, True)
                 plan.ended.add(index)
             except DistfsError as e:
                 failed[index] = e

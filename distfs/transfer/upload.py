@@ -41,6 +41,7 @@ from distfs.transfer.rebuild import rebuild
 from distfs.transfer.slice_plan import FileIdentity, SlicePlan
 from distfs.transfer.slice_read import SliceReader
 from distfs.transfer.slice_upload import write_small
+from distfs.transfer.small_file import SMALL_BODY, Behind, hash_small, read_small
 
 log = logging.getLogger("distfs.upload")
 
@@ -58,10 +59,6 @@ _COMMITS = 5
 
 #: See ``Uploader.begin``.
 Collect = Callable[[int, bool], object]
-
-
-#: Bytes for which hashlib keeps the interpreter lock, and up to how many a file is hashed so.
-_HASHED_LOCKED, _HASHED_IN_PIECES = 2047, 16 << 10
 
 
 class Uploader:
@@ -98,7 +95,8 @@ class Uploader:
         for them when they had better be waited for without that. ``most``: bytes of the body; None: nobody knows.
         """
         session = UploadSession(self, deadline, collect or (lambda size, begins: None), whose)
-        session.is_short = most is not None and most <= self.resources.config.block_size
+        if most is not None and most <= self.resources.config.block_size:
+            session.is_short, session.small = True, most if most <= SMALL_BODY else 0
         return session
 
     def close(self) -> None:
@@ -117,6 +115,7 @@ class UploadSession:
         self._failed_nodes: dict[int, DistfsError] = {}  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
         self.is_short = False  # all of it is in memory before a node is asked to take anything
+        self.small = 0  # bytes of a body whose files need no block of the pool; 0: it is larger
         self._keep = self._committed = False
         self._made_anew = False  # a slice or a fragment, so that there may be more than is committed
         self._sent_at = 0.0  # the commit, on the monotonic clock
@@ -146,14 +145,14 @@ class UploadSession:
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
         self.collect(self._uploader.resources.config.slice_size, not self.is_short)
-        first = self._read_block(source, identity.code.beside(block_size))
-        rest = self._rest(first, source, size_hint, block_size)
-        if rest is None:
-            digest, slices = self._add_small(identity, first)
+        small = None
+        if self.small:
+            small, source = read_small(source, self.small)
+        if small is not None:
+            digest, slices = self._add_small(identity, small)
         else:
-            upload = FileUpload(self, self._uploader.resources, identity, size_hint, self._deadline)
-            digest, slices = upload.run(first, rest)
-        size = sum(s.size for s in slices)
+            digest, slices = self._add_in_blocks(identity, source, size_hint)
+        size = sum([piece.size for piece in slices])
         file = NewFile(identity.id, name, content_type, size, digest, policy, block_size, tuple(slices))
         self._files.append((identity, file))
         return file
@@ -389,10 +388,19 @@ class UploadSession:
             return False
         return True
 
-    def _read_block(self, source: Source, beside: int) -> Block:
-        block = self._uploader.resources.pool.take(self._deadline, beside=beside)
-        block.fill(source)
-        return block
+    def _add_in_blocks(
+        self, identity: FileIdentity, source: Source, size_hint: int | None
+    ) -> tuple[bytes, list[Slice]]:
+        resources, block_size = self._uploader.resources, identity.block_size
+        first = resources.pool.take(self._deadline, beside=identity.code.beside(block_size))
+        first.fill(source)
+        rest = self._rest(first, source, size_hint, block_size)
+        if rest is not None:
+            return FileUpload(self, resources, identity, size_hint, self._deadline).run(first, rest)
+        try:
+            return self._add_small(identity, first.view)
+        finally:
+            first.release()
 
     @staticmethod
     def _rest(first: Block, source: Source, size_hint: int | None, block_size: int) -> Source | None:
@@ -407,26 +415,21 @@ class UploadSession:
         except BaseException:
             first.release()
             raise
-        return _Behind(more, source) if count else None
+        return Behind(more, source) if count else None
 
-    def _add_small(self, identity: FileIdentity, block: Block) -> tuple[bytes, list[Slice]]:
-        """A file that ends in its first block, from the request's own thread."""
+    def _add_small(self, identity: FileIdentity, view: memoryview) -> tuple[bytes, list[Slice]]:
+        """A file of no more than a block, from the request's own thread."""
         digest = hashlib.sha256()
-        beside: list[Callable[[], object]] = [lambda: _hash(digest, block.view)]  # while the nodes write
-        try:
-            if not len(block.view):
-                return digest.digest(), []
-            until = self.patient_until()
-            while True:
-                plan = self.plan(identity, 0, len(block.view))
-                failed = write_small(
-                    plan, block.view, self._uploader.resources.stores, self._deadline, beside
-                )
-                lost = len(plan.nodes) - len(failed) < identity.code.policy.k
-                if not (lost and self.again(plan, failed, until)):
-                    return digest.digest(), [self.settle(plan, failed)]
-        finally:
-            block.release()
+        if not len(view):
+            return digest.digest(), []
+        beside: list[Callable[[], object]] = [lambda: hash_small(digest, view)]  # while the nodes write
+        stores, until = self._uploader.resources.stores, self.patient_until()
+        while True:
+            plan = self.plan(identity, 0, len(view))
+            failed = write_small(plan, view, stores, self._deadline, beside)
+            lost = failed and len(plan.nodes) - len(failed) < identity.code.policy.k
+            if not (lost and self.again(plan, failed, until)):
+                return digest.digest(), [self.settle(plan, failed)]
 
     def _unneeded(self) -> list[tuple[int, FragmentId]]:
         """What was stored on nodes that answer and is not what was committed: of slices that were placed anew, and of
@@ -470,27 +473,6 @@ class UploadSession:
             store.quarantine(fragment, time.monotonic() - self._sent_at, deadline)
         except DistfsError as e:
             log.info("fragment %s on node %d is left to the orphan sweep: %s", fragment, node, e)
-
-
-def _hash(digest: hashlib._Hash, view: memoryview) -> None:
-    """A small file in pieces for which hashlib keeps the interpreter lock: to give it to others and get it back takes
-    longer than to hash."""
-    piece = _HASHED_LOCKED if len(view) <= _HASHED_IN_PIECES else len(view)
-    for at in range(0, len(view), piece):
-        digest.update(view[at : at + piece])
-
-
-class _Behind:
-    """A source of which the first bytes were read already."""
-
-    def __init__(self, data: bytearray, source: Source) -> None:
-        self._data, self._source = data, source
-
-    def readinto(self, view: memoryview) -> int:
-        count = min(len(view), len(self._data))
-        view[:count] = self._data[:count]
-        del self._data[:count]
-        return count + (self._source.readinto(view[count:]) if count < len(view) else 0)
 
 
 def _moved(piece: Slice, index: int, to: int) -> Slice:
