@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from distfs.errors import ProtocolError
-from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader, named, unpadded
+from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader, Outline, named, outline
 from distfs.model import MAX_K, MAX_M, FragmentId
 
 TO_SIZE = 32
@@ -89,7 +89,8 @@ class Put(NamedTuple):
 
     def fragment(self) -> FragmentHeader:
         """Raises ProtocolError, Corrupt."""
-        return _fragment("PUT", self.to, self.packed)
+        _fragment("PUT", self.to, self.packed)
+        return FragmentHeader.unpack(self.packed)[0]
 
     @property
     def name(self) -> str:
@@ -118,7 +119,7 @@ class Whole(NamedTuple):
         texts = _texts("WHOLE", rest, *lengths)
         return cls(to, deadline, slice_size, last, CellEntry.unpack(entry), *texts)
 
-    def fragment(self) -> FragmentHeader:
+    def fragment(self) -> Outline:
         """Raises ProtocolError, Corrupt."""
         return _fragment("WHOLE", self.to, self.packed)
 
@@ -208,13 +209,12 @@ def _texts(name: str, rest: bytes, request: int, packed: int) -> tuple[bytes, by
     return rest[:packed], rest[packed:]
 
 
-def _fragment(name: str, to: bytes, packed: bytes) -> FragmentHeader:
+def _fragment(name: str, to: bytes, packed: bytes) -> Outline:
     """Raises ProtocolError on what is out of bounds, Corrupt on what is no such header."""
-    fragment = unpadded(packed)
-    policy = fragment.policy
-    known = 0 < policy.k <= MAX_K and policy.m <= MAX_M and fragment.index < policy.width
-    if not known or not 0 < fragment.block_size <= MAX_BLOCK:
-        raise ProtocolError(f"{name} {fragment.id}: policy, index or block size out of bounds")
-    if not to.startswith(fragment.cluster.bytes):
-        raise ProtocolError(f"{name} {fragment.id}: a fragment of another cluster than its request")
-    return fragment
+    said = outline(packed)
+    cluster, _, index, k, m, block_size = said
+    if not 0 < k <= MAX_K or m > MAX_M or index >= k + m or not 0 < block_size <= MAX_BLOCK:
+        raise ProtocolError(f"{name} {said.id}: policy, index or block size out of bounds")
+    if not to.startswith(cluster):
+        raise ProtocolError(f"{name} {said.id}: a fragment of another cluster than its request")
+    return said

@@ -119,13 +119,28 @@ class FragmentHeader:
         return cls(*ids, index, Policy(k, m), block_size, UUID(bytes=file), ordinal, name, kind), length
 
 
-def unpadded(packed: bytes) -> FragmentHeader:
-    """The header that these bytes are, to the last of them. Raises Corrupt."""
-    header, length = FragmentHeader.unpack(packed)
-    at = len(packed) - _CHECKSUM.size
-    if length != len(packed) or packed[at:] != _CHECKSUM.pack(checksum(packed[:at])):
+class Outline(NamedTuple):
+    """Of a header, what a node must know to keep its fragment."""
+
+    cluster: bytes
+    slice: bytes
+    number: int  # the fragment's index in it
+    k: int
+    m: int
+    block_size: int
+
+    @property
+    def id(self) -> FragmentId:
+        return FragmentId(UUID(bytes=self.slice), self.number)
+
+
+def outline(packed: bytes) -> Outline:
+    """Of the header that these bytes are, to the last of them. Raises Corrupt."""
+    fields, length, end = _checked_header(packed)
+    if not end + _CHECKSUM.size == length == len(packed):
         raise Corrupt("a fragment header with something behind it")
-    return header
+    cluster, slice_, _, _, index, k, m, block_size, *_ = fields
+    return Outline(cluster, slice_, index, k, m, block_size)
 
 
 def named(packed: bytes) -> str:

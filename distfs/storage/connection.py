@@ -40,6 +40,7 @@ MAX_AGE_S = 1e10  # of a fragment, in a request
 READ_AHEAD, READ_STEP = 8 << 20, 2 << 20
 #: Requests with bytes of a fragment, to or from somebody.
 _MOVING = frozenset((Type.GET, Type.PUT, Type.WHOLE))
+_NAMES = {type_: type_.name for type_ in Type}  # an enum takes two calls to say it
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20  # of a caller that is refused while it sends
 
 
@@ -144,7 +145,7 @@ class Connection(socketserver.BaseRequestHandler):
                 return self._serve(frame)
             finally:
                 self.node.end_request(moves)
-                metrics.served(frame.type.name, time.monotonic() - began)
+                metrics.served(_NAMES[frame.type], time.monotonic() - began)
         self._refuse(Unavailable("this node is stopping"))
         return False
 
@@ -260,13 +261,16 @@ class Connection(socketserver.BaseRequestHandler):
         """What goes wrong when all of it has come is an answer like any other."""
         if whole.entry.length != frame.body_length:
             raise ProtocolError(f"WHOLE of {frame.body_length} bytes, its entry says {whole.entry.length}")
-        cell = bytearray(frame.body_length)
-        try:
-            self._receive_body(memoryview(cell))
-        except DistfsError as e:
-            if not self._abort(None, e):
-                self._refuse(e)
-            return False
+        cell: bytes | bytearray | None = self.sock.take_bytes(frame.body_length)
+        if cell is None:  # not all of it came with its head
+            cell = bytearray(frame.body_length)
+            try:
+                self.sock.receive_body(memoryview(cell), self.deadline)
+            except DistfsError as e:
+                if not self._abort(None, e):
+                    self._refuse(e)
+                return False
+        metrics.STORE_RECEIVED.add(len(cell))
         fragment, entry, size = whole.fragment(), whole.entry, whole.slice_size
         self.store.keep(fragment, whole.packed, entry, cell, size, whole.last, self._check_caller)
         self._stored(xxhash.xxh3_64_digest(frame.raw))

@@ -288,7 +288,7 @@ def fragment_file(data: bytes) -> None:
     for read in (
         lambda: fragment.read_layout(len(data), pread),
         lambda: FragmentHeader.unpack(data),
-        lambda: fragment.unpadded(data),
+        lambda: fragment.outline(data),
         lambda: fragment.named(data),
         lambda: fragment.FragmentTable.unpack(data, 1, True),
     ):

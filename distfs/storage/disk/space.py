@@ -50,7 +50,7 @@ class Space(NamedTuple):
         return f"no room for {want}: the disk has {left} free, and {kept} are kept in reserve ({whose})"
 
 
-def space(folder: Path, config: NodeConfig, shared: bool) -> Space:
+def space(folder: str | Path, config: NodeConfig, shared: bool) -> Space:
     """``shared``: with a MetaDB (``ballast.shares_disk``). Raises OSError."""
     disk = os.statvfs(folder)
     capacity = disk.f_blocks * disk.f_frsize

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from uuid import UUID, getnode
 
 import xxhash
@@ -32,6 +33,7 @@ from distfs.formats.fragment import (
     CellEntry,
     FragmentHeader,
     FragmentTable,
+    Outline,
     checksum,
     pack_footer,
     pack_whole,
@@ -51,12 +53,15 @@ from distfs.storage.disk.health import DiskHealth
 from distfs.storage.disk.keys import NodeKeys
 from distfs.storage.disk.reader import DiskReader, passes
 from distfs.storage.disk.space import Space, space
-from distfs.storage.disk.tree import FragmentTree, Translated, make_folder, page_of_both
-from distfs.storage.disk.writer import BufferPool, Sink, append, give_up, open_sink
+from distfs.storage.disk.tree import FragmentTree, Translated, identity, make_folder, page_of_both
+from distfs.storage.disk.writer import BufferPool, Sink, append, give_up, open_sink, remove, write_new
 
 log = logging.getLogger("distfs.disk")
 
 _PROBE = 4096  # bytes
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @cache
@@ -79,6 +84,7 @@ class DiskStore:
         self.cluster = cluster
         self._config, self._metadb = config, metadb
         self._shared: bool | None = None  # whether MetaDB is on the same disk; None: to be looked at
+        self._root = str(folder)
         self._temp = self.folder / "tmp"
         self._temp_root = str(self._temp)
         self._identity = str(self.folder / home.IDENTITY)
@@ -168,7 +174,7 @@ class DiskStore:
 
     def keep(
         self,
-        header: FragmentHeader,
+        header: FragmentHeader | Outline,
         packed: bytes,
         entry: CellEntry,
         cell: Buffer,
@@ -184,19 +190,16 @@ class DiskStore:
         id = header.id
         check_counts(1, slice_size, header.block_size)
         check_cell(entry, checksum(cell), 0)
-        data, temp = pack_whole(packed, entry, cell, slice_size, last), self.temp_path(id)
-        sink: Sink | None = None
+        data, path = pack_whole(packed, entry, cell, slice_size, last), self._files.where(id)
+        temp = self._temp_path(path.rpartition("/")[2])
         try:
             with self.writing("put", id):
                 self._check_room(id, len(data))
-                sink = self.sink(temp, len(data))
-                append(sink, data)
-                sink.close()
+                self._in_temp(write_new, temp, data)
                 wanted()
-                self.publish(temp, id)
+                self._publish(temp, id, path)
         except BaseException:
-            if sink is not None:
-                give_up(sink, temp)
+            remove(temp)
             raise
         self.health.wrote()
 
@@ -327,17 +330,24 @@ class DiskStore:
         return self._files.path(id)
 
     def temp_path(self, id: FragmentId) -> str:
-        return f"{self._temp_root}/{id}.{next(self._serial)}"
+        return self._temp_path(str(id))
+
+    def _temp_path(self, name: str) -> str:
+        return f"{self._temp_root}/{name}.{next(self._serial)}"
 
     def sink(self, path: str, size_hint: int) -> Sink:
         direct = self._config.direct_io == "auto" and size_hint >= self._config.direct_io_threshold
         buffers = self._buffers if direct else None
+        return self._in_temp(open_sink, path, size_hint, buffers)
+
+    def _in_temp(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``make`` a file in the folder of temp files."""
         try:
-            return open_sink(path, size_hint, buffers)
+            return make(*args, **kwargs)
         except FileNotFoundError:  # somebody removed the folder; or the disk
             self._check_home("write")
             make_folder(self._temp)
-            return open_sink(path, size_hint, buffers)
+            return make(*args, **kwargs)
 
     def publish(self, temp: str, id: FragmentId) -> None:
         """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted.
@@ -345,18 +355,22 @@ class DiskStore:
         The one it replaces is put aside: what is made anew in place may have been healed from it. Two are kept, whose
         good cells may be different ones; of more it is not.
         """
+        self._publish(temp, id, self._files.where(id))
+
+    def _publish(self, temp: str, id: FragmentId, path: str) -> None:
+        """``path``: of the name."""
         self._check_home("store", id)
-        if self._files.identity(id) and Path(temp).exists():
+        if identity(path) and Path(temp).exists():
             any(self._files.move_to(tree, id, over=math.inf) for tree in (self._aside, self._second))
         try:
-            self._files.take_in(temp, id)
+            self._files.take_in_at(temp, path)
         except FileNotFoundError:
             raise NodeUnavailable(f"store {id}: deleted while it was written") from None
 
     def _space(self) -> Space:
         if self._shared is None:
             self._shared = shares_disk(self._metadb, self.folder)
-        return space(self.folder, self._config, self._shared)
+        return space(self._root, self._config, self._shared)
 
 
 class _Writing(Translated):

@@ -93,7 +93,10 @@ class FragmentTree:
 
     def take_in(self, source: str | Path, id: FragmentId) -> None:
         """Give a finished, fsynced file its name here; one that is there already is replaced."""
-        path = self.where(id)
+        self.take_in_at(source, self.where(id))
+
+    def take_in_at(self, source: str | Path, path: str) -> None:
+        """The same, by ``where`` it is to be."""
         folder = self._made(path)
         try:
             with self._renaming:
@@ -127,11 +130,7 @@ class FragmentTree:
 
     def identity(self, id: FragmentId) -> tuple[int, int] | None:
         """Tells a file from another that takes its name; None when there is none."""
-        try:
-            stat = os.stat(self.where(id))  # noqa: PTH116 - a Path takes as long as the call
-        except FileNotFoundError:
-            return None
-        return stat.st_ino, stat.st_mtime_ns
+        return identity(self.where(id))
 
     def remove(self, id: FragmentId, min_age: float = 0.0, identity: tuple[int, int] | None = None) -> bool:
         """Whether there was such a file, at least ``min_age`` seconds old (0: any); then it is there no more.
@@ -205,6 +204,15 @@ class FragmentTree:
                     fragment = parse_name(name)
                     if fragment is not None and name > cursor:
                         yield folder / name, fragment
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """See ``FragmentTree.identity``."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116 - a Path takes as long as the call
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def page_of_both(one: FragmentTree, other: FragmentTree, cursor: str, limit: int) -> Page:

@@ -22,6 +22,7 @@ from distfs.process.threads import begin
 
 ALIGNMENT = 4096  # of O_DIRECT: offset, length and memory
 _PLAIN_BUFFER = 256 << 10
+_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 
 
 class Sink(Protocol):
@@ -51,9 +52,24 @@ def append(sink: Sink, data: bytes) -> None:
         data = data[n:]
 
 
+def write_new(path: str, data: bytes) -> None:
+    """A new, durable file of these bytes, which are few. When it fails, what there is of it may be left."""
+    fd = os.open(path, _NEW, 0o644)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def give_up(sink: Sink, path: str) -> None:
     """Nothing of it is left at ``path``, where it was."""
     sink.discard()
+    remove(path)
+
+
+def remove(path: str) -> None:
+    """What was not finished at ``path``, if it is there."""
     with contextlib.suppress(OSError):  # it has its name; or the disk failed, and the next start removes it
         os.unlink(path)  # noqa: PTH108 - text, as everywhere on the way of a small fragment
 
@@ -288,7 +304,7 @@ def _write_tail(fd: int, tail: memoryview) -> int:
     return len(tail)
 
 
-def _write_all(fd: int, view: memoryview) -> None:
+def _write_all(fd: int, view: memoryview | bytes) -> None:
     done = 0
     while done < len(view):
         try:
