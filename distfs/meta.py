@@ -235,13 +235,13 @@ class MetaDB(Transactions):
         stored = [_checked(file) for file in files]
         if not stored:
             return []
-        facts = [_facts(file) for file in stored]
         owned: dict[str, Any] = {"owner": whose.owner, "visibility": whose.visibility, "quota": whose.quota}
-        if len(facts) == 1:
-            rows = self.write("commit_file", deadline, **facts[0], **owned)
+        if len(stored) == 1:
+            [[since]] = self.write("commit_file", deadline, **_facts(stored[0]), **owned)
+            created = {stored[0].id: since}
         else:
-            rows = self.write("commit_files", deadline, files=json.dumps(facts), **owned)
-        created = {row[0]: row[1] for row in rows}
+            facts = json.dumps([_facts(file) for file in stored])
+            created = dict(self.write("commit_files", deadline, files=facts, **owned))
         if None in created.values():
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
         return [_committed(file, created[file.id], whose) for file in stored]
@@ -325,16 +325,16 @@ def _placed(piece: Slice, policy: Policy) -> bool:
 
 
 def _facts(file: NewFile) -> dict[str, Any]:
-    """What ``commit_file`` takes (sql/functions.sql); arrays, and the bytes in them, as PostgreSQL writes them."""
+    """What ``commit_file`` takes (sql/functions.sql), as PostgreSQL writes it: so nobody has to look what it is."""
     return {
         "id": str(file.id),
         "name": file.name,
         "content_type": file.content_type,
-        "size": file.size,
+        "size": str(file.size),
         "sha256": f"\\x{file.sha256.hex()}",
-        "k": file.policy.k,
-        "m": file.policy.m,
-        "block_size": file.block_size,
+        "k": str(file.policy.k),
+        "m": str(file.policy.m),
+        "block_size": str(file.block_size),
         "slices": _array(map(str, [piece.id for piece in file.slices])),
         "sizes": _array(map(str, [piece.size for piece in file.slices])),
         "digests": _array([f'"\\\\x{piece.digest.hex()}"' for piece in file.slices]),

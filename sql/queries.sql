@@ -72,7 +72,7 @@ FROM json_to_recordset(CAST(:files AS json)) AS given (
 
 -- name: commit_file
 -- The same of one file, as nearly all requests have: its facts need not be read as JSON.
-SELECT CAST(:id AS uuid), commit_file(
+SELECT commit_file(
     :id, :name, :content_type, :size, :sha256, :k, :m, :block_size, :slices, :sizes, :digests, :nodes,
     CAST(:owner AS text), :visibility, :quota
 );

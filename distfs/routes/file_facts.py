@@ -16,8 +16,12 @@ from distfs.routes.messages import Answer, Request, as_json, text
 
 def download_url(request: Request, file: File) -> str:
     """Where the file is, as a path on this host."""
+    return _download_url(request, str(file.id))
+
+
+def _download_url(request: Request, id: str) -> str:
     root = request.root_path
-    return f"{iri_to_uri(root) if root else ''}/download/{file.id}"
+    return f"{iri_to_uri(root) if root else ''}/download/{id}"
 
 
 def facts(request: Request, file: File) -> dict[str, object]:
@@ -39,13 +43,13 @@ def facts(request: Request, file: File) -> dict[str, object]:
 
 def created(request: Request, files: Sequence[File]) -> Answer:
     """201: a line a file, or JSON: an object for one file, a list for several (RFC 9530 digest for one)."""
-    request.changed = [str(file.id) for file in files]
+    ids = request.changed = [str(file.id) for file in files]
     if request.wants_json:
         entries = [facts(request, file) for file in files]
         response = as_json(entries[0] if len(entries) == 1 else entries, 201)
     else:
-        response = text("".join(f"{file.id}\n" for file in files), 201)
-    response.headers["Location"] = download_url(request, files[0])
+        response = text("\n".join([*ids, ""]), 201)
+    response.headers["Location"] = _download_url(request, ids[0])
     if len(files) == 1:
         response.headers["Repr-Digest"] = repr_digest(files[0])
     return response

@@ -26,6 +26,8 @@ from distfs.telemetry import events
 from distfs.telemetry.context import NO_REQUEST, current_request_id
 from distfs.telemetry.log_files import LogFile
 
+#: Made once: ``json.dumps`` makes one for each call with arguments.
+_ENCODED = json.JSONEncoder(default=str).encode
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")
 #: What all records have in common; by which thread and process is not said, as by ``setup_logging``.
 _RECORD = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dict.fromkeys(
@@ -142,6 +144,9 @@ class TextFormatter(logging.Formatter):
     ) -> str:
         parts = [f"{_time(created)} {level} {request_id} {logger} {visible(message)}"]
         for key, value in facts.items():
+            if type(value) is int:
+                parts.append(f"{key}={value}")
+                continue
             text = f"{value:.3f}" if isinstance(value, float) else str(value)
             parts.append(f"{key}={text if _PLAIN.fullmatch(text) else json.dumps(text)}")
         return tokenless(" ".join(parts))
@@ -188,7 +193,7 @@ class JsonFormatter(logging.Formatter):
             "message": message,
         }
         entry |= {key: value for key, value in facts.items() if key not in entry}
-        return tokenless(json.dumps({**entry, **behind}, default=str))
+        return tokenless(_ENCODED({**entry, **behind} if behind else entry))
 
 
 def json_line(part: str, message: str, event: str = events.OTHER) -> str:

@@ -215,7 +215,7 @@ class UploadSession:
     def _landed(self, plan: SlicePlan) -> None:
         """The slice is stored, or given up."""
         self._unsettled.remove(plan)
-        self._stored.extend((plan.nodes[i], FragmentId(plan.id, i)) for i in sorted(plan.ended))
+        self._stored += [(plan.nodes[i], FragmentId(plan.id, i)) for i in sorted(plan.ended)]
         self._uploader.placement.landed(plan.nodes, plan.file.code.cell_size(plan.size_hint))
 
     def settle(self, plan: SlicePlan, failed: dict[int, DistfsError]) -> Slice:
