@@ -241,7 +241,8 @@ class MetaDB(Transactions):
             created = {stored[0].id: since}
         else:
             facts = json.dumps([_facts(file) for file in stored])
-            created = dict(self.write("commit_files", deadline, files=facts, **owned))
+            rows = self.write("commit_files", deadline, files=facts, **owned)
+            created = {row[0]: row[1] for row in rows}
         if None in created.values():
             raise OutcomeUnknown("a file was deleted while its commit was being confirmed")
         return [_committed(file, created[file.id], whose) for file in stored]

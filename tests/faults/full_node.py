@@ -17,7 +17,7 @@ from distfs.storage.disk import writer as disk_writer
 def _fill_up() -> None:
     write_all = disk_writer._write_all
 
-    def write(fd: int, view: memoryview) -> None:
+    def write(fd: int, view: memoryview | bytes) -> None:
         if Path("full").exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write_all(fd, view)
