@@ -22,6 +22,7 @@ from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, Schema
 from distfs.formats.hello import Key
 from distfs.metadb import embedded_postgres
 from distfs.metadb import schema as meta_schema
+from distfs.metadb.answers import Answers, Rows
 from distfs.metadb.driver import DatabaseError
 from distfs.metadb.link import translate
 from distfs.metadb.transactions import Transactions
@@ -81,6 +82,7 @@ class MetaDB(Transactions):
         super().__init__(config)
         self.down_after = down_after
         self._cluster_id: UUID | None = None
+        self._answers = Answers(_whole_file)
 
     def migrate(self, roles: Path | None = None) -> list[int]:
         """Bring the schema to this version's; -> the numbers of the migrations applied now. ``roles``: make those of
@@ -253,21 +255,23 @@ class MetaDB(Transactions):
         Raises NotFound.
         """
         if seen_by is None:
-            rows = self.read("file", deadline, id=id)
+            rows = self.read("file", deadline, answers=self._answers, id=id)
         else:
-            rows = self.read("file_seen", deadline, id=id, owner=seen_by)
+            rows = self.read("file_seen", deadline, answers=self._answers, id=id, owner=seen_by)
         if not rows:
             raise NotFound(f"no file {id}")
-        slices = [row[_OF_FILE:] for row in rows if row[_OF_FILE] is not None]
-        slices.sort(key=itemgetter(1))  # their ordinals
-        return _file((id, *rows[0][:_OF_FILE]), slices)
+        found: File = rows[0][0]
+        return found
 
     def list_files(
         self, after: UUID | None, limit: int, deadline: Deadline, seen_by: str | None = None
     ) -> list[File]:
         """Up to ``limit`` (and MAX_LISTED) files with ids above ``after``, by id; without their slices. ``seen_by``:
         only those of an owner, and public ones."""
-        page = {"after": UUID(int=0) if after is None else after, "limit": max(0, min(limit, MAX_LISTED))}
+        page: dict[str, Any] = {
+            "after": UUID(int=0) if after is None else after,
+            "limit": max(0, min(limit, MAX_LISTED)),
+        }
         if seen_by is None:
             rows = self.read("files_after", deadline, **page)
         else:
@@ -361,6 +365,13 @@ def _committed(file: NewFile, created_at: Any, whose: Ownership) -> File:
         whose.owner,
         whose.visibility,
     )
+
+
+def _whole_file(id: UUID, rows: Rows) -> Rows:
+    """The file of which these rows are: one for each slice, or one for none."""
+    slices = [row[_OF_FILE:] for row in rows if row[_OF_FILE] is not None]
+    slices.sort(key=itemgetter(1))  # their ordinals
+    return ((_file((id, *rows[0][:_OF_FILE]), slices),),)
 
 
 def _file(row: Sequence[Any], slices: Iterable[Sequence[Any]]) -> File:

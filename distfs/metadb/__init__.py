@@ -1,4 +1,4 @@
 """What ``distfs.meta`` stands on: connections, URLs, the schema, an embedded PostgreSQL.
 
-Way in: ``ballast``, ``driver``, ``embedded_postgres``, ``schema``, ``link``, ``transactions``, ``url``.
+Way in: ``answers``, ``ballast``, ``driver``, ``embedded_postgres``, ``schema``, ``link``, ``transactions``, ``url``.
 """

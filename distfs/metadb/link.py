@@ -31,6 +31,7 @@ from distfs.errors import (
 )
 from distfs.metadb import db_socket
 from distfs.metadb import schema as meta_schema
+from distfs.metadb.answers import Answers
 from distfs.metadb.db_socket import DBSocket
 from distfs.metadb.driver import Connection, DatabaseError, InterfaceError, timestamptz_in
 from distfs.metadb.statement import Statement, is_last
@@ -129,8 +130,10 @@ class Link:
         """It has heard nothing since it was used: neither the server's goodbye nor the end of the connection."""
         return not self._stale.poll(0)
 
-    def run(self, name: str, deadline: Deadline, params: dict[str, Any]) -> Sequence[Sequence[Any]]:
-        """Run the named query as one transaction; -> its rows.
+    def run(
+        self, name: str, deadline: Deadline, params: dict[str, Any], answers: Answers | None = None
+    ) -> Sequence[Sequence[Any]]:
+        """Run the named query as one transaction; -> its rows, or what ``answers`` has for them.
 
         Raises Unavailable when it certainly did not happen; OutcomeUnknown when the connection was lost after
         it was sent; Cancelled, whether it was sent or not: a change needs a ``deadline`` that nobody cancels;
@@ -149,7 +152,7 @@ class Link:
                 statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
             sent = True
             began = time.monotonic()
-            rows = statement.run(params)
+            rows = statement.run(params, answers)
         except DatabaseError as e:
             ended = is_last(e)
             self._busy = ended or _field(e, "C") in _SPOILED

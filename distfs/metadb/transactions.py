@@ -9,13 +9,13 @@ what became of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import Away, Busy, ConfigError, DistfsError, OutcomeUnknown, TooSlow, Unavailable
 from distfs.metadb import ballast, embedded_postgres
+from distfs.metadb.answers import Answers, Rows
 from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
@@ -25,8 +25,6 @@ _GRACE_S = 0.5
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.02, 0.25
 #: Nodes are heard of again within this after MetaDB was away.
 _HEARD_AGAIN_S = 10.0
-
-Rows = Sequence[Sequence[Any]]
 
 
 class Transactions:
@@ -73,10 +71,10 @@ class Transactions:
         """A connection of the caller's own, who closes it. Raises Unavailable."""
         return self._pool.connect(deadline.sooner(self._budget), self._config.statement_timeout)
 
-    def read(self, query: str, deadline: Deadline, **params: Any) -> Rows:
+    def read(self, query: str, deadline: Deadline, *, answers: Answers | None = None, **params: Any) -> Rows:
         """Until MetaDB has answered; also if it is restarted meanwhile. One that has been away for longer than that
         takes is not waited for."""
-        return self._run(query, deadline, params, change=False)
+        return self._run(query, deadline, params, change=False, answers=answers)
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
         """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.
@@ -95,6 +93,7 @@ class Transactions:
         *,
         change: bool,
         again: str | None = None,
+        answers: Answers | None = None,
     ) -> Rows:
         budget = _Budget(deadline, self._budget, self._patience)
         error: DistfsError | None = None  # what failed, if there is no time for another try
@@ -108,7 +107,7 @@ class Transactions:
                 link = self._pool.take(limit, at_once=error is None and not change)
                 try:
                     limit.check_cancelled()
-                    rows = link.run(query, whole, params)
+                    rows = link.run(query, whole, params, answers)
                     return rows if rows or not (unknown and again) else link.run(again, whole, params)
                 finally:
                     lost, stale = link.broken, link.broken and link.reused

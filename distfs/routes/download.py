@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from werkzeug.wrappers import Response
 
@@ -37,44 +38,81 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
     file = the_file(services, request, uuid, services.answer_deadline(request.hang_up))
     request.safety = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
-    part = links.tag_of_part(request, file)
-    tag = part or etag(file)
+    said = _said_of(file, services.door.guarded)
+    headers, link = said.headers.copy(), request.actor.link
+    tag = said.tag
+    if link is not None and (part := links.tag_of_part(request, file)):
+        tag, headers["ETag"] = part, f'"{part}"'
+        del headers["Repr-Digest"]
+    if (
+        has_conditions(request.environ)
+        and (status := precondition(request.headers, tag, file.created_at)) is not None
+    ):
+        return Response(status=status, headers=headers)
+    asked = _asked(request, file, tag)
+    spans = asked or said.whole
+    parts = ByteRanges(spans, file.size, said.body["Content-Type"]) if len(spans) > 1 else None
+    headers |= said.body
+    if link is not None:
+        headers |= links.bound(services, request, link, spans)
+        if link.name:
+            headers["Content-Disposition"] = disposition.for_download(link.name, shown=said.shown)
+    if asked:
+        headers["Content-Length"] = str(parts.length if parts else spans[0].stop - spans[0].start)
+        if parts:
+            headers["Content-Type"] = parts.content_type
+        else:
+            headers["Content-Range"] = content_range(spans[0], file.size)
+    _check_size(request, headers["Content-Length"])
+    body: Iterable[bytes | memoryview] = ()
+    if request.method == "GET":
+        if link is None or link.uses is None:
+            body = _bytes(services, request, file, spans, parts)
+        else:
+            body = links.counted(services, request, lambda: _bytes(services, request, file, spans, parts))
+    return Answer(206 if asked else 200, headers, body)
+
+
+class _Said(NamedTuple):
+    """What answers say of a file, unless the request has a say in it; the same for all who ask."""
+
+    tag: str
+    headers: dict[str, str]  # of any answer
+    body: dict[str, str]  # of one with all of its bytes, too
+    shown: bool  # a browser may show it at once
+    whole: list[Span]
+    at_once: bool  # it may be read whole
+
+
+def _said_of(file: File, guarded: bool) -> _Said:
+    known: _Said | None = file.kept.get(guarded)
+    if known is not None:
+        return known
+    kind, tag = served_type(file), etag(file)
     headers = {
         "ETag": f'"{tag}"',
         "Last-Modified": dates.write(file.created_at),
-        **({} if part else {"Repr-Digest": repr_digest(file)}),
+        "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
     }
-    if services.door.guarded:  # or a cache would give for hours what was made private, or a token opened
+    if guarded:  # or a cache would give for hours what was made private, or a token opened
         headers["Cache-Control"] = "private, no-cache" if file.visibility == _PRIVATE else "no-cache"
-    conditional = has_conditions(request.environ)
-    if conditional and (status := precondition(request.headers, tag, file.created_at)) is not None:
-        return Response(status=status, headers=headers)
-    asked = _asked(request, file, tag)
-    spans = asked or [Span(0, file.size)]
-    kind = served_type(file)
-    parts = ByteRanges(spans, file.size, str(kind)) if len(spans) > 1 else None
-    if request.actor.link is not None:
-        headers |= links.bound(services, request, request.actor.link, spans)
-    length = parts.length if parts else spans[0].stop - spans[0].start
-    _check_size(request, length)
-    headers["Content-Length"] = str(length)
-    name = request.actor.link.name if request.actor.link else ""
-    headers["Content-Disposition"] = disposition.for_download(name or file.name, shown=kind.shown)
-    if len(asked) == 1:
-        headers["Content-Range"] = content_range(spans[0], file.size)
-    body: Iterable[bytes | memoryview] = ()
-    if request.method == "GET":
-        body = links.counted(services, request, lambda: _bytes(services, request, file, spans, parts))
-    headers["Content-Type"] = parts.content_type if parts else str(kind)
-    return Answer(206 if asked else 200, headers, body)
+    body = {
+        "Content-Length": str(file.size),
+        "Content-Disposition": disposition.for_download(file.name, shown=kind.shown),
+        "Content-Type": str(kind),
+    }
+    said = _Said(tag, headers, body, kind.shown, [Span(0, file.size)], is_small(file))
+    file.kept[guarded] = said
+    return said
 
 
 def _bytes(
     services: Services, request: Request, file: File, spans: list[Span], parts: ByteRanges | None
 ) -> Iterable[bytes | memoryview]:
     """The bytes, the first of them already here, or all. Raises what Downloader.read raises."""
-    if is_small(file) and spans == [Span(0, file.size)] and not services.bandwidth.capped("out"):
+    said = _said_of(file, services.door.guarded)
+    if said.at_once and spans == said.whole and not services.bandwidth.capped("out"):
         return [services.downloader.whole(file, services.transfer_deadline(file.size, request.hang_up))]
     deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
     return _Body(services, request, file, spans, parts, deadline)
@@ -165,11 +203,13 @@ class _Body:
             start, self._stretch = stop, 2 * self._stretch
 
 
-def _check_size(request: Request, size: int) -> None:
+def _check_size(request: Request, length: str) -> None:
     """A client that has room for so many bytes only. Raises TooMuch, before any of them is read."""
-    text = request.environ.get("HTTP_WANT_MAX_SIZE") or request.argument("max_size")
+    environ = request.environ
+    text = environ.get("HTTP_WANT_MAX_SIZE") or (environ.get("QUERY_STRING") and request.argument("max_size"))
     if not text:
         return
+    size = int(length)
     most = lengths.number(text)
     if most is None:
         raise Refused(f"{SIZE_HEADER} (or ?max_size=) is not a whole number of bytes")

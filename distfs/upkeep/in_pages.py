@@ -111,7 +111,7 @@ def require_spare(meta: MetaDB, node: int, deadline: Deadline, seen: Callable[[i
         )
 
 
-def _pages(meta: MetaDB, query: str, deadline: Deadline, **where: int) -> Iterator[list[UUID]]:
+def _pages(meta: MetaDB, query: str, deadline: Deadline, **where: Any) -> Iterator[list[UUID]]:
     """All ids of slices that ``query`` tells of."""
     after: UUID | None = _START
     while after is not None:

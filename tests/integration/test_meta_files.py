@@ -38,6 +38,29 @@ def test_slices_are_in_their_order_however_the_server_comes_upon_them(meta: Meta
     assert meta.file(committed.id, soon()) == committed
 
 
+def test_a_file_is_as_metadb_has_it_now(meta: MetaDB, metadb_url: str) -> None:
+    """Its answer is compared with the one before, all of it."""
+    [file, other] = meta.commit_files([new_file((), name="same"), new_file((), name="same")], soon())
+    for _ in range(2):
+        assert meta.file(file.id, soon()) == file
+        assert meta.file(other.id, soon()) == other
+    assert meta.file(file.id, soon()) is meta.file(file.id, soon(), seen_by=None)
+    meta.change_file(file.id, soon(), visibility="public")
+    assert meta.file(file.id, soon(), seen_by="x") == dataclasses.replace(file, visibility="public")
+    meta.change_file(file.id, soon(), name="new")
+    assert meta.file(file.id, soon()).name == "new"
+    assert meta.file(other.id, soon()) == other
+    meta.delete_file(file.id, soon())
+    with pytest.raises(NotFound):
+        meta.file(file.id, soon())
+    meta.undelete_file(file.id, soon())
+    assert meta.file(file.id, soon()).name == "new"
+    [stored] = meta.commit_files([new_file((5, 3))], soon())
+    assert meta.file(stored.id, soon()).slices[1].nodes == (1, 2)
+    run_sql(metadb_url, "UPDATE slice SET nodes = '{1,3}' WHERE ordinal = 1")
+    assert [piece.nodes for piece in meta.file(stored.id, soon()).slices] == [(1, 2), (1, 3)]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_name_of_any_characters_reads_back_as_it_was(meta: MetaDB, count: int) -> None:
     name = "\\ \"{'},é\n\U0001f600 NULL {}"

@@ -10,7 +10,7 @@ import pytest
 from distfs.deadline import Deadline
 from distfs.errors import Refused, Unavailable
 from distfs.meta import MetaDB
-from distfs.metadb.transactions import Rows
+from distfs.metadb.answers import Rows
 from distfs.model import Policy
 from distfs.upkeep.db import UpkeepDB
 from tests.integration.meta_examples import placed, register, silence_node, soon

@@ -14,9 +14,9 @@ from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import Refused
 from distfs.meta import MetaDB
+from distfs.metadb.answers import Rows
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.link import Link
-from distfs.metadb.transactions import Rows
 from distfs.metadb.url import MetaURL
 from distfs.model import FragmentId
 from distfs.upkeep import db as upkeep_db

@@ -19,7 +19,7 @@ from distfs.config.settings import MetaDBConfig, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, NotFound, Refused
 from distfs.meta import MetaDB
-from distfs.metadb.transactions import Rows
+from distfs.metadb.answers import Rows
 from distfs.model import Node
 from distfs.upkeep.db import UpkeepDB
 from tests.contract.litter import eventually

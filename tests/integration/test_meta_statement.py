@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from distfs.metadb.answers import Answers
 from distfs.metadb.driver import DatabaseError
 from distfs.metadb.link import Link
 from distfs.metadb.statement import Statement
@@ -111,6 +112,20 @@ def test_what_the_driver_has_read_ahead_is_the_next_statements(metadb_url: str) 
                 assert run() == [[1]]
             link.raw.run("UNLISTEN told")
         assert len(link.raw.notifications) == 6
+
+
+def test_what_an_answer_says_beside_its_rows_is_heard_each_time(metadb_url: str) -> None:
+    """The same answer on two connections: each hears of its own settings."""
+    url, answers = MetaURL.parse(metadb_url), Answers(lambda id, rows: rows)
+    for _ in range(2):
+        with contextlib.closing(Link(url, url.hosts[0], soon(), statement_timeout=60)) as link:
+            told = Statement(link.raw, "SELECT set_config('application_name', 'told', false), :id::text")
+            about = {"id": UUID(int=1)}
+            assert told.run(about, answers) == [["told", str(about["id"])]]
+            assert link.raw.parameter_statuses["application_name"] == "told"
+            plain = Statement(link.raw, "SELECT :id::text")
+            other = {"id": UUID(int=2)}
+            assert plain.run(other, answers) is plain.run(other, answers)
 
 
 def test_a_statement_that_fails_behind_rows_leaves_nothing_to_the_next(metadb_url: str) -> None:
