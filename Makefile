@@ -35,7 +35,7 @@ rules: $(VENV)/dev.stamp
 	$(PY) -m pytest -q tests/unit/test_tidy.py
 
 docs: $(VENV)/dev.stamp ## write the pages that are made from code: docs/metrics.md, docs/events.md
-	$(PY) -c 'from distfs.telemetry.metrics import page; open("docs/metrics.md", "w").write(page())'
+	$(PY) -c 'from distfs.telemetry.metrics_page import page; open("docs/metrics.md", "w").write(page())'
 	$(PY) -c 'from distfs.telemetry.events import page; open("docs/events.md", "w").write(page())'
 
 format: $(VENV)/dev.stamp ## let ruff format and fix what it can

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from distfs.transfer.placement import Placement
 from distfs.transfer.upload import Uploader
 from distfs.upkeep.damage import DamageNotes
 from distfs.upkeep.db import UpkeepDB
-from distfs.upkeep.facts import FactFinder
+from distfs.upkeep.facts import Facts, Finder, Inventory, finders
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Services:
     agreement: Agreement
     readiness: Readiness
     door: Door
-    facts: FactFinder
+    facts: Finder[Facts]
+    inventory: Finder[Inventory]
     together: Together | None  # with other processes of this service
     audit: AuditLog
     https: FromFiles[ssl.SSLContext] | None  # None: plain HTTP
@@ -98,7 +100,14 @@ class Services:
             "audit": self.audit.usage(),
             "auth": self.door.usage(),
             "log": {"dropped": log_dropped()},
+            "metadb": {"connections": self.meta.connections()},
+            "threads": threading.active_count(),
         }
+
+    @property
+    def of_all(self) -> Config:
+        """What all processes of this service have together."""
+        return self.config if self.together is None else self.together.config
 
     def status_of_all(self) -> Mapping[str, Any]:
         """The same of all processes of this service."""
@@ -185,7 +194,7 @@ def build(config: Config, together: Together | None = None) -> Services:
             Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace),
             together.failures if together else None,
         ),
-        FactFinder(UpkeepDB(meta)),
+        *finders(UpkeepDB(meta)),
         together,
         audit_log(config),
         https(config.tls),

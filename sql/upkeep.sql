@@ -122,6 +122,15 @@ WHERE slice_id = :slice AND index = :index AND node_id = :node
 SELECT count(*) FROM damage JOIN slice ON slice.id = damage.slice_id
     AND slice.nodes[damage.index + 1] = damage.node_id;
 
+-- name: oldest_loss
+SELECT coalesce(max(extract(epoch FROM now() - at)), 0)::double precision FROM (
+    SELECT min(noted_at) AS at FROM damage JOIN slice ON slice.id = damage.slice_id
+        AND slice.nodes[damage.index + 1] = damage.node_id
+    UNION ALL
+    SELECT heartbeat_at FROM node WHERE id = ANY (lost_nodes(:silence, true))
+        AND EXISTS (SELECT FROM kept_by(id, '00000000-0000-0000-0000-000000000000', 1))
+) AS loss;
+
 -- name: claims
 -- Whether the node is to keep each fragment; whether its slice lacks any fragment now; who keeps it, 0: nobody. A
 -- node that is down counts as lost at once: this tells what may be deleted, not what is to be copied. Of a slice that

@@ -20,6 +20,7 @@ A request is one frame, answered by one frame, but for PUT; ERROR {kind, message
     QUARANTINE, DISCARD {slice, index, min_age}    ->  OK {done}: put aside; delete from what was put aside
     RELEASE {slice, index}                         ->  OK {done}: back from there, when it is good
     INFO {}                                        ->  OK {node, cluster, capacity, used, free, state, clock}
+    METRICS {accept}                               ->  OK {type}, body: as Prometheus reads it
 
 STORED has the xxh3-64 of the headers of PUT, CELLs and END, or of WHOLE, as the node received them: cells have
 checksums, and by this the caller knows that name, size and table of what was stored are right, too.
@@ -83,6 +84,7 @@ class Type(enum.IntEnum):
     RELEASE = 11
     DISCARD = 12
     WHOLE = 13
+    METRICS = 14
     OK = 64
     ERROR = 65
     STORED = 66

@@ -308,6 +308,7 @@ class Loop(Host):
     def _look_after(self, now: float) -> None:
         """Those who wait for a worker for too long are told so. And while a request waits or is served, nobody else
         looks whether its client is still there: those that have come a while ago are looked at."""
+        self.workers.measure()
         self._refuse_waiting(now - (host.WAIT_LIMIT_S if self.workers.no_thread else host.TURN_LIMIT_S))
         poll, served = select.poll(), {}
         for connection in self.workers.busy():

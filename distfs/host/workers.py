@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from distfs.errors import Busy
 from distfs.process.threads import start
-from distfs.telemetry.metrics import QUEUE_SECONDS
+from distfs.telemetry.metrics import HTTP_THREADS, HTTP_WAITING, QUEUE_SECONDS
 
 logger = logging.getLogger("distfs.server")
 
@@ -182,6 +182,18 @@ class Workers(Generic[T]):
         with self._lock:
             running = [worker.task for worker in self._all if worker.task is not None]
             return running + [task for _, task in self._waiting]
+
+    def measure(self) -> None:
+        """Tell the metrics how many there are."""
+        with self._lock:
+            idle, waiting = len(self._idle), len(self._waiting)
+            busy = len(self._all) - idle
+        for metric, value, at in (
+            (HTTP_THREADS, busy, 0),
+            (HTTP_THREADS, idle, 1),
+            (HTTP_WAITING, waiting, 0),
+        ):
+            metric.set(value, at)
 
     def withdraw(self, task: T) -> bool:
         """Whether it was still in line; now it is not."""

@@ -12,7 +12,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Away, TooSlow, Unavailable
 from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
-from distfs.process.connection_pool import ConnectionPool, Limits
+from distfs.process.connection_pool import ConnectionPool, Limits, PoolState
 from distfs.telemetry.metrics import METADB_FAILURES
 
 #: A link that nobody needed for so long is closed when another is asked for: the server has a process for each.
@@ -74,6 +74,10 @@ class Pool:
         else:
             self._heard(link)
             self._links.give_back(link)
+
+    def snapshot(self) -> PoolState:
+        """For people to look at."""
+        return self._links.snapshot()
 
     def away_for(self) -> float:
         """Seconds since a connect failed; 0 when a server has answered since, on whatever link."""

@@ -19,12 +19,14 @@ from distfs.metadb.answers import Answers, Rows
 from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
+from distfs.telemetry.metrics import RETRIES
 
 #: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
 _GRACE_S = 0.5
 _RETRY_FIRST_S, _RETRY_MOST_S = 0.02, 0.25
 #: Nodes are heard of again within this after MetaDB was away.
 _HEARD_AGAIN_S = 10.0
+_STATEMENT = RETRIES.index("statement")
 
 
 class Transactions:
@@ -45,6 +47,10 @@ class Transactions:
 
     def close(self) -> None:
         self._pool.close()
+
+    def connections(self) -> dict[str, int]:
+        """Those that are shared, for people to look at."""
+        return self._pool.snapshot().as_dict()
 
     @property
     def is_there(self) -> bool:
@@ -126,6 +132,7 @@ class Transactions:
                 if error is None or not unknown:
                     raise
                 raise error from e
+            RETRIES.add(at=_STATEMENT)
             if not stale:
                 time.sleep(pause)
                 pause = min(2 * pause, _RETRY_MOST_S)

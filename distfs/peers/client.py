@@ -39,13 +39,15 @@ class NodeClient(AsksAhead, TakesWhole):
         config: PeersConfig,
         keys: KnownKeys,
         tls: Peers | None = None,
+        number: int = 0,
     ) -> None:
+        """``number``: the node's id, by which it is measured."""
         self.node, self.address = node, address
 
         def begin(sock: NodeSocket, deadline: Deadline) -> None:
             Greeting(sock, keys(deadline), cluster, node)
 
-        self.link = NodeLink(address, config, begin, tls.to_node(cluster, node) if tls else None)
+        self.link = NodeLink(address, config, begin, tls.to_node(cluster, node) if tls else None, number)
         self._names = {"cluster": cluster.hex, "node": node.hex}  # whom a request is for, in JSON
         self._to = cluster.bytes + node.bytes  # and elsewhere
 
@@ -173,6 +175,12 @@ class NodeClient(AsksAhead, TakesWhole):
             sizes = int(a["capacity"]), int(a["used"]), int(a["free"])
             ids = UUID(a["node"]), UUID(a["cluster"])
             return StoreInfo(*ids, *sizes, str(a["state"]), float(a["clock"]))
+
+    def metrics(self, accept: str, deadline: Deadline) -> tuple[str, bytes]:
+        """What the node is measured by: its type, and the text. Raises Unsupported where it has no library for it."""
+        answer, body = self._call(Type.METRICS, {"accept": accept}, deadline)
+        with self._understood():
+            return str(answer["type"]), bytes(body)
 
     # --- requests ---------------------------------------------------------------------------------
 

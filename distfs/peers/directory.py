@@ -76,6 +76,10 @@ class NodeDirectory:
 
     def store(self, node_id: int, deadline: Deadline) -> FragmentStore:
         """The node's fragment store. Raises NodeUnavailable for a node nobody knows any more."""
+        return self.client(node_id, deadline)
+
+    def client(self, node_id: int, deadline: Deadline) -> NodeClient:
+        """The same, with what else it can be asked."""
         node = self._list.known(deadline).get(node_id)
         if node is None:  # it may be new
             node = self._list.glance(deadline, MAX_AGE_S).get(node_id)
@@ -90,7 +94,7 @@ class NodeDirectory:
                 self._known[node_id] = node, known
                 return known
             fresh = self._clients[node.uuid] = NodeClient(
-                node.uuid, node.address, cluster, self._config, self._cluster_keys, self._tls
+                node.uuid, node.address, cluster, self._config, self._cluster_keys, self._tls, node_id
             )
         if known is not None:  # it listens elsewhere now
             known.close()

@@ -16,11 +16,12 @@ from distfs.peers.breaker import Breaker
 from distfs.peers.greeting import NodeSocket
 from distfs.peers.hedge import LatencyHistory
 from distfs.process.connection_pool import ConnectionPool, Limits
-from distfs.telemetry.metrics import NODE_FAILURES, NODE_SENT
+from distfs.telemetry.metrics import NODE_FAILURES, NODE_SENT, RETRIES, node_at
 from distfs.tls.contexts import Side
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
 REPLAY_MOST = 64 << 10
+_REQUEST = RETRIES.index("request")
 _REFUSAL_WAIT_S = 1.0  # for the rest of an answer that has begun to come
 
 
@@ -33,8 +34,11 @@ class NodeLink:
         config: PeersConfig,
         greet: Callable[[NodeSocket, Deadline], object],
         side: Side | None = None,
+        number: int = 0,
     ) -> None:
-        """``greet`` begins each connection, both prove who they are; ``side``: of TLS; None: without."""
+        """``greet`` begins each connection, both prove who they are; ``side``: of TLS; None: without; ``number``: the
+        node's id."""
+        self.series = node_at(number)  # of what is counted by node
         self.peer, self.address, self.config = f"node {address}", address, config
         self._greet, self._side = greet, side
         self.disk_phase = f"{self.peer}: waiting for its disk"
@@ -64,7 +68,7 @@ class NodeLink:
             return
         with contextlib.suppress(DistfsError):
             deadline.remaining()  # a request that ran out of time, or was cancelled, says nothing of the node
-            NODE_FAILURES.add()
+            NODE_FAILURES.add(at=self.series)
             self.breaker.failed()
 
     def _connect(self, deadline: Deadline) -> NodeSocket:
@@ -283,7 +287,7 @@ class Exchange:
         if self._ended:
             return
         self._ended = True
-        NODE_SENT.add(self._size)
+        NODE_SENT.add(self._size, self.link.series)
         self._unwatch()
         if understood:
             self.link.breaker.succeeded()
@@ -358,6 +362,7 @@ class Exchange:
 
     def _renew(self, *buffers: Buffer) -> None:
         """The same once more on a fresh connection."""
+        RETRIES.add(at=_REQUEST)
         self._unwatch()
         self._reused = False
         try:

@@ -214,7 +214,7 @@ class RemoteReader:
             )
         self._packed = bytearray(size)
         self._left = frame.body_length - size
-        NODE_RECEIVED.add(frame.body_length)
+        NODE_RECEIVED.add(frame.body_length, self._exchange.link.series)
         return slice_size, last
 
     def _accept_table(self, slice_size: int, last: bool) -> None:

@@ -64,10 +64,17 @@ class LineWriter(logging.Handler):
     calls it at its end.
     """
 
-    def __init__(self, stream: TextIO, context: Callable[[], str], kept: Kept | None = None) -> None:
-        """``context``: the id of the request that the calling thread works for. ``kept``: where lines go, too."""
+    def __init__(
+        self,
+        stream: TextIO,
+        context: Callable[[], str],
+        kept: Kept | None = None,
+        lost: Callable[[], object] = lambda: None,
+    ) -> None:
+        """``context``: the id of the request that the calling thread works for. ``kept``: where lines go, too;
+        ``lost`` is called for each that is dropped before it comes there."""
         super().__init__()
-        self._stream, self._context, self._kept = stream, context, kept
+        self._stream, self._context, self._kept, self._lost = stream, context, kept, lost
         self._keep: list[str] = []  # lines on their way there; under ``_writing``
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._lines: deque[Entry] = deque()
@@ -98,6 +105,7 @@ class LineWriter(logging.Handler):
         if len(self._lines) >= MOST_LINES:
             with self._lock:
                 self._dropped += 1
+            self._lost()
             return
         self._lines.append(entry)
         if not self._waking:
@@ -177,6 +185,7 @@ class LineWriter(logging.Handler):
             while True:
                 self._lines.popleft()
                 self._dropped += 1
+                self._lost()
 
     def _made(self, entry: logging.LogRecord | Facts) -> tuple[str, str]:
         """A line as the stream has it, and as it is kept."""

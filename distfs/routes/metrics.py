@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distfs.deadline import Deadline
 from distfs.errors import NotFound
 from distfs.routes.messages import Answer, Request
 from distfs.services import Services
@@ -15,19 +16,34 @@ from distfs.telemetry.metrics import Sample
 from distfs.tls.contexts import first_end
 from distfs.upkeep.model import Backlog
 
+_STATES = ("lent", "idle", "waiting")
+
 
 def get_metrics(services: Services, request: Request) -> Answer:
     """Of all processes of this service. Asks neither MetaDB nor a node: it answers when those are away.
 
-    Raises NotFound, Unsupported.
+    ``?node=ID``: of that node, which is asked, where nobody else can reach it. Raises NotFound, Unsupported, and what
+    asking a node raises.
     """
     if not services.config.metrics.enabled:
         raise NotFound("there are no metrics here: metrics.enabled is false")
-    status = services.status_of_all()
-    samples = [*_held(status), *_nodes(services, status), *_metadb(services), *_cluster(services)]
-    kind, data = metrics.rendered(request.environ.get("HTTP_ACCEPT", ""), samples)
+    accept = request.environ.get("HTTP_ACCEPT", "")
+    if (node := request.argument("node")) is not None:
+        kind, data = _of_node(services, node, accept, services.answer_deadline(request.hang_up))
+    else:
+        status = services.status_of_all()
+        samples = [*_held(status), *_nodes(services, status), *_metadb(services, status)]
+        samples += [*_cluster(services), *_inventory(services)]
+        kind, data = metrics.rendered(accept, samples)
     headers = {"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": "no-store"}
     return Answer(200, headers, [data])
+
+
+def _of_node(services: Services, id: str, accept: str, deadline: Deadline) -> tuple[str, bytes]:
+    known = [node.id for node in services.directory.nodes(deadline) if str(node.id) == id]
+    if not known:
+        raise NotFound("there is no such node: `distfs nodes` lists their ids")
+    return services.directory.client(known[0], deadline).metrics(accept, deadline)
 
 
 def _held(status: Mapping[str, Any]) -> Iterator[Sample]:
@@ -43,7 +59,7 @@ def _held(status: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample(metrics.WAITING, count, (direction,))
     if (age := status["nodes"]["list"]["age_s"]) is not None:
         yield Sample(metrics.LIST_AGE, age)
-    yield Sample(metrics.LOG_DROPPED, status["log"]["dropped"])
+    yield Sample(metrics.THREADS, status["threads"])
     yield Sample(metrics.AUDIT_WAITING, status["audit"]["waiting"])
 
 
@@ -55,15 +71,19 @@ def _nodes(services: Services, status: Mapping[str, Any]) -> Iterator[Sample]:
         yield Sample(metrics.NODE_CAPACITY, node.capacity, name)
         yield Sample(metrics.NODE_FREE, node.free, name)
         yield Sample(metrics.NODE_AGE, node.heartbeat_age, name)
+    yield Sample(metrics.NODE_MOST, services.of_all.peers.max_connections)
     for id, client in status["nodes"]["nodes"].items():
         yield Sample(metrics.NODE_BREAKER, client["breaker"] == "open", (id,))
         yield Sample(metrics.NODE_LATENCY, client["latency_ms"] / 1e3, (id,))
-        for state in ("lent", "idle", "waiting"):
+        for state in _STATES:
             yield Sample(metrics.NODE_CONNECTIONS, client["connections"][state], (id, state))
 
 
-def _metadb(services: Services) -> Iterator[Sample]:
+def _metadb(services: Services, status: Mapping[str, Any]) -> Iterator[Sample]:
     yield Sample(metrics.METADB_UP, services.meta.is_there)
+    yield Sample(metrics.METADB_MOST, services.of_all.metadb.pool_size)
+    for state in _STATES:
+        yield Sample(metrics.METADB_CONNECTIONS, status["metadb"]["connections"][state], (state,))
     if (ends := first_end(services.certificates)) is not None:
         yield Sample(metrics.CERTIFICATE, ends)
 
@@ -75,6 +95,7 @@ def _cluster(services: Services) -> Iterator[Sample]:
     yield Sample(metrics.FACTS_AGE, time.monotonic() - facts.at)
     yield Sample(metrics.CLOCK_OFFSET, facts.clock_offset)
     yield Sample(metrics.DAMAGED, facts.damaged)
+    yield Sample(metrics.OLDEST, facts.oldest)
     yield Sample(metrics.TO_ERASE, facts.to_erase)
     backlog, left = Backlog.of(facts.hurt), Counter({0: 0})
     for hurt in facts.hurt:
@@ -90,3 +111,19 @@ def _cluster(services: Services) -> Iterator[Sample]:
         for figure, value in worker.detail.items():
             if isinstance(value, int | float):
                 yield Sample(metrics.WORKER_FIGURES, value, (worker.name, figure))
+
+
+def _inventory(services: Services) -> Iterator[Sample]:
+    """As it was when it was last counted."""
+    if (found := services.inventory.last()) is None:
+        return
+    status = found.status
+    yield Sample(metrics.INVENTORY_AGE, time.monotonic() - found.at)
+    yield Sample(metrics.FILES, status.files)
+    yield Sample(metrics.FILE_BYTES, status.bytes)
+    yield Sample(metrics.TRASH_FILES, status.trash_files)
+    yield Sample(metrics.TRASH_BYTES, status.trash_bytes)
+    for redundancy, slices in status.slices.items():
+        yield Sample(metrics.SLICES, slices, (str(redundancy),))
+    for node, fragments in found.fragments.items():
+        yield Sample(metrics.NODE_FRAGMENTS, fragments, (str(node),))

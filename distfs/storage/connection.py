@@ -17,7 +17,7 @@ import xxhash
 
 from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow, Unavailable
+from distfs.errors import Corrupt, DistfsError, NodeUnavailable, ProtocolError, TooSlow, Unavailable
 from distfs.formats import wire
 from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry
@@ -26,6 +26,7 @@ from distfs.formats.wire import Frame, Type
 from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore, DiskWriter
 from distfs.storage.greeting import examine
+from distfs.storage.metrics_port import node_samples
 from distfs.storage.strangers import Strangers, network_of
 from distfs.telemetry import metrics
 from distfs.tls.contexts import Side
@@ -41,6 +42,7 @@ READ_AHEAD, READ_STEP = 8 << 20, 2 << 20
 #: Requests with bytes of a fragment, to or from somebody.
 _MOVING = frozenset((Type.GET, Type.PUT, Type.WHOLE))
 _NAMES = {type_: type_.name for type_ in Type}  # an enum takes two calls to say it
+_RECEIVED, _DISK = (metrics.STORE_CHECKSUMS.index(where) for where in ("received", "disk"))
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20  # of a caller that is refused while it sends
 
 
@@ -213,7 +215,9 @@ class Connection(socketserver.BaseRequestHandler):
             case Type.DELETE:
                 self._ok({"deleted": self.store.delete(wire.decode_id(header), self.deadline)})
             case Type.VERIFY:
-                self._ok({"bad": self.store.verify(wire.decode_id(header), self.deadline, self._between)})
+                bad = self.store.verify(wire.decode_id(header), self.deadline, self._between)
+                metrics.STORE_CHECKSUMS.add(len(bad), _DISK)
+                self._ok({"bad": bad})
             case Type.QUARANTINE:
                 age = _seconds(header, "min_age")
                 self._ok({"done": self.store.quarantine(wire.decode_id(header), age, self.deadline)})
@@ -226,6 +230,10 @@ class Connection(socketserver.BaseRequestHandler):
                 self._list(header)
             case Type.INFO:
                 self._info()
+            case Type.METRICS:
+                looked_at = node_samples(self.store, self.node.strangers)
+                kind, data = metrics.rendered(str(header.get("accept", "")), looked_at, metrics.NODE)
+                self._ok({"type": kind}, data)
             case _:
                 raise ProtocolError(f"{type_.name} is not a request")
 
@@ -398,6 +406,8 @@ def _astray() -> ProtocolError:
 
 def _log_refusal(type_: Type, asked: Asked, error: DistfsError) -> None:
     metrics.failed(error, metrics.SERVED_ERRORS)
+    if isinstance(error, Corrupt):
+        metrics.STORE_CHECKSUMS.add(at=_RECEIVED if type_ in (Type.PUT, Type.WHOLE) else _DISK)
     if isinstance(asked, dict):
         fragment = f"{asked.get('slice')}.{asked.get('index')}"[:100]
         request = str(asked.get("request", "-"))[:100]

@@ -16,7 +16,6 @@ from distfs.process.threads import start
 from distfs.storage.disk.store import DiskStore
 from distfs.storage.strangers import Strangers
 from distfs.telemetry import metrics
-from distfs.telemetry.logs import log_dropped
 from distfs.telemetry.metrics import NODE, Sample
 
 MOST_AT_ONCE, LIMIT_S = 8, 5.0
@@ -74,7 +73,9 @@ class _Scrape(BaseHTTPRequestHandler):
             status, data = 404, b"there is nothing at this path: GET /metrics\n"
         else:
             try:
-                kind, data = metrics.rendered(self.headers.get("Accept", ""), _looked_at(server), NODE)
+                kind, data = metrics.rendered(
+                    self.headers.get("Accept", ""), node_samples(server.store, server.strangers), NODE
+                )
             except DistfsError as e:
                 status, data = e.status, f"{e}\n".encode()
         self.send_response(status)
@@ -87,15 +88,15 @@ class _Scrape(BaseHTTPRequestHandler):
         """Nothing: who scrapes comes often."""
 
 
-def _looked_at(server: MetricsPort) -> Iterator[Sample]:
-    yield Sample(metrics.LOG_DROPPED, log_dropped())
-    for reason, count in server.strangers.counts.items():
+def node_samples(store: DiskStore, strangers: Strangers) -> Iterator[Sample]:
+    """What a node holds at this moment. A disk that cannot be asked is one in trouble, and no more is told of it."""
+    yield Sample(metrics.THREADS, threading.active_count())
+    for reason, count in strangers.counts.items():
         yield Sample(metrics.STRANGERS, count, (reason.value,))
-    store = server.store
     yield Sample(metrics.DISK_TROUBLE, bool(store.trouble))
     try:
         info = store.info(Deadline(LIMIT_S))
-    except DistfsError:  # a disk that cannot be asked is one in trouble
+    except DistfsError:
         return
     yield Sample(metrics.DISK_SIZE, info.capacity)
     yield Sample(metrics.DISK_USED, info.used)

@@ -26,6 +26,7 @@ from distfs.config.settings import LogConfig
 from distfs.errors import Busy
 from distfs.process.descriptors import in_words
 from distfs.process.threads import start
+from distfs.telemetry.metrics import LOG_DROPPED
 
 MIB = 1 << 20
 #: A file is so much of ``log.max_bytes``, but at most so many bytes.
@@ -75,6 +76,7 @@ class LogFile:
             self.why = in_words(e)
             lines = data.count(b"\n")
             self.dropped += lines
+            LOG_DROPPED.add(lines)
             self._untold += lines
             return 0
         told, self._untold = self._untold, 0

@@ -25,6 +25,7 @@ from distfs.process.redact import tokenless, visible
 from distfs.telemetry import events
 from distfs.telemetry.context import NO_REQUEST, current_request_id
 from distfs.telemetry.log_files import LogFile
+from distfs.telemetry.metrics import LOG_DROPPED
 
 #: Made once: ``json.dumps`` makes one for each call with arguments.
 _ENCODED = json.JSONEncoder(default=str).encode
@@ -63,7 +64,7 @@ def setup_logging(
     kept = [Kept(each, JsonFormatter(file)) for each in _files]
     handler: logging.Handler = logging.StreamHandler(out)
     if aside:
-        handler = LineWriter(out, current_request_id, kept[0] if kept else None)
+        handler = LineWriter(out, current_request_id, kept[0] if kept else None, LOG_DROPPED.add)
     handler.setFormatter(JsonFormatter(part) if config.format == "json" else TextFormatter())
     _aside[:] = [handler] if isinstance(handler, LineWriter) else []
     root = logging.getLogger()

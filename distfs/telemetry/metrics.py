@@ -31,8 +31,11 @@ ROUTES = (
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", OTHER)
 TYPES = (
     *("PUT", "WHOLE", "GET", "STAT", "DELETE", "LIST", "VERIFY", "INFO"),
-    *("QUARANTINE", "RELEASE", "DISCARD", OTHER),
+    *("QUARANTINE", "RELEASE", "DISCARD", "METRICS", OTHER),
 )
+#: Nodes by their ids, which are given one after the other; those above are counted together.
+NODES = (*map(str, range(1, 1024)), OTHER)
+_SHOWN_EMPTY = 64  # of more series those that never occurred are not told
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _WIDTH = len(BUCKETS) + 2  # one for what takes longer, and the sum
@@ -72,6 +75,11 @@ class Metric:
         with _lock:
             _cells[self.first + at] += amount
 
+    def set(self, value: float, at: int = 0) -> None:
+        """Of a gauge: this process's part of it."""
+        with _lock:
+            _cells[self.first + at] = value
+
     def observe(self, seconds: float, at: int = 0) -> None:
         """Of a histogram."""
         first = self.first + at * _WIDTH
@@ -81,6 +89,11 @@ class Metric:
 
     def index(self, *values: str) -> int:
         return self.series.index(values)
+
+    def value(self, *values: str) -> float:
+        """Of all processes, as it is now."""
+        at = self.first + self.index(*values)
+        return sum(row[at] for row in _rows)
 
 
 class Sample(NamedTuple):
@@ -123,6 +136,10 @@ QUEUE_SECONDS = _counted(
 )
 CONNECTIONS = _counted("http_connections", GAUGE, "Connections of clients that are open.")
 IN_FLIGHT = _counted("http_requests_in_flight", GAUGE, "Requests that are being answered.")
+HTTP_THREADS = _counted(
+    "http_threads", GAUGE, "Threads that serve a request, or have none to serve.", {"state": ("busy", "idle")}
+)
+HTTP_WAITING = _counted("http_connections_waiting", GAUGE, "Connections whose request waits for its turn.")
 KINDS = _kinds()
 ERRORS = _counted(
     "http_errors_total",
@@ -144,22 +161,36 @@ OPENINGS = _counted(
 )
 
 NODE_FAILURES = _counted(
-    "node_failures_total", COUNTER, "Times that a node could not be reached, was too slow, or made no sense."
+    "node_failures_total",
+    COUNTER,
+    "Times that a node could not be reached, was too slow, or made no sense.",
+    {"node": NODES},
 )
 NODE_SECONDS = _counted(
     "node_read_seconds", HISTOGRAM, "From a read's request to the beginning of the node's answer."
 )
 NODE_RECEIVED = _counted(
-    "node_received_bytes_total", COUNTER, "Bytes of fragments that nodes began to send us."
+    "node_received_bytes_total", COUNTER, "Bytes of fragments that nodes began to send us.", {"node": NODES}
 )
 NODE_SENT = _counted(
-    "node_sent_bytes_total", COUNTER, "Bytes that were sent to nodes, of requests that were answered."
+    "node_sent_bytes_total",
+    COUNTER,
+    "Bytes that were sent to nodes, of requests that were answered.",
+    {"node": NODES},
+)
+RETRIES = _counted(
+    "retries_total",
+    COUNTER,
+    "What was done once more: a statement of MetaDB; a request to a node whose connection was stale; a read, of "
+    "another fragment; a write of a fragment, to another node.",
+    {"what": ("statement", "request", "read", "write")},
 )
 CHECKSUMS = _counted(
     "checksum_failures_total",
     COUNTER,
-    "What failed its check: on its way to a node; or when it was read, on the node's disk or on its way here.",
-    {"where": ("sent", "read")},
+    "What failed its check: on its way to a node; when it was read for somebody, on the node's disk or on its way "
+    "here; when scrub looked, or repair.",
+    {"where": ("sent", "read", "scrub", "repair")},
 )
 DAMAGE = _counted(
     "damaged_fragments_total", COUNTER, "Fragments that a reader, scrub or repair found corrupt or missing."
@@ -174,12 +205,13 @@ METADB_FAILURES = _counted(
 )
 
 BUILD = Metric("build_info", GAUGE, "1, with the version that runs.", {"version": None}, BOTH)
-LOG_DROPPED = Metric(
+LOG_DROPPED = _counted(
     "log_dropped_lines_total",
     COUNTER,
     "Lines of the log that could not be written, or not fast enough.",
     part=BOTH,
 )
+THREADS = Metric("threads", GAUGE, "Threads, whatever they do.", part=BOTH)
 PROCESSES = Metric("processes", GAUGE, "Processes of this service that serve.")
 MEMORY_LIMIT = Metric("memory_limit_bytes", GAUGE, "storage.memory_budget, of all processes.")
 MEMORY_USED = Metric("memory_used_bytes", GAUGE, "Memory of blocks in flight and small bodies.")
@@ -210,6 +242,16 @@ NODE_CONNECTIONS = Metric(
     "Connections of this service to the node that are lent or idle; and who waits for one.",
     {"node": None, "state": None},
 )
+NODE_MOST = Metric(
+    "node_connections_limit", GAUGE, "peers.max_connections: so many to each node, of all processes."
+)
+METADB_CONNECTIONS = Metric(
+    "metadb_connections",
+    GAUGE,
+    "Connections of this service to MetaDB that are lent or idle; and who waits for one.",
+    {"state": None},
+)
+METADB_MOST = Metric("metadb_connections_limit", GAUGE, "metadb.pool_size, of all processes.")
 METADB_UP = Metric("metadb_up", GAUGE, "1 unless the last connect of the asked process to MetaDB failed.")
 CLOCK_OFFSET = Metric("metadb_clock_offset_seconds", GAUGE, "How far our clock is ahead of MetaDB's.")
 CERTIFICATE = Metric(
@@ -229,6 +271,12 @@ HURT = Metric(
 TO_REPAIR = Metric("fragments_lacking", GAUGE, "Fragments that are to be made anew.")
 TO_REPAIR_BYTES = Metric("fragments_lacking_bytes", GAUGE, "Their bytes.")
 DAMAGED = Metric("fragments_damaged", GAUGE, "Fragments known to be corrupt or missing.")
+OLDEST = Metric(
+    "oldest_loss_age_seconds",
+    GAUGE,
+    "Since the first loss that is not repaired yet: a note of damage, or the last that was heard of a node that is "
+    "down and keeps something; 0: there is none.",
+)
 TO_ERASE = Metric("trash_to_erase_files", GAUGE, "Files out of the trash whose fragments are still to go.")
 WORKER_AGE = Metric(
     "upkeep_age_seconds",
@@ -242,6 +290,27 @@ WORKER_FIGURES = Metric(
     GAUGE,
     "What the worker says of itself, as `distfs status` shows it.",
     {"worker": None, "figure": None},
+)
+INVENTORY_AGE = Metric(
+    "cluster_inventory_age_seconds",
+    GAUGE,
+    "Age of the counts that follow: counted every minute at most, and a fiftieth of the time, while asked for.",
+)
+FILES = Metric("files", GAUGE, "Files that can be downloaded.")
+FILE_BYTES = Metric("files_bytes", GAUGE, "Their bytes, each once.")
+SLICES = Metric(
+    "slices",
+    GAUGE,
+    "All slices, by how many losses they survive as it is now; -1: they cannot be read.",
+    {"redundancy_left": None},
+)
+TRASH_FILES = Metric("trash_files", GAUGE, "Files in the trash.")
+TRASH_BYTES = Metric("trash_bytes", GAUGE, "Their bytes, each once.")
+NODE_FRAGMENTS = Metric(
+    "node_fragments",
+    GAUGE,
+    "Fragments that MetaDB says the node keeps, trash included; of many an estimate.",
+    {"node": None},
 )
 AUDIT_WAITING = Metric("audit_waiting_lines", GAUGE, "Lines of the audit log that could not be written yet.")
 
@@ -257,6 +326,13 @@ SERVED_ERRORS = _counted(
 )
 STORE_RECEIVED = _counted("storage_received_bytes_total", COUNTER, "Bytes of cells that came.", part=NODE)
 STORE_SENT = _counted("storage_sent_bytes_total", COUNTER, "Bytes of cells that were asked for.", part=NODE)
+STORE_CHECKSUMS = _counted(
+    "storage_checksum_failures_total",
+    COUNTER,
+    "What failed its check on the node: as it came, or when it was read from the disk.",
+    {"where": ("received", "disk")},
+    NODE,
+)
 STRANGERS = Metric(
     "storage_strangers_total", COUNTER, "Connections that were refused, by why.", {"reason": None}, NODE
 )
@@ -272,7 +348,7 @@ _METHOD = {name: at for at, name in enumerate(METHODS)}
 _TYPE = {name: at for at, name in enumerate(TYPES)}
 _KIND = {name: at for at, name in enumerate(KINDS)}
 
-_lock = threading.Lock()  # of this process alone, and held for a microsecond
+_lock = threading.RLock()  # of this process alone, and held for a microsecond; a signal's handler may log
 _rows: list[memoryview[float]] = []
 _cells: memoryview[float]
 
@@ -322,6 +398,11 @@ def served(type_: str, seconds: float) -> None:
     SERVED.observe(seconds, _TYPE.get(type_, len(TYPES) - 1))
 
 
+def node_at(number: int) -> int:
+    """The number of a node's series, of all by node."""
+    return number - 1 if 0 < number < len(NODES) else len(NODES) - 1
+
+
 def failed(error: Exception, metric: Metric = ERRORS) -> None:
     """A request came to an error."""
     kind = error.kind if isinstance(error, errors.DistfsError) else errors.DistfsError.kind
@@ -366,9 +447,11 @@ class _Collected:
         if metric.first < 0:
             yield from ((sample.labels, sample.value) for sample in self._looked_at.get(metric, ()))
             return
-        for at, labels in enumerate(metric.series):
+        series = metric.series
+        all_ = len(metric.labels) < 2 and len(series) <= _SHOWN_EMPTY  # of the products most never occur
+        for at, labels in enumerate(series):
             value = self._sums[metric.first + at]
-            if value or len(metric.labels) < 2:  # of the products most never occur
+            if value or all_:
                 yield labels, value
 
     def _histogram(self, metric: Metric) -> Family:
@@ -382,32 +465,3 @@ class _Collected:
             if any(counts):
                 family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
         return family
-
-
-_EXAMPLE = """\
-```yaml
-scrape_configs:
-  - job_name: distfs
-    static_configs: [{targets: ["127.0.0.1:8080"]}]
-    authorization: {credentials_file: /etc/prometheus/distfs-token} # of an administrator, while auth is on
-  - job_name: distfs-node
-    static_configs: [{targets: ["10.0.0.11:9101", "10.0.0.12:9101"]}] # node.metrics_port
-```
-
-"""
-
-
-def page() -> str:
-    """docs/metrics.md."""
-    rows = [
-        f"| `{m.name}` | {m.part} | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.meaning} |\n"
-        for m in METRICS
-    ]
-    return (
-        "# Metrics\n\n`make docs` writes this page from what is counted. "
-        "`GET /metrics` tells of all processes of the service that is asked; "
-        "who may ask, README says. A node tells of itself on `node.metrics_port`.\n\n"
-        + _EXAMPLE
-        + "| metric | of | type | labels | meaning |\n|---|---|---|---|---|\n"
-        + "".join(rows)
-    )

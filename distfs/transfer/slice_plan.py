@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -17,8 +17,10 @@ from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.whole_put import MOST as MOST_WHOLE
 from distfs.peers.whole_put import TakesWhole
+from distfs.telemetry.metrics import RETRIES
 
 _HOUR_S = 3600
+_WRITE = RETRIES.index("write")
 
 #: Nobody else seeds it. The system does, once for each process.
 _random = random.Random()
@@ -96,8 +98,10 @@ class SlicePlan:
             return None
         return store.send_whole(packed, entry, data, self.size, deadline)
 
-    def done(self, failed: Container[int] = ()) -> Slice:
-        """The row for MetaDB. ``failed``: indexes of fragments that are nowhere."""
+    def done(self, failed: Collection[int] = ()) -> Slice:
+        """The row for MetaDB. ``failed``: indexes of fragments that are nowhere, and are to be made anew."""
+        if failed:
+            RETRIES.add(len(failed), _WRITE)
         digest = slice_digest(self.plains, self.size, self.file.block_size)
         kept = [0 if i in failed else node for i, node in enumerate(self.nodes)]
         nodes = tuple(kept + [0] * (self.file.code.policy.width - len(kept)))

@@ -22,7 +22,7 @@ from distfs.model import FragmentId, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.hedge import HedgeBudget
 from distfs.peers.late_read import Attempt, LateReader, SecondFailed, ask, race
-from distfs.telemetry.metrics import CHECKSUMS
+from distfs.telemetry.metrics import CHECKSUMS, RETRIES
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, Remnant
 
@@ -40,6 +40,7 @@ def not_noted(fragment: FragmentId, node: int, error: DistfsError) -> None:
 
 
 _READ = CHECKSUMS.index("read")
+_AGAIN = RETRIES.index("read")
 
 
 class Hedging(NamedTuple):
@@ -401,6 +402,7 @@ class SliceReader:
         self._errors[index] = error
         where = f"fragment {self._slice.id}.{index} on node {self._slice.nodes[index]}"
         log.warning("%s: %s; reading another", where, error)
+        RETRIES.add(at=_AGAIN)
         if isinstance(error, Corrupt | NotFound):
             self._note_damage(FragmentId(self._slice.id, index), self._slice.nodes[index], error)
 

@@ -183,6 +183,12 @@ class UpkeepDB:
         [[count]] = self._meta.read("damage_count", deadline)
         return int(count)
 
+    def oldest_loss(self, deadline: Deadline) -> float:
+        """Seconds since the first loss that is not repaired yet: a note of damage, or the last heartbeat of a node
+        that is down and keeps something; 0: there is none. Of nodes that were forgotten nobody knows when."""
+        [[age]] = self._meta.read("oldest_loss", deadline, silence=self._meta.silence)
+        return float(age)
+
     def give_up_silent_nodes(self, deadline: Deadline) -> list[int]:
         """Let repair wait no longer for the nodes that are down now, or unreachable; -> their ids.
 

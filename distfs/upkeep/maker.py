@@ -33,6 +33,7 @@ from distfs.meta import MetaDB
 from distfs.model import FragmentId, Node
 from distfs.peers.directory import NodeDirectory
 from distfs.quantity import size as readable
+from distfs.telemetry.metrics import CHECKSUMS
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.rebuild import rebuild
 from distfs.transfer.remains import Remains, search_of
@@ -46,6 +47,7 @@ log = logging.getLogger("distfs.upkeep")
 
 #: How many nodes are tried for one fragment before the slice waits its turn again.
 _MOST_TARGETS = 4
+_REPAIR = CHECKSUMS.index("repair")
 
 #: Errors that say something of the node written to, and nothing of those read from.
 _TARGETS_FAULT = (NodeUnavailable, TooSlow, Full, ProtocolError)
@@ -85,6 +87,7 @@ class FragmentMaker:
         store = self.directory.store(node, deadline)
         id = FragmentId(task.piece.id, index)
         if reason := fault(store, id, task.piece.digest, task.block_size, deadline):
+            CHECKSUMS.add(at=_REPAIR)
             raise Corrupt(reason)
 
     def confirm(self, task: SliceTask, index: int, node: int, deadline: Deadline) -> None:
@@ -137,6 +140,7 @@ class FragmentMaker:
                     with _reading(id, source):
                         reader.read_cell(cell)
                     if checksum(cell) != entry.checksum:
+                        CHECKSUMS.add(at=_REPAIR)
                         raise Corrupt(f"fragment {id} on node {source} fails a checksum")
                     writer.write_cell(entry, cell)
                 writer.finish(reader.table.slice_size, reader.table.last)

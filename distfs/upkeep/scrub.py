@@ -19,6 +19,7 @@ from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
 from distfs.fragment_store import FragmentStore, Page, fault
 from distfs.model import FragmentId
 from distfs.peers.directory import NodeDirectory
+from distfs.telemetry.metrics import CHECKSUMS
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.decisions import scrub_due_in, scrub_pace
 from distfs.upkeep.listing import PAGE, Missing, look_for, slice_of
@@ -30,6 +31,7 @@ from distfs.upkeep.step import PARALLEL, Pace, Step, Tally, all_of, paced
 log = logging.getLogger("distfs.upkeep")
 
 _PIECE_BYTES, _PIECE_FRAGMENTS = 4 << 20, 32  # read in one step, about, of one node
+_SCRUB = CHECKSUMS.index("scrub")
 _TRIES = 3  # how often one fragment may end its node's turn before it is the fragment that is bad
 
 #: Bounded pieces of one node's round: yields the bytes read, is sent the deadline of the next piece.
@@ -193,7 +195,7 @@ class Scrub:
         """Whether a fragment proved bad. Raises when its node cannot say."""
         limit = deadline.sooner(self._peers.base_timeout + turn.size / self._peers.min_rate)
         id, began = turn.id, time.monotonic()
-        useless = False
+        useless, failed_check = False, True
         try:
             digest, block_size = (turn.kept.digest, turn.kept.block_size) if turn.kept else (None, 0)
             reason = fault(store, id, digest, block_size, limit)
@@ -207,10 +209,11 @@ class Scrub:
             if self._stumbles[node, id] < _TRIES:
                 raise
             _check_answering(store, e, deadline)
-            reason = f"cannot be verified: {e}"
+            reason, failed_check = f"cannot be verified: {e}", False
         self._stumbles.pop((node, id), None)
         if not reason or not self._db.note_damage(id.slice, id.index, node, reason, deadline):
             return False  # a bad one that nobody wants here is the orphan sweep's
+        CHECKSUMS.add(failed_check, _SCRUB)
         log.warning("fragment %s on node %d: %s", id, node, reason)
         if useless:
             try:

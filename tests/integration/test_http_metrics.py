@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -19,9 +21,11 @@ from distfs.deadline import Deadline
 from distfs.http_app import create_app
 from distfs.telemetry import metrics
 from distfs.upkeep.db import UpkeepDB
+from tests.certificates import Certificates, at
 from tests.contract.litter import eventually
 from tests.integration.guarded import guarded_config, user
 from tests.service import BLOCK, HttpAddress, TestService, listening, running_service, small_config
+from tests.unit.test_http_app import call
 
 
 def told(service: HttpAddress, **labels: str) -> dict[str, float]:
@@ -202,3 +206,104 @@ def test_what_fails_its_check_is_counted(service: TestService) -> None:
             break
     else:
         raise AssertionError("none of twenty reads met the damage")
+    assert told(service, what="read")["distfs_retries_total"] > 0, "another was read"
+
+
+def test_all_there_is_is_counted_now_and_then(service: TestService) -> None:
+    """By what is left of it, by node, and with the trash."""
+    service.app.services.inventory._due = float("inf")
+    data = bytes(1000)
+    kept, gone = (service.ask("PUT", "/upload/x", data).text.strip() for _ in range(2))
+    assert service.ask("DELETE", f"/files/{gone}").status == 204
+    service.app.services.inventory._due = 0.0
+    eventually(lambda: "distfs_cluster_inventory_age_seconds" in told(service), "somebody has counted")
+    said = told(service)
+    assert (said["distfs_files"], said["distfs_files_bytes"]) == (1, 1000)
+    assert (said["distfs_trash_files"], said["distfs_trash_bytes"]) == (1, 1000)
+    assert told(service, redundancy_left="1")["distfs_slices"] == 1, "one copy more than it needs"
+    assert said["distfs_node_fragments"] == 4, "two copies of each"
+    db, deadline = UpkeepDB(service.app.services.meta), Deadline(60)
+    [piece] = service.app.services.meta.file(UUID(kept), deadline).slices
+    assert db.note_damage(piece.id, 0, piece.nodes[0], "a test", deadline)
+    service.app.services.inventory._due = 0.0
+    eventually(lambda: "distfs_slices" in told(service, redundancy_left="0"), "it is counted anew")
+    assert "distfs_slices" not in told(service, redundancy_left="1")
+
+
+def test_how_long_the_first_loss_waits_for_repair_is_told(service: TestService) -> None:
+    meta, deadline = service.app.services.meta, Deadline(60)
+    db = UpkeepDB(meta)
+    assert db.oldest_loss(deadline) == 0
+    uuid = UUID(service.ask("PUT", "/upload/x", bytes(1000)).text.strip())
+    [piece] = meta.file(uuid, deadline).slices
+    assert db.note_damage(piece.id, 0, piece.nodes[0], "a test", deadline)
+    with meta._pool.link(deadline) as link:
+        link.raw.run("UPDATE damage SET noted_at = noted_at - interval '1 hour'")
+    assert 3600 <= db.oldest_loss(deadline) < 7200
+    service.app.services.facts._due = 0.0
+    eventually(lambda: told(service).get("distfs_oldest_loss_age_seconds", 0) >= 3600, "it is told")
+    assert db.move_fragment(piece.id, 0, piece.nodes[0], piece.nodes[0], deadline)
+    assert db.oldest_loss(deadline) == 0, "it is made anew"
+    with meta._pool.link(deadline) as link:
+        link.raw.run(
+            "UPDATE node SET stopped = true, heartbeat_at = now() - interval '2 hours' WHERE id = :id",
+            id=piece.nodes[0],
+        )
+        link.raw.run("UPDATE node SET secret_hash = sha256('x') WHERE id = :id", id=piece.nodes[0])
+    assert db.oldest_loss(deadline) >= 7200, "of a node that is down and keeps something"
+
+
+def test_bytes_and_failures_are_told_by_node(service: TestService) -> None:
+    uuid = service.ask("PUT", "/upload/x", bytes(100_000)).text.strip()
+    [*pieces] = service.app.services.meta.file(UUID(uuid), Deadline(60)).slices
+    for node in {node for piece in pieces for node in piece.nodes}:
+        assert told(service, node=str(node))["distfs_node_sent_bytes_total"] > 10_000
+    assert service.ask("GET", f"/download/{uuid}").whole
+    assert told(service)["distfs_node_received_bytes_total"] > 100_000
+    assert told(service, node="other").get("distfs_node_received_bytes_total", 0) == 0
+
+
+def test_a_node_is_measured_through_the_service(metadb_url: str, tmp_path: Path) -> None:
+    """As the exporter of many targets does it: `?node=ID`."""
+    metrics.share()
+    with running_service(guarded_config(metadb_url), tmp_path) as service:
+        admin = user(service, "admin", ["admin"])
+        [node, *_] = (each.id for each in service.app.services.directory.nodes(Deadline(60)))
+        answer = admin.ask("GET", f"/metrics?node={node}")
+        assert answer.status == 200, answer.text
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        names = {family.name for family in families(answer.text)}
+        assert {"distfs_disk_free_bytes", "distfs_storage_request_seconds", "distfs_threads"} <= names
+        assert not {name for name in names if name.startswith("distfs_http")}
+        answer = admin.ask(
+            "GET", f"/metrics?node={node}", Accept="application/openmetrics-text;version=1.0.0"
+        )
+        assert answer.text.endswith("# EOF\n")
+        for unknown in ("99", "x", f"0{node}", "", "-1"):
+            assert admin.ask("GET", f"/metrics?node={unknown}").status == 404
+        assert service.ask("GET", f"/metrics?node={node}").status == 401
+        assert user(service, "somebody").ask("GET", f"/metrics?node={node}").status == 403
+
+
+def test_threads_and_pools_are_told_of(service: TestService) -> None:
+    assert service.ask("GET", "/files").status == 200
+    said = told(service)
+    assert said["distfs_threads"] > 5
+    assert said["distfs_metadb_connections"] >= 1
+    assert said["distfs_metadb_connections_limit"] == service.config.metadb.pool_size
+    assert said["distfs_node_connections_limit"] == service.config.peers.max_connections
+    eventually(lambda: told(service)["distfs_http_threads"] >= 1, "the loop has looked")
+    assert told(service)["distfs_http_connections_waiting"] == 0
+
+
+def test_when_the_first_certificate_ends_is_told(metadb_url: str, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    later = certificates.service("later")
+    with at(datetime.now(UTC) - timedelta(days=100)):
+        sooner = certificates.service("sooner")
+    config = replace(small_config(metadb_url), tls=certificates.https(later, sooner))
+    with closing(create_app(config)) as app:
+        text = call(app, PATH_INFO="/metrics").decode()
+    [ends] = re.findall(r"^distfs_certificate_end_timestamp_seconds (\S+)$", text, re.MULTILINE)
+    days = (float(ends) - datetime.now(UTC).timestamp()) / 86400
+    assert 250 < days < 270, "a year from when the older one was signed"

@@ -20,6 +20,7 @@ from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
 from distfs.process import connection_pool
+from distfs.telemetry import metrics
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import MakeProxy
@@ -138,8 +139,10 @@ def test_a_read_outlives_that_the_server_has_ended_what_was_just_used(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()",
         )
+        before = metrics.RETRIES.value("statement")
         assert meta.read("cluster_id", soon()) == run_sql(metadb_url, "SELECT id FROM cluster")
         assert meta._pool._links.snapshot().broken == 1
+        assert metrics.RETRIES.value("statement") == before + 1
 
 
 def test_a_refused_statement_costs_no_connection(metadb_url: str) -> None:

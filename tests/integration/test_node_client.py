@@ -20,6 +20,7 @@ from distfs.fragment_store import FragmentReader, FragmentWriter
 from distfs.model import Address
 from distfs.peers.client import NodeClient
 from distfs.storage_server import StorageServer
+from distfs.telemetry import metrics
 from distfs.wire_socket import WireSocket
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, PEERS, KillableServer, client_of, serving
@@ -105,7 +106,9 @@ def test_a_reused_connection_that_the_node_closes_is_replaced_once() -> None:
 
     with scripted(one_answer, answering(info)) as client:
         assert client.list("", 5, soon()).cursor is None
+        before = metrics.RETRIES.value("request")
         assert client.list("", 5, soon()).cursor is None
+        assert metrics.RETRIES.value("request") == before + 1
 
 
 def test_a_fresh_connection_that_the_node_closes_is_an_error() -> None:

@@ -26,6 +26,7 @@ from distfs.formats.wire import Type
 from distfs.model import FragmentId, Policy
 from distfs.peers.remote_fragment import RemoteWriter
 from distfs.storage.disk.store import DiskStore
+from distfs.telemetry import metrics
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import KillableServer, client_of, serving
 from tests.contract.samples import MIB, entry_of, header, listed, put, random_bytes, soon, whole
@@ -55,8 +56,10 @@ def test_a_cell_frame_of_another_length_than_its_entry_is_refused(raw: Raw) -> N
 def test_a_damaged_cell_is_refused(raw: Raw) -> None:
     raw.begin_put(header(), 10 * MIB)
     raw.cell(b"x" * 4096)
+    before = metrics.STORE_CHECKSUMS.value("received")
     raw.cell(b"y" * 4096, entry_of(b"z" * 4096))
     refuse(raw, Corrupt)
+    assert metrics.STORE_CHECKSUMS.value("received") == before + 1
 
 
 @pytest.mark.parametrize("size", [0, 4096, 8193])

@@ -18,6 +18,7 @@ from distfs.config.settings import BytesPerSecond, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import NodeUnavailable, TooSlow
 from distfs.model import FragmentId, Policy
+from distfs.telemetry import metrics
 from distfs.upkeep.step import Pace
 from tests.contract.litter import eventually
 from tests.contract.samples import header, put
@@ -60,7 +61,10 @@ def test_scrub_finds_it_and_repair_heals_it(cluster: UpkeepCluster, kind: str, p
     file, other = cluster.upload(data, policy), cluster.upload(bytes_of(1, 5), policy)
     id, node = cluster.fragments(file)[1]
     DAMAGE[kind](cluster.path(id, node))
+    metrics.share()
     assert drive(cluster.scrub()).detail["bad"] == 1
+    for counted in (metrics.CHECKSUMS.value("scrub"), metrics.STORE_CHECKSUMS.value("disk")):
+        assert counted == (kind != "deleted"), "by who asked, and where it lies"
     assert cluster.sql("SELECT slice_id, index, node_id FROM damage") == [[id.slice, id.index, node]]
     assert cluster.download(file) == data
     drive(cluster.repair())

@@ -22,7 +22,7 @@ def app() -> Iterator[HttpApp]:
         yield app
 
 
-def call(app: HttpApp, **environ: Any) -> None:
+def call(app: HttpApp, **environ: Any) -> bytes:
     given = {
         "REQUEST_METHOD": "GET",
         "PATH_INFO": "/healthz",
@@ -32,7 +32,9 @@ def call(app: HttpApp, **environ: Any) -> None:
     wsgi = {"wsgi.url_scheme": "http", "wsgi.input": io.BytesIO()}
     answer = app(given | wsgi | environ, lambda status, headers, exc_info=None: lambda data: None)
     with closing(answer):  # type: ignore[type-var]
-        assert b"".join(answer)
+        body = b"".join(answer)
+        assert body
+        return body
 
 
 def test_a_request_leaves_nothing_for_the_garbage_collector(app: HttpApp) -> None:

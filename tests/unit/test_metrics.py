@@ -10,17 +10,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as families
 
-from distfs.config.settings import Config, MetricsConfig
+from distfs.config.settings import Config, LogConfig, MetricsConfig
 from distfs.errors import BadToken, Busy, TooMany, Unsupported
 from distfs.formats.wire import Type
 from distfs.http_app import _ROUTE_OF, HttpApp, create_app
+from distfs.process.log_writer import MOST_LINES, LineWriter
 from distfs.telemetry import metrics
+from distfs.telemetry.log_files import LogFile
+from distfs.telemetry.metrics_page import page
 from tests.unit.test_http_app import call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +168,7 @@ def test_the_library_is_known_in_one_place() -> None:
 
 
 def test_the_page_lists_what_there_is() -> None:
-    assert (ROOT / "docs/metrics.md").read_text("utf-8") == metrics.page(), "make docs"
+    assert (ROOT / "docs/metrics.md").read_text("utf-8") == page(), "make docs"
 
 
 def test_the_types_are_those_of_the_wire() -> None:
@@ -188,3 +192,32 @@ def test_promtool_finds_nothing() -> None:
         _, data = metrics.rendered("", looked_at, part)
         done = subprocess.run(["promtool", "check", "metrics"], input=data, capture_output=True, timeout=60)
         assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_a_line_that_is_dropped_is_counted_though_its_process_is_killed(tmp_path: Path) -> None:
+    metrics.share(2)
+    if not (pid := os.fork()):
+        metrics.mine(1)
+        (tmp_path / "file").write_text("")
+        kept = LogFile(LogConfig(dir=str(tmp_path / "file" / "folder")), "x", aside=False)
+        kept.write("one\ntwo\n")
+        writer = LineWriter(StringIO(), str, lost=metrics.LOG_DROPPED.add)
+        writer._waking = True  # nobody writes
+        for _ in range(MOST_LINES + 3):
+            writer.add(("x\n", "x\n"))
+        os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    assert told()["distfs_log_dropped_lines_total{}"] == 2 + 3
+    metrics.forget(1)
+    assert told()["distfs_log_dropped_lines_total{}"] == 2 + 3
+
+
+def test_nodes_beyond_those_that_are_known_are_counted_together() -> None:
+    for number in (1, 1023, 1024, 5000, 0, -3):
+        metrics.NODE_SENT.add(1, metrics.node_at(number))
+    said = {k: v for k, v in told().items() if k.startswith("distfs_node_sent_bytes_total")}
+    assert said == {
+        "distfs_node_sent_bytes_total{node=1}": 1,
+        "distfs_node_sent_bytes_total{node=1023}": 1,
+        "distfs_node_sent_bytes_total{node=other}": 4,
+    }

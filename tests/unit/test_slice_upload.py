@@ -13,6 +13,7 @@ from distfs.formats.coding import code_for
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy
 from distfs.process.threads import Threads
+from distfs.telemetry import metrics
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.slice_plan import FileIdentity, SlicePlan
 from distfs.transfer.slice_upload import SliceUpload
@@ -78,3 +79,12 @@ def test_a_fragment_that_fails_takes_none_with_it_of_those_that_share_its_thread
     assert faulty.writers_open == 0
     there = {i for i, node in enumerate(plan.nodes) if FragmentId(plan.id, i) in kept[node].fragments}
     assert there == set(range(6)) - {index}
+
+
+def test_a_fragment_that_has_to_go_to_another_node_is_counted() -> None:
+    plan, failed, _ = send(Policy(1, 2), stores(3))
+    before = metrics.RETRIES.value("write")
+    assert plan.done(failed).nodes == (1, 2, 3)
+    assert metrics.RETRIES.value("write") == before
+    assert plan.done({0, 2}).nodes == (0, 2, 0)
+    assert metrics.RETRIES.value("write") == before + 2
