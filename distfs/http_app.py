@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
-from distfs.access.authorize import Action, needs_nothing
+from distfs.access.authorize import ADMIN, Action, needs_nothing
 from distfs.access.door import ANYBODY, NOBODY, Actor
 from distfs.config.callers import Caller, Identity, shown
 from distfs.config.file import load
@@ -24,14 +24,16 @@ from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
-from distfs.routes import admin, download, files, links, metrics, tokens, upload
+from distfs.routes import admin, download, files, links, metrics, tokens, traced, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, CountedBytes, Request
 from distfs.services import Services, build
 from distfs.telemetry import metrics as counted
+from distfs.telemetry import tracing
 from distfs.telemetry.context import current_request_id, enter_request, leave_request
 from distfs.telemetry.logs import log_facts
+from distfs.telemetry.tracing import Span
 from distfs.together import Together
 
 if TYPE_CHECKING:
@@ -89,7 +91,9 @@ def create_app(config: Config | None = None, together: Together | None = None) -
     ``config`` None: from ``config.yml`` and the environment. Connects to nothing before the first request.
     ``together``: it is one of several processes of a service.
     """
-    return HttpApp(build(load() if config is None else config, together))
+    config = load() if config is None else config
+    tracing.set_up(config.tracing, "")
+    return HttpApp(build(config, together))
 
 
 class HttpApp:
@@ -130,17 +134,25 @@ class HttpApp:
         request = Request(environ)
         identity = self._callers.identify(request.caller)
         request.scheme = identity.scheme(request.scheme)
+        span = traced.enter(request, request_id) if tracing.on else None
         response = self._answer(request, identity)
         sender = who(identity, request.caller)
         if self.services.audit.on and (request.by_link or request.method not in SAFE):
             note(self.services.audit, request, response.status_code, request_id, sender)
         response.headers["X-Request-Id"] = request_id
         response.headers.update(request.safety)
+        if span is not None:
+            self._time(span, request, response)
         self._browsers.share(request, response)
         answer = response(environ, start_response)
         if request.who:
             sender["who"] = request.who
-        return _Answer(answer, request, response.status_code, began, sender, self._counts)
+        return _Answer(answer, request, response.status_code, began, sender, self._counts, span)
+
+    def _time(self, span: Span, request: Request, response: Answer | Response) -> None:
+        """Tell an administrator, and whoever asks, what took how long."""
+        if traced.ASKS in request.environ or (self.services.door.guarded and ADMIN in request.actor.scopes):
+            response.headers["Server-Timing"] = traced.server_timing(span)
 
     @staticmethod
     def answers_at_once(path: str) -> bool:
@@ -189,6 +201,7 @@ class HttpApp:
     def close(self) -> None:
         """Let go of every thread and connection; the app answers no more."""
         self.services.close()
+        tracing.close()
 
     @property
     def _callers(self) -> CallersConfig:
@@ -325,15 +338,18 @@ class _Answer(CountedBytes[bytes]):
         began: float,
         sender: dict[str, str],
         counts: bool,
+        span: Span | None,
     ) -> None:
         super().__init__(body)
-        self._counts = counts
+        self._counts, self._span = counts, span
+        self._error: DistfsError | None = None
         self._request, self._status, self._began, self._sender = request, status, began, sender
 
     def __next__(self) -> bytes:
         try:
             return super().__next__()
         except DistfsError as e:
+            self._error = e
             if given_up := self._request.because_given_up(e):
                 raise given_up from e
             raise  # the host says why, once
@@ -343,6 +359,8 @@ class _Answer(CountedBytes[bytes]):
             super().close()
         finally:
             self._log()
+            if self._span is not None:
+                traced.leave(self._span, self._request, self._status, self.sent, self._error)
             leave_request()
 
     def _log(self) -> None:

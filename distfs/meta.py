@@ -40,6 +40,7 @@ from distfs.model import (
     Slice,
 )
 from distfs.quantity import counted
+from distfs.telemetry.tracing import traced
 
 MAX_LISTED = 1000
 
@@ -225,6 +226,7 @@ class MetaDB(Transactions):
 
     # --- files --------------------------------------------------------------------------------------
 
+    @traced("commit")
     def commit_files(
         self, files: Sequence[NewFile], deadline: Deadline, whose: Ownership = NOBODYS
     ) -> list[File]:

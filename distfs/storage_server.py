@@ -35,7 +35,7 @@ from distfs.storage.disk.watch import DiskWatch
 from distfs.storage.membership import Membership, await_keys, cluster_of
 from distfs.storage.metrics_port import MetricsPort
 from distfs.storage.strangers import Strangers
-from distfs.telemetry import metrics
+from distfs.telemetry import metrics, tracing
 from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import Peers, is_not_own, peers
 
@@ -271,9 +271,11 @@ def _run(argv: list[str]) -> int:
 def _serve_as_told(config: Config, given: Namespace) -> int:
     metrics.share()
     setup_logging(config.log, aside=config.log.dir not in ("auto", "off"), file=_name(config))
+    tracing.set_up(config.tracing, "-node")
     try:
         serve(config, given.exit_with_parent, given.init)
     finally:
+        tracing.close()
         flush_log()
     return DONE
 

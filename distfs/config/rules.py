@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 from distfs.config.settings import (
     GIB,
@@ -146,4 +147,19 @@ def _other_rules(c: Config) -> _Rules:
     yield c.log.format in ("text", "json"), "log.format must be 'text' or 'json'"
     yield c.log.max_bytes >= MIB, "log.max_bytes must be at least 1MiB"
     yield bool(c.log.dir), "log.dir must be a folder, auto, or off"
+    yield (
+        _is_endpoint(c.tracing.endpoint),
+        "tracing.endpoint must be a URL, as http://127.0.0.1:4318, or empty",
+    )
+    yield c.tracing.ratio <= 1, "tracing.ratio must be at most 100%"
+    yield bool(c.tracing.service_name), "tracing.service_name must not be empty"
     yield c.log.level.upper() in _LEVELS, f"log.level must be one of {', '.join(_LEVELS)}"
+
+
+def _is_endpoint(url: str) -> bool:
+    """Whether spans can be sent there."""
+    try:
+        parts = urlsplit(url)
+        return not url or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+    except ValueError:
+        return False

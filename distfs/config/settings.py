@@ -296,6 +296,17 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """Spans of what requests and upkeep do, for OpenTelemetry."""
+
+    endpoint: str = field(default="", repr=False)  # where they are sent, by OTLP over HTTP; empty: nowhere
+    ratio: Fraction = Fraction(0.01)  # of all traces that are sent, besides those that fail or are slow
+    slow: Seconds = Seconds(1)
+    service_name: str = "distfs"
+    server_timing: bool = False  # record for Server-Timing alone, too
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it. Each part of distfs is handed the section it needs, not this."""
 
@@ -313,6 +324,7 @@ class Config:
     local: LocalConfig = field(default_factory=LocalConfig)
     log: LogConfig = field(default_factory=LogConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
 
     @property
     def log_dir_of_up(self) -> str:

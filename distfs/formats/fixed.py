@@ -4,14 +4,15 @@ A header is a fixed part, and in requests what that gives the length of: the fra
 keeps it, and the id of the request the service works for. A header that is a byte too short or too long, or says
 what cannot be, is refused. Big-endian, but for what is as in a fragment (see ``fragment``).
 
-    GET     to · deadline · slice · index · first · many · aside?               · request
-    PUT     to · deadline · size hint                                            · fragment's header · request
-    WHOLE   to · deadline · slice size · last? · the cell's entry                · fragment's header · request
+    GET     to · deadline · slice · index · first · many · aside?               · request · trace
+    PUT     to · deadline · size hint                                            · fragment's header · request · trace
+    WHOLE   to · deadline · slice size · last? · the cell's entry                · fragment's header · request · trace
     END     slice size · last?
     STORED  heard
     CELLS   slice size · last? · length of the table
 
-``to`` is the cluster and the node a request is meant for, 16 bytes each.
+``to`` is the cluster and the node a request is meant for, 16 bytes each. ``trace`` is a traceparent
+(``headers.traceparent``), or nothing where nobody records.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from uuid import UUID
 
 from distfs.errors import ProtocolError
 from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader, Outline, named, outline
+from distfs.headers.traceparent import PACKED_SIZE
 from distfs.model import MAX_K, MAX_M, FragmentId
 
 TO_SIZE = 32
@@ -46,19 +48,23 @@ class Get(NamedTuple):
     many: int
     aside: bool
     request: bytes
+    trace: bytes = b""
 
     def encode(self) -> bytes:
-        to, deadline, id, first, many, aside, request = self
+        to, deadline, id, first, many, aside, request, trace = self
         request = request[:MAX_REQUEST]
         asked = id.slice.bytes, id.index, first, many, aside
-        return _GET.pack(to, deadline, *asked, len(request)) + request
+        return _GET.pack(to, deadline, *asked, len(request)) + request + trace
 
     @classmethod
     def decode(cls, raw: bytes) -> Get:
         (to, deadline, slice_, index, first, many, aside, length), rest = _cut("GET", _GET, raw)
-        if index >= MAX_K + MAX_M or first >= _MAX_COUNT or many >= _MAX_COUNT or len(rest) != length:
+        if index >= MAX_K + MAX_M or first >= _MAX_COUNT or many >= _MAX_COUNT:
             raise _wrong("GET")
-        return cls(to, deadline, FragmentId(UUID(bytes=slice_), index), first, many, aside, rest)
+        if len(rest) != length and len(rest) != length + PACKED_SIZE:
+            raise _wrong("GET")
+        of = FragmentId(UUID(bytes=slice_), index)
+        return cls(to, deadline, of, first, many, aside, rest[:length], rest[length:])
 
     @property
     def name(self) -> str:
@@ -74,11 +80,12 @@ class Put(NamedTuple):
     size_hint: int
     packed: bytes  # the fragment's header
     request: bytes
+    trace: bytes = b""
 
     def encode(self) -> bytes:
-        to, deadline, size_hint, packed, request = self
+        to, deadline, size_hint, packed, request, trace = self
         request = request[:MAX_REQUEST]
-        return _PUT.pack(to, deadline, size_hint, len(request), len(packed)) + packed + request
+        return _PUT.pack(to, deadline, size_hint, len(request), len(packed)) + packed + request + trace
 
     @classmethod
     def decode(cls, raw: bytes) -> Put:
@@ -107,6 +114,7 @@ class Whole(NamedTuple):
     entry: CellEntry
     packed: bytes  # the fragment's header
     request: bytes
+    trace: bytes = b""
 
     def encode(self) -> bytes:
         return encode_whole(*self)
@@ -129,12 +137,19 @@ class Whole(NamedTuple):
 
 
 def encode_whole(
-    to: bytes, deadline: float, slice_size: int, last: bool, entry: CellEntry, packed: bytes, request: bytes
+    to: bytes,
+    deadline: float,
+    slice_size: int,
+    last: bool,
+    entry: CellEntry,
+    packed: bytes,
+    request: bytes,
+    trace: bytes = b"",
 ) -> bytes:
     """A ``Whole``, without making one."""
     request = request[:MAX_REQUEST]
     fixed = _WHOLE.pack(to, deadline, slice_size, last, entry.pack(), len(request), len(packed))
-    return fixed + packed + request
+    return fixed + packed + request + trace
 
 
 class End(NamedTuple):
@@ -202,11 +217,12 @@ def _all(name: str, fixed: struct.Struct, raw: bytes) -> tuple[Any, ...]:
     return fixed.unpack(raw)
 
 
-def _texts(name: str, rest: bytes, request: int, packed: int) -> tuple[bytes, bytes]:
-    """The fragment's header, and the request's id."""
-    if len(rest) != packed + request:
+def _texts(name: str, rest: bytes, request: int, packed: int) -> tuple[bytes, bytes, bytes]:
+    """The fragment's header, the request's id, and its trace."""
+    end = packed + request
+    if len(rest) != end and len(rest) != end + PACKED_SIZE:
         raise _wrong(name)
-    return rest[:packed], rest[packed:]
+    return rest[:packed], rest[packed:end], rest[end:]
 
 
 def _fragment(name: str, to: bytes, packed: bytes) -> Outline:

@@ -60,6 +60,7 @@ class Connection(Protocol):
     address: Any
     hang_up: HangUp | None
     full: bool  # the socket takes no more for now
+    serving: float  # since when a request is ready or served, on the monotonic clock
 
     def write(self, *buffers: Bytes, rewind: Rewind | None = None) -> int:
         """Send in order. ``rewind``: takes back what a full socket does not take; -> how much that was.
@@ -247,6 +248,7 @@ class Response:
             "distfs.admitted": self.request.admitted is not None,
             "distfs.trailers": self.request.trailers,
             "distfs.hang_up": connection.hang_up,
+            "distfs.ready": connection.serving,  # since when, on the monotonic clock
             "distfs.draining": connection.loop.draining and connection.loop.service_stops,
         }
         if self.request.body is not None:

@@ -9,6 +9,7 @@ import contextlib
 import select
 import ssl
 import struct
+import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -38,6 +39,7 @@ from distfs.metadb.statement import Statement, is_last
 from distfs.metadb.url import Host, MetaURL
 from distfs.process import descriptors
 from distfs.quantity import compared
+from distfs.telemetry import tracing
 from distfs.telemetry.metrics import METADB_SECONDS
 
 #: What pg8000 lets out when the connection breaks, wherever it was just reading or writing.
@@ -145,13 +147,13 @@ class Link:
         usock = self.raw._usock
         usock.limit = deadline  # every wait for the server ends with it, or when it is cancelled
         unwatch = deadline.watch(self._interrupt)
+        began, rows = time.monotonic(), None
         try:
             self._limit_to(left)
             statement = self._statements.get(name)
             if statement is None:
                 statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
             sent = True
-            began = time.monotonic()
             rows = statement.run(params, answers)
         except DatabaseError as e:
             ended = is_last(e)
@@ -168,10 +170,19 @@ class Link:
         finally:
             unwatch()
             usock.limit = None
+            if tracing.on:
+                self._trace(name, began, sys.exception() if rows is None else None)
         self._busy = False
         self.answered_at = time.monotonic()
         METADB_SECONDS.observe(self.answered_at - began)
         return rows
+
+    def _trace(self, name: str, began: float, error: BaseException | None) -> None:
+        """``pg_stat_activity`` shows it by the server process that ran it."""
+        process = struct.unpack("!i", self.raw._backend_key_data[:4])[0]
+        facts = {"db.system.name": "postgresql", "db.operation.name": name, "distfs.metadb.pid": process}
+        where = {"server.address": self.host.name, "server.port": self.host.port}
+        tracing.past(name, began, facts | where, tracing.CLIENT, error)
 
     def _lost(self, error: BaseException) -> str:
         return f"lost the connection to MetaDB at {self.host}: {_reason(error)}"

@@ -90,8 +90,11 @@ class NodeClient(AsksAhead, TakesWhole):
         # With its heads. In a larger file, an upload waits for nodes that have ended before a slice begins: look.
         replayable = header.ordinal == 0 and 0 < size_hint <= REPLAY_MOST // 2
         left = deadline.remaining(self.link.peer)
-        exchange = Exchange(self.link, deadline, replayable=replayable, for_disk=True)
-        begin = Put(self._to, left, size_hint, header.pack(), current_request_id().encode())
+        exchange = Exchange(
+            self.link, deadline, replayable=replayable, for_disk=True, what="PUT", of=header.id
+        )
+        id, packed = current_request_id().encode(), header.pack()
+        begin = Put(self._to, left, size_hint, packed, id, exchange.trace)
         return RemoteWriter(exchange, begin, header.block_size)
 
     def send_whole(
@@ -113,7 +116,6 @@ class NodeClient(AsksAhead, TakesWhole):
         ``connect_within``: seconds after which a connection that is still not there is late already.
         """
         left = deadline.remaining(self.link.peer)
-        asked = Get(self._to, left, id, first, count, aside, current_request_id().encode())
         try:
             exchange = Exchange(
                 self.link,
@@ -121,11 +123,14 @@ class NodeClient(AsksAhead, TakesWhole):
                 notice=self.link.hedge_delay,
                 connect_within=connect_within,
                 replayable=True,
+                what="GET",
+                of=id,
             )
         except TooSlow:
             if connect_within is not None:
                 self.link.latency.add(connect_within)
             raise
+        asked = Get(self._to, left, id, first, count, aside, current_request_id().encode(), exchange.trace)
         return RemoteReader(exchange, wire.encode(Type.GET, asked.encode()))
 
     def get(
@@ -136,8 +141,8 @@ class NodeClient(AsksAhead, TakesWhole):
         return reader
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
-        request = self._request(Type.STAT, wire.encode_id(id), deadline)
-        reader = RemoteReader(Exchange(self.link, deadline), request)
+        exchange = Exchange(self.link, deadline, what="STAT", of=id)
+        reader = RemoteReader(exchange, self._request(Type.STAT, wire.encode_id(id), exchange))
         with contextlib.closing(reader):
             reader.start()
         return reader.table
@@ -199,9 +204,11 @@ class NodeClient(AsksAhead, TakesWhole):
             check_page(page, cursor, limit)
         return page
 
-    def _request(self, type_: Type, fields: dict[str, Any], deadline: Deadline) -> bytes:
-        left = deadline.remaining(self.link.peer)
+    def _request(self, type_: Type, fields: dict[str, Any], exchange: Exchange) -> bytes:
+        left = exchange.deadline.remaining(self.link.peer)
         about = {"deadline": round(left, 3), "request": current_request_id()}
+        if exchange.span is not None:
+            about["traceparent"] = str(exchange.span.carried)
         return wire.encode(type_, self._names | about | fields)
 
     def _call(
@@ -211,8 +218,9 @@ class NodeClient(AsksAhead, TakesWhole):
 
         ``patient``: the node reads a whole fragment before it answers, so that only the deadline bounds the silence.
         """
-        request = self._request(type_, fields, deadline)
-        exchange = Exchange(self.link, deadline, patient=patient)
+        exchange = Exchange(self.link, deadline, patient=patient, what=type_.name)
+        with exchange:
+            request = self._request(type_, fields, exchange)
         exchange.send(request)
         frame = exchange.answer(Type.OK)
         body = bytearray(frame.body_length)

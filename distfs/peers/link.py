@@ -11,12 +11,14 @@ from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, DistfsError, NodeUnavailable, ProtocolError, TooSlow
 from distfs.formats.wire import Frame, Type, decode_error
-from distfs.model import Address, Buffer
+from distfs.model import Address, Buffer, FragmentId
 from distfs.peers.breaker import Breaker
 from distfs.peers.greeting import NodeSocket
 from distfs.peers.hedge import LatencyHistory
 from distfs.process.connection_pool import ConnectionPool, Limits
+from distfs.telemetry import tracing
 from distfs.telemetry.metrics import NODE_FAILURES, NODE_SENT, RETRIES, node_at
+from distfs.telemetry.tracing import Span
 from distfs.tls.contexts import Side
 
 #: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
@@ -146,12 +148,22 @@ class WaitBudget:
         return min(left, self._deadline.remaining(phase))
 
 
+def span_of(link: NodeLink, what: str, of: object) -> Span | None:
+    """Of a request to a node; None: nothing is recorded here."""
+    where = {"server.address": link.address.host, "server.port": link.address.port}
+    about = {"rpc.system": "distfs", "rpc.method": what, "distfs.node": link.peer, "distfs.fragment": of}
+    return tracing.begin(what, tracing.CLIENT, {**where, **about})
+
+
 class Exchange:
     """One request on a connection of the pool. Ends by ``done``, or the connection is closed.
 
     A reused connection that proves stale, closed by the node before a byte of the answer came, is replaced by
     a fresh one, once, as long as all that was sent is still at hand.
     """
+
+    span: Span | None = None  # of it; ``trace``: what the node is told of that
+    trace = b""
 
     def __init__(
         self,
@@ -163,11 +175,13 @@ class Exchange:
         patient: bool = False,
         replayable: bool = False,
         for_disk: bool = False,
+        what: str = "",
+        of: FragmentId | None = None,
     ) -> None:
         """``notice``: silence after which ``_or_late`` calls return; ``connect_within``: seconds to connect in;
         ``patient``: the node works for long before it answers, so that only the deadline bounds its silence;
         ``replayable``: all that is sent will be at hand until the answer comes; ``for_disk``: the node writes before
-        it answers, and may be silent for as long as the budget lasts.
+        it answers, and may be silent for as long as the budget lasts; ``what``, ``of``: what is asked for, to trace.
 
         Raises Busy, NodeUnavailable, TooSlow.
         """
@@ -177,16 +191,27 @@ class Exchange:
         self._kept: list[Buffer] | None = []
         self._size = 0
         self._ended = False
+        if tracing.on and (span := span_of(link, what, of)) is not None:
+            self.span, self.trace = span, span.carried.pack()
         sock = link.pool.lend() if replayable else None
         self._reused = sock is not None
         if sock is None:
             wait = link.config.stall_timeout if connect_within is None else connect_within
-            sock, self._reused = link.pool.take(deadline.sooner(wait))
+            sock = self._connected(wait)
         self.sock = sock
         self._unsent: Sequence[Buffer] = ()  # until the greeting is over
         self._prepare()
         if notice is None:
             self._greet()
+
+    def _connected(self, wait: float) -> NodeSocket:
+        try:
+            sock, self._reused = self.link.pool.take(self.deadline.sooner(wait))
+        except BaseException as e:
+            if self.span is not None:
+                self.span.end(e)
+            raise
+        return sock
 
     def send(self, *buffers: Buffer, more: bool = False) -> None:
         """Raises what the node said, if it hung up with a reason; else NodeUnavailable, TooSlow."""
@@ -287,6 +312,9 @@ class Exchange:
         if self._ended:
             return
         self._ended = True
+        if self.span is not None:
+            self.span.facts["distfs.sent_bytes"] = self._size
+            self.span.end()
         NODE_SENT.add(self._size, self.link.series)
         self._unwatch()
         if understood:
@@ -302,6 +330,9 @@ class Exchange:
         """Give up; nothing after ``done``. It is nobody's fault."""
         if not self._ended:
             self._ended = True
+            if self.span is not None:
+                self.span.facts["distfs.given_up"] = True
+                self.span.end()
             self._unwatch()
             self.link.pool.discard(self.sock)
 
@@ -314,6 +345,8 @@ class Exchange:
         """Raises Cancelled when that is why."""
         if isinstance(error, DistfsError) and not self._ended:
             self.link.account(error, self.deadline)
+        if self.span is not None:
+            self.span.end(error)
         self.close()
         if isinstance(error, DistfsError):
             self.deadline.check_cancelled()
@@ -367,8 +400,10 @@ class Exchange:
         self._reused = False
         try:
             self.sock = self.link.pool.replace(self.sock, self.deadline)
-        except DistfsError:
+        except DistfsError as e:
             self._ended = True  # connecting has told the breaker: it is one failure
+            if self.span is not None:
+                self.span.end(e)
             raise
         self._prepare()
         self._greet()

@@ -83,8 +83,8 @@ class RemoteWriter:
 
     def _send_whole(self, entry: CellEntry, data: bytes, slice_size: int, last: bool) -> None:
         """In one frame, which its node stores in one go."""
-        to, deadline, _, packed, request = self._begin
-        whole = Whole(to, deadline, slice_size, last, entry, packed, request)
+        to, deadline, _, packed, request, trace = self._begin
+        whole = Whole(to, deadline, slice_size, last, entry, packed, request, trace)
         self._exchange.send(self._frame(Type.WHOLE, whole.encode(), entry.length), data)
 
     def _frame(self, type_: Type, header: bytes, body: int = 0) -> bytes:

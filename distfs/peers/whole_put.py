@@ -15,14 +15,16 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NodeUnavailable, TooSlow
 from distfs.formats import wire
 from distfs.formats.fixed import Stored, encode_whole
-from distfs.formats.fragment import MAX_HEADER, CellEntry
+from distfs.formats.fragment import MAX_HEADER, CellEntry, named
 from distfs.formats.wire import Frame, Type
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer
 from distfs.peers.greeting import NodeSocket
-from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink, WaitBudget
+from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink, WaitBudget, span_of
+from distfs.telemetry import tracing
 from distfs.telemetry.context import current_request_id
 from distfs.telemetry.metrics import CHECKSUMS
+from distfs.telemetry.tracing import Span
 
 #: Bytes of a cell that fits, with all that is beside it.
 MOST = min(wire.MAX_WHOLE, REPLAY_MOST - 2 * MAX_HEADER)
@@ -53,12 +55,14 @@ def send_whole(
     """See ``TakesWhole``: on a connection that was just used; None: there is none."""
     left = deadline.remaining(link.peer)
     request = current_request_id().encode()
-    header = encode_whole(to, left, slice_size, True, entry, packed, request)
     sock = link.pool.lend()
     if sock is None:
         return None
+    span = span_of(link, "WHOLE", named(packed)) if tracing.on else None
+    trace = span.carried.pack() if span is not None else b""
+    header = encode_whole(to, left, slice_size, True, entry, packed, request, trace)
     frame = wire.encode(Type.WHOLE, header, entry.length)
-    return WholePut(link, sock, deadline, (frame, cell), xxhash.xxh3_64_digest(header))
+    return WholePut(link, sock, deadline, (frame, cell), xxhash.xxh3_64_digest(header), span)
 
 
 class WholePut(Exchange):
@@ -71,6 +75,7 @@ class WholePut(Exchange):
         deadline: Deadline,
         frame: Sequence[Buffer],
         heard: bytes,
+        span: Span | None,
     ) -> None:
         """``sock``: just lent by the pool of ``link``; ``heard``: what its node answers when it has all of it.
 
@@ -81,7 +86,7 @@ class WholePut(Exchange):
         self._notice, self._patient, self._for_disk = None, False, True
         self._reused, self._ended, self._unsent = True, False, ()
         self._kept, self._size = [], sum(map(len, frame))
-        self._heard = heard
+        self._heard, self.span = heard, span
         self._prepare()
         try:
             try:

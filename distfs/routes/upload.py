@@ -24,6 +24,7 @@ from distfs.headers import media_type
 from distfs.limits.promises import Promise
 from distfs.model import NOBODYS, Ownership, Policy
 from distfs.quantity import compared
+from distfs.routes import traced
 from distfs.routes.body_digests import BodyDigests
 from distfs.routes.conditions import check_nothing_there, has_conditions
 from distfs.routes.file_facts import created
@@ -32,6 +33,7 @@ from distfs.routes.messages import Answer, Request
 from distfs.routes.seen import read_visibility
 from distfs.routes.upload_page import form, told
 from distfs.services import Services
+from distfs.telemetry import tracing
 
 #: How the files of a body are found in it. Refuses at once what cannot have any.
 Files = Callable[[Source], Iterator[IncomingFile]]
@@ -92,7 +94,8 @@ def _store(
     # Closed by whatever ends it: who fails in its middle has a place among those served no longer.
     with (
         counted_upload(services, request, deadline),
-        services.bandwidth.incoming(request.body, request.caller, deadline, size) as body,
+        services.bandwidth.incoming(request.body, request.caller, deadline, size) as paced,
+        traced.receiving(paced) as body,
     ):
         incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
         with (
@@ -184,7 +187,8 @@ def _room(
     admission, caller = services.admission, request.caller
     largest, whose = _largest(services, request), admission.callers.whose(caller)
     declared = size is not None
-    return admission.admit(announced, policy, deadline, declared=declared, largest=largest, whose=whose)
+    with tracing.span("admit"):
+        return admission.admit(announced, policy, deadline, declared=declared, largest=largest, whose=whose)
 
 
 def _refuse_encoded(request: Request) -> None:

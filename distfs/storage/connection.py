@@ -11,6 +11,7 @@ import os
 import socket
 import socketserver
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import xxhash
@@ -23,12 +24,13 @@ from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry
 from distfs.formats.hello import Reason, Unwelcome
 from distfs.formats.wire import Frame, Type
+from distfs.headers.traceparent import TraceParent, parse, unpack
 from distfs.model import FragmentId
 from distfs.storage.disk.store import DiskStore, DiskWriter
 from distfs.storage.greeting import examine
 from distfs.storage.metrics_port import node_samples
 from distfs.storage.strangers import Strangers, network_of
-from distfs.telemetry import metrics
+from distfs.telemetry import metrics, tracing
 from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
 
@@ -43,6 +45,11 @@ READ_AHEAD, READ_STEP = 8 << 20, 2 << 20
 _MOVING = frozenset((Type.GET, Type.PUT, Type.WHOLE))
 _NAMES = {type_: type_.name for type_ in Type}  # an enum takes two calls to say it
 _RECEIVED, _DISK = (metrics.STORE_CHECKSUMS.index(where) for where in ("received", "disk"))
+_DECODERS: dict[Type, Callable[[bytes], Get | Put | Whole]] = {
+    Type.GET: Get.decode,
+    Type.PUT: Put.decode,
+    Type.WHOLE: Whole.decode,
+}
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20  # of a caller that is refused while it sends
 
 
@@ -144,12 +151,27 @@ class Connection(socketserver.BaseRequestHandler):
         moves, began = frame.type in _MOVING, time.monotonic()
         if self.node.begin_request(moves):
             try:
-                return self._serve(frame)
+                return self._serve(frame) if not tracing.on else self._serve_traced(frame)
             finally:
                 self.node.end_request(moves)
                 metrics.served(_NAMES[frame.type], time.monotonic() - began)
         self._refuse(Unavailable("this node is stopping"))
         return False
+
+    def _serve_traced(self, frame: Frame) -> bool:
+        """As a span below that of whoever asks, if that one records."""
+        self.failed: DistfsError | None = None
+        parent = _parent(frame)
+        if parent is None:
+            return self._serve(frame)
+        address = str(self.client_address[0])
+        span = tracing.enter(frame.type.name, tracing.SERVER, parent, {"client.address": address})
+        try:
+            return self._serve(frame)
+        finally:
+            span.facts |= {"distfs.node": str(self.store.node), "rpc.system": "distfs"}
+            span.facts["distfs.fragment"], span.facts["distfs.request_id"] = _named(self.asked)
+            tracing.leave(span, self.failed)
 
     def _serve(self, frame: Frame) -> bool:
         self.asked: Asked = {}  # what is known of the request
@@ -172,7 +194,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self._check_addressee(header)
                 self._answer(frame.type, header)
         except DistfsError as e:
-            _log_refusal(frame.type, self.asked, e)
+            self._log_refusal(frame.type, e)
             if self.answering:
                 return False
             if isinstance(e, ProtocolError):
@@ -248,7 +270,8 @@ class Connection(socketserver.BaseRequestHandler):
         self.heard = xxhash.xxh3_64(frame.raw)
         try:
             writer = self.store.put(put.fragment(), put.size_hint, self.deadline)
-            self._receive(writer)
+            with tracing.span("receive and write"):
+                self._receive(writer)
             writer.commit(self._check_caller)
         except NodeUnavailable as e:
             if not self._abort(writer, e):
@@ -308,8 +331,16 @@ class Connection(socketserver.BaseRequestHandler):
         """Leave nothing; whether the caller has gone, so that nobody is there to be told."""
         if writer is not None:
             writer.abort()
-        _log_refusal(Type.WHOLE if isinstance(self.asked, Whole) else Type.PUT, self.asked, error)
+        self._log_refusal(Type.WHOLE if isinstance(self.asked, Whole) else Type.PUT, error)
         return self.sock.ended
+
+    def _log_refusal(self, type_: Type, error: DistfsError) -> None:
+        metrics.failed(error, metrics.SERVED_ERRORS)
+        if isinstance(error, Corrupt):
+            metrics.STORE_CHECKSUMS.add(at=_RECEIVED if type_ in (Type.PUT, Type.WHOLE) else _DISK)
+        self.failed = error
+        fragment, request = _named(self.asked)
+        log.warning("%s %s for request %s: %s", type_.name, fragment, request, error)
 
     def _check_caller(self) -> None:
         """Nobody waits for the work of a caller who is gone. Raises NodeUnavailable."""
@@ -404,13 +435,19 @@ def _astray() -> ProtocolError:
     return ProtocolError("the request is for another node than this one: has a port changed hands?")
 
 
-def _log_refusal(type_: Type, asked: Asked, error: DistfsError) -> None:
-    metrics.failed(error, metrics.SERVED_ERRORS)
-    if isinstance(error, Corrupt):
-        metrics.STORE_CHECKSUMS.add(at=_RECEIVED if type_ in (Type.PUT, Type.WHOLE) else _DISK)
+def _named(asked: Asked) -> tuple[str, str]:
+    """The fragment and the request that it is about."""
     if isinstance(asked, dict):
-        fragment = f"{asked.get('slice')}.{asked.get('index')}"[:100]
-        request = str(asked.get("request", "-"))[:100]
-    else:
-        fragment, request = asked.name, asked.request.decode(errors="replace")
-    log.warning("%s %s for request %s: %s", type_.name, fragment, request, error)
+        return f"{asked.get('slice')}.{asked.get('index')}"[:100], str(asked.get("request", "-"))[:100]
+    return asked.name, asked.request.decode(errors="replace")
+
+
+def _parent(frame: Frame) -> TraceParent | None:
+    """Whose span a request belongs to. One that makes no sense is refused later, by whoever serves it."""
+    try:
+        decode = _DECODERS.get(frame.type)
+        if decode is not None:
+            return unpack(decode(frame.raw).trace)
+        return parse(str(frame.header().get("traceparent", "")))
+    except DistfsError:
+        return None

@@ -45,6 +45,11 @@ EVENTS: tuple[Event, ...] = (
         "answer.cut", "ERROR", "An answer had begun and could not be ended: its connection was closed.",
         "the answer was cut short: %s|error", "the answer is longer than its Content-Length of %d: cut to it|bytes",
     ),
+    _event(
+        "tracing.lost", "WARNING", "The endpoint of traces takes no spans: they are dropped and counted.",
+        "spans are lost: %s|error",
+    ),
+    _event("tracing.back", "INFO", "The endpoint of traces takes spans again.", "spans are sent again|"),
     _event("ready.not", "INFO", "The service was asked whether it is ready, and is not.", "not ready: %s|error"),
     _event(
         "client.connection", "ERROR", "A client's connection was not served, or was cut.",

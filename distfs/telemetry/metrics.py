@@ -212,6 +212,12 @@ LOG_DROPPED = _counted(
     part=BOTH,
 )
 THREADS = Metric("threads", GAUGE, "Threads, whatever they do.", part=BOTH)
+SPANS_DROPPED = _counted(
+    "trace_spans_dropped_total",
+    COUNTER,
+    "Spans of traces that were too many, or that tracing.endpoint did not take.",
+    part=BOTH,
+)
 PROCESSES = Metric("processes", GAUGE, "Processes of this service that serve.")
 MEMORY_LIMIT = Metric("memory_limit_bytes", GAUGE, "storage.memory_budget, of all processes.")
 MEMORY_USED = Metric("memory_used_bytes", GAUGE, "Memory of blocks in flight and small bodies.")

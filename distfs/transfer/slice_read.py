@@ -22,7 +22,9 @@ from distfs.model import FragmentId, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.hedge import HedgeBudget
 from distfs.peers.late_read import Attempt, LateReader, SecondFailed, ask, race
+from distfs.telemetry import tracing
 from distfs.telemetry.metrics import CHECKSUMS, RETRIES
+from distfs.telemetry.tracing import traced
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, Remnant
 
@@ -104,6 +106,7 @@ class SliceReader:
         self._failures: dict[int, int] = {}
         self._outruns: dict[int, int] = {}  # how often each was late
         self._errors: dict[int, DistfsError] = {}
+        self._decoding: list[tuple[float, float]] = []  # begin and seconds, by block, while that is traced
 
     @property
     def piece(self) -> Slice:
@@ -145,6 +148,13 @@ class SliceReader:
         """Release the connections, also in the middle."""
         for reader in self._open.values():
             reader.close()
+        if self._decoding:
+            facts = {
+                "distfs.blocks": len(self._decoding),
+                "distfs.busy_seconds": sum(s for _, s in self._decoding),
+            }
+            tracing.past("decode", self._decoding[0][0], facts)
+            self._decoding.clear()
         self._open.clear()
         self._rooms.clear()
         self._scratch.clear()
@@ -169,7 +179,10 @@ class SliceReader:
         while True:
             while len(block.cells) < k:
                 self._read_another(block)
+            began = time.monotonic() if tracing.on else 0.0
             plain = self._code.decode(block.cells, block.out)
+            if began:
+                self._decoding.append((began, time.monotonic() - began))
             if checksum(plain) == self._plains[number]:
                 return plain
             self._sort_out(block)
@@ -241,23 +254,29 @@ class SliceReader:
         with self._spare(other, block.out) as room:
             if room is None or not self._hedging.budget.spend():
                 return None
-            started = time.monotonic()
-            second = self._request(other, block.number, 1)
-            if second is None:
+            return self._race(index, late, other, block, room)
+
+    @traced("hedge")
+    def _race(self, index: int, late: Attempt, other: int, block: _BlockRead, room: memoryview) -> int | None:
+        """As ``_outrun``, with fragment ``other`` into ``room``."""
+        started = time.monotonic()
+        second = self._request(other, block.number, 1)
+        if second is None:
+            return None
+        with contextlib.closing(second):
+            try:
+                ahead = Attempt(second, lambda: self._advance_good(second, block.number, room))
+                if not race(late, ahead, self._deadline):
+                    return index
+            except SecondFailed as e:
+                self._note(other, e.error, stream=True)
                 return None
-            with contextlib.closing(second):
-                try:
-                    ahead = Attempt(second, lambda: self._advance_good(second, block.number, room))
-                    if not race(late, ahead, self._deadline):
-                        return index
-                except SecondFailed as e:
-                    self._note(other, e.error, stream=True)
-                    return None
+        if self._hedging is not None:
             self._hedging.budget.win()
-            self._replace_late(index, late.reader, time.monotonic() - started)
-            view = self._room(other, block.out)
-            if view is not room:
-                view[:] = room  # who was late receives no more
+        self._replace_late(index, late.reader, time.monotonic() - started)
+        view = self._room(other, block.out)
+        if view is not room:
+            view[:] = room  # who was late receives no more
         block.cells[other] = view
         block.sums[other] = second.table.entries[block.number].checksum
         block.late.add(index)

@@ -34,6 +34,7 @@ from distfs.model import NOBODYS, File, FragmentId, NewFile, Node, Ownership, Po
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
 from distfs.telemetry.context import in_context
+from distfs.telemetry.tracing import traced
 from distfs.transfer.blocks import Block, BlockPool
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
@@ -315,6 +316,7 @@ class UploadSession:
         """How many fragments of a slice must be safe before it may be committed."""
         return self._uploader.resources.config.fewest(file.code.policy)
 
+    @traced("place")
     def _place_patiently(self, file: FileIdentity, share: int) -> list[int]:
         """As ``_place``, for a new slice. Nodes that stopped and may only be restarting are waited for."""
         fewest, ends = self._fewest(file), self.patient_until()

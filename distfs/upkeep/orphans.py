@@ -23,6 +23,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NodeUnavailable, NotFound
 from distfs.fragment_store import FragmentStore, Listed
 from distfs.model import FragmentId
+from distfs.telemetry.tracing import traced
 from distfs.upkeep.adopt import adopt
 from distfs.upkeep.decisions import clock_in_doubt
 from distfs.upkeep.listing import PAGE, Missing
@@ -88,6 +89,7 @@ class Orphans:
         begun = next(iter(self._running), None)
         return min(due, key=lambda node: self._due.get(node, now), default=begun)
 
+    @traced("sweep")
     def _advance(self, node: int, sweep: Sweep, deadline: Deadline) -> None:
         try:
             sweep.send(deadline)

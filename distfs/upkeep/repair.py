@@ -11,6 +11,7 @@ from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NotFound, ProtocolError, Unavailable
 from distfs.model import FragmentId
+from distfs.telemetry.tracing import traced
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.model import RepairTask
 from distfs.upkeep.queue import RepairQueue
@@ -74,6 +75,7 @@ class Repair:
         chosen, self._batch = self._batch[: self._parallel], self._batch[self._parallel :]
         return chosen
 
+    @traced("repair")
     def _repair_or_postpone(self, task: RepairTask, deadline: Deadline) -> int:
         """Bytes written for one slice. What cannot be done now is left alone for a while; others come first."""
         try:

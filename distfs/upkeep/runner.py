@@ -24,7 +24,7 @@ from distfs.upkeep.orphans import Orphans
 from distfs.upkeep.rebalance import Rebalance
 from distfs.upkeep.repair import Repair
 from distfs.upkeep.scrub import Scrub
-from distfs.upkeep.step import PARALLEL, Pace, Step, Worker
+from distfs.upkeep.step import PARALLEL, Pace, Step, Worker, traced_step
 from distfs.upkeep.trash import Trash
 
 log = logging.getLogger("distfs.upkeep")
@@ -178,7 +178,7 @@ class Runner(threading.Thread):
         self._allowed(Deadline(_CALL_LIMIT_S))
         self._worker = self._worker or self._make()
         with Deadline(self._step_limit).scope() as self._step:
-            step = self._worker.step(self._step)
+            step = traced_step(self._worker, self._step)
             self._step.check_cancelled()  # MetaDB is gone then, too
         self._show(step)
         match step.pace:

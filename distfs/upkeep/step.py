@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from distfs.deadline import Deadline
+from distfs.telemetry import tracing
 from distfs.telemetry.context import in_context
 from distfs.upkeep.db import UpkeepDB
 
@@ -83,6 +84,15 @@ def paced(wait: float, more: bool, detail: Mapping[str, object]) -> Step:
     if not more:
         return Step(Pace.IDLE, detail)
     return Step(Pace.THROTTLED, detail, wait) if wait > 0 else Step(Pace.BUSY, detail)
+
+
+def traced_step(worker: Worker, deadline: Deadline) -> Step:
+    """A step as a trace of its own. One that found nothing to do is not drawn by lot."""
+    with tracing.root(f"upkeep {worker.name}") as span:
+        step = worker.step(deadline)
+        if span is not None and step.pace is Pace.IDLE:
+            span.trace.sampled = False
+        return step
 
 
 def all_of(executor: Executor, do: Callable[[Asked], Answer], items: Iterable[Asked]) -> list[Answer]:

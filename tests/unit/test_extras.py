@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from distfs.config.settings import Config, StorageConfig
+from distfs.config.settings import Config, StorageConfig, TracingConfig
 from distfs.errors import ConfigError
 from distfs.formats.coding import code_for
 from distfs.http_app import create_app
 from distfs.model import Policy
+from distfs.telemetry import tracing
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,22 @@ def test_a_service_says_in_one_line_what_to_install(tmp_path: Path) -> None:
     assert done.returncode != 0
     [line] = done.stderr.splitlines()
     assert line.endswith("pip install 'distfs[codes]'")
+
+
+def test_tracing_that_is_not_installed_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(
+        ConfigError, match=r"^tracing.endpoint needs an extra: pip install 'distfs\[tracing\]'$"
+    ):
+        create_app(Config(tracing=TracingConfig("http://127.0.0.1:4318")))
+    assert not tracing.on
+
+
+def test_where_nothing_is_traced_the_library_is_not_even_loaded() -> None:
+    program = (
+        "import sys; from distfs.config.settings import Config; from distfs.http_app import create_app; "
+        "import distfs.storage_server; create_app(Config()).close(); "
+        "sys.exit(any(m.split('.')[0] in ('opentelemetry', 'requests') for m in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

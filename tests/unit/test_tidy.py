@@ -61,6 +61,7 @@ OUTERMOST_EDGES = {
     "storage.disk.writer:open_sink": "gives back what it took; lets all go on but a file system without O_DIRECT",
     "storage.membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "storage_server:StorageServer.accept": "a node that accepts nothing would go on heartbeating",
+    "telemetry.tracing:Exporter._run": "spans are sent after a batch that could not be, too",
     "together:Together._say": "the others would be told of a process as it once was",
     "transfer.file_upload:_Digest._run": "others wait for the blocks that it holds",
     "transfer.slice_upload:_Sender._each": "others wait for the blocks that it holds",

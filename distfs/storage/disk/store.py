@@ -55,6 +55,7 @@ from distfs.storage.disk.reader import DiskReader, passes
 from distfs.storage.disk.space import Space, space
 from distfs.storage.disk.tree import FragmentTree, Translated, identity, make_folder, page_of_both
 from distfs.storage.disk.writer import BufferPool, Sink, append, give_up, open_sink, remove, write_new
+from distfs.telemetry import tracing
 
 log = logging.getLogger("distfs.disk")
 
@@ -195,9 +196,15 @@ class DiskStore:
         try:
             with self.writing("put", id):
                 self._check_room(id, len(data))
+                began = time.monotonic() if tracing.on else 0.0
                 self._in_temp(write_new, temp, data)
+                if began:
+                    tracing.past("write and fsync", began, {})
                 wanted()
+                began = time.monotonic() if tracing.on else 0.0
                 self._publish(temp, id, path)
+                if began:
+                    tracing.past("publish", began, {})
         except BaseException:
             remove(temp)
             raise
@@ -451,11 +458,13 @@ class DiskWriter:
         expected = len(self._packed) + self._size + len(self._entries) * ENTRY_SIZE + FOOTER_SIZE
         try:
             with self._store.writing("store", self._id):
-                written = self._sink.close()
+                with tracing.span("write and fsync"):
+                    written = self._sink.close()
                 if written != expected:
                     raise NodeUnavailable(f"store {self._id}: {written} bytes on disk, {expected} expected")
                 wanted()
-                self._store.publish(self._path, self._id)
+                with tracing.span("publish"):
+                    self._store.publish(self._path, self._id)
             self._store.health.wrote()
         except DistfsError:
             self.abort()
