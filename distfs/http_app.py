@@ -358,12 +358,15 @@ class _Answer(CountedBytes[bytes]):
         try:
             super().close()
         finally:
-            self._log()
-            if self._span is not None:
-                traced.leave(self._span, self._request, self._status, self.sent, self._error)
+            seconds = self._log()
+            if (span := self._span) is not None:
+                traced.leave(span, self._request, self._status, self.sent, self._error)
+                if span.trace.kept and self._counts:
+                    counted.exemplify(self._request.route, seconds, span.trace.name)
             leave_request()
 
-    def _log(self) -> None:
+    def _log(self) -> float:
+        """-> how long it took."""
         request, seconds = self._request, time.monotonic() - self._began
         if self._counts:
             received = request.received
@@ -381,4 +384,7 @@ class _Answer(CountedBytes[bytes]):
             facts["outcome"] = "cut"
             if (reason := self._request.given_up) is not None:
                 facts["reason"] = reason
+        if self._span is not None:
+            facts["trace"] = self._span.trace.name
         log_facts(access_log, "request", facts)
+        return seconds

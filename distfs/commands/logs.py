@@ -32,6 +32,7 @@ def add_logs(commands: argparse._SubParsersAction[Parser]) -> None:
         "dir", metavar="DIR", nargs="*", type=Path, help="folders of logs (log.dir; else logs in local.data)"
     )
     logs.add_argument("--request", metavar="ID", default="", help="of one request, by its X-Request-Id")
+    logs.add_argument("--trace", metavar="ID", default="", help="of one trace, by its id")
     logs.add_argument("--file", metavar="UUID", default="", help="that name a file, a slice or a fragment")
     logs.add_argument(
         "--node", metavar="N", default="", help="of a node, or about it: its id, or its log's name"
@@ -62,6 +63,7 @@ def _show(config: Config, given: argparse.Namespace) -> int:
             given.level,
             _as_in_lines(since),
             _as_in_lines(until),
+            given.trace.lower(),
         )
     )
     show = _as_written if given.json else _in_words

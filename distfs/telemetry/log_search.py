@@ -38,17 +38,19 @@ class Wanted:
     level: str = ""
     since: str = ""
     until: str = ""
+    trace: str = ""
 
     def needle(self) -> bytes:
         """What is in each line that is wanted, the rarest of it."""
         event = f'"event": "{self.event}"' if self.event else ""
-        return (self.request or self.file or event).encode()
+        return (self.request or self.trace or self.file or event).encode()
 
     def fits(self, said: dict[str, object]) -> bool:
         """Whether a line that has the needle is wanted."""
         when, node = str(said.get("time", "")), (self.node, f"node{self.node}")
         return (
             (not self.request or said.get("request_id") == self.request)
+            and (not self.trace or said.get("trace") == self.trace)
             and (not self.file or self.file in json.dumps(said))
             and (not self.event or said.get("event") == self.event)
             and (not self.node or str(said.get("node")) == self.node or said.get("part") in node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, product
@@ -357,11 +358,14 @@ _KIND = {name: at for at, name in enumerate(KINDS)}
 _lock = threading.RLock()  # of this process alone, and held for a microsecond; a signal's handler may log
 _rows: list[memoryview[float]] = []
 _cells: memoryview[float]
+#: By cell of a bucket: a trace's id, the seconds it took, and when that was.
+_exemplars: dict[int, tuple[str, float, float]] = {}
 
 
 def share(rows: int = 1) -> None:
     """Begin anew, for so many processes; before they are forked."""
     memory = memoryview(mmap.mmap(-1, max(1, _count) * _CELL * rows)).cast("d")
+    _exemplars.clear()
     _rows[:] = [memory[_count * row : _count * (row + 1)] for row in range(rows)]
     mine(0)
 
@@ -397,6 +401,13 @@ def answered(route: str, method: str, status: int, received: int, sent: int, sec
         cells[first + bisect_left(BUCKETS, seconds)] += 1
         cells[first + _WIDTH - 1] += seconds
         cells[IN_FLIGHT.first] -= 1
+
+
+def exemplify(route: str, seconds: float, trace: str) -> None:
+    """Such a request's trace is sent: who asks for OpenMetrics is shown the last one of each bucket, of the process
+    that is asked."""
+    cell = SECONDS.first + _ROUTE[route] * _WIDTH + bisect_left(BUCKETS, seconds)
+    _exemplars[cell] = trace, seconds, time.time()
 
 
 def served(type_: str, seconds: float) -> None:
@@ -461,7 +472,7 @@ class _Collected:
                 yield labels, value
 
     def _histogram(self, metric: Metric) -> Family:
-        from prometheus_client.core import HistogramMetricFamily
+        from prometheus_client.core import Exemplar, HistogramMetricFamily
 
         family = HistogramMetricFamily(metric.name, metric.meaning, labels=list(metric.labels))
         for at, labels in enumerate(metric.series):
@@ -469,5 +480,11 @@ class _Collected:
             *counts, total = self._sums[first : first + _WIDTH]
             bounds = [*(str(float(bound)) for bound in BUCKETS), "+Inf"]
             if any(counts):
-                family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+                buckets = [
+                    (bound, count, Exemplar({"trace_id": shown[0]}, *shown[1:]))
+                    if (shown := _exemplars.get(first + number))
+                    else (bound, count)
+                    for number, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True))
+                ]
+                family.add_metric(labels, buckets, total)
         return family

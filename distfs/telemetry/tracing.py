@@ -73,6 +73,11 @@ class Trace:
         self.spans: list[Span] = []
         self.wall = time.time() - time.monotonic()  # a clock that is set meanwhile bends no span
 
+    @property
+    def name(self) -> str:
+        """Its id, as people see it."""
+        return f"{self.id:032x}"
+
 
 class Span:
     """One part of it. Times are of the monotonic clock; ``facts`` are its attributes.
@@ -141,20 +146,25 @@ def set_up(config: TracingConfig, part: str, instance: str = "") -> None:
     if config.endpoint:
         _exporter = Exporter(_sender(config, part, instance or str(uuid4())))
     on = bool(config.endpoint) or config.server_timing
+    for handler in logging.getLogger().handlers if on else ():
+        handler.addFilter(_name_trace)
 
 
 def close() -> None:
     """Send what waits, within a bound, and record nothing more."""
     global on, _exporter
     on, exporter, _exporter = False, _exporter, None
+    for handler in logging.getLogger().handlers:
+        handler.removeFilter(_name_trace)
     if exporter is not None:
         exporter.close()
 
 
-def current_trace() -> str:
-    """The id of the trace this thread works for; empty: none."""
-    span = _current.get()
-    return f"{span.trace.id:032x}" if span is not None else ""
+def _name_trace(record: logging.LogRecord) -> bool:
+    """A line of the log says of which trace it is."""
+    if (span := _current.get()) is not None:
+        record.__dict__["trace"] = span.trace.name
+    return True
 
 
 def current() -> Span | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.operating import BY_HAND, distfs
 from tests.contract.litter import eventually
+from tests.otlp import Collector, assert_one_tree, collector
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 #: What a client may ask for in vain: method, path, headers, status.
@@ -27,9 +30,18 @@ REFUSED = [
 
 
 @pytest.fixture(scope="module")
-def cluster(share_cluster: MakeCluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
+def traces() -> Iterator[Collector]:
+    with collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    share_cluster: MakeCluster, tmp_path_factory: pytest.TempPathFactory, traces: Collector
+) -> Cluster:
     folder = tmp_path_factory.mktemp("logged") / "logs"
-    return share_cluster(config={**BY_HAND, "log": {"dir": str(folder)}})
+    tracing = {"endpoint": traces.url, "ratio": "0%", "slow": "1d"}
+    return share_cluster(config={**BY_HAND, "log": {"dir": str(folder)}, "tracing": tracing})
 
 
 def lines(cluster: Cluster, request: str, *flags: str) -> list[dict[str, object]]:
@@ -63,6 +75,33 @@ def test_a_node_logs_under_the_id_of_the_request(cluster: Cluster) -> None:
     assert {"service"} < {line["part"] for line in told} <= {"service", "node0", "node1", "node2"}
     assert {"request", "node.request"} <= {line["event"] for line in told}
     assert [line["time"] for line in told] == sorted(str(line["time"]) for line in told)
+
+
+def test_a_trace_is_of_all_processes_and_so_are_its_lines_of_the_log(
+    cluster: Cluster, traces: Collector
+) -> None:
+    id = uuid4().hex
+    uuid = cluster.upload(b"to be lost")
+    for path in (path for number in range(3) for path in cluster.fragments(number)):
+        path.unlink()
+    headers = {"traceparent": f"00-{id}-00f067aa0ba902b7-00"}  # not sampled, but it fails
+    assert cluster.request("GET", f"/download/{uuid}", headers=headers).status >= 500
+    spans = traces.awaited(id, {"GET /download/<uuid>", "GET", "file"})
+    root = next(span for span in spans if span.name == "GET /download/<uuid>")
+    assert (root.parent, root.resource["service.name"]) == ("00f067aa0ba902b7", "distfs")
+    told = distfs(cluster, "logs", "--trace", id.upper(), "--json")
+    found = [json.loads(line) for line in told.out.splitlines()]
+    assert {line["trace"] for line in found} == {id}
+    assert "request" in {line["event"] for line in found}
+    assert len({line["part"] for line in found}) > 1, "nodes log it, too"
+    id = uuid4().hex
+    headers = {"traceparent": f"00-{id}-00f067aa0ba902b7-01"}
+    assert cluster.request("PUT", "/upload/x", b"x", headers).status == 201
+    eventually(lambda: len({s.resource["service.instance.id"] for s in traces.trace(id)}) == 3, "of each")
+    spans = traces.awaited(id, {"write and fsync", "commit_file", "PUT /upload/<name>"})
+    assert assert_one_tree(spans, "00f067aa0ba902b7").name == "PUT /upload/<name>"
+    on_nodes = {s.name for s in spans if s.resource["service.name"] == "distfs-node"}
+    assert on_nodes >= {"write and fsync", "publish"}
 
 
 def test_a_node_that_was_killed_goes_on_in_its_file(cluster: Cluster) -> None:

@@ -262,3 +262,23 @@ def test_server_timing_is_told_who_asks(metadb_url: str, tmp_path: Path) -> None
         assert 0 < float(told["nodes"]) <= float(told["total"])
         assert service.ask("GET", "/files").headers["Server-Timing"] is None
     assert tracing._open == 0
+
+
+def test_a_bucket_shows_the_last_trace_that_was_sent(service: TestService, endpoint: Collector) -> None:
+    id, header = asked()
+    assert service.ask("GET", "/files", headers=header).status == 200
+    assert service.ask("GET", "/files").status == 200
+    endpoint.awaited(id, {"GET /files"})
+    openmetrics = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    shown: list[str] = []
+
+    def told() -> bool:
+        text = service.ask("GET", "/metrics", headers=openmetrics).text
+        shown[:] = [line for line in text.splitlines() if "trace_id" in line]
+        return bool(shown)
+
+    eventually(told, "a bucket has an exemplar")
+    [line] = shown
+    assert line.startswith("distfs_http_request_seconds_bucket{")
+    assert f'# {{trace_id="{id}"}} ' in line
+    assert "trace_id" not in service.ask("GET", "/metrics").text

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     """Two parts; one has a file that was put aside and compressed, one was killed within a line."""
     old = line(1, "first", request="r1") + line(3, "third", request="r2")
     (tmp_path / "service.log-20260131T120004.000000Z.gz").write_bytes(gzip.compress(old.encode()))
-    (tmp_path / "service.log").write_text(line(5, "fifth", request="r1", file="f-1"))
+    (tmp_path / "service.log").write_text(line(5, "fifth", request="r1", file="f-1", trace="a1"))
     node = line(2, "second", "node1", "r1", level="ERROR", event="node.request") + line(
         4, "fourth", "node1", node=7
     )
@@ -49,6 +49,8 @@ def test_all_lines_are_in_order_of_time_over_all_parts(folder: Path) -> None:
         ({"request": "r"}, []),
         ({"request": "nobody's"}, []),
         ({"file": "f-1"}, ["fifth"]),
+        ({"trace": "a1"}, ["fifth"]),
+        ({"trace": "a"}, []),
         ({"node": "1"}, ["second", "fourth"]),
         ({"node": "7"}, ["fourth"]),
         ({"event": "node.request"}, ["second"]),
