@@ -91,20 +91,8 @@ class FragmentHeader:
 
     def pack(self, align: int = 1) -> bytes:
         """The header's bytes, zero-padded to a multiple of ``align``."""
-        return self.pack_all((self.index,), align)[0]
-
-    def pack_all(self, indexes: Iterable[int], align: int = 1) -> list[bytes]:
-        """The same of fragments of this slice, which differ in their index alone."""
-        name, kind = bounded(self.name, MAX_NAME_BYTES), bounded(self.content_type, MAX_TYPE_BYTES)
-        length = -(-(MIN_HEADER + len(name) + len(kind)) // align) * align
-        ids = (self.cluster.bytes, self.slice.bytes, self.file.bytes)
-        shape = (self.policy.k, self.policy.m, self.block_size, len(name), len(kind))
-        packed = []
-        for index in indexes:
-            fixed = _HEADER.pack(_HEADER_MAGIC, VERSION, length, *ids, self.ordinal, index, *shape)
-            body = fixed + name + kind
-            packed.append((body + _CHECKSUM.pack(checksum(body))).ljust(length, b"\0"))
-        return packed
+        said = self.cluster, self.slice, self.file, self.ordinal, self.policy, self.block_size
+        return pack_headers(*said, self.name, self.content_type, (self.index,), align)[0]
 
     @classmethod
     def unpack(cls, data: Buffer) -> tuple[FragmentHeader, int]:
@@ -117,6 +105,31 @@ class FragmentHeader:
         kind = data[type_at:end].decode("utf-8", "replace")
         ids = UUID(bytes=cluster), UUID(bytes=slice_)
         return cls(*ids, index, Policy(k, m), block_size, UUID(bytes=file), ordinal, name, kind), length
+
+
+def pack_headers(
+    cluster: UUID,
+    slice_: UUID,
+    file: UUID,
+    ordinal: int,
+    policy: Policy,
+    block_size: int,
+    name: str,
+    content_type: str,
+    indexes: Iterable[int],
+    align: int = 1,
+) -> list[bytes]:
+    """Of fragments of a slice, which differ in their index alone, without making a FragmentHeader of each."""
+    title, kind = bounded(name, MAX_NAME_BYTES), bounded(content_type, MAX_TYPE_BYTES)
+    length = -(-(MIN_HEADER + len(title) + len(kind)) // align) * align
+    ids = cluster.bytes, slice_.bytes, file.bytes
+    shape = policy.k, policy.m, block_size, len(title), len(kind)
+    packed = []
+    for index in indexes:
+        fixed = _HEADER.pack(_HEADER_MAGIC, VERSION, length, *ids, ordinal, index, *shape)
+        body = fixed + title + kind
+        packed.append((body + _CHECKSUM.pack(checksum(body))).ljust(length, b"\0"))
+    return packed
 
 
 class Outline(NamedTuple):

@@ -30,6 +30,7 @@ MAGIC = 64
 #: How clients begin that take this port for another one's.
 _OTHERS = {b"\x16": "TLS", b"SSH-": "SSH", b"PRI * HTTP/2": "HTTP/2", b"PROXY ": "the PROXY protocol"}
 _FIRST_OF_METHODS = frozenset(b"GHDOC")  # and of none of the others
+_UPLOADS = (b"PUT", b"POS")  # theirs is of some
 
 ENDLESS = 1 << 62
 _HEX = b"0123456789ABCDEFabcdef"
@@ -454,7 +455,7 @@ class Parser:
 
 def _check_protocol(beginning: bytes | bytearray) -> None:
     """Raises _SpeaksOther, with the name, when these first bytes cannot begin a request."""
-    if beginning[0] in _FIRST_OF_METHODS:
+    if beginning[0] in _FIRST_OF_METHODS or beginning.startswith(_UPLOADS):
         return
     for magic, name in _OTHERS.items():
         if beginning.startswith(magic):

@@ -6,7 +6,6 @@ for every exchange.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import xxhash
@@ -32,15 +31,15 @@ MOST = min(wire.MAX_WHOLE, REPLAY_MOST - 2 * MAX_HEADER)
 _SENT = CHECKSUMS.index("sent")
 
 
-class TakesWhole(ABC):
-    """A store to which a small fragment can be sent in one go. Its stores say so by inheriting, as ``AsksAhead``."""
+class TakesWhole:
+    """A store to which a small fragment can be sent in one go. Its stores say so by inheriting."""
 
-    @abstractmethod
     def send_whole(
         self, packed: bytes, entry: CellEntry, cell: Buffer, slice_size: int, deadline: Deadline
     ) -> FragmentWriter | None:
         """``put`` of the only cell of a file's last slice, at most MOST bytes, and ``finish``; ``packed``: the
         header's bytes. None: nothing was done, go the long way. Raises what they raise."""
+        raise NotImplementedError
 
 
 def send_whole(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -157,21 +157,25 @@ class _Counted(CountedBytes[bytes | memoryview]):
 # --- used by uploads --------------------------------------------------------------------------------
 
 
-@contextmanager
-def counted_upload(services: Services, request: Request, deadline: Deadline) -> Iterator[None]:
-    """A link's use is taken, and given back when nothing was stored. Raises Forbidden when none is left."""
+def counted_upload(services: Services, request: Request, deadline: Deadline) -> AbstractContextManager[None]:
+    """A link's use is taken, and given back when nothing was stored. Entering raises Forbidden when none is left."""
     link = request.actor.link
-    if link is None or link.uses is None:
-        yield
-        return
+    return _UNCOUNTED if link is None or link.uses is None else _counted(services, link.uses, deadline)
+
+
+_UNCOUNTED = nullcontext()
+
+
+@contextmanager
+def _counted(services: Services, of: UUID, deadline: Deadline) -> Iterator[None]:
     uses = Uses(services.meta)
-    use = uses.take(link.uses, deadline)
+    use = uses.take(of, deadline)
     try:
         yield
     except OutcomeUnknown:
         raise  # it may be stored
     except BaseException:
-        uses.give_back(link.uses, use, services.answer_deadline(None))
+        uses.give_back(of, use, services.answer_deadline(None))
         raise
 
 

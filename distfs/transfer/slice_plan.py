@@ -11,7 +11,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.formats.coding import Code
-from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum, slice_digest
+from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum, pack_headers, slice_digest
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
@@ -80,7 +80,9 @@ class SlicePlan:
 
     def packed_headers(self) -> list[bytes]:
         """Of all its fragments."""
-        return self.file.header(self.id, self.ordinal, 0).pack_all(range(len(self.nodes)))
+        file, indexes = self.file, range(len(self.nodes))
+        shape = file.id, self.ordinal, file.code.policy, file.block_size
+        return pack_headers(file.cluster, self.id, *shape, file.name, file.content_type, indexes)
 
     def begin(self, index: int, stores: Stores, deadline: Deadline) -> FragmentWriter:
         """Start the PUT of fragment ``index``."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from distfs.body.source import Source
 from distfs.config.settings import StorageConfig
@@ -112,7 +112,8 @@ class UploadSession:
         self._uploader, self._deadline, self.collect, self.whose = uploader, deadline, collect, whose
         self._files: list[tuple[FileIdentity, NewFile]] = []
         self._placed_at: float | None = None  # when the first slice was, on the monotonic clock
-        self._stored: list[tuple[int, FragmentId]] = []  # what to remove, and where, if there is no commit
+        self._ended: list[tuple[UUID, list[int], set[int]]] = []  # as plans have it
+        self._restored: list[tuple[int, FragmentId]] = []
         self._failed_nodes: dict[int, DistfsError] = {}  # not tried again by this request
         self._unsettled: list[SlicePlan] = []  # their bytes count as in flight
         self.is_short = False  # all of it is in memory before a node is asked to take anything
@@ -216,8 +217,14 @@ class UploadSession:
     def _landed(self, plan: SlicePlan) -> None:
         """The slice is stored, or given up."""
         self._unsettled.remove(plan)
-        self._stored += [(plan.nodes[i], FragmentId(plan.id, i)) for i in sorted(plan.ended)]
+        self._ended.append((plan.id, plan.nodes, plan.ended))
         self._uploader.placement.landed(plan.nodes, plan.file.code.cell_size(plan.size_hint))
+
+    @property
+    def _stored(self) -> list[tuple[int, FragmentId]]:
+        """What to remove, and where, if there is no commit."""
+        ended = [(nodes[i], FragmentId(id, i)) for id, nodes, which in self._ended for i in sorted(which)]
+        return ended + self._restored
 
     def settle(self, plan: SlicePlan, failed: dict[int, DistfsError]) -> Slice:
         """A slice whose senders have ended -> its row. What failed is rebuilt on other nodes where there are any.
@@ -380,7 +387,7 @@ class UploadSession:
                     store,
                     buffer,
                     deadline,
-                    lambda: self._stored.append((target, fragment)),
+                    lambda: self._restored.append((target, fragment)),
                 )
         except Cancelled:
             raise

@@ -191,8 +191,7 @@ class DiskStore:
         id = header.id
         check_counts(1, slice_size, header.block_size)
         check_cell(entry, checksum(cell), 0)
-        data, path = pack_whole(packed, entry, cell, slice_size, last), self._files.where(id)
-        temp = self._temp_path(path.rpartition("/")[2])
+        data, temp = pack_whole(packed, entry, cell, slice_size, last), self.temp_path(id)
         try:
             with self.writing("put", id):
                 self._check_room(id, len(data))
@@ -202,7 +201,7 @@ class DiskStore:
                     tracing.past("write and fsync", began, {})
                 wanted()
                 began = time.monotonic() if tracing.on else 0.0
-                self._publish(temp, id, path)
+                self.publish(temp, id)
                 if began:
                     tracing.past("publish", began, {})
         except BaseException:
@@ -337,10 +336,7 @@ class DiskStore:
         return self._files.path(id)
 
     def temp_path(self, id: FragmentId) -> str:
-        return self._temp_path(str(id))
-
-    def _temp_path(self, name: str) -> str:
-        return f"{self._temp_root}/{name}.{next(self._serial)}"
+        return f"{self._temp_root}/{id}.{next(self._serial)}"
 
     def sink(self, path: str, size_hint: int) -> Sink:
         direct = self._config.direct_io == "auto" and size_hint >= self._config.direct_io_threshold
@@ -362,11 +358,8 @@ class DiskStore:
         The one it replaces is put aside: what is made anew in place may have been healed from it. Two are kept, whose
         good cells may be different ones; of more it is not.
         """
-        self._publish(temp, id, self._files.where(id))
-
-    def _publish(self, temp: str, id: FragmentId, path: str) -> None:
-        """``path``: of the name."""
         self._check_home("store", id)
+        path = self._files.where(id)
         if identity(path) and Path(temp).exists():
             any(self._files.move_to(tree, id, over=math.inf) for tree in (self._aside, self._second))
         try:
