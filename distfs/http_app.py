@@ -119,13 +119,15 @@ class HttpApp:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if not self._counts:
-            return self._called(environ, start_response)
-        counted.IN_FLIGHT.add()
+        if self._counts:
+            counted.IN_FLIGHT.add()
         try:
             return self._called(environ, start_response)
-        except BaseException:
-            counted.IN_FLIGHT.add(-1)
+        except BaseException as e:
+            if self._counts:
+                counted.IN_FLIGHT.add(-1)
+            if (span := tracing.current()) is not None:
+                tracing.leave(span, e)
             raise
 
     def _called(self, environ: WSGIEnvironment, start_response: StartResponse) -> _Answer:

@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from math import inf
 
 from distfs.deadline import Deadline
-from distfs.errors import Away, TooSlow, Unavailable
+from distfs.errors import Away, DistfsError, TooSlow, Unavailable
 from distfs.metadb.link import AWAY, Link
 from distfs.metadb.url import Host, MetaURL
 from distfs.process.connection_pool import ConnectionPool, Limits, PoolState
+from distfs.telemetry import tracing
 from distfs.telemetry.metrics import METADB_FAILURES
 
 #: A link that nobody needed for so long is closed when another is asked for: the server has a process for each.
 IDLE_S = 20.0
+#: A wait for a link that is longer is told in a trace.
+_NOTABLE_S = 0.001
 
 
 class Pool:
@@ -63,9 +66,22 @@ class Pool:
         link = self._links.lend() if at_once else None
         reused = link is not None
         if link is None:
-            link, reused = self._links.take(deadline)
+            link, reused = self._links.take(deadline) if not tracing.on else self._take_traced(deadline)
         link.reused = reused
         return link
+
+    def _take_traced(self, deadline: Deadline) -> tuple[Link, bool]:
+        """A wait that is worth telling is told."""
+        began, error = time.monotonic(), None
+        try:
+            return self._links.take(deadline)
+        except DistfsError as e:
+            error = e
+            raise
+        finally:
+            if error is not None or time.monotonic() - began > _NOTABLE_S:
+                facts = {"db.system.name": "postgresql"}
+                tracing.past("wait for a connection", began, facts, tracing.CLIENT, error)
 
     def give_back(self, link: Link) -> None:
         """It is closed when it was left broken."""

@@ -28,7 +28,7 @@ from distfs import __version__
 from distfs.config.settings import TracingConfig
 from distfs.errors import Busy, Cancelled, ConfigError, DistfsError
 from distfs.headers.traceparent import TraceParent
-from distfs.process.redact import tokenless, visible
+from distfs.process.redact import redacted, tokenless, visible
 from distfs.process.threads import start
 from distfs.telemetry.metrics import SPANS_DROPPED
 
@@ -49,7 +49,7 @@ _BATCH, _GATHER_S = 500, 0.5
 _SEND_LIMIT_S, _CLOSE_LIMIT_S = 5.0, 2.0
 #: Characters of an attribute; bytes of an endpoint's answer.
 _MOST_TEXT, _MOST_ANSWER = 256, 64 << 10
-_OUR_FAULT = 500
+_REDIRECTS, _OUR_FAULT = 300, 500
 _PATH = "/v1/traces"
 _RATIO_BITS = (1 << 64) - 1  # of a trace's id: all who see it decide alike
 
@@ -362,7 +362,7 @@ class Exporter:
     def _tell(self, trouble: str) -> None:
         if bool(trouble) != bool(self._trouble):
             if trouble:
-                log.warning("spans are lost: %s", trouble)
+                log.warning("spans are lost: %s", redacted(trouble))
             else:
                 log.info("spans are sent again")
         self._trouble = trouble
@@ -384,22 +384,30 @@ def _sender(config: TracingConfig, part: str, instance: str) -> Callable[[Sequen
         raise ConfigError("tracing.endpoint needs an extra: pip install 'distfs[tracing]'") from e
 
     class Session(requests.Session):
-        """Takes no more of an answer than anybody would read."""
+        """Takes no more of an answer than anybody would read, and knows what became of the last try."""
+
+        trouble = ""
 
         def request(self, *args: Any, **kwargs: Any) -> Response:
-            answer = super().request(*args, **{**kwargs, "stream": True})
-            answer._content = answer.raw.read(_MOST_ANSWER, decode_content=True)
+            self.trouble = "no answer in time"
+            try:
+                answer = super().request(*args, **{**kwargs, "stream": True})
+                answer._content = answer.raw.read(_MOST_ANSWER, decode_content=True)
+            except Exception as e:
+                self.trouble = _innermost(e)
+                raise
             answer.close()
+            taken = answer.status_code < _REDIRECTS  # to the library, more is as good
+            self.trouble = "" if taken else f"it answers {answer.status_code} {answer.reason}"
             return answer
 
-    said = _Said()
     for name in ("opentelemetry", "urllib3"):  # it tries again, and would say each time that it did
-        library = logging.getLogger(name)
-        library.propagate = False
-        library.handlers[:] = [said]
+        logging.getLogger(name).propagate = False
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    session = Session()
     endpoint = config.endpoint.rstrip("/")
     exporter = OTLPSpanExporter(
-        endpoint if endpoint.endswith(_PATH) else endpoint + _PATH, timeout=_SEND_LIMIT_S, session=Session()
+        endpoint if endpoint.endswith(_PATH) else endpoint + _PATH, timeout=_SEND_LIMIT_S, session=session
     )
     name = config.service_name + part
     resource = Resource(
@@ -407,21 +415,19 @@ def _sender(config: TracingConfig, part: str, instance: str) -> Callable[[Sequen
     )
 
     def send(spans: Sequence[Span]) -> str:
-        said.last = ""
-        if exporter.export([_readable(span, resource) for span in spans]) is SpanExportResult.SUCCESS:
+        taken = exporter.export([_readable(span, resource) for span in spans]) is SpanExportResult.SUCCESS
+        if taken and not session.trouble:
             return ""
-        return f"{config.endpoint}: {said.last or 'it takes none'}"
+        return visible(f"{config.endpoint}: {session.trouble or 'it takes none'}"[: 2 * _MOST_TEXT])
 
     return send
 
 
-class _Said(logging.Handler):
-    """What the library logged last."""
-
-    last = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.last = visible(record.getMessage())[:_MOST_TEXT]
+def _innermost(error: BaseException) -> str:
+    """What happened, without what each layer calls it."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return str(error)
 
 
 def _readable(span: Span, resource: Any) -> ReadableSpan:

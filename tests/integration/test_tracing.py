@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from werkzeug.test import EnvironBuilder
 
 from distfs.config.settings import Config, Fraction, PeersConfig, Seconds, TracingConfig
 from distfs.deadline import Deadline
@@ -107,6 +108,9 @@ def test_a_trace_is_sent_for_its_error_its_slowness_or_by_lot(
         there = replace(service, host=host, port=port)
         assert there.ask("GET", f"/download/{uuid4()}", headers=broken).status == 503
         [root] = [s for s in endpoint.awaited(id, {"GET /download/<uuid>"}) if s.parent == SPAN]
+        waits = [s for s in endpoint.trace(id) if s.name == "wait for a connection"]
+        assert waits
+        assert all(s.failed and s.facts["error.type"] == "unavailable" for s in waits)
         assert (root.facts["error.type"], root.facts["http.response.status_code"]) == ("503", 503)
         for slow, ratio in ((Seconds(0), 0.0), (NEVER, 1.0)):
             tracing.set_up(TracingConfig(endpoint.url, Fraction(ratio), slow), "")
@@ -217,21 +221,32 @@ def _refuses(asked: BaseHTTPRequestHandler) -> None:
     asked.send_error(400, "no\x1b[31m")
 
 
+def _redirects(asked: BaseHTTPRequestHandler) -> None:
+    asked.send_response(302)
+    asked.send_header("Location", "/elsewhere")
+    asked.send_header("Content-Length", "0")
+    asked.end_headers()
+
+
 def _lies(asked: BaseHTTPRequestHandler) -> None:
     asked.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n")
     for _ in range(100):
         asked.wfile.write(b"\xff" * 65536)
 
 
-@pytest.mark.parametrize("answer", [None, _slow, _refuses, _lies])
+@pytest.mark.parametrize("answer", [None, _slow, _refuses, _redirects, _lies])
 def test_an_endpoint_that_is_bad_fails_no_request(
-    answer: Any, service: TestService, endpoint: Collector, monkeypatch: pytest.MonkeyPatch
+    answer: Any,
+    service: TestService,
+    endpoint: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(tracing, "MOST_WAITING", 50)
     monkeypatch.setattr(tracing, "_SEND_LIMIT_S", 0.3)
     monkeypatch.setattr(tracing, "_CLOSE_LIMIT_S", 0.1)
     endpoint.answer = answer
-    url = endpoint.url if answer else "http://127.0.0.1:1"
+    url = endpoint.url if answer else "http://me:hidden@127.0.0.1:1"
     metrics.share()
     tracing.set_up(TracingConfig(url, Fraction(1), NEVER), "")
     for _ in range(100):
@@ -240,6 +255,16 @@ def test_an_endpoint_that_is_bad_fails_no_request(
     if answer is not _lies:
         lost = metrics.SPANS_DROPPED.first
         assert metrics._cells[lost] > 0, "counted"
+        said: list[str] = []
+
+        def told() -> bool:
+            said[:] = [r.getMessage() for r in caplog.records if r.name == "distfs.tracing"]
+            return bool(said)
+
+        eventually(told, "it is said")
+        assert [text[:16] for text in said] == ["spans are lost: "], "once"
+        assert "hidden" not in said[0]
+        assert said[0].isprintable()
 
 
 def test_where_it_is_off_nothing_is_recorded(metadb_url: str, tmp_path: Path) -> None:
@@ -282,3 +307,34 @@ def test_a_bucket_shows_the_last_trace_that_was_sent(service: TestService, endpo
     assert line.startswith("distfs_http_request_seconds_bucket{")
     assert f'# {{trace_id="{id}"}} ' in line
     assert "trace_id" not in service.ask("GET", "/metrics").text
+
+
+def test_a_request_that_ends_before_its_answer_begins_keeps_nothing(service: TestService) -> None:
+    def refuse(*args: object) -> Any:
+        raise OSError("the host is gone")
+
+    environ = EnvironBuilder("/healthz").get_environ()
+    with pytest.raises(OSError, match="the host is gone"):
+        service.app(environ, refuse)
+    assert tracing.current() is None
+    eventually(lambda: tracing._open == 0, "its spans are forgotten")
+
+
+def test_spans_are_bounded_in_each_trace_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics.share()
+    tracing.set_up(TracingConfig(server_timing=True), "")
+    try:
+        monkeypatch.setattr(tracing, "MOST_OF_TRACE", 10)
+        monkeypatch.setattr(tracing, "MOST_OPEN", 15)
+        roots = [tracing.enter("x", tracing.SERVER, None, {}) for _ in range(2)]
+        for root in roots:
+            with root:
+                for _ in range(20):
+                    tracing.past("part", time.monotonic(), {})
+        assert [len(root.trace.spans) for root in roots] == [10, 5]
+        assert metrics._cells[metrics.SPANS_DROPPED.first] == 42 - 15
+        for root in roots:
+            tracing.leave(root)
+        assert tracing._open == 0
+    finally:
+        tracing.close()
