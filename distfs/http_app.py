@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 log = logging.getLogger("distfs.http")
+_TOLD = 10  # ids of one request, in the access log
 access_log = logging.getLogger("distfs.access")
 
 View = Callable[..., Answer | Response]
@@ -310,6 +311,7 @@ def _refusal(request: Request, error: Exception) -> Response:
         detail = f"distfs failed; the reason is in its log under request {current_request_id()}"
         log.error("a request failed for no reason that should occur", exc_info=error)
     request.refused = detail
+    request.error_class = getattr(error, "kind", type(error).__name__)
     counted.failed(error)
     kind, body = explained(request.headers.get("Accept", ""), status, detail, current_request_id())
     response = Response(body, f"{status} {phrase(status)}", content_type=kind)
@@ -379,9 +381,14 @@ class _Answer(CountedBytes[bytes]):
             "status": self._status,
             "received": self._request.received,
             "sent": self.sent,
-            "seconds": seconds,
+            "duration": seconds,
             **self._sender,
         }
+        if request.changed:
+            files = request.route.startswith(("/upload", "/files"))
+            facts["file" if files else "changed"] = ",".join(request.changed[:_TOLD])
+        if request.error_class:
+            facts["error_class"] = request.error_class
         if self.sent and not self.ended:
             facts["outcome"] = "cut"
             if (reason := self._request.given_up) is not None:

@@ -161,6 +161,7 @@ class NodeList:
             # Where nodes are changes rarely: what runs already can end well without MetaDB.
             self._end(self._nodes, self._read_at, as_ours(e))
         else:
+            _tell_changes(self._nodes, nodes)
             self._end(nodes, time.monotonic(), None)
         self._then()
 
@@ -171,3 +172,21 @@ class NodeList:
                 self._failed_at = time.monotonic()
             self._ended = self._begun
             self._changed.notify_all()
+
+
+def _tell_changes(before: Nodes, after: Nodes) -> None:
+    """What of nodes an operator would like to know when he asks later."""
+    if not before:  # it is the first list, and says nothing of when
+        return
+    for id in before.keys() - after.keys():
+        log.info("node %d is forgotten", id)
+    for id, node in after.items():
+        was = before.get(id)
+        if was is None:
+            log.info("node %d at %s has joined", id, node.address)
+        elif node.alive and not was.alive:
+            log.info("node %d at %s is up again", id, node.address)
+        elif was.alive and not node.alive:
+            log.warning(
+                "node %d at %s is down: it was heard of %.0f s ago", id, node.address, node.heartbeat_age
+            )

@@ -101,6 +101,7 @@ class Request(BaseRequest):
         self.changed: list[str] = []  # what it made, changed or deleted
         self.change = ""  # what became of that, in words, where it is not all said
         self.refused = ""  # why it was not done
+        self.error_class = ""  # the kind of error it came to
         self.route = OTHER  # as metrics name it
 
     @property

@@ -31,6 +31,7 @@ from distfs.storage.greeting import examine
 from distfs.storage.metrics_port import node_samples
 from distfs.storage.strangers import Strangers, network_of
 from distfs.telemetry import metrics, tracing
+from distfs.telemetry.logs import log_facts
 from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
 
@@ -154,9 +155,19 @@ class Connection(socketserver.BaseRequestHandler):
                 return self._serve(frame) if not tracing.on else self._serve_traced(frame)
             finally:
                 self.node.end_request(moves)
-                metrics.served(_NAMES[frame.type], time.monotonic() - began)
+                seconds = time.monotonic() - began
+                metrics.served(_NAMES[frame.type], seconds)
+                if log.isEnabledFor(logging.DEBUG):
+                    self._tell(frame, seconds)
         self._refuse(Unavailable("this node is stopping"))
         return False
+
+    def _tell(self, frame: Frame, seconds: float) -> None:
+        """That it was served. Of each fragment of each request: nobody is to pay for it who does not want it."""
+        fragment, request_id = _named(self.asked)
+        slice_, _, index = fragment.partition(".")
+        facts = {"type": _NAMES[frame.type], "slice": slice_, "index": index, "bytes": self.moved}
+        log_facts(log, "served", facts | {"duration": seconds}, logging.DEBUG, request_id)
 
     def _serve_traced(self, frame: Frame) -> bool:
         """As a span below that of whoever asks, if that one records."""
@@ -175,6 +186,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _serve(self, frame: Frame) -> bool:
         self.asked: Asked = {}  # what is known of the request
+        self.moved = 0  # bytes of cells
         self.answering = False  # once an answer has begun, a failure can only cut the connection
         try:
             if frame.type is Type.GET:
@@ -302,6 +314,7 @@ class Connection(socketserver.BaseRequestHandler):
                     self._refuse(e)
                 return False
         metrics.STORE_RECEIVED.add(len(cell))
+        self.moved = len(cell)
         fragment, entry, size = whole.fragment(), whole.entry, whole.slice_size
         self.store.keep(fragment, whole.packed, entry, cell, size, whole.last, self._check_caller)
         self._stored(xxhash.xxh3_64_digest(frame.raw))
@@ -326,6 +339,7 @@ class Connection(socketserver.BaseRequestHandler):
     def _receive_body(self, view: memoryview) -> None:
         self.sock.receive_body(view, self.deadline)
         metrics.STORE_RECEIVED.add(len(view))
+        self.moved += len(view)
 
     def _abort(self, writer: DiskWriter | None, error: DistfsError) -> bool:
         """Leave nothing; whether the caller has gone, so that nobody is there to be told."""
@@ -377,6 +391,7 @@ class Connection(socketserver.BaseRequestHandler):
             head = wire.encode(Type.CELLS, answer.encode(), len(table) + length)
             self.answering = True
             metrics.STORE_SENT.add(length)
+            self.moved = length
             if reader.all is not None:
                 cells = memoryview(reader.all)[offset : offset + length]
                 self.sock.send(head, table, cells, limit=self.deadline)

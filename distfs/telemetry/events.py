@@ -120,6 +120,20 @@ EVENTS: tuple[Event, ...] = (
         "node.warning", "WARNING", "What a storage node's configuration is warned of.", "distfs.node>%s|error",
     ),
     _event(
+        "node.joined", "INFO", "A storage node is there: new, or up again.",
+        "node %d at %s has joined|node address", "node %d at %s is up again|node address",
+    ),
+    _event(
+        "node.left", "WARNING", "A storage node is down, was stopped or forgotten.",
+        "node %d is forgotten|node",
+        "node %d at %s is down: it was heard of %.0f s ago|node address -",
+    ),
+    _event(
+        "fragment.served", "DEBUG", "A storage node did what a service asked of it for a request, with its bytes and "
+        "duration; with log.level DEBUG alone.",
+        "served|",
+    ),
+    _event(
         "node.down", "WARNING", "A storage node does not answer, or its answer is not used.",
         "node %d heartbeats and does not answer: what it keeps counts as lost|node",
         "%d of %d nodes that heartbeat do not answer here: none is given up|- -",

@@ -36,6 +36,7 @@ _RECORD = vars(logging.LogRecord("", logging.INFO, "", 0, "", None, None)) | dic
 )
 _OWN_COUNT = len(vars(logging.makeLogRecord({})))  # of a record's attributes; what it was given follows
 _OWN_KEYS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", REQUEST_ID}
+_LEVELS = {logging.DEBUG: "DEBUG", logging.INFO: "INFO"}
 _NOTHING: Mapping[str, object] = MappingProxyType({})
 
 #: Where all is logged when that is aside, and how it makes a line of facts there.
@@ -94,19 +95,29 @@ class FileHandler(logging.Handler):
             self._file.write(self.format(drops(dropped, self._file.why)) + "\n")
 
 
-def log_facts(logger: logging.Logger, message: str, facts: Mapping[str, object]) -> None:
-    """``logger.info(message, extra=facts)``, for what is logged with each request: the general way takes as long as
-    to read its head. No fact has the name of an attribute of a record."""
-    if not logger.isEnabledFor(logging.INFO):
+def log_facts(
+    logger: logging.Logger,
+    message: str,
+    facts: Mapping[str, object],
+    level: int = logging.INFO,
+    request_id: str = "",
+) -> None:
+    """``logger.log(level, message, extra=facts)``, for what is logged with each request: the general way takes as
+    long as to read its head. No fact has the name of an attribute of a record. ``request_id``: empty: this thread's.
+    """
+    if not logger.isEnabledFor(level):
         return
+    name, request_id = _LEVELS[level], request_id or current_request_id()
     now = time.time()
     for writer in _aside:
         if logging.root.handlers != [writer]:  # somebody else listens, too
             break
-        writer.add(partial(_of_facts, (now, "INFO", current_request_id(), logger.name, message, facts)))
+        writer.add(partial(_of_facts, (now, name, request_id, logger.name, message, facts)))
         return
     record = logging.LogRecord.__new__(logging.LogRecord)
     record.__dict__.update(_RECORD, name=logger.name, msg=message, created=now, msecs=now % 1 * 1000, **facts)
+    record.__dict__.update(levelno=level, levelname=name)
+    record.__dict__[REQUEST_ID] = request_id
     logger.handle(record)
 
 
@@ -166,7 +177,7 @@ class JsonFormatter(logging.Formatter):
         event, names = events.find(record.name, record.msg)
         if names and isinstance(record.args, tuple):
             told = {k: _plain(v) for k, v in zip(names, record.args, strict=False) if k != events.UNNAMED}
-            facts = {**told, **facts}
+            facts = {**told, **_class_of(record), **_slice_of(told), **facts}
         request_id = _request_of(record)
         if request_id == NO_REQUEST:  # a node's, who has the id of whoever asked
             request_id = str(facts.get("request_id", request_id))
@@ -205,6 +216,19 @@ def json_line(part: str, message: str, event: str = events.OTHER) -> str:
     when = _time(record.created)
     said = {"part": part, "time": when, "level": record.levelname, "event": event, "message": message}
     return json.dumps(said)
+
+
+def _class_of(record: logging.LogRecord) -> dict[str, object]:
+    """The kind of the error that a line tells of."""
+    told = record.exc_info[1] if record.exc_info else None
+    found = [each for each in (*(record.args or ()), told) if isinstance(each, BaseException)]
+    return {"error_class": getattr(found[0], "kind", type(found[0]).__name__)} if found else {}
+
+
+def _slice_of(told: Mapping[str, object]) -> dict[str, object]:
+    """Of a fragment."""
+    slice_, dot, index = str(told.get("fragment", "")).partition(".")
+    return {"slice": slice_, "index": index} if dot else {}
 
 
 def _plain(value: object) -> object:

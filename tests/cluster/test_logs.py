@@ -41,7 +41,8 @@ def cluster(
 ) -> Cluster:
     folder = tmp_path_factory.mktemp("logged") / "logs"
     tracing = {"endpoint": traces.url, "ratio": "0%", "slow": "1d"}
-    return share_cluster(config={**BY_HAND, "log": {"dir": str(folder)}, "tracing": tracing})
+    log = {"dir": str(folder), "level": "DEBUG"}
+    return share_cluster(config={**BY_HAND, "log": log, "tracing": tracing})
 
 
 def lines(cluster: Cluster, request: str, *flags: str) -> list[dict[str, object]]:
@@ -102,6 +103,33 @@ def test_a_trace_is_of_all_processes_and_so_are_its_lines_of_the_log(
     assert assert_one_tree(spans, "00f067aa0ba902b7").name == "PUT /upload/<name>"
     on_nodes = {s.name for s in spans if s.resource["service.name"] == "distfs-node"}
     assert on_nodes >= {"write and fsync", "publish"}
+
+
+def test_one_requests_way_is_told_over_the_service_and_all_nodes_it_came_to(cluster: Cluster) -> None:
+    """A line for each fragment, with what an operator asks for by name."""
+    answer = cluster.request("PUT", "/upload/x", bytes(1000), {"X-Request-Id": "way-up"})
+    uuid = answer.text.strip()
+
+    def served() -> list[dict[str, object]]:
+        return [line for line in lines(cluster, "way-up") if line["event"] == "fragment.served"]
+
+    eventually(lambda: len(served()) == 2, "both nodes have logged it")
+    assert len({line["part"] for line in served()}) == 2
+    assert len({line["slice"] for line in served()}) == 1
+    assert {line["index"] for line in served()} == {"0", "1"}
+    for line in served():
+        assert (line["type"], line["bytes"], line["level"]) == ("WHOLE", 1000, "DEBUG")
+        assert isinstance(line["duration"], float)
+    [access] = [line for line in lines(cluster, "way-up") if line["event"] == "request"]
+    assert (access["file"], access["status"], access["received"]) == (uuid, 201, 1000)
+    assert isinstance(access["duration"], float)
+    assert cluster.request("GET", f"/download/{uuid}", headers={"X-Request-Id": "way-down"}).status == 200
+    eventually(
+        lambda: "GET" in [line.get("type") for line in lines(cluster, "way-down")], "a node has logged it"
+    )
+    assert cluster.request("GET", "/files/x", headers={"X-Request-Id": "wrong"}).status == 400
+    eventually(lambda: bool(lines(cluster, "wrong")), "it is in the log")
+    assert "refused" in {line.get("error_class") for line in lines(cluster, "wrong")}
 
 
 def test_a_node_that_was_killed_goes_on_in_its_file(cluster: Cluster) -> None:

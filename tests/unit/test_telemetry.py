@@ -8,11 +8,14 @@ import logging
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from uuid import UUID
 
 import pytest
 
 from distfs.access.token import new_token
 from distfs.config.settings import LogConfig
+from distfs.model import Address, Node
+from distfs.peers.node_list import Nodes, _tell_changes
 from distfs.telemetry.context import current_request_id, enter_request, in_context, leave_request
 from distfs.telemetry.logs import flush_log, log_facts, setup_logging
 
@@ -134,3 +137,27 @@ def test_a_token_that_somebody_put_into_a_path_is_in_no_line(format: str) -> Non
     assert token not in stream.getvalue()
     assert stream.getvalue().count("distfs_***") >= 4
     assert "/tokens/distfs_***" in stream.getvalue()
+
+
+def test_what_becomes_of_nodes_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "distfs.nodes")
+
+    def node(id: int, age: float = 0.0) -> Node:
+        return Node(id, UUID(int=id), Address("h", id), "", 1, 1, "active", age < 10, age)
+
+    up = {1: node(1), 2: node(2), 3: node(3)}
+    changes: list[tuple[Nodes, Nodes]] = [
+        ({}, up),
+        (up, up),
+        (up, {1: node(1, 11.0), 2: node(2), 4: node(4)}),
+        ({1: node(1, 11.0)}, {1: node(1)}),
+    ]
+    for before, after in changes:
+        _tell_changes(before, after)
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert told == [
+        "node 1 at h:1 is down: it was heard of 11 s ago",
+        "node 1 at h:1 is up again",
+        "node 3 is forgotten",
+        "node 4 at h:4 has joined",
+    ]
