@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ class Scope:
         self.reason: str | DistfsError | None = None
         self._lock = threading.Lock()
         self._watchers: dict[int, Callable[[], object]] = {}
-        self._serial = 0
+        self._serial = itertools.count()
 
     def cancel(self, reason: str | DistfsError) -> None:
         """From any thread, once or more often: the first reason stays."""
@@ -29,22 +30,28 @@ class Scope:
             if self.reason is None:
                 self.reason = reason
             # Under the lock: who has unwatched is never called afterwards.
-            for wake in self._watchers.values():
+            while self._watchers:
+                try:
+                    _, wake = self._watchers.popitem()
+                except KeyError:  # it was the last, and has just unwatched
+                    break
                 wake()
-            self._watchers.clear()
 
     def watch(self, wake: Callable[[], object]) -> Callable[[], None]:
-        with self._lock:
-            if self.reason is not None:
+        """Nearly all watch and unwatch what is never cancelled: they need the lock only when it is."""
+        watchers, number = self._watchers, next(self._serial)
+        watchers[number] = wake
+        if self.reason is not None:  # perhaps since before, and nobody would look again
+            with self._lock:
+                mine = watchers.pop(number, None)
+            if mine is not None:
                 wake()
-                return _nothing
-            self._serial += 1
-            number = self._serial
-            self._watchers[number] = wake
 
         def unwatch() -> None:
-            with self._lock:
-                self._watchers.pop(number, None)
+            watchers.pop(number, None)
+            if self.reason is not None:
+                with self._lock:  # it may be called just now
+                    pass
 
         return unwatch
 
@@ -55,13 +62,17 @@ class Deadline:
     __slots__ = ("_clock", "_scope", "expires_at", "seconds")
 
     def __init__(
-        self, seconds: float, clock: Callable[[], float] = time.monotonic, scope: Scope | None = None
+        self,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        scope: Scope | None = None,
+        now: float | None = None,
     ) -> None:
-        """``scope``: what else it is cancelled with; None: by nobody."""
+        """``scope``: what else it is cancelled with; None: by nobody. ``now``: by the clock, if that was asked."""
         self._clock = clock
         self._scope = scope
         self.seconds = seconds
-        self.expires_at = clock() + seconds
+        self.expires_at = (clock() if now is None else now) + seconds
 
     def remaining(self, phase: str = "request") -> float:
         """Seconds left, always positive. Raises TooSlow, naming ``phase``, when none are; Cancelled."""
@@ -78,8 +89,10 @@ class Deadline:
 
     def sooner(self, seconds: float) -> Deadline:
         """A child that ends after ``seconds`` or with this one, whichever is first; cancelled with it, too."""
-        left = max(0.0, min(seconds, self.expires_at - self._clock()))
-        return Deadline(left, self._clock, self._scope)
+        now = self._clock()
+        left = self.expires_at - now
+        left = min(left, seconds)
+        return Deadline(left if left > 0 else 0.0, self._clock, self._scope, now)
 
     def uncancelled(self) -> Deadline:
         """The same time, for what must not be given up in its middle: nobody cancels it."""

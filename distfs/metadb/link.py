@@ -149,12 +149,13 @@ class Link:
         unwatch = deadline.watch(self._interrupt)
         began, rows = time.monotonic(), None
         try:
-            self._limit_to(left)
+            if self._limit != self._most or left < self._most + _LISTEN_S:
+                self._limit_to(left)
             statement = self._statements.get(name)
             if statement is None:
                 statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
             sent = True
-            rows = statement.run(params, answers)
+            rows = statement.run(params, left, answers)
         except DatabaseError as e:
             ended = is_last(e)
             self._busy = ended or _field(e, "C") in _SPOILED

@@ -83,13 +83,17 @@ class Pool:
                 facts = {"db.system.name": "postgresql"}
                 tracing.past("wait for a connection", began, facts, tracing.CLIENT, error)
 
-    def give_back(self, link: Link) -> None:
-        """It is closed when it was left broken."""
+    def give_back(self, link: Link) -> bool:
+        """It is closed when it was left broken, -> False."""
         if link.broken:
             self._links.discard(link)
-        else:
+            return False
+        if self._away_since is not None:
             self._heard(link)
-            self._links.give_back(link)
+        elif link.answered_at > self._heard_at:
+            self._heard_at = link.answered_at
+        self._links.give_back(link)
+        return True
 
     def snapshot(self) -> PoolState:
         """For people to look at."""

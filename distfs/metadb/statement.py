@@ -72,24 +72,32 @@ class Statement:
             return text
         return _BINARY_READERS.get(oid) or (lambda data: driver(str(data, encoding)))
 
-    def run(self, params: Mapping[str, Any], answers: Answers | None = None) -> Sequence[Sequence[Any]]:
-        """-> its rows, or what ``answers`` has for them. Raises as the driver does."""
-        encoding = self._connection._client_encoding
-        pieces = [b"", self._head]
+    def run(
+        self, params: Mapping[str, Any], left: float = 0.0, answers: Answers | None = None
+    ) -> Sequence[Sequence[Any]]:
+        """-> its rows, or what ``answers`` has for them. ``left``: seconds that it may take; 0: nobody has looked.
+
+        Raises as the driver does.
+        """
+        asked = self._head
         for name in self._names:
             value = params[name]
-            if value is None:
-                pieces.append(_NULL)
+            if type(value) is UUID:
+                digits = b"%032x" % value.int
+                asked += b"\0\0\0\x24%b-%b-%b-%b-%b" % (
+                    *(digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]),
+                )
+            elif value is None:
+                asked += _NULL
             else:
-                data = value.encode(encoding) if type(value) is str else self._as_text(value).encode(encoding)
-                pieces += (_LENGTH.pack(len(data)), data)
-        pieces[0] = _MESSAGE.pack(b"B", sum(map(len, pieces)) + self._after)
-        pieces.append(self._tail)
+                data = self._as_text(value).encode(self._connection._client_encoding)
+                asked += _LENGTH.pack(len(data)) + data
         try:
-            self._connection._usock.sendall(b"".join(pieces))
+            data = self._stream.ask(_MESSAGE.pack(b"B", len(asked) + self._after) + asked + self._tail, left)
         except OSError as e:
             raise InterfaceError("network error") from e
-        data = self._more(0)
+        if not data:
+            raise InterfaceError("network error")
         if answers is not None and (known := answers.known(params, data)) is not None:
             return known
         rows: list[list[Any]] = []
@@ -105,6 +113,8 @@ class Statement:
         return rows if answers is None else answers.made(params, rows, data if alone else None)
 
     def _as_text(self, value: Any) -> str:
+        if isinstance(value, str):
+            return value
         if isinstance(value, _PLAIN):
             return str(value)
         [text] = make_params(self._connection.py_types, (value,))

@@ -112,12 +112,14 @@ class Transactions:
             try:
                 link = self._pool.take(limit, at_once=error is None and not change)
                 try:
-                    limit.check_cancelled()
+                    if limit is not whole:
+                        limit.check_cancelled()
                     rows = link.run(query, whole, params, answers)
                     return rows if rows or not (unknown and again) else link.run(again, whole, params)
                 finally:
-                    lost, stale = link.broken, link.broken and link.reused
-                    self._pool.give_back(link)
+                    reused = link.reused
+                    lost = not self._pool.give_back(link)
+                    stale = lost and reused
             except TooSlow as e:
                 raise error or e from e  # what failed before says more
             except (Unavailable, Busy, OutcomeUnknown) as e:

