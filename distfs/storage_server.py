@@ -270,7 +270,7 @@ def _run(argv: list[str]) -> int:
 
 def _serve_as_told(config: Config, given: Namespace) -> int:
     metrics.share()
-    setup_logging(config.log, aside=config.log.dir not in ("auto", "off"), file=_name(config))
+    setup_logging(config.log, aside=config.log.elsewhere, file=_name(config))
     tracing.set_up(config.tracing, "-node")
     try:
         serve(config, given.exit_with_parent, given.init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from distfs.config.settings import (
     CallersConfig,
     Config,
     HttpConfig,
+    LogConfig,
     StorageConfig,
     TlsConfig,
 )
@@ -21,6 +23,7 @@ from distfs.errors import ConfigError
 
 _Rules = Iterable[tuple[bool, str]]
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_SYSLOG = re.compile(r"off|journal|unix:/.+|udp://([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 
 
 def check_relations(c: Config) -> None:
@@ -32,6 +35,7 @@ def check_relations(c: Config) -> None:
         _caller_rules(c.callers),
         _storage_rules(c.storage),
         _other_rules(c),
+        _log_rules(c.log),
         _process_rules(c),
     )
     for holds, message in itertools.chain(*sections):
@@ -144,16 +148,23 @@ def _other_rules(c: Config) -> _Rules:
         "audit.required needs audit.file: a path where distfs may write",
     )
     yield c.local.nodes >= 1, "local.nodes must be at least 1"
-    yield c.log.format in ("text", "json"), "log.format must be 'text' or 'json'"
-    yield c.log.max_bytes >= MIB, "log.max_bytes must be at least 1MiB"
-    yield bool(c.log.dir), "log.dir must be a folder, auto, or off"
     yield (
         _is_endpoint(c.tracing.endpoint),
         "tracing.endpoint must be a URL, as http://127.0.0.1:4318, or empty",
     )
     yield c.tracing.ratio <= 1, "tracing.ratio must be at most 100%"
     yield bool(c.tracing.service_name), "tracing.service_name must not be empty"
-    yield c.log.level.upper() in _LEVELS, f"log.level must be one of {', '.join(_LEVELS)}"
+
+
+def _log_rules(log: LogConfig) -> _Rules:
+    yield log.format in ("text", "json"), "log.format must be 'text' or 'json'"
+    yield log.max_bytes >= MIB, "log.max_bytes must be at least 1MiB"
+    yield bool(log.dir), "log.dir must be a folder, auto, or off"
+    yield (
+        _SYSLOG.fullmatch(log.syslog) is not None,
+        "log.syslog must be off, journal, unix:/dev/log, or udp://host:514",
+    )
+    yield log.level.upper() in _LEVELS, f"log.level must be one of {', '.join(_LEVELS)}"
 
 
 def _is_endpoint(url: str) -> bool:

@@ -37,8 +37,10 @@ _PLAIN = logging.Formatter()
 class File(Protocol):
     """Where lines are kept. ``write`` never fails; -> how many lines were dropped before, and ``why``."""
 
-    dropped: int
     why: str
+
+    @property
+    def dropped(self) -> int: ...
 
     def write(self, text: str) -> int: ...
 

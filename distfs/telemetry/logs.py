@@ -24,7 +24,7 @@ from distfs.process.log_writer import REQUEST_ID, Kept, LineWriter, drops
 from distfs.process.redact import tokenless, visible
 from distfs.telemetry import events
 from distfs.telemetry.context import NO_REQUEST, current_request_id
-from distfs.telemetry.log_files import LogFile
+from distfs.telemetry.log_sinks import Several, Sink, sinks
 from distfs.telemetry.metrics import LOG_DROPPED
 
 #: Made once: ``json.dumps`` makes one for each call with arguments.
@@ -41,8 +41,8 @@ _NOTHING: Mapping[str, object] = MappingProxyType({})
 
 #: Where all is logged when that is aside, and how it makes a line of facts there.
 _aside: list[LineWriter] = []
-#: The file that has it, too.
-_files: list[LogFile] = []
+#: What has it, too: files, and others.
+_sinks: list[Sink] = []
 
 
 def setup_logging(
@@ -59,10 +59,10 @@ def setup_logging(
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     out = stream or sys.stderr
-    for old in _files:
+    for old in _sinks:
         old.close()
-    _files[:] = [LogFile(config, file, aside=aside)] if file and config.dir not in ("auto", "off") else []
-    kept = [Kept(each, JsonFormatter(file)) for each in _files]
+    _sinks[:] = sinks(config, file, aside=aside)
+    kept = [Kept(Several(_sinks[:]), JsonFormatter(file))] if _sinks else []
     handler: logging.Handler = logging.StreamHandler(out)
     if aside:
         handler = LineWriter(out, current_request_id, kept[0] if kept else None, LOG_DROPPED.add)
@@ -79,7 +79,7 @@ def setup_logging(
 
 def log_dropped() -> int:
     """How many lines of this process's log were, in all."""
-    return _aside[0].dropped if _aside else sum(file.dropped for file in _files)
+    return _aside[0].dropped if _aside else sum(sink.dropped for sink in _sinks)
 
 
 class FileHandler(logging.Handler):
