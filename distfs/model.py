@@ -161,6 +161,8 @@ class NewFile:
     policy: Policy
     block_size: int
     slices: tuple[Slice, ...]
+    #: What others have made of it, each by a key of its own, and need not make again; never what may change.
+    kept: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,6 @@ class File(NewFile):
     created_at: datetime  # by the database's clock
     owner: str | None = None  # None: nobody's, as all that is stored while auth is off
     visibility: str = "private"  # who may read it while auth is on: see access.authorize
-    #: What others have made of it, each by a key of its own, and need not make again; never what may change.
-    kept: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ class WireSocket:
         self._side: Side | None = None  # without TLS
         self.heard = False  # whether anything was received since ``heard`` was last set to False
         self._decoder = wire.Decoder()
+        #: The next so many bytes of the body of the last frame, if all of them have come already.
+        self.take_bytes = self._decoder.take_bytes
         self._scratch = memoryview(bytearray(_READ_AHEAD))
         # Seconds: what the kernel lets a call wait, maybe less than its limit; the limits; how long it was silent.
         self._timeouts = {_SEND: math.inf, _RECEIVE: math.inf}
@@ -97,7 +99,8 @@ class WireSocket:
     def begin(self, send_stall: float, receive_stall: float, notice: float | None) -> None:
         """A new exchange, of which nothing is heard yet."""
         self.heard, self._silent = False, 0.0
-        self._send_stall, self._stall = max(send_stall, 0.001), max(receive_stall, 0.001)
+        self._send_stall = send_stall if send_stall > 0.001 else 0.001  # noqa: FURB136 - calls take longer
+        self._stall = receive_stall if receive_stall > 0.001 else 0.001  # noqa: FURB136
         self._notice = self._stall if notice is None or notice > self._stall else notice
         told = self._timeouts  # as ``_bound`` does, which most of the time has nothing to do
         if told[_SEND] > self._send_stall:
@@ -136,6 +139,13 @@ class WireSocket:
     def idle(self) -> bool:
         """Nothing to read: neither stray bytes nor the peer's end. What a pooled connection must be."""
         return not self._decoder.buffered and self._peek() is None and not self.outdated
+
+    @property
+    def reusable(self) -> bool:
+        """Nothing is left of the exchange that has ended."""
+        if self._decoder.buffered:
+            return False
+        return self._side is None or not self._side.outdated(self.sock)
 
     @property
     def buffered(self) -> int:
@@ -229,13 +239,13 @@ class WireSocket:
 
     def receive_frame_or_late(self, limit: Limit | None = None) -> wire.Frame | None:
         """The same; None after a silence of ``notice``: call again to wait on."""
-        decoder, frame = self._decoder, self._decoder.next_frame()
+        decoder = self._decoder
+        frame = decoder.next_frame()
         while frame is None:
             n = self._receive(self._scratch, 0)
             if not n:
                 return None
-            decoder.feed(self._scratch[:n])
-            frame = decoder.next_frame()
+            frame = decoder.next_frame(self._scratch[:n])
             if frame is None and limit is not None:  # it comes in pieces
                 limit.remaining(self._phase)
         return frame
@@ -243,10 +253,6 @@ class WireSocket:
     def take(self, view: memoryview) -> bool:
         """Fill ``view`` with the next bytes of the body of the last frame, if all of them have come already."""
         return self._decoder.take_all(view)
-
-    def take_bytes(self, count: int) -> bytes | None:
-        """The next ``count`` bytes of the body of the last frame, if all of them have come already."""
-        return self._decoder.take_bytes(count)
 
     def receive_body(self, view: memoryview, limit: Limit | None = None) -> None:
         """Fill ``view`` with the next bytes of the body of the last frame.
@@ -338,7 +344,7 @@ class WireSocket:
         waited = 0.0
         while True:
             try:
-                n = self.sock.recv_into(view, len(view), flags)
+                n = self.sock.recv_into(view, 0, flags)
                 break
             except BlockingIOError:
                 seconds = self._timeouts[_RECEIVE]

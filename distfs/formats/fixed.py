@@ -51,10 +51,7 @@ class Get(NamedTuple):
     trace: bytes = b""
 
     def encode(self) -> bytes:
-        to, deadline, id, first, many, aside, request, trace = self
-        request = request[:MAX_REQUEST]
-        asked = id.slice.bytes, id.index, first, many, aside
-        return _GET.pack(to, deadline, *asked, len(request)) + request + trace
+        return encode_get(*self)
 
     @classmethod
     def decode(cls, raw: bytes) -> Get:
@@ -70,6 +67,22 @@ class Get(NamedTuple):
     def name(self) -> str:
         """Of the fragment, for people."""
         return str(self.id)
+
+
+def encode_get(
+    to: bytes,
+    deadline: float,
+    id: FragmentId,
+    first: int,
+    many: int,
+    aside: bool,
+    request: bytes,
+    trace: bytes = b"",
+) -> bytes:
+    """A ``Get``, without making one."""
+    request = request[:MAX_REQUEST]
+    asked = id.slice.int.to_bytes(16), id.index, first, many, aside
+    return _GET.pack(to, deadline, *asked, len(request)) + request + trace
 
 
 class Put(NamedTuple):
@@ -194,7 +207,9 @@ class Cells(NamedTuple):
 
     @classmethod
     def decode(cls, raw: bytes) -> Cells:
-        found = cls(*_all("CELLS", _CELLS, raw))
+        if len(raw) != _CELLS.size:
+            raise _wrong("CELLS")
+        found = tuple.__new__(cls, _CELLS.unpack(raw))  # a NamedTuple's own is a function in Python
         if found.slice_size >= _MAX_COUNT:
             raise _wrong("CELLS")
         return found

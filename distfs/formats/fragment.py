@@ -66,7 +66,7 @@ class CellEntry(NamedTuple):
     @classmethod
     def unpack(cls, data: Buffer) -> CellEntry:
         try:
-            return cls(*_ENTRY.unpack(data))
+            return tuple.__new__(cls, _ENTRY.unpack(data))  # a NamedTuple's own is a function in Python
         except struct.error as e:
             raise Corrupt(f"a cell entry of {memoryview(data).nbytes} bytes, {ENTRY_SIZE} expected") from e
 

@@ -135,11 +135,12 @@ class Frame(NamedTuple):
 
 def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) -> bytes:
     """Prefix and header of a frame, ready to send; ``body_length`` bytes of body must follow."""
-    if isinstance(header, dict):
+    if not isinstance(header, bytes):
         header = json.dumps(header, separators=(",", ":")).encode()
-    if len(header) > MAX_HEADER:
-        raise ProtocolError(f"{type_.name} frame: a header of {len(header)} bytes is over {MAX_HEADER}")
-    return _PREFIX.pack(MAGIC, VERSION, type_, 0, len(header), body_length) + header
+    length = len(header)
+    if length > MAX_HEADER:
+        raise ProtocolError(f"{type_.name} frame: a header of {length} bytes is over {MAX_HEADER}")
+    return _PREFIX.pack(MAGIC, VERSION, type_, 0, length, body_length) + header
 
 
 def encode_error(error: DistfsError) -> bytes:
@@ -195,17 +196,21 @@ class Decoder:
             self._at = 0
         self._data += data
 
-    def next_frame(self) -> Frame | None:
-        """The next frame, or None for more bytes. Raises ProtocolError on anything out of bounds."""
+    def next_frame(self, more: Buffer = b"") -> Frame | None:
+        """The next frame, or None for more bytes; ``more``: to be fed before. Raises ProtocolError on anything out of
+        bounds."""
+        if more:
+            self.feed(more)
         data, header_at = self._data, self._at + PREFIX_SIZE
-        if len(data) < header_at:
+        size = len(data)
+        if size < header_at:
             return None
         type_, header, body = _check_prefix(*_PREFIX.unpack_from(data, self._at))
         end = header_at + header
-        if len(data) < end:
+        if size < end:
             return None
         self._at = end
-        return Frame(type_, bytes(data[header_at:end]), body)
+        return tuple.__new__(Frame, (type_, bytes(data[header_at:end]), body))  # its own is one in Python
 
     def take(self, view: memoryview) -> int:
         """Move buffered body bytes into ``view``; returns how many."""

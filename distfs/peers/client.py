@@ -13,7 +13,7 @@ from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.formats import wire
-from distfs.formats.fixed import Get, Put
+from distfs.formats.fixed import Put, encode_get
 from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable
 from distfs.formats.wire import Type
 from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo, check_page
@@ -110,19 +110,22 @@ class NodeClient(AsksAhead, TakesWhole):
         deadline: Deadline,
         connect_within: float | None = None,
         aside: bool = False,
+        late: float | None = None,
     ) -> RemoteReader:
         """``get`` without waiting for the answer: its reader says when the node is late.
 
-        ``connect_within``: seconds after which a connection that is still not there is late already.
+        ``connect_within``: seconds after which a connection that is still not there is late already; ``late``:
+        ``hedge_delay``, of who has looked.
         """
         left = deadline.remaining(self.link.peer)
         try:
             exchange = Exchange(
                 self.link,
                 deadline,
-                notice=self.link.hedge_delay,
+                notice=self.link.hedge_delay if late is None else late,
                 connect_within=connect_within,
                 replayable=True,
+                left=left,
                 what="GET",
                 of=id,
             )
@@ -130,8 +133,8 @@ class NodeClient(AsksAhead, TakesWhole):
             if connect_within is not None:
                 self.link.latency.add(connect_within)
             raise
-        asked = Get(self._to, left, id, first, count, aside, current_request_id().encode(), exchange.trace)
-        return RemoteReader(exchange, wire.encode(Type.GET, asked.encode()))
+        about = id, first, count, aside, current_request_id().encode(), exchange.trace
+        return RemoteReader(exchange, wire.encode(Type.GET, encode_get(self._to, left, *about)))
 
     def get(
         self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False

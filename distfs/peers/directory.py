@@ -17,6 +17,7 @@ from distfs.formats.hello import Keys
 from distfs.fragment_store import FragmentStore
 from distfs.meta import MetaDB
 from distfs.model import Node
+from distfs.peers.breaker import State
 from distfs.peers.client import NodeClient
 from distfs.peers.hedge import HedgeBudget
 from distfs.peers.node_list import MAX_AGE_S, NodeList
@@ -113,7 +114,8 @@ class NodeDirectory:
                 return None
             client = found
             self._known[node_id] = node, client
-        well = client.trusted and client.link.latency.typical < self._config.hedge_min
+        link = client.link
+        well = link.breaker.state is State.CLOSED and link.latency.typical < self._config.hedge_min
         return client if well else None
 
     def may_return(self, ids: Iterable[int], deadline: Deadline) -> int:

@@ -26,10 +26,11 @@ class LatencyHistory:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._unranked = 0
         self.p95 = 0.0  # 95 of 100 of the recent ones were at most this; 0 without any
+        self.typical = 0.0  # the median of the last few; 0 without any
         self.heard_at = float("-inf")
 
-    def add(self, seconds: float) -> None:
-        """One request's latency; of one given up, what was waited."""
+    def add(self, seconds: float, now: float | None = None) -> None:
+        """One request's latency; of one given up, what was waited. ``now``: if somebody has looked at the clock."""
         with self._lock:
             self._samples.append(seconds)
             self._recent.append(seconds)
@@ -37,19 +38,14 @@ class LatencyHistory:
             # Sorting costs more than a small read's worth: not for each, but at once for one that stands out.
             if self._unranked >= _RANK_EVERY or seconds > self.p95:
                 self._rank()
-            self.heard_at = time.monotonic()
+            recent = sorted(self._recent)
+            self.typical = recent[(len(recent) - 1) // 2]
+            self.heard_at = time.monotonic() if now is None else now
 
     def _rank(self) -> None:
         self._unranked = 0
         ranked = sorted(self._samples)
         self.p95 = ranked[math.ceil(0.95 * len(ranked)) - 1]
-
-    @property
-    def typical(self) -> float:
-        """The median of the last few; 0 without any."""
-        with self._lock:
-            recent = sorted(self._recent)
-        return recent[(len(recent) - 1) // 2] if recent else 0.0
 
 
 class HedgeBudget:
@@ -65,7 +61,8 @@ class HedgeBudget:
         """So many reads were asked for once."""
         with self._lock:
             self.reads += reads
-            self._left = min(self._burst, self._left + reads * self._share)
+            if self._left < self._burst:
+                self._left = min(self._burst, self._left + reads * self._share)
 
     def spend(self) -> bool:
         """Whether one more read may be asked twice; then it is counted."""

@@ -59,7 +59,9 @@ class NodeLink:
     def hedge_delay(self) -> float:
         """Seconds of silence after which this node is late."""
         usual, least, most = self.latency.p95, self.config.hedge_min, self.config.stall_timeout
-        return most if usual > most else max(usual, least)
+        if usual <= least:
+            return least
+        return min(usual, most)
 
     def account(self, error: DistfsError, deadline: Deadline) -> None:
         """A request ended with an error: is the node to blame?"""
@@ -114,34 +116,34 @@ class WaitBudget:
 
     def __init__(self, config: PeersConfig, deadline: Deadline) -> None:
         self._rate, self._deadline = config.min_rate, deadline
-        self._left = self._bound = float(config.base_timeout)
-        self._started = 0.0
+        self.left = self._bound = float(config.base_timeout)
+        self.started = 0.0
 
     def spend(self, seconds: float) -> None:
         """So long was waited already."""
-        self._left -= seconds
+        self.left -= seconds
 
     def waiting(self, size: int) -> WaitBudget:
         """``size`` bytes more are to be moved: wait for them within ``with``, which gives the limit."""
-        self._left += size / self._rate
+        self.left += size / self._rate
         self._bound += size / self._rate
         return self
 
     def rest(self, phase: str) -> float:
         """All that is left, before it is waited. Raises as ``remaining``."""
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         return self.remaining(phase)
 
     def __enter__(self) -> WaitBudget:
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._left -= time.monotonic() - self._started
+        self.left -= time.monotonic() - self.started
 
     def remaining(self, phase: str) -> float:
         """As Deadline's, while it is waited. An error names the whole bound, not what the last bytes had left."""
-        left = self._left - (time.monotonic() - self._started)
+        left = self.left - (time.monotonic() - self.started)
         if left <= 0:
             self._deadline.check_cancelled()
             raise TooSlow(f"{phase} passed its deadline of {self._bound:.1f} s")
@@ -177,11 +179,13 @@ class Exchange:
         for_disk: bool = False,
         what: str = "",
         of: FragmentId | None = None,
+        left: float | None = None,
     ) -> None:
         """``notice``: silence after which ``_or_late`` calls return; ``connect_within``: seconds to connect in;
         ``patient``: the node works for long before it answers, so that only the deadline bounds its silence;
         ``replayable``: all that is sent will be at hand until the answer comes; ``for_disk``: the node writes before
-        it answers, and may be silent for as long as the budget lasts; ``what``, ``of``: what is asked for, to trace.
+        it answers, and may be silent for as long as the budget lasts; ``what``, ``of``: what is asked for, to trace;
+        ``left``: of the deadline, if somebody has just looked.
 
         Raises Busy, NodeUnavailable, TooSlow.
         """
@@ -190,6 +194,7 @@ class Exchange:
         self._notice, self._patient, self._for_disk = notice, patient, for_disk
         self._kept: list[Buffer] | None = []
         self._size = 0
+        self.heard_at = 0.0  # when the last wait for a frame ended, by the monotonic clock
         self._ended = False
         if tracing.on and (span := span_of(link, what, of)) is not None:
             self.span, self.trace = span, span.carried.pack()
@@ -200,7 +205,7 @@ class Exchange:
             sock = self._connected(wait)
         self.sock = sock
         self._unsent: Sequence[Buffer] = ()  # until the greeting is over
-        self._prepare()
+        self._prepare(left if self._reused else None)
         if notice is None:
             self._greet()
 
@@ -234,7 +239,7 @@ class Exchange:
         self._size += size
         if self._kept is not None:
             if self._reused and self._size <= REPLAY_MOST:
-                self._kept += [bytes(buffer) for buffer in buffers]
+                self._kept += map(bytes, buffers)
             else:
                 self._kept = None
 
@@ -254,11 +259,13 @@ class Exchange:
             pass
         return frame if frame.type is due else self.accept(frame, due)
 
-    def frame_or_late(self) -> Frame | None:
-        """The frame that answers; None after a silence of ``notice``."""
+    def frame_or_late(self, now: float | None = None) -> Frame | None:
+        """The frame that answers; None after a silence of ``notice``. ``now``: by the clock, if it was asked."""
+        budget = self.budget
         try:
-            with self.budget as bounded:
-                limit = self.deadline if self._patient else bounded
+            budget.started = time.monotonic() if now is None else now
+            try:
+                limit = self.deadline if self._patient else budget
                 if self.sock.greeting is not None:
                     if not self.sock.greeting.go_on(limit):
                         return None
@@ -270,6 +277,9 @@ class Exchange:
                         raise
                     self._renew()
                     return self.sock.receive_frame_or_late(limit)
+            finally:
+                self.heard_at = time.monotonic()
+                budget.left -= self.heard_at - budget.started
         except BaseException as e:
             self._fail(e)
             raise
@@ -317,14 +327,13 @@ class Exchange:
             self.span.end()
         NODE_SENT.add(self._size, self.link.series)
         self._unwatch()
+        link = self.link
         if understood:
-            self.link.breaker.succeeded()
-        if (
-            self.sock.buffered or self.sock.outdated
-        ):  # more came than was asked for: nobody is to take that for an answer
-            self.link.pool.discard(self.sock)
-        else:
-            self.link.pool.give_back(self.sock)
+            link.breaker.succeeded()
+        if self.sock.reusable:
+            link.pool.give_back(self.sock)
+        else:  # more came than was asked for: nobody is to take that for an answer
+            link.pool.discard(self.sock)
 
     def close(self) -> None:
         """Give up; nothing after ``done``. It is nobody's fault."""
@@ -362,10 +371,12 @@ class Exchange:
 
     # --- a stale connection ---------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def _prepare(self, left: float | None = None) -> None:
         self._unwatch = self.deadline.watch(self.sock.interrupt)
         try:
-            config, left = self.link.config, self.deadline.remaining(self.link.peer)
+            config = self.link.config
+            if left is None:
+                left = self.deadline.remaining(self.link.peer)
             silence = config.base_timeout if self._for_disk else config.stall_timeout
             self.sock.begin(
                 config.stall_timeout, left if self._patient or left < silence else silence, self._notice

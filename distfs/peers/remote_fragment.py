@@ -136,10 +136,11 @@ class RemoteReader:
     def begin_or_late(self) -> bool:
         """Wait for the first bytes of the answer, as ``start_or_late``."""
         if self._shape is None:
+            now = None
             if self._timed is None:
-                prompt = time.monotonic() - self._asked_at < _PROMPT_S
-                self._timed = prompt or self._exchange.sock.idle
-            self._shape = self._receive_shape()
+                now = time.monotonic()
+                self._timed = now - self._asked_at < _PROMPT_S or self._exchange.sock.idle
+            self._shape = self._receive_shape(now)
         return self._shape is not None
 
     def only_cell(self, size: int) -> OnlyCell | None:
@@ -152,7 +153,8 @@ class RemoteReader:
         if body is None:
             return None
         self._started, self._left = True, 0
-        return OnlyCell(CellEntry.unpack(body[:ENTRY_SIZE]), self._shape[0], body[ENTRY_SIZE:])
+        entry = CellEntry.unpack(body[:ENTRY_SIZE])
+        return tuple.__new__(OnlyCell, (entry, self._shape[0], body[ENTRY_SIZE:]))
 
     def read_cell(self, view: memoryview) -> None:
         while not self.read_cell_or_late(view):
@@ -193,14 +195,15 @@ class RemoteReader:
 
     # --- the answer's beginning --------------------------------------------------------------------------
 
-    def _receive_shape(self) -> tuple[int, bool] | None:
+    def _receive_shape(self, now: float | None) -> tuple[int, bool] | None:
         """The slice's size and whether it is the last; None: late."""
-        frame = self._exchange.frame_or_late()
+        exchange = self._exchange
+        frame = exchange.frame_or_late(now)
         if frame is None:
             return None
         if self._timed:
-            took = time.monotonic() - self._asked_at
-            self._exchange.link.latency.add(took)
+            took = exchange.heard_at - self._asked_at
+            exchange.link.latency.add(took, exchange.heard_at)
             NODE_SECONDS.observe(took)
         if frame.type is not Type.CELLS:
             self._exchange.accept(frame, Type.CELLS)
@@ -208,7 +211,7 @@ class RemoteReader:
             slice_size, last, size = Cells.decode(frame.raw)
         except ProtocolError as e:
             raise self._exchange.protocol_error(str(e)) from e
-        if size > min(frame.body_length, wire.MAX_TABLE):
+        if size > frame.body_length or size > wire.MAX_TABLE:
             raise self._exchange.protocol_error(
                 f"a table of {size} bytes in an answer of {frame.body_length}"
             )

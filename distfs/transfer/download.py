@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
 from uuid import UUID
 
 from distfs.deadline import Deadline
@@ -37,6 +38,8 @@ _BEFORE_THE_FIRST = 3
 _LOOK_S, _LOOK_MOST_S = 0.1, 1.0  # between two tries
 #: All that wait go by one list of nodes; one that is younger does.
 _LIST_AGE_S = 0.25
+#: By which a small file has the checksum of its block, and its slice's size, that its digest was made of.
+_PLAIN = "plain"
 
 
 class _Stuck:
@@ -127,15 +130,15 @@ class Downloader:
     ) -> bytes | memoryview | First | None:
         """A file of one block as it is on the node that is asked first, in ``out`` if there is one; or what came of
         asking. None: another is better."""
-        [piece] = file.slices
-        held = _held(piece, file.policy.k)
-        index = held[0] if held else 0
-        store = self._directory.well(piece.nodes[index], deadline)
+        asked: _Asked = file.kept.get(_Asked) or _asked_first(file)
+        node, id, several = asked
+        store = self._directory.well(node, deadline)
         if store is None:
             return None
+        index = id.index
         try:
-            hasty = store.hedge_delay if len(held) > 1 else None
-            reader = store.ask(FragmentId(piece.id, index), 0, 1, deadline, hasty)
+            delay = store.link.hedge_delay
+            reader = store.ask(id, 0, 1, deadline, delay if several else None, late=delay)
             late = False
             try:
                 data = _at_once(reader, file) if out is None else _into(reader, file, out)
@@ -274,6 +277,22 @@ class Downloader:
         return sorted(held, key=lambda i: (piece.nodes[i] not in alive, standing[piece.nodes[i]]))
 
 
+class _Asked(NamedTuple):
+    """Of a file of one block, what is asked for first."""
+
+    node: int
+    id: FragmentId
+    several: bool  # there are others
+
+
+def _asked_first(file: NewFile) -> _Asked:
+    [piece] = file.slices
+    held = _held(piece, file.policy.k)
+    index = held[0] if held else 0
+    asked = file.kept[_Asked] = _Asked(piece.nodes[index], FragmentId(piece.id, index), len(held) > 1)
+    return asked
+
+
 def _held(piece: Slice, k: int) -> list[int]:
     """Indexes of the fragments that a node has.
 
@@ -329,8 +348,10 @@ def _at_once(reader: SmallReader, file: NewFile) -> bytes | None:
             return None
         only = _in_pieces(reader, file)
     entry, slice_size, data = only
-    if slice_digest((entry.plain,), slice_size, file.block_size) != file.slices[0].digest:
-        raise Corrupt("its table is not the slice's")
+    if file.kept.get(_PLAIN) != (entry.plain, slice_size):  # it says other than a read that was good
+        if slice_digest((entry.plain,), slice_size, file.block_size) != file.slices[0].digest:
+            raise Corrupt("its table is not the slice's")
+        file.kept[_PLAIN] = entry.plain, slice_size
     check_length(entry, file.size, 0)
     if checksum(data) != entry.plain:
         raise Corrupt("cell 0 fails its checksum")
