@@ -225,16 +225,21 @@ def slice_digest(plains: Iterable[int], size: int, block_size: int) -> bytes:
 
 def pack_whole(header: bytes, entry: CellEntry, cell: Buffer, slice_size: int, last: bool) -> bytes:
     """A fragment of one cell, from its packed header on."""
-    table = FragmentTable((entry,), slice_size, last)
-    packed = table.pack()
-    return b"".join((header, cell, packed, pack_footer(table, packed, len(header) + len(cell), header)))
+    packed = entry.pack()
+    footer = _footer(1, slice_size, last, packed, len(header) + len(cell), header)
+    return b"".join((header, cell, packed, footer))
 
 
 def pack_footer(table: FragmentTable, packed_table: bytes, table_offset: int, header: bytes) -> bytes:
     """The fragment's last FOOTER_SIZE bytes. ``header`` is the padded header as it was written."""
-    sums = checksum(header), checksum(packed_table)
-    counts = len(table.entries), table_offset, table.slice_size
-    body = _FOOTER.pack(_FOOTER_MAGIC, VERSION, table.last, *counts, *sums)
+    return _footer(len(table.entries), table.slice_size, table.last, packed_table, table_offset, header)
+
+
+def _footer(
+    cells: int, slice_size: int, last: bool, packed_table: bytes, table_offset: int, header: bytes
+) -> bytes:
+    counts, sums = (cells, table_offset, slice_size), (checksum(header), checksum(packed_table))
+    body = _FOOTER.pack(_FOOTER_MAGIC, VERSION, last, *counts, *sums)
     return body + _CHECKSUM.pack(checksum(body))
 
 

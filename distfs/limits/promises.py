@@ -133,7 +133,10 @@ class Admission:
             self._check_size(size, self.http.max_file_size if largest is None else largest)
         promise = Promise(self, policy, size, deadline, whose, strict=not declared)
         if size is not None and size <= self.storage.block_size:
-            promise.small = self._with_room(lambda: self._admit_small(size, policy, deadline), deadline)
+            try:
+                promise.small = self._admit_small(size, policy, deadline)
+            except NoRoom:
+                promise.small = self._with_room(lambda: self._admit_small(size, policy, deadline), deadline)
             promise.covered = size
         else:
             promise.cover(1)

@@ -185,8 +185,9 @@ def _room(
 ) -> Promise:
     """Room for the body, found before any of it is read. ``size``: its Content-Length."""
     admission, caller = services.admission, request.caller
-    largest, whose = _largest(services, request), admission.callers.whose(caller)
-    declared = size is not None
+    largest, declared = _largest(services, request), size is not None
+    small = size is not None and size <= admission.storage.block_size  # it has come before more is promised
+    whose = () if small else admission.callers.whose(caller)
     with tracing.span("admit"):
         return admission.admit(announced, policy, deadline, declared=declared, largest=largest, whose=whose)
 
