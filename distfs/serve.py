@@ -22,6 +22,7 @@ from distfs.host.server import Server, listen
 from distfs.host.shared import Shared
 from distfs.http_app import create_app
 from distfs.local.reload import Reload, applied
+from distfs.log_store import log_store
 from distfs.model import url_here
 from distfs.process import descriptors, output, parent_watch
 from distfs.process.notice_board import NoticeBoard
@@ -126,7 +127,7 @@ def _serve(
     together: Together | None = None,
 ) -> None:
     config = settings.config
-    setup_logging(config.log, aside=True, file="service")
+    setup_logging(config.log, aside=True, file="service", store=log_store(config))
     app = create_app(config, together)
     services = app.services
     services.audit.open()

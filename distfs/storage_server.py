@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from distfs.config import file as configuration
 from distfs.config.settings import Config, NodeConfig, Seconds, TlsConfig
 from distfs.errors import ConfigError, DistfsError, NodeForgotten, Unavailable
+from distfs.log_store import log_store
 from distfs.meta import MetaDB
 from distfs.metadb.embedded_postgres import folder_of
 from distfs.model import Address
@@ -270,7 +271,7 @@ def _run(argv: list[str]) -> int:
 
 def _serve_as_told(config: Config, given: Namespace) -> int:
     metrics.share()
-    setup_logging(config.log, aside=config.log.elsewhere, file=_name(config))
+    setup_logging(config.log, aside=config.log.elsewhere, file=_name(config), store=log_store(config))
     tracing.set_up(config.tracing, "-node")
     try:
         serve(config, given.exit_with_parent, given.init)

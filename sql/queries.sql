@@ -147,3 +147,17 @@ SELECT id FROM file WHERE id = :id;
 
 -- name: is_trash
 SELECT id FROM trash WHERE id = :id;
+
+-- name: log_add
+SELECT log_add(
+    CAST(:at AS text[]), CAST(:requests AS text[]), CAST(:texts AS text[]), :keep, CAST(:most AS bigint)
+);
+
+-- name: log_lines
+-- Of the last :age seconds, in order of their own times; after one that was told.
+SELECT at, text FROM log_line
+WHERE stored_at >= now() - make_interval(secs => :age)
+    AND (CAST(:request AS text) = '' OR request_id = :request) AND position(CAST(:needle AS text) IN text) > 0
+    AND at >= :since AND (CAST(:until AS text) = '' OR at <= :until)
+    AND (at, text) > (CAST(:after_at AS text), CAST(:after AS text))
+ORDER BY at, text LIMIT :limit;

@@ -37,6 +37,7 @@ BEGIN
     END LOOP;
     FOR each IN SELECT oid::regclass AS name, relname FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND pg_has_role(relowner, 'USAGE')
+        AND relname NOT LIKE 'log\_day\_%' -- read by the table that they are parts of
     LOOP
         EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC', each.name);
         IF service THEN
@@ -56,6 +57,11 @@ BEGIN
         IF readonly AND each.relname NOT IN ('cluster_key', 'token') THEN
             EXECUTE format('GRANT SELECT ON TABLE %s TO distfs_readonly', each.name);
         END IF;
+    END LOOP;
+    FOR each IN SELECT rolname FROM pg_roles
+        WHERE rolname IN ('distfs_service', 'distfs_upkeep', 'distfs_readonly') ORDER BY rolname
+    LOOP
+        EXECUTE format('GRANT SELECT ON public.log_line TO %I', each.rolname);
     END LOOP;
     IF service THEN
         GRANT USAGE ON SCHEMA public TO distfs_service;

@@ -164,7 +164,7 @@ class _Server:
         with (
             tempfile.TemporaryFile("w+") as complaints,
             subprocess.Popen(
-                [self._find_dump(), "--no-owner"],
+                [self._find_dump(), "--no-owner", "--exclude-table-data=log_day_*"],
                 env=self._environ,
                 stdout=subprocess.PIPE,
                 stderr=complaints,

@@ -1,16 +1,19 @@
-"""``distfs logs``: what the parts of this machine logged, in order of time."""
+"""``distfs logs``: what the parts logged, in order of time: of this machine, from files; of all, from MetaDB."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from distfs.config.file import parse_seconds
 from distfs.config.settings import Config
+from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Unavailable
+from distfs.log_store import stored
 from distfs.process.descriptors import in_words
 from distfs.process.output import COMMON_CODES, DONE, FAILED, Parser, tell
 from distfs.process.redact import visible
@@ -23,6 +26,7 @@ _CODES = f"exit code: 0: told; 1: there is no such line, or a file cannot be rea
 _COMMON = ("part", "time", "level", "event", "request_id", "logger", "message", "traceback")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _POLL_S = 0.25
+_STORE_POLL_S, _LATE_S, _STORE_LIMIT_S = 1.0, 30.0, 60.0
 
 
 def add_logs(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -48,7 +52,8 @@ def add_logs(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _show(config: Config, given: argparse.Namespace) -> int:
-    folders = given.dir or [_folder_of(config)]
+    in_metadb = config.log.store == "metadb" and not given.dir
+    folders = [] if in_metadb else given.dir or [_folder_of(config)]
     if away := [folder for folder in folders if not folder.is_dir()]:
         raise ConfigError(f"there is no folder {away[0]}: name the folder where log.dir lets the parts write")
     if given.event and given.event not in events.NAMES:
@@ -67,6 +72,8 @@ def _show(config: Config, given: argparse.Namespace) -> int:
         )
     )
     show = _as_written if given.json else _in_words
+    if in_metadb:
+        return _show_stored(config, wanted, since, show, follow=given.follow)
     try:
         follower = Follower(folders, wanted) if given.follow else None
         told = _tell(search(folders, wanted, since or 0.0), show)
@@ -75,6 +82,24 @@ def _show(config: Config, given: argparse.Namespace) -> int:
             _tell(follower.more(), show)
     except OSError as e:
         raise Unavailable(f"the logs cannot be read: {in_words(e)}") from e
+    return DONE if told else FAILED
+
+
+def _show_stored(
+    config: Config, wanted: Wanted, since: float | None, show: Callable[[Line], str], *, follow: bool
+) -> int:
+    """Of all machines, from MetaDB."""
+    told = _tell(stored(config.metadb, wanted, since, Deadline(_STORE_LIMIT_S)), show)
+    seen: set[bytes] = set()
+    began = time.time()
+    while follow:  # lines come late, and not in order: a while is read again
+        time.sleep(_STORE_POLL_S)
+        at = max(began, time.time() - _LATE_S)
+        lines = list(
+            stored(config.metadb, replace(wanted, since=_as_in_lines(at)), at, Deadline(_STORE_LIMIT_S))
+        )
+        _tell([line for line in lines if line[1] not in seen], show)
+        seen = {line[1] for line in lines}
     return DONE if told else FAILED
 
 

@@ -159,6 +159,7 @@ def _other_rules(c: Config) -> _Rules:
 def _log_rules(log: LogConfig) -> _Rules:
     yield log.format in ("text", "json"), "log.format must be 'text' or 'json'"
     yield log.max_bytes >= MIB, "log.max_bytes must be at least 1MiB"
+    yield log.store in ("files", "metadb"), "log.store must be 'files' or 'metadb'"
     yield bool(log.dir), "log.dir must be a folder, auto, or off"
     yield (
         _SYSLOG.fullmatch(log.syslog) is not None,

@@ -285,12 +285,13 @@ class LogConfig:
     dir: str = "auto"  # each process's own files; 'auto': `distfs up`: logs in its data folder, else 'off'
     max_bytes: Bytes = Bytes(512 * MIB)  # of all files of the folder; the oldest go first
     keep_for: Seconds = Seconds(14 * 24 * 3600)
+    store: str = "files"  # or 'metadb': those of all parts there, too
     syslog: str = "off"  # or 'journal', 'unix:/dev/log', 'udp://host:514': lines go there, too
 
     @property
     def elsewhere(self) -> bool:
         """Whether lines go anywhere but to standard error: a thread writes them."""
-        return self.dir not in ("auto", "off") or self.syslog != "off"
+        return self.dir not in ("auto", "off") or self.syslog != "off" or self.store != "files"
 
 
 @dataclass(frozen=True, slots=True)

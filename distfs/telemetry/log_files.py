@@ -85,6 +85,9 @@ class LogFile:
                 self._rotate()
         return told
 
+    def flush(self) -> None:
+        """Nothing waits."""
+
     def close(self) -> None:
         """Nothing is written any more. In a forked process the number is another's."""
         if self._file >= 0 and self._pid == os.getpid():

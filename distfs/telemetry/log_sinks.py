@@ -42,6 +42,9 @@ class Sink(File, Protocol):
 
     def close(self) -> None: ...
 
+    def flush(self) -> None:
+        """Return when what it took is out, or after a moment."""
+
 
 def sinks(config: LogConfig, part: str, *, aside: bool) -> list[Sink]:
     """All that are configured for a process called ``part``; none without a name."""
@@ -100,6 +103,9 @@ class _Datagrams:
             return 0
         told, self._untold = self._untold, 0
         return told
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
     def close(self) -> None:
         if self._socket is not None:

@@ -46,10 +46,16 @@ _sinks: list[Sink] = []
 
 
 def setup_logging(
-    config: LogConfig, stream: TextIO | None = None, *, part: str = "", aside: bool = False, file: str = ""
+    config: LogConfig,
+    stream: TextIO | None = None,
+    *,
+    part: str = "",
+    aside: bool = False,
+    file: str = "",
+    store: Sink | None = None,
 ) -> None:
     """Log everything of this process to ``stream`` (stderr) at the level and in the format of ``config``, and to
-    files of its own, if there is a folder for them.
+    files of its own, if there is a folder for them; ``store``: there, too.
 
     ``part``: what JSON calls this process, where several write to one stream. ``file``: what its files are called;
     empty: it has none. ``aside``: a thread writes, and nobody
@@ -61,7 +67,7 @@ def setup_logging(
     out = stream or sys.stderr
     for old in _sinks:
         old.close()
-    _sinks[:] = sinks(config, file, aside=aside)
+    _sinks[:] = sinks(config, file, aside=aside) + ([store] if store else [])
     kept = [Kept(Several(_sinks[:]), JsonFormatter(file))] if _sinks else []
     handler: logging.Handler = logging.StreamHandler(out)
     if aside:
@@ -131,6 +137,8 @@ def flush_log() -> None:
     """Return when everything that was logged is written."""
     for handler in logging.getLogger().handlers:
         handler.flush()
+    for sink in _sinks:
+        sink.flush()
 
 
 def logs_json() -> bool:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.cluster import Cluster, MakeCluster
-from tests.cluster.operating import BY_HAND, distfs
+from tests.cluster.operating import BY_HAND, Ended, distfs
 from tests.contract.litter import eventually
 from tests.otlp import Collector, assert_one_tree, collector
 
@@ -41,13 +41,18 @@ def cluster(
 ) -> Cluster:
     folder = tmp_path_factory.mktemp("logged") / "logs"
     tracing = {"endpoint": traces.url, "ratio": "0%", "slow": "1d"}
-    log = {"dir": str(folder), "level": "DEBUG"}
+    log = {"dir": str(folder), "level": "DEBUG", "store": "metadb"}
     return share_cluster(config={**BY_HAND, "log": log, "tracing": tracing})
+
+
+def from_files(cluster: Cluster, *words: str) -> Ended:
+    """MetaDB has it all, too: it is read where a test says so."""
+    return distfs(cluster, *words, DISTFS_LOG_STORE="files")
 
 
 def lines(cluster: Cluster, request: str, *flags: str) -> list[dict[str, object]]:
     """What ``distfs logs`` tells of a request; a process writes its lines within moments."""
-    told = distfs(cluster, "logs", "--request", request, "--json", *flags)
+    told = from_files(cluster, "logs", "--request", request, "--json", *flags)
     return [json.loads(line) for line in told.out.splitlines()]
 
 
@@ -90,7 +95,7 @@ def test_a_trace_is_of_all_processes_and_so_are_its_lines_of_the_log(
     spans = traces.awaited(id, {"GET /download/<uuid>", "GET", "file"})
     root = next(span for span in spans if span.name == "GET /download/<uuid>")
     assert (root.parent, root.resource["service.name"]) == ("00f067aa0ba902b7", "distfs")
-    told = distfs(cluster, "logs", "--trace", id.upper(), "--json")
+    told = from_files(cluster, "logs", "--trace", id.upper(), "--json")
     found = [json.loads(line) for line in told.out.splitlines()]
     assert {line["trace"] for line in found} == {id}
     assert "request" in {line["event"] for line in found}
@@ -136,7 +141,7 @@ def test_a_node_that_was_killed_goes_on_in_its_file(cluster: Cluster) -> None:
     cluster.kill_node(0)
     cluster.start_node(0)
     started = ["logs", "--event", "node.started", "--node", "node0", "--json"]
-    eventually(lambda: distfs(cluster, *started).out.count("serves") == 2, "it logs in its file again")
+    eventually(lambda: from_files(cluster, *started).out.count("serves") == 2, "it logs in its file again")
     folder = Path(str(cluster.settings["log"]["dir"]))
     assert sorted(path.name for path in folder.iterdir()) == [
         "node0.log",
@@ -144,3 +149,18 @@ def test_a_node_that_was_killed_goes_on_in_its_file(cluster: Cluster) -> None:
         "node2.log",
         "service.log",
     ]
+
+
+def test_a_request_is_found_in_metadb_as_it_is_in_the_files(cluster: Cluster) -> None:
+    """Whichever machine a part logged on."""
+    answer = cluster.request("PUT", "/upload/x", bytes(1000), {"X-Request-Id": "stored"})
+    assert answer.status == 201
+
+    def told() -> list[str]:
+        return distfs(cluster, "logs", "--request", "stored", "--json").out.splitlines()
+
+    eventually(lambda: len(told()) == 3, "the service and two nodes have stored it")
+    files = from_files(cluster, "logs", "--request", "stored", "--json").out.splitlines()
+    assert sorted(told()) == sorted(files)
+    assert distfs(cluster, "logs", "--request", "unknown").code == 1
+    assert "fragment.served" in distfs(cluster, "logs", "--event", "fragment.served", "--since", "1h").out

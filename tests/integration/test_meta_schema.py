@@ -41,7 +41,7 @@ def test_the_migrations_make_what_schema_sql_says(make_database: Callable[[str],
     meta = MetaDB(MetaDBConfig(url=migrated))
     assert meta.migrate() == list(range(1, meta_schema.latest() + 1))
     meta.close()
-    for part in ("schema.sql", "functions.sql", "cluster_keys.sql", "roles.sql", "node_role.sql"):
+    for part in ("schema.sql", "functions.sql", "cluster_keys.sql", "logs.sql", "roles.sql", "node_role.sql"):
         run_sql(declared, (meta_schema.sql_folder() / part).read_text("utf-8"))
     assert dump(migrated) == dump(declared)
 

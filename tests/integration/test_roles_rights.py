@@ -64,7 +64,10 @@ FOR_LOOKING = {
     *("safe_to_unplug", "leaving_node", "may_name", "slice_places"),
 }
 #: Of services and upkeep. So with a new one.
-OF_SERVICES = {*("commit_file", "require_staying", "silent_node"), *("create_token", "begin_to_count")}
+OF_SERVICES = {
+    *("commit_file", "require_staying", "silent_node"),
+    *("create_token", "begin_to_count", "log_add"),
+}
 
 
 @pytest.fixture
@@ -180,7 +183,7 @@ def test_function_by_function_a_role_may_no_more_than_its_part_needs(
             SERVICE: names - OF_NODES - OF_OPERATORS,
             UPKEEP: names - OF_NODES,
             READONLY: FOR_LOOKING,
-            "distfs_node": OF_NODES,
+            "distfs_node": OF_NODES | {"log_add"},
             "nobody": set(),
         }[role]
     )

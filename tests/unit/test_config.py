@@ -145,7 +145,7 @@ def test_an_unknown_section_names_the_nearest_known_one() -> None:
 def test_a_key_like_no_other_lists_the_known_ones() -> None:
     assert (
         refused({"log": {"qqq": 1}})
-        == "config: unknown key log.qqq; known: level, format, dir, max_bytes, keep_for, syslog"
+        == "config: unknown key log.qqq; known: level, format, dir, max_bytes, keep_for, store, syslog"
     )
 
 

@@ -24,7 +24,7 @@ LAYERS = """
     telemetry tls
     body fragment_store metadb problem wire_socket
     host meta
-    agreement peers
+    agreement log_store peers
     storage transfer
     limits storage_server upkeep
     access readiness

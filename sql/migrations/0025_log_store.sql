@@ -1,0 +1,52 @@
+-- Lines of the log of all parts can be kept in MetaDB (log.store: metadb).
+
+-- Lines of the log of all parts (log.store: metadb). They are no part of what a backup keeps.
+
+-- A partition for each day that something was stored on, by the database's clock: what is too old goes with its day.
+CREATE TABLE log_line (
+    stored_at timestamptz NOT NULL,
+    at text COLLATE "C" NOT NULL CHECK (octet_length(at) <= 40),
+    request_id text COLLATE "C" NOT NULL CHECK (octet_length(request_id) <= 100),
+    text text COLLATE "C" NOT NULL CHECK (octet_length(text) <= 65536)
+) PARTITION BY RANGE (stored_at);
+COMMENT ON TABLE log_line IS 'A line of the log: as its file has it, and its own time. Written by log_add alone.';
+CREATE INDEX log_line_request_id ON log_line (request_id) WHERE request_id <> '-';
+CREATE INDEX log_line_at ON log_line (at);
+
+-- Lines that belong together by their place: times, ids of requests, and texts. Days older than p_keep seconds go; a day
+-- has at most about p_most bytes. What is lost in a crash of the server is lost: nobody waits for the disk. Refusals
+-- carry SQLSTATE DF001.
+CREATE FUNCTION log_add(
+    p_at text[], p_request_id text[], p_text text[], p_keep double precision, p_most bigint
+) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    today CONSTANT timestamp := date_trunc('day', now() AT TIME ZONE 'UTC');
+    name CONSTANT text := 'log_day_' || to_char(today, 'YYYYMMDD');
+    oldest CONSTANT text := 'log_day_' || to_char(today - make_interval(secs => p_keep), 'YYYYMMDD');
+    day text;
+BEGIN
+    IF cardinality(p_text) > 5000 THEN
+        RAISE EXCEPTION 'at most 5000 lines are taken at once' USING ERRCODE = 'DF001';
+    END IF;
+    PERFORM set_config('synchronous_commit', 'off', true);
+    IF to_regclass('public.' || name) IS NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtext('distfs: a day of the log'));
+        EXECUTE format('CREATE TABLE IF NOT EXISTS public.%I PARTITION OF public.log_line FOR VALUES FROM (%L) TO (%L)',
+            name, today AT TIME ZONE 'UTC', (today + interval '1 day') AT TIME ZONE 'UTC');
+        FOR day IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+            AND relname LIKE 'log\_day\_%' AND relname < oldest
+        LOOP
+            EXECUTE format('DROP TABLE public.%I', day);
+        END LOOP;
+    END IF;
+    IF pg_total_relation_size(format('public.%I', name)::regclass) > p_most THEN
+        RAISE EXCEPTION 'the lines of today fill % bytes: raise log.max_bytes, or lower log.level', p_most
+            USING ERRCODE = 'DF001';
+    END IF;
+    INSERT INTO public.log_line (stored_at, at, request_id, text)
+    SELECT now(), line.* FROM unnest(p_at, p_request_id, p_text) AS line;
+END
+$$;
+REVOKE ALL ON FUNCTION log_add FROM PUBLIC;
