@@ -137,7 +137,7 @@ class HttpApp:
         request = Request(environ)
         identity = self._callers.identify(request.caller)
         request.scheme = identity.scheme(request.scheme)
-        span = traced.enter(request, request_id) if tracing.on else None
+        span = traced.enter(request) if tracing.on else None
         response = self._answer(request, identity)
         sender = who(identity, request.caller)
         if self.services.audit.on and (request.by_link or request.method not in SAFE):
@@ -364,7 +364,7 @@ class _Answer(CountedBytes[bytes]):
         finally:
             seconds = self._log()
             if (span := self._span) is not None:
-                traced.leave(span, self._request, self._status, self.sent, self._error)
+                traced.leave(span, self._request, self._status, self.sent, current_request_id(), self._error)
                 if span.trace.kept and self._counts:
                     counted.exemplify(self._request.route, seconds, span.trace.name)
             leave_request()

@@ -110,6 +110,12 @@ class Link:
             deadline.check_cancelled()  # then that is why
             raise (Away if _may_restart(e) else Unavailable)(f"{host}: {_reason(e)}") from e
         self._socket.limit = None
+        self._traced = {
+            "db.system.name": "postgresql",
+            "distfs.metadb.pid": struct.unpack("!i", self.raw._backend_key_data[:4])[0],
+            "server.address": host.name,
+            "server.port": host.port,
+        }
         self.raw.register_in_adapter(_TIMESTAMPTZ, _moment)
         self._stale = select.poll()
         self._stale.register(self._socket, select.POLLIN)
@@ -172,18 +178,12 @@ class Link:
             unwatch()
             usock.limit = None
             if tracing.on:
-                self._trace(name, began, sys.exception() if rows is None else None)
+                error = sys.exception() if rows is None else None
+                tracing.past(name, began, self._traced, tracing.CLIENT, error)
         self._busy = False
         self.answered_at = time.monotonic()
         METADB_SECONDS.observe(self.answered_at - began)
         return rows
-
-    def _trace(self, name: str, began: float, error: BaseException | None) -> None:
-        """``pg_stat_activity`` shows it by the server process that ran it."""
-        process = struct.unpack("!i", self.raw._backend_key_data[:4])[0]
-        facts = {"db.system.name": "postgresql", "db.operation.name": name, "distfs.metadb.pid": process}
-        where = {"server.address": self.host.name, "server.port": self.host.port}
-        tracing.past(name, began, facts | where, tracing.CLIENT, error)
 
     def _lost(self, error: BaseException) -> str:
         return f"lost the connection to MetaDB at {self.host}: {_reason(error)}"

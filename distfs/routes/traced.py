@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from distfs.body.source import Source
 from distfs.headers.traceparent import parse
@@ -15,42 +16,46 @@ from distfs.telemetry import tracing
 from distfs.telemetry.tracing import Span
 
 _OUR_FAULT = 500
+#: A wait for a thread that is longer is told.
+_NOTABLE_S = 0.0005
 #: Who is no administrator asks for ``Server-Timing`` by this header, whatever is in it.
 ASKS = "HTTP_X_DISTFS_TIMING"
 
 
-def enter(request: Request, request_id: str) -> Span:
+def enter(request: Request) -> Span:
     """From its head on, also while it waited for a thread."""
-    environ, now = request.environ, time.monotonic()
-    facts = {
-        "http.request.method": request.method,
-        "url.path": request.path,
-        "url.scheme": request.scheme,
-        "network.protocol.version": environ.get("SERVER_PROTOCOL", "").removeprefix("HTTP/"),
-        "client.address": request.caller.address,
-        "distfs.request_id": request_id,
-    }
-    span = tracing.enter(request.method, tracing.SERVER, parse(environ.get("HTTP_TRACEPARENT", "")), facts)
-    ready = environ.get("distfs.ready")
-    if ready:
-        span.began = min(ready, now)
-        tracing.past("receive", span.began, {})
+    header, ready = request.environ.get("HTTP_TRACEPARENT"), request.environ.get("distfs.ready")
+    span = tracing.enter(request.method, tracing.SERVER, parse(header) if header else None, {})
+    if ready and ready < span.began - _NOTABLE_S:
+        span.began = ready
+        tracing.past("receive", ready, {})
     return span
 
 
-def leave(span: Span, request: Request, status: int, sent: int, error: BaseException | None) -> None:
+def leave(
+    span: Span, request: Request, status: int, sent: int, request_id: str, error: BaseException | None
+) -> None:
     """Its answer is over. ``error``: what cut it short."""
     span.name = f"{request.method} {request.route}"
-    span.facts |= {
-        "http.route": request.route,
-        "http.response.status_code": status,
-        "http.request.body.size": request.received,
-        "http.response.body.size": sent,
-    }
     if status >= _OUR_FAULT:
         span.trace.failed = True
-        span.facts["error.type"] = str(status)
-    tracing.leave(span, error)
+
+    def facts() -> dict[str, Any]:
+        return {
+            "http.request.method": request.method,
+            "url.path": request.path,
+            "url.scheme": request.scheme,
+            "network.protocol.version": request.environ.get("SERVER_PROTOCOL", "").removeprefix("HTTP/"),
+            "client.address": request.caller.address,
+            "http.route": request.route,
+            "http.response.status_code": status,
+            "http.request.body.size": request.received,
+            "http.response.body.size": sent,
+            "distfs.request_id": request_id,
+            "error.type": str(status) if status >= _OUR_FAULT else None,
+        }
+
+    tracing.leave(span, error, facts)
 
 
 def receiving(source: Source) -> AbstractContextManager[Source]:

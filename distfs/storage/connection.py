@@ -11,7 +11,6 @@ import os
 import socket
 import socketserver
 import time
-from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import xxhash
@@ -32,6 +31,7 @@ from distfs.storage.metrics_port import node_samples
 from distfs.storage.strangers import Strangers, network_of
 from distfs.telemetry import metrics, tracing
 from distfs.telemetry.logs import log_facts
+from distfs.telemetry.tracing import Span
 from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
 
@@ -46,11 +46,6 @@ READ_AHEAD, READ_STEP = 8 << 20, 2 << 20
 _MOVING = frozenset((Type.GET, Type.PUT, Type.WHOLE))
 _NAMES = {type_: type_.name for type_ in Type}  # an enum takes two calls to say it
 _RECEIVED, _DISK = (metrics.STORE_CHECKSUMS.index(where) for where in ("received", "disk"))
-_DECODERS: dict[Type, Callable[[bytes], Get | Put | Whole]] = {
-    Type.GET: Get.decode,
-    Type.PUT: Put.decode,
-    Type.WHOLE: Whole.decode,
-}
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20  # of a caller that is refused while it sends
 
 
@@ -85,6 +80,8 @@ class NodeServer(Protocol):
 
 class Connection(socketserver.BaseRequestHandler):
     """One client: requests in turn until it closes, idles or breaks the protocol."""
+
+    span: Span | None = None  # of the request that is served, where that is recorded
 
     def setup(self) -> None:
         self.node = cast(NodeServer, self.server)
@@ -152,57 +149,67 @@ class Connection(socketserver.BaseRequestHandler):
         moves, began = frame.type in _MOVING, time.monotonic()
         if self.node.begin_request(moves):
             try:
-                return self._serve(frame) if not tracing.on else self._serve_traced(frame)
+                return self._serve(frame)
             finally:
+                trace = self._end_span(self.span) if self.span is not None else ""
                 self.node.end_request(moves)
                 seconds = time.monotonic() - began
                 metrics.served(_NAMES[frame.type], seconds)
                 if log.isEnabledFor(logging.DEBUG):
-                    self._tell(frame, seconds)
+                    self._tell(frame, seconds, trace)
         self._refuse(Unavailable("this node is stopping"))
         return False
 
-    def _tell(self, frame: Frame, seconds: float) -> None:
+    def _tell(self, frame: Frame, seconds: float, trace: str) -> None:
         """That it was served. Of each fragment of each request: nobody is to pay for it who does not want it."""
         fragment, request_id = _named(self.asked)
         slice_, _, index = fragment.partition(".")
         facts = {"type": _NAMES[frame.type], "slice": slice_, "index": index, "bytes": self.moved}
-        log_facts(log, "served", facts | {"duration": seconds}, logging.DEBUG, request_id)
+        facts |= {"duration": seconds} | ({"trace": trace} if trace else {})
+        log_facts(log, "served", facts, logging.DEBUG, request_id)
 
-    def _serve_traced(self, frame: Frame) -> bool:
-        """As a span below that of whoever asks, if that one records."""
-        self.failed: DistfsError | None = None
-        parent = _parent(frame)
-        if parent is None:
-            return self._serve(frame)
-        address = str(self.client_address[0])
-        span = tracing.enter(frame.type.name, tracing.SERVER, parent, {"client.address": address})
-        try:
-            return self._serve(frame)
-        finally:
-            span.facts |= {"distfs.node": str(self.store.node), "rpc.system": "distfs"}
-            span.facts["distfs.fragment"], span.facts["distfs.request_id"] = _named(self.asked)
-            tracing.leave(span, self.failed)
+    def _begin_span(self, type_: Type, parent: TraceParent | None) -> None:
+        """Below that of whoever asks, if that one records."""
+        if parent is not None:
+            facts = {"client.address": self.client_address[0], "rpc.system": "distfs"}
+            self.span = tracing.enter(_NAMES[type_], tracing.SERVER, parent, facts)
+
+    def _end_span(self, span: Span) -> str:
+        """-> its trace's id."""
+        self.span = None
+        fragment, request = _named(self.asked)
+        about = {"distfs.fragment": fragment, "distfs.request_id": request}
+        tracing.leave(span, self.failed, lambda: {**about, "distfs.node": str(self.store.node)})
+        return span.trace.name
 
     def _serve(self, frame: Frame) -> bool:
         self.asked: Asked = {}  # what is known of the request
         self.moved = 0  # bytes of cells
         self.answering = False  # once an answer has begun, a failure can only cut the connection
+        self.failed: DistfsError | None = None
         try:
             if frame.type is Type.GET:
                 self.asked = get = Get.decode(frame.raw)
+                if tracing.on:
+                    self._begin_span(frame.type, unpack(get.trace))
                 self._check_for_us(get.to, get.deadline)
                 self._get(get.id, get.first, get.many, get.aside)
             elif frame.type is Type.PUT:
                 self.asked = put = Put.decode(frame.raw)
+                if tracing.on:
+                    self._begin_span(frame.type, unpack(put.trace))
                 self._check_for_us(put.to, put.deadline)
                 return self._put(put, frame)
             elif frame.type is Type.WHOLE:
                 self.asked = whole = Whole.decode(frame.raw)
+                if tracing.on:
+                    self._begin_span(frame.type, unpack(whole.trace))
                 self._check_for_us(whole.to, whole.deadline)
                 return self._put_whole(whole, frame)
             else:
                 self.asked = header = frame.header()
+                if tracing.on:
+                    self._begin_span(frame.type, parse(str(header.get("traceparent", ""))))
                 self._check_addressee(header)
                 self._answer(frame.type, header)
         except DistfsError as e:
@@ -455,14 +462,3 @@ def _named(asked: Asked) -> tuple[str, str]:
     if isinstance(asked, dict):
         return f"{asked.get('slice')}.{asked.get('index')}"[:100], str(asked.get("request", "-"))[:100]
     return asked.name, asked.request.decode(errors="replace")
-
-
-def _parent(frame: Frame) -> TraceParent | None:
-    """Whose span a request belongs to. One that makes no sense is refused later, by whoever serves it."""
-    try:
-        decode = _DECODERS.get(frame.type)
-        if decode is not None:
-            return unpack(decode(frame.raw).trace)
-        return parse(str(frame.header().get("traceparent", "")))
-    except DistfsError:
-        return None

@@ -55,7 +55,7 @@ _RATIO_BITS = (1 << 64) - 1  # of a trace's id: all who see it decide alike
 
 #: Whether anything is recorded.
 on = False
-_ratio, _slow = 0.0, float("inf")
+_drawn, _slow = 0, float("inf")
 _exporter: Exporter | None = None
 _lock = threading.Lock()
 _open = 0  # spans of traces that are not over; under the lock
@@ -85,15 +85,33 @@ class Span:
     As a context manager it is the current one meanwhile, in this thread.
     """
 
-    __slots__ = ("_before", "began", "ended", "error", "facts", "id", "kind", "name", "parent", "trace")
+    __slots__ = ("_before", "_id", "began", "ended", "error", "facts", "kind", "name", "parent", "trace")
 
-    def __init__(self, trace: Trace, name: str, kind: int, parent: int, facts: dict[str, Any]) -> None:
+    _before: Span | None
+    error: BaseException | None
+
+    def __init__(self, trace: Trace, name: str, kind: int, parent: int | Span, facts: dict[str, Any]) -> None:
+        """``parent``: a span of this process, or the id of another's; 0: none."""
+        global _open  # noqa: PLW0603
         self.trace, self.name, self.kind, self.parent, self.facts = trace, name, kind, parent, facts
-        self.id = random.getrandbits(64) or 1
-        self.began, self.ended = time.monotonic(), 0.0
-        self.error: BaseException | None = None
-        self._before: Span | None = None
-        _record(self)
+        self._id, self.ended, self.error = 0, 0.0, None
+        self.began = time.monotonic()
+        if trace.over:
+            return
+        with _lock:
+            if kept := len(trace.spans) < MOST_OF_TRACE and _open < MOST_OPEN:
+                trace.spans.append(self)
+                _open += 1
+        if not kept:
+            SPANS_DROPPED.add()
+            self.ended = self.began
+
+    @property
+    def id(self) -> int:
+        """Made when it is asked for, by its thread or when it is sent: most spans are forgotten before."""
+        if not self._id:
+            self._id = random.getrandbits(64) or 1
+        return self._id
 
     @property
     def carried(self) -> TraceParent:
@@ -116,11 +134,6 @@ class Span:
         if not self.ended:
             _end(self, error, time.monotonic())
 
-    def close(self, error: BaseException | None = None) -> None:
-        """The first of its trace in this process ends, and with it the trace."""
-        self.end(error)
-        _finish(self)
-
 
 class _Nothing:
     """Where nothing is recorded."""
@@ -140,9 +153,9 @@ _NOTHING = _Nothing()
 def set_up(config: TracingConfig, part: str, instance: str = "") -> None:
     """From now on record as ``config`` says. ``part``: what is put behind the service's name; ``instance``: which of
     several. Raises ConfigError for what is not installed."""
-    global on, _ratio, _slow, _exporter  # noqa: PLW0603 - a process has one
+    global on, _drawn, _slow, _exporter  # noqa: PLW0603 - a process has one
     close()
-    _ratio, _slow = float(config.ratio), float(config.slow)
+    _drawn, _slow = int(config.ratio * (_RATIO_BITS + 1)), float(config.slow)
     if config.endpoint:
         _exporter = Exporter(_sender(config, part, instance or str(uuid4())))
     on = bool(config.endpoint) or config.server_timing
@@ -176,7 +189,7 @@ def enter(name: str, kind: int, parent: TraceParent | None, facts: dict[str, Any
     """The first span of a trace in this process, which is the current one from now on; ``leave`` ends it."""
     if parent is None:
         id = random.getrandbits(128) or 1
-        trace = Trace(id, (id & _RATIO_BITS) < _ratio * _RATIO_BITS)
+        trace = Trace(id, (id & _RATIO_BITS) < _drawn)
     else:
         trace = Trace(parent.trace, parent.sampled)
     span = Span(trace, name, kind, parent.span if parent else 0, facts)
@@ -184,10 +197,26 @@ def enter(name: str, kind: int, parent: TraceParent | None, facts: dict[str, Any
     return span
 
 
-def leave(span: Span, error: BaseException | None = None) -> None:
-    """It is over, and so is its trace."""
+def leave(
+    span: Span, error: BaseException | None = None, describe: Callable[[], dict[str, Any]] | None = None
+) -> None:
+    """It is over, and so is its trace. ``describe``: asked for further facts if the trace is sent."""
+    global _open  # noqa: PLW0603
     _current.set(None)
-    span.close(error)
+    now = time.monotonic()
+    if error is not None:
+        _end(span, error, now)
+    trace = span.trace
+    with _lock:
+        span.ended = span.ended or now
+        trace.over, recorded = True, trace.spans
+        _open -= len(recorded)
+        trace.spans = []
+        trace.kept = trace.sampled or trace.failed or now - span.began >= _slow
+    if trace.kept and _exporter is not None:
+        if describe is not None:
+            span.facts = {**span.facts, **describe()}
+        _exporter.put([each for each in recorded if each.ended])
 
 
 def root(name: str) -> Root | _Nothing:
@@ -212,13 +241,13 @@ class Root:
 def begin(name: str, kind: int, facts: dict[str, Any]) -> Span | None:
     """A child of the current span, without being that; who has it ends it. None: nothing is recorded here."""
     above = _current.get()
-    return Span(above.trace, name, kind, above.id, facts) if above is not None else None
+    return Span(above.trace, name, kind, above, facts) if above is not None else None
 
 
 def span(name: str) -> Span | _Nothing:
     """``with``: a child of the current span, which is the current one meanwhile."""
     above = _current.get() if on else None
-    return Span(above.trace, name, INTERNAL, above.id, {}) if above is not None else _NOTHING
+    return Span(above.trace, name, INTERNAL, above, {}) if above is not None else _NOTHING
 
 
 def traced(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -250,18 +279,6 @@ def past(
         found.end(error)
 
 
-def _record(span: Span) -> None:
-    global _open  # noqa: PLW0603
-    trace = span.trace
-    with _lock:
-        if kept := len(trace.spans) < MOST_OF_TRACE and _open < MOST_OPEN and not trace.over:
-            trace.spans.append(span)
-            _open += 1
-    if not kept and not trace.over:
-        SPANS_DROPPED.add()
-        span.ended = span.began
-
-
 def _end(span: Span, error: BaseException | None, now: float) -> None:
     trace = span.trace
     with _lock:
@@ -272,19 +289,6 @@ def _end(span: Span, error: BaseException | None, now: float) -> None:
         late = trace.over and trace.kept
     if late and _exporter is not None:
         _exporter.put([span])
-
-
-def _finish(root: Span) -> None:
-    global _open  # noqa: PLW0603
-    trace = root.trace
-    with _lock:
-        trace.over, recorded = True, trace.spans
-        _open -= len(recorded)
-        trace.spans = []
-        trace.kept = trace.sampled or trace.failed or root.ended - root.began >= _slow
-        ended = [span for span in recorded if span.ended]
-    if trace.kept and _exporter is not None:
-        _exporter.put(ended)
 
 
 def _is_failure(error: BaseException) -> bool:
@@ -438,8 +442,11 @@ def _readable(span: Span, resource: Any) -> ReadableSpan:
 
     trace, wall = span.trace, span.trace.wall
     flags = TraceFlags(trace.sampled)
-    parent = SpanContext(trace.id, span.parent, is_remote=span.kind == SERVER) if span.parent else None
+    above = span.parent.id if isinstance(span.parent, Span) else span.parent
+    parent = SpanContext(trace.id, above, is_remote=above is span.parent) if above else None
     facts = {key: text(value) for key, value in span.facts.items() if value is not None}
+    if "db.system.name" in facts:
+        facts["db.operation.name"] = span.name
     status = Status(StatusCode.UNSET)
     if span.error is not None:
         facts.setdefault("error.type", getattr(span.error, "kind", type(span.error).__name__))
