@@ -34,9 +34,10 @@ types: $(VENV)/dev.stamp
 rules: $(VENV)/dev.stamp
 	$(PY) -m pytest -q tests/unit/test_tidy.py
 
-docs: $(VENV)/dev.stamp ## write the pages that are made from code: docs/metrics.md, docs/events.md
+docs: $(VENV)/dev.stamp ## write the pages that are made from code: docs/metrics.md, docs/events.md, monitoring/alerts.yml
 	$(PY) -c 'from distfs.telemetry.metrics_page import page; open("docs/metrics.md", "w").write(page())'
 	$(PY) -c 'from distfs.telemetry.events import page; open("docs/events.md", "w").write(page())'
+	$(PY) -c 'from distfs.alerting.rules import page; open("monitoring/alerts.yml", "w").write(page())'
 
 format: $(VENV)/dev.stamp ## let ruff format and fix what it can
 	$(PY) -m ruff format .

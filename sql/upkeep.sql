@@ -392,7 +392,11 @@ FROM page JOIN file AS f ON f.id = page.file_id GROUP BY f.m;
 
 -- name: workers
 SELECT name, host, pid, state, detail, extract(epoch FROM now() - stepped_at)::double precision
-FROM worker ORDER BY name;
+FROM worker WHERE name <> 'backup' ORDER BY name;
+
+-- name: backup_age
+-- `distfs backup` leaves its word as a worker does.
+SELECT extract(epoch FROM now() - stepped_at)::double precision FROM worker WHERE name = 'backup';
 
 -- name: save_worker
 INSERT INTO worker (name, host, pid, state, detail)

@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import IO
 
 from distfs.config.settings import MetaDBConfig
-from distfs.errors import ConfigError, Refused, Unavailable
+from distfs.deadline import Deadline
+from distfs.errors import ConfigError, DistfsError, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.url import MetaURL
 from distfs.process import output
 from distfs.quantity import size
+from distfs.upkeep.db import UpkeepDB
+
+_NOTE_LIMIT_S = 10.0
 
 #: Roles have no owner in a dump, and rights are granted to them: they must be there first.
 _ROLE = """\
@@ -57,11 +61,21 @@ def backup(config: MetaDBConfig, file: str) -> None:
                     _write(server, out)
             else:
                 _write_whole(server, place.resolve())
+            _note(config)
     except OSError as e:
         raise Refused(f"cannot write {file}: {e.strerror}; name a file elsewhere") from e
     if not straight:
         written = size(place.stat().st_size)
         output.tell(f"MetaDB is in {file}, {written}; the files' bytes are on the storage nodes alone")
+
+
+def _note(config: MetaDBConfig) -> None:
+    """By it metrics and alerts know how old the last backup is. One that was not noted is one nevertheless."""
+    try:
+        with contextlib.closing(MetaDB(config)) as meta:
+            UpkeepDB(meta).save_worker("backup", "done", {}, Deadline(_NOTE_LIMIT_S))
+    except DistfsError as e:
+        output.complain(f"distfs: the backup is written, but MetaDB could not note that there is one: {e}")
 
 
 def _require_one(url: str) -> None:

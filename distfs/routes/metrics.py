@@ -96,6 +96,7 @@ def _cluster(services: Services) -> Iterator[Sample]:
     yield Sample(metrics.CLOCK_OFFSET, facts.clock_offset)
     yield Sample(metrics.DAMAGED, facts.damaged)
     yield Sample(metrics.OLDEST, facts.oldest)
+    yield Sample(metrics.BACKUP_AGE, facts.backup_age)
     yield Sample(metrics.TO_ERASE, facts.to_erase)
     backlog, left = Backlog.of(facts.hurt), Counter({0: 0})
     for hurt in facts.hurt:

@@ -285,6 +285,11 @@ OLDEST = Metric(
     "down and keeps something; 0: there is none.",
 )
 TO_ERASE = Metric("trash_to_erase_files", GAUGE, "Files out of the trash whose fragments are still to go.")
+BACKUP_AGE = Metric(
+    "metadb_backup_age_seconds",
+    GAUGE,
+    "Since `distfs backup` last wrote MetaDB to a file; +Inf: it never did.",
+)
 WORKER_AGE = Metric(
     "upkeep_age_seconds",
     GAUGE,

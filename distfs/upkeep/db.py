@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import math
 import os
 import socket
 import time
@@ -425,6 +426,10 @@ class UpkeepDB:
     def workers(self, deadline: Deadline) -> list[WorkerState]:
         """The last result of every worker, by name."""
         return [WorkerState(*row) for row in self._meta.read("workers", deadline)]
+
+    def backup_age(self, deadline: Deadline) -> float:
+        """Seconds since ``distfs backup`` saved that it was done, as a worker does; infinite: it never did."""
+        return next((float(age) for [age] in self._meta.read("backup_age", deadline)), math.inf)
 
     def wake_worker(self, name: str, deadline: Deadline) -> None:
         """Ask a worker to try at once what it has postponed; it looks at ``woken_at`` now and then."""

@@ -35,6 +35,7 @@ class Facts:
     hurt: tuple[HurtCount, ...]
     damaged: int  # fragments that are noted and not repaired yet
     oldest: float  # seconds since the first loss of all that is not repaired yet; 0: there is none
+    backup_age: float  # seconds since MetaDB was backed up last; infinite: it never was
     to_erase: int  # files of the trash whose end has begun
     clock_offset: float  # seconds by which our clock is ahead of MetaDB's
 
@@ -103,6 +104,7 @@ def _facts(db: UpkeepDB, deadline: Deadline) -> Facts:
         tuple(db.hurt_counts(deadline)),
         db.damage_count(deadline),
         db.oldest_loss(deadline),
+        db.backup_age(deadline),
         db.trash_to_erase(deadline),
         offset,
     )

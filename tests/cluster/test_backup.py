@@ -59,6 +59,8 @@ def test_a_cluster_moves_to_another_postgresql(
     told = distfs(cluster, "restore", str(file), "--metadb", url)
     assert told.code == 0, told.err
     assert rows(url) == rows(cluster.metadb_url)
+    noted = "SELECT count(*) FROM worker WHERE name = 'backup'"
+    assert [run_sql(each, noted) for each in (cluster.metadb_url, url)] == [[[1]], [[0]]], "once it was done"
     move(cluster, url)
     assert {uuid: cluster.download(uuid) for uuid in files} == files
     assert distfs(cluster, "fsck").code == 0

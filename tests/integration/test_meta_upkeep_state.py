@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from uuid import uuid4
 
 import pytest
@@ -307,6 +308,13 @@ def test_the_scrub_of_an_unknown_node_is_not_found(upkeep: UpkeepDB) -> None:
     for call in (upkeep.scrub_state, upkeep.begin_scrub):
         with pytest.raises(NotFound):
             call(3, soon())
+
+
+def test_a_backup_is_known_by_its_age_and_is_no_worker(upkeep: UpkeepDB) -> None:
+    assert upkeep.backup_age(soon()) == math.inf
+    upkeep.save_worker("backup", "done", {}, soon())
+    assert 0 <= upkeep.backup_age(soon()) < math.inf
+    assert upkeep.workers(soon()) == []
 
 
 def test_a_workers_last_result_is_seen_by_all(upkeep: UpkeepDB) -> None:

@@ -31,6 +31,7 @@ LAYERS = """
     together
     services
     local routes
+    alerting
     commands http_app
     serve
     cli

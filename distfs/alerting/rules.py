@@ -1,0 +1,225 @@
+"""The table of alerts: when each burns, what it says, the command to run. monitoring/alerts.yml is made from it.
+
+What tells how often a thing went wrong is told over two windows (Google's Site Reliability Workbook, "Alerting on
+SLOs"): the long one says that it matters, the short one that it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distfs.alerting.expression import Both, Expression, Is, Of, Over, Rest, Said, Share, Until, in_time
+from distfs.telemetry import metrics as m
+
+CRITICAL, WARNING = "critical", "warning"
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+RUNBOOK = "docs/runbook.md"
+
+#: Of all requests so many may fail, and so many reads of nodes be late, for as long as there is a month for it.
+ERRORS_ALLOWED, LATE_ALLOWED = 0.001, 0.01
+_LATE_S, _SLOW_S = 0.5, 0.25  # bounds of buckets
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One alert. In ``summary`` and ``command`` ``{label}`` is that of what burns."""
+
+    name: str
+    severity: str
+    condition: Expression
+    holds: float  # seconds that it is so before somebody is told
+    summary: str
+    command: str
+
+    @property
+    def section(self) -> str:
+        """Of the runbook: DistfsNodeDown -> node-down."""
+        return re.sub(
+            r"(?<=[a-z])(?=[A-Z])", "-", self.name.removeprefix("Distfs").replace("DB", "db")
+        ).lower()
+
+    @property
+    def runbook(self) -> str:
+        return f"{RUNBOOK}#{self.section}"
+
+
+def filled(words: str, labels: Mapping[str, str]) -> str:
+    """``words`` with the labels of what burns."""
+    return re.sub(r"\{(\w+)\}", lambda found: labels.get(found[1], "?"), words)
+
+
+def _requests(window: float, code: str = "") -> Over:
+    where = {"route": "!/healthz|/readyz|/metrics", **({"code": code} if code else {})}
+    return Over("rate", Of(m.REQUESTS, "sum", where=where), window)
+
+
+def _errors(window: float, times: float) -> Is:
+    return Is(Share(_requests(window, "5xx"), _requests(window)), ">", times * ERRORS_ALLOWED)
+
+
+def _slower(metric: m.Metric, bound: float, window: float) -> Rest:
+    soon = Over("rate", Of(metric, "sum", where={"le": f"{bound}"}, suffix="_bucket"), window)
+    return Rest(Share(soon, Over("rate", Of(metric, "sum", suffix="_count"), window)))
+
+
+def _late(window: float, times: float) -> Is:
+    return Is(_slower(m.NODE_SECONDS, _LATE_S, window), ">", times * LATE_ALLOWED)
+
+
+def _grew(
+    metric: m.Metric, by: str, window: float, limit: float = 0, where: Mapping[str, str] | None = None
+) -> Is:
+    return Is(Over("increase", Of(metric, "sum", (by,) if by else (), where or {}), window), ">", limit)
+
+
+def _lacking(left: str) -> Is:
+    return Is(Of(m.HURT, where={"redundancy_left": left}), ">", 0)
+
+
+_LACKING = Is(Of(m.TO_REPAIR_BYTES), ">", 0)
+#: Where there are few requests, one that fails is no trend.
+_OFTEN = Is(Over("increase", _requests(HOUR, "5xx").of, HOUR), ">", 10)
+_REFUSALS = "too_many|too_much|busy|full|over_quota"
+
+RULES = (
+    Rule(
+        "DistfsServiceDown", CRITICAL, Said('up{job="distfs"} == 0'), 2 * MINUTE,
+        "the service at {instance} does not answer Prometheus", "distfs status --service http://{instance}",
+    ),
+    Rule(
+        "DistfsNodeDown", WARNING, Is(Of(m.NODE_UP, "max", ("node",)), "==", 0), MINUTE,
+        "storage node {node} is down", "distfs nodes",
+    ),
+    Rule(
+        "DistfsNothingToSpare", CRITICAL, _lacking("0"), 5 * MINUTE,
+        "slices cannot be read any more if one more fragment is lost", "distfs repair --now",
+    ),
+    Rule(
+        "DistfsUnreadable", CRITICAL, _lacking("-1"), 2 * MINUTE,
+        "slices have too few fragments where they belong, and cannot be read", "distfs fsck --deep",
+    ),
+    Rule(
+        "DistfsRepairStuck", CRITICAL, Is(Of(m.WORKER_STUCK, where={"worker": "repair"}), "==", 1), 15 * MINUTE,
+        "repair cannot go on", "distfs status",
+    ),
+    Rule(
+        "DistfsRepairTooSlow", WARNING,
+        Both((Is(Over("deriv", Of(m.TO_REPAIR_BYTES), 30 * MINUTE), ">", 0), _LACKING)), 30 * MINUTE,
+        "fragments are lost sooner than repair makes them anew", "distfs status",
+    ),
+    Rule(
+        "DistfsDiskFilling", WARNING,
+        Is(Over("predict_linear", Of(m.NODE_FREE, "min", ("node",)), 6 * HOUR, 3 * DAY), "<", 0), HOUR,
+        "storage node {node} is full within three days", "distfs nodes",
+    ),
+    Rule(
+        "DistfsDiskFull", CRITICAL, Is(Of(m.NODE_FREE, "min", ("node",)), "<=", 0), 5 * MINUTE,
+        "storage node {node} has no room left", "distfs trash list",
+    ),
+    Rule(
+        "DistfsDiskTrouble", CRITICAL, Is(Of(m.DISK_TROUBLE, "max", ("instance",)), "==", 1), 5 * MINUTE,
+        "the disk of the node at {instance} takes no fragments", "distfs doctor",
+    ),
+    Rule(
+        "DistfsChecksumFailures", WARNING, _grew(m.CHECKSUMS, "where", HOUR), 0,
+        "bytes failed their check: {where}", "distfs fsck --deep",
+    ),
+    Rule(
+        "DistfsNodeChecksumFailures", WARNING, _grew(m.STORE_CHECKSUMS, "instance", HOUR), 0,
+        "bytes failed their check on the node at {instance}", "distfs fsck --deep",
+    ),
+    Rule(
+        "DistfsErrorsFast", CRITICAL, Both((_errors(HOUR, 14.4), _errors(5 * MINUTE, 14.4), _OFTEN)), 2 * MINUTE,
+        "so many requests fail that a month's allowance is gone within two days",
+        "distfs logs --level ERROR --since 1h",
+    ),
+    Rule(
+        "DistfsErrorsSlow", WARNING, Both((_errors(6 * HOUR, 6), _errors(30 * MINUTE, 6), _OFTEN)), 15 * MINUTE,
+        "so many requests fail that a month's allowance is gone within five days",
+        "distfs logs --level ERROR --since 6h",
+    ),
+    Rule(
+        "DistfsLatencyFast", CRITICAL, Both((_late(HOUR, 14.4), _late(5 * MINUTE, 14.4))), 2 * MINUTE,
+        "one of seven reads begins later than half a second", "distfs status",
+    ),
+    Rule(
+        "DistfsLatencySlow", WARNING, Both((_late(6 * HOUR, 6), _late(30 * MINUTE, 6))), 15 * MINUTE,
+        "one of sixteen reads begins later than half a second", "distfs status",
+    ),
+    Rule(
+        "DistfsMetaDBAway", CRITICAL, Is(Of(m.METADB_UP, "min"), "==", 0), MINUTE,
+        "a service cannot connect to MetaDB", "distfs doctor",
+    ),
+    Rule(
+        "DistfsMetaDBSlow", WARNING, Is(_slower(m.METADB_SECONDS, _SLOW_S, 10 * MINUTE), ">", 0.05), 10 * MINUTE,
+        "one of twenty statements of MetaDB takes longer than a quarter of a second", "distfs doctor",
+    ),
+    Rule(
+        "DistfsClusterUnseen", WARNING, Is(Of(m.FACTS_AGE, "min"), ">", 5 * MINUTE), 5 * MINUTE,
+        "how the cluster is cannot be found out, so other alerts may be missing",
+        "distfs status",
+    ),
+    Rule(
+        "DistfsBackupOld", WARNING, Is(Of(m.BACKUP_AGE, "min"), ">", 2 * DAY), HOUR,
+        "there is no backup of MetaDB from the last two days", "distfs backup FILE",
+    ),
+    Rule(
+        "DistfsCertificateEnds", WARNING, Is(Until(Of(m.CERTIFICATE, "min")), "<", 14 * DAY), HOUR,
+        "a certificate of the service ends within two weeks", "distfs tls show DIR",
+    ),
+    Rule(
+        "DistfsClockSkew", WARNING, Is(Of(m.CLOCK_OFFSET, absolute=True), ">", 1), 5 * MINUTE,
+        "the clock of a service and that of MetaDB differ by more than a second", "distfs doctor",
+    ),
+    Rule(
+        "DistfsUpkeepAway", CRITICAL, Is(Of(m.WORKER_AGE, "min", ("worker",)), ">", 100), 5 * MINUTE,
+        "no service does {worker}, a part of the upkeep", "distfs status",
+    ),
+    Rule(
+        "DistfsUpkeepStuck", WARNING,
+        Is(Of(m.WORKER_STUCK, "max", ("worker",), {"worker": "!repair"}), "==", 1), 30 * MINUTE,
+        "the upkeep's {worker} cannot go on", "distfs status",
+    ),
+    Rule(
+        "DistfsLogDrops", WARNING, _grew(m.LOG_DROPPED, "", 15 * MINUTE), 0,
+        "lines of the log were dropped", "distfs doctor",
+    ),
+    Rule(
+        "DistfsRefusals", WARNING, _grew(m.ERRORS, "kind", 15 * MINUTE, 100, {"kind": _REFUSALS}), 5 * MINUTE,
+        "a limit refuses many requests: {kind}", "distfs status",
+    ),
+)  # fmt: skip
+
+
+def page() -> str:
+    """monitoring/alerts.yml."""
+    return _HEAD + "".join(map(_entry, RULES))
+
+
+_HEAD = """\
+# Alerts for Prometheus. `make docs` writes this file from distfs/alerting/rules.py.
+# The scrape jobs are called as in docs/metrics.md.
+groups:
+- name: distfs
+  rules:
+"""
+
+
+def _entry(rule: Rule) -> str:
+    words = {
+        "summary": _templated(rule.summary),
+        "command": _templated(rule.command),
+        "runbook_url": rule.runbook,
+    }
+    lines = [f"  - alert: {rule.name}", f"    expr: {json.dumps(rule.condition.promql)}"]
+    lines += [f"    for: {in_time(rule.holds)}"] if rule.holds else []
+    lines += ["    labels:", f"      severity: {rule.severity}", "    annotations:"]
+    lines += [f"      {key}: {json.dumps(value)}" for key, value in words.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _templated(words: str) -> str:
+    return re.sub(r"\{(\w+)\}", r"{{ $labels.\1 }}", words)
