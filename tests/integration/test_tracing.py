@@ -18,23 +18,24 @@ from werkzeug.test import EnvironBuilder
 from distfs.config.settings import Config, Fraction, PeersConfig, Seconds, TracingConfig
 from distfs.deadline import Deadline
 from distfs.http_app import create_app
+from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.model import Policy
 from distfs.telemetry import metrics, tracing
 from distfs.upkeep.step import traced_step
 from tests.contract.litter import eventually
 from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of
-from tests.otlp import ROOT, Collector, assert_one_tree, below, collector
+from tests.otlp import ROOT, Collector, Span, assert_one_tree, below, collector, takes_it
+from tests.postgres import databases
 from tests.service import TestService, _wait_for_nodes, listening, running_node, running_service, small_config
 
 SPAN = "00f067aa0ba902b7"
 NEVER = Seconds(1e6)
 
 
-@pytest.fixture
-def endpoint() -> Iterator[Collector]:
+@pytest.fixture(scope="module")
+def running_collector() -> Iterator[Collector]:
     with collector() as running:
         yield running
-    tracing.close()
 
 
 def traced_config(url: str, endpoint: str, ratio: float = 0, slow: Seconds = NEVER) -> Config:
@@ -42,11 +43,25 @@ def traced_config(url: str, endpoint: str, ratio: float = 0, slow: Seconds = NEV
     return replace(small_config(url), tracing=TracingConfig(endpoint, Fraction(ratio), slow))
 
 
+@pytest.fixture(scope="module")
+def service(
+    postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory, running_collector: Collector
+) -> Iterator[TestService]:
+    with databases(postgres) as make:
+        config = traced_config(make("migrated"), running_collector.url)
+        with running_service(config, tmp_path_factory.mktemp("traced")) as running:
+            yield running
+
+
 @pytest.fixture
-def service(metadb_url: str, tmp_path: Path, endpoint: Collector) -> Iterator[TestService]:
+def endpoint(running_collector: Collector) -> Iterator[Collector]:
+    """Of this test alone."""
+    running_collector.answer = takes_it
+    running_collector.spans.clear()
     metrics.share()
-    with running_service(traced_config(metadb_url, endpoint.url), tmp_path) as running:
-        yield running
+    tracing.set_up(TracingConfig(running_collector.url, Fraction(0), NEVER), "")
+    yield running_collector
+    tracing.close()
 
 
 def asked() -> tuple[str, dict[str, str]]:
@@ -55,33 +70,45 @@ def asked() -> tuple[str, dict[str, str]]:
     return id, {"traceparent": f"00-{id}-{SPAN}-01"}
 
 
+def sent_in(endpoint: Collector, id: str) -> list[Span]:
+    """Transfers of fragments to nodes, of a trace, as the service tells of them."""
+    return [s for s in endpoint.trace(id) if s.name in ("PUT", "WHOLE") and s.kind == 3]
+
+
+def stored_in(endpoint: Collector, id: str) -> list[Span]:
+    """The same, as nodes do."""
+    return [s for s in endpoint.trace(id) if s.name in ("PUT", "WHOLE") and s.kind == 2]
+
+
+@pytest.mark.parametrize("data", [b"small", bytes(700_000)], ids=["small", "of several slices"])
 def test_an_upload_is_one_tree_over_service_nodes_and_metadb(
-    service: TestService, endpoint: Collector
+    data: bytes, service: TestService, endpoint: Collector
 ) -> None:
-    for data in (b"small", bytes(700_000)):
-        id, header = asked()
-        answer = service.ask("PUT", "/upload/a%0Ab", data, header)
-        assert answer.status == 201
-        spans = endpoint.awaited(id, {"PUT /upload/<name>", "write and fsync"})
-        root = assert_one_tree(spans, SPAN)
-        assert (root.kind, root.failed) == (2, False)
-        assert root.facts["http.request.method"] == "PUT"
-        assert root.facts["url.path"] == "/upload/a\\nb", "on one line"
-        assert root.facts["http.response.status_code"] == 201
-        assert root.facts["http.request.body.size"] == len(data)
-        assert root.facts["distfs.request_id"] == answer.headers["X-Request-Id"]
-        assert below(spans, root.name) >= {"admit", "place", "commit", "receive body"}
-        assert below(spans, "commit") == {"commit_file"}
-        [statement] = [s for s in spans if s.name == "commit_file"]
-        assert (statement.facts["db.system.name"], statement.kind) == ("postgresql", 3)
-        assert int(statement.facts["distfs.metadb.pid"]) > 0
-        sent = [s for s in spans if s.name in ("PUT", "WHOLE") and s.kind == 3]
-        stored = [s for s in spans if s.name in ("PUT", "WHOLE") and s.kind == 2]
-        assert {s.parent for s in stored} == {s.id for s in sent}, "each node's is below that of its transfer"
-        assert {s.facts["distfs.fragment"] for s in stored} == {s.facts["distfs.fragment"] for s in sent}
-        assert len({s.facts["distfs.node"] for s in stored}) >= 2
-        assert {s.name for s in spans if s.parent in {s.id for s in stored}} >= {"write and fsync", "publish"}
-        assert {s.resource["service.name"] for s in spans} == {"distfs"}
+    id, header = asked()
+    answer = service.ask("PUT", "/upload/a%0Ab", data, header)
+    assert answer.status == 201
+    endpoint.awaited(id, {"PUT /upload/<name>"})
+    # A node ends its span when it has answered.
+    eventually(lambda: len(stored_in(endpoint, id)) == len(sent_in(endpoint, id)), "each node has told of it")
+    spans = endpoint.trace(id)
+    root = assert_one_tree(spans, SPAN)
+    assert (root.kind, root.failed) == (2, False)
+    assert root.facts["http.request.method"] == "PUT"
+    assert root.facts["url.path"] == "/upload/a\\nb", "on one line"
+    assert root.facts["http.response.status_code"] == 201
+    assert root.facts["http.request.body.size"] == len(data)
+    assert root.facts["distfs.request_id"] == answer.headers["X-Request-Id"]
+    assert below(spans, root.name) >= {"admit", "place", "commit", "receive body"}
+    assert below(spans, "commit") == {"commit_file"}
+    [statement] = [s for s in spans if s.name == "commit_file"]
+    assert (statement.facts["db.system.name"], statement.kind) == ("postgresql", 3)
+    assert int(statement.facts["distfs.metadb.pid"]) > 0
+    sent, stored = sent_in(endpoint, id), stored_in(endpoint, id)
+    assert {s.parent for s in stored} == {s.id for s in sent}, "each node's is below that of its transfer"
+    assert {s.facts["distfs.fragment"] for s in stored} == {s.facts["distfs.fragment"] for s in sent}
+    assert len({s.facts["distfs.node"] for s in stored}) >= 2
+    assert {s.name for s in spans if s.parent in {s.id for s in stored}} >= {"write and fsync", "publish"}
+    assert {s.resource["service.name"] for s in spans} == {"distfs"}
     assert set(endpoint.paths) == {"/v1/traces"}
 
 
@@ -90,10 +117,8 @@ def test_a_trace_is_sent_for_its_error_its_slowness_or_by_lot(
 ) -> None:
     not_looked_at = {"traceparent": f"00-{uuid4().hex}-{SPAN}-00"}
     assert service.ask("GET", "/files", headers=not_looked_at).status == 200
-    service.app.services.meta.close()
     id = uuid4().hex
     broken = {"traceparent": f"00-{id}-{SPAN}-00"}
-    service.app.services.directory.close()
     app = create_app(
         replace(
             traced_config("postgresql://nobody@127.0.0.1:1/x", endpoint.url),
@@ -183,14 +208,15 @@ def test_a_repair_and_a_decoding_are_told(metadb_url: str, tmp_path: Path, endpo
         traced_step(cluster.repair(), Deadline(60))
         assert lost not in cluster.file(file).slices[0].nodes
         traced_step(cluster.orphans(), Deadline(60))
-        tracing.close()
+        told = ("upkeep repair", "upkeep orphans", "write and fsync")
+        eventually(lambda: set(told) <= {s.name for s in endpoint.spans}, "all is sent")
     [root] = [s for s in endpoint.spans if s.name == "upkeep repair"]
     spans = endpoint.trace(root.trace)
     assert_one_tree(spans)
     assert below(spans, root.name) >= {"repair"}
     assert below(spans, "repair") >= {"GET", "PUT", "VERIFY", "decode", "move_fragment"} - {"VERIFY"}
     assert below([s for s in spans if s.kind == 2], "PUT") == set()
-    assert "write and fsync" in {s.name for s in spans}
+    eventually(lambda: "write and fsync" in {s.name for s in endpoint.trace(root.trace)}, "the node's, too")
     [sweep] = [s for s in endpoint.spans if s.name == "upkeep orphans"]
     assert "sweep" in below(endpoint.trace(sweep.trace), sweep.name)
 
@@ -272,7 +298,8 @@ def test_where_it_is_off_nothing_is_recorded(metadb_url: str, tmp_path: Path) ->
         _, header = asked()
         answer = service.ask("PUT", "/upload/x", b"x", {**header, "X-Distfs-Timing": "1"})
         assert (answer.status, answer.headers["Server-Timing"]) == (201, None)
-        assert (tracing.on, tracing._open, tracing.current()) == (False, 0, None)
+        assert (tracing.on, tracing.current()) == (False, None)
+        eventually(lambda: tracing._open == 0, "what was recorded before is forgotten")
 
 
 def test_server_timing_is_told_who_asks(metadb_url: str, tmp_path: Path) -> None:
@@ -286,7 +313,7 @@ def test_server_timing_is_told_who_asks(metadb_url: str, tmp_path: Path) -> None
         assert 0 < float(told["metadata"]) <= float(told["total"]) <= most
         assert 0 < float(told["nodes"]) <= float(told["total"])
         assert service.ask("GET", "/files").headers["Server-Timing"] is None
-    assert tracing._open == 0
+    eventually(lambda: tracing._open == 0, "nothing is kept")
 
 
 def test_a_bucket_shows_the_last_trace_that_was_sent(service: TestService, endpoint: Collector) -> None:
@@ -309,7 +336,9 @@ def test_a_bucket_shows_the_last_trace_that_was_sent(service: TestService, endpo
     assert "trace_id" not in service.ask("GET", "/metrics").text
 
 
-def test_a_request_that_ends_before_its_answer_begins_keeps_nothing(service: TestService) -> None:
+def test_a_request_that_ends_before_its_answer_begins_keeps_nothing(
+    service: TestService, endpoint: Collector
+) -> None:
     def refuse(*args: object) -> Any:
         raise OSError("the host is gone")
 
@@ -321,6 +350,7 @@ def test_a_request_that_ends_before_its_answer_begins_keeps_nothing(service: Tes
 
 
 def test_spans_are_bounded_in_each_trace_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    eventually(lambda: tracing._open == 0, "what was recorded before is forgotten")
     metrics.share()
     tracing.set_up(TracingConfig(server_timing=True), "")
     try:
