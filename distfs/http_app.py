@@ -14,9 +14,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import BaseConverter, Map, Rule
 from werkzeug.wrappers import Response
 
-from distfs.access.authorize import ADMIN, Action, needs_nothing
-from distfs.access.door import ANYBODY, NOBODY, Actor
-from distfs.config.callers import Caller, Identity, shown
+from distfs.access.authorize import ADMIN, FREE, Action
+from distfs.access.door import ANYBODY, LATER, NOBODY, Actor
+from distfs.config.callers import Caller, Identity, direct
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config, TokenCaller
 from distfs.deadline import Deadline
@@ -135,18 +135,23 @@ class HttpApp:
         began = time.monotonic()
         request_id = enter_request(environ.get("HTTP_X_REQUEST_ID", ""))
         request = Request(environ)
-        identity = self._callers.identify(request.caller)
-        request.scheme = identity.scheme(request.scheme)
+        callers = self.services.admission.callers.config
+        if callers.trusted_proxies:
+            identity = callers.identify(request.caller)
+            request.scheme = identity.scheme(request.scheme)
+        else:
+            identity = direct(request.caller.address)
         span = traced.enter(request) if tracing.on else None
         response = self._answer(request, identity)
         sender = who(identity, request.caller)
-        if self.services.audit.on and (request.by_link or request.method not in SAFE):
+        if (request.by_link or request.method not in SAFE) and self.services.audit.on:
             note(self.services.audit, request, response.status_code, request_id, sender)
         response.headers["X-Request-Id"] = request_id
         response.headers.update(request.safety)
         if span is not None:
             self._time(span, request, response)
-        self._browsers.share(request, response)
+        if self._browsers.shares:
+            self._browsers.share(request, response)
         answer = response(environ, start_response)
         if request.who:
             sender["who"] = request.who
@@ -228,7 +233,8 @@ class HttpApp:
 
     def _answer(self, request: Request, identity: Identity) -> Answer | Response:
         try:
-            request.check_host()
+            if "distfs.writes_views" not in request.environ:  # ours has looked at it
+                request.check_host()
             self._browsers.check(request)
             if request.method == "OPTIONS" and (allowed := self._browsers.preflight(request)):
                 return allowed
@@ -247,16 +253,17 @@ class HttpApp:
         """Who asks, and whether they may, as far as that can be told before the file is known. Raises Unauthorized,
         Forbidden, TooMany, Unavailable."""
         door = self.services.door
-        if needs_nothing(request.action):
+        if request.action in FREE:
             request.actor = NOBODY if door.guarded else ANYBODY
         elif door.guarded:
             request.actor = self._shown_by(request, identity)
         else:
             request.actor = door.enter_freely(request.caller.address)
         if (token := request.actor.token) is not None:
-            request.who = str(request.actor)
+            request.who = request.actor.name
             request.caller = TokenCaller(request.caller.address, request.caller.header, token.rule)
-        door.judge_before(request.actor, request.action)
+        if request.action not in LATER:
+            door.judge_before(request.actor, request.action)
 
     def _shown_by(self, request: Request, identity: Identity) -> Actor:
         """Who asks, by a link or a token. A link counts, whatever else a browser sends."""
@@ -282,7 +289,7 @@ class HttpApp:
 
 def who(identity: Identity, caller: Caller) -> dict[str, str]:
     """The client, and the proxy it came by: an access log's facts."""
-    client = shown(identity.address) if identity.address else caller.address or "-"
+    client = identity.shown or caller.address or "-"
     return (
         {"client": client} if client == caller.address else {"client": client, "via": caller.address or "-"}
     )
@@ -351,7 +358,12 @@ class _Answer(CountedBytes[bytes]):
 
     def __next__(self) -> bytes:
         try:
-            return super().__next__()
+            chunk = next(self._chunks)  # as super's, in one call
+            self.sent += len(chunk)
+            return chunk
+        except StopIteration:
+            self.ended = True
+            raise
         except DistfsError as e:
             self._error = e
             if given_up := self._request.because_given_up(e):
@@ -372,14 +384,14 @@ class _Answer(CountedBytes[bytes]):
     def _log(self) -> float:
         """-> how long it took."""
         request, seconds = self._request, time.monotonic() - self._began
+        received = request.received
         if self._counts:
-            received = request.received
             counted.answered(request.route, request.method, self._status, received, self.sent, seconds)
         facts: dict[str, Any] = {
-            "method": self._request.method,
-            "path": self._request.path,
+            "method": request.method,
+            "path": request.path,
             "status": self._status,
-            "received": self._request.received,
+            "received": received,
             "sent": self.sent,
             "duration": seconds,
             **self._sender,

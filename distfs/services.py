@@ -74,7 +74,11 @@ class Services:
         Generous, since a client may be slow: one that stops is noticed sooner, by the server's stall limit,
         and so is a node, by its own.
         """
-        return Deadline(self._transfer_seconds(size), scope=hang_up)
+        if size is None:
+            return Deadline(self._transfer_seconds(size), scope=hang_up)
+        return Deadline(
+            self.config.peers.base_timeout + size / self.config.http.client_min_rate, scope=hang_up
+        )
 
     def upload_deadline(self, size: int | None, hang_up: Scope | None) -> Deadline:
         """The same for an upload: the orphan sweep takes fragments that are older for nobody's."""

@@ -38,6 +38,8 @@ class Action(Enum):
 class Relation(Enum):
     """Whose a file is, seen from who asks."""
 
+    __hash__ = object.__hash__  # as Action's
+
     OWN = "own"  # also what is no file's matter, of who has a token
     OTHER = "other"
     STRANGER = "stranger"  # who asks has no token
@@ -45,6 +47,8 @@ class Relation(Enum):
 
 class Visibility(Enum):
     """Who may read a file."""
+
+    __hash__ = object.__hash__  # as Action's
 
     PRIVATE = "private"  # its owner
     LINK = "link"  # who knows its id
@@ -86,7 +90,8 @@ _TABLE = {
 }
 
 
-_FREE = frozenset(action for action, row in _TABLE.items() if row.open and not row.of_file)
+#: For these nobody is even asked for a token.
+FREE = frozenset(action for action, row in _TABLE.items() if row.open and not row.of_file)
 
 
 def authorize(
@@ -120,4 +125,4 @@ def of_file(action: Action) -> bool:
 
 def needs_nothing(action: Action) -> bool:
     """Whether nobody is even asked for a token."""
-    return action in _FREE
+    return action in FREE

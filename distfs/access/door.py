@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from distfs.access.authorize import ADMIN, Action, Relation, Verdict, Visibility, authorize, missing, of_file
@@ -23,6 +25,16 @@ from distfs.deadline import Deadline
 from distfs.errors import BadToken, Forbidden, NotFound, Unauthorized
 from distfs.model import File
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+#: The same few questions come again and again.
+_authorize = lru_cache(maxsize=1024)(authorize)
+_EVERYTHING = frozenset([ADMIN])
+_VISIBILITY = {each.value: each for each in Visibility}
+#: Links, and tokens, of which is remembered who has them; all are forgotten when there are more.
+_MOST = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Actor:
@@ -32,25 +44,26 @@ class Actor:
     token: Token | None = None
     all: bool = False
     link: Link | None = None
+    scopes: frozenset[str] = field(init=False, repr=False)
+    #: Whose what they store is; None: nobody's.
+    owner: str | None = field(init=False, repr=False)
+    #: As MetaDB is asked for what this one may see; None: everything.
+    seen_by: str | None = field(init=False, repr=False)
+    name: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """All of it once: who has a token, or a link, is the same for all requests that come with it."""
+        token = self.token
+        scopes = _EVERYTHING if self.all else token.scopes if token else frozenset()
+        owner = token.owner if token else None
+        name = token.shown if token else "anybody" if self.all else "nobody"
+        object.__setattr__(self, "scopes", scopes)
+        object.__setattr__(self, "owner", owner)
+        object.__setattr__(self, "seen_by", None if ADMIN in scopes else owner or "")
+        object.__setattr__(self, "name", f"a link of {name}" if token and self.link else name)
 
     def __str__(self) -> str:
-        if self.token is not None:
-            return f"a link of {self.token.shown}" if self.link else self.token.shown
-        return "anybody" if self.all else "nobody"
-
-    @property
-    def scopes(self) -> frozenset[str]:
-        return _EVERYTHING if self.all else self.token.scopes if self.token else frozenset()
-
-    @property
-    def owner(self) -> str | None:
-        """Whose what they store is; None: nobody's."""
-        return self.token.owner if self.token else None
-
-    @property
-    def seen_by(self) -> str | None:
-        """As MetaDB is asked for what this one may see; None: everything."""
-        return None if ADMIN in self.scopes else self.owner or ""
+        return self.name
 
     def knows_all_of(self, file: File) -> bool:
         """Whether it may know whose a file is, and where it is kept."""
@@ -63,7 +76,6 @@ class Actor:
         return Relation.OWN if own else Relation.OTHER
 
 
-_EVERYTHING = frozenset([ADMIN])
 ANYBODY, NOBODY = Actor(all=True), Actor()
 
 _NO_LINKS = (
@@ -76,6 +88,18 @@ _MAKES = {
     Action.INVITE: _NO_LINKS,
     Action.UNLINK: _NO_LINKS,
 }
+
+
+#: Nothing is judged before the file is known.
+LATER = frozenset(action for action in Action if of_file(action) and action not in _MAKES)
+
+
+class _Opened(NamedTuple):
+    """A link whose signature was found to be right."""
+
+    sealed: Sealed
+    actor: Actor  # whose token was known as this object: another one may have other keys
+    until: float  # its key is good, on the monotonic clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +131,8 @@ class Door:
         self._here_alone = auth.mode == "off"
         self.tokens, self.told = tokens, told
         self.failures = failures or Failures()
+        self._actors: dict[bytes, Actor] = {}  # by what their token is found by
+        self._opened: dict[str, _Opened] = {}  # by its text
 
     def enter(self, shown: str | None, address: IPAddress | None, deadline: Callable[[], Deadline]) -> Actor:
         """``shown``: what is said to be a token; None: nothing is. ``deadline``: of a wait, should there be one.
@@ -122,7 +148,16 @@ class Door:
         if token is None:  # only now: whoever has a good one is let in, whatever others did
             self.failures.failed(address)
             raise BadToken("the token that was shown is not good: it is none, has expired or was revoked")
-        return Actor(token)
+        return self._actor(digest, token)
+
+    def _actor(self, digest: bytes | None, token: Token) -> Actor:
+        """The same as long as nothing of the token has changed."""
+        actor = self._actors.get(digest) if digest else None
+        if actor is None or actor.token is not token:
+            actor = Actor(token)
+            if digest:
+                _remember(self._actors, digest, actor)
+        return actor
 
     def enter_freely(self, peer: str) -> Actor:
         """Where nobody needs a token. ``peer``: the address at the other end of the connection. Raises Forbidden for
@@ -143,13 +178,14 @@ class Door:
     ) -> Actor:
         """Who came by what is said to be a link. Raises Forbidden for what is none, or not for this; TooMany,
         Unavailable as ``enter``."""
-        sealed = unseal(text)
+        opened = self._opened.get(text)
+        sealed = opened.sealed if opened else unseal(text)
         token = sealed and (self.tokens.known(sealed.token) or self.tokens.find(sealed.token, deadline()))
-        now = time.monotonic()
-        link = (
-            sealed.open([key for key, until in token.link_keys if now < until]) if sealed and token else None
-        )
-        if link is None or sealed is None or token is None:
+        if opened is None or opened.actor.token is not token or time.monotonic() >= opened.until:
+            opened = _open(sealed, token) if sealed and token else None
+            if opened is not None:
+                _remember(self._opened, text, opened)
+        if opened is None or sealed is None or token is None or (link := opened.actor.link) is None:
             self.failures.failed(address)
             raise Forbidden(NOT_GOOD)
         if token.revoked_links and sealed.id in token.revoked_links:
@@ -158,7 +194,7 @@ class Door:
             does = "downloads one file: GET it" if link.file else "takes a file: POST a form, or PUT it"
             raise Forbidden(f"this link only {does}")
         link.check(time.time(), address)
-        return Actor(token, link=link)
+        return opened.actor
 
     def judge_link(self, actor: Actor, sealed: Sealed, deadline: Deadline) -> Token | None:
         """Whether it may revoke that link. -> The link's maker, if any. Raises Forbidden, also for a link of none."""
@@ -179,8 +215,8 @@ class Door:
 
         Raises Unauthorized, Forbidden, NotFound.
         """
-        visibility = Visibility(file.visibility) if file else None
-        verdict = authorize(action, actor.relation(file), actor.scopes, visibility)
+        visibility = _VISIBILITY[file.visibility] if file else None
+        verdict = _authorize(action, actor.relation(file), actor.scopes, visibility)
         if self.told is not None:
             self.told(Decision(actor, action, id, verdict))
         if verdict is Verdict.ALLOW:
@@ -203,3 +239,18 @@ class Door:
             raise Forbidden(_MAKES[action])
         if not of_file(action):
             self.judge(actor, action)
+
+
+def _open(sealed: Sealed, token: Token) -> _Opened | None:
+    """None: none of the token's keys that are good has signed it."""
+    now = time.monotonic()
+    for key, until in token.link_keys:
+        if now < until and (link := sealed.open([key])) is not None:
+            return _Opened(sealed, Actor(token, link=link), until)
+    return None
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> None:
+    if len(known) >= _MOST:
+        known.clear()
+    known[key] = value

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
@@ -91,6 +91,12 @@ class Identity:
 
     address: IPAddress | None
     header: Callable[[str], str | None]
+    shown: str = field(
+        init=False, repr=False, compare=False
+    )  # as the log has the address; empty: there is none
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shown", shown(self.address) if self.address else "")
 
     def matches(self, match: CallerMatch) -> bool:
         if match.network is not None:

@@ -2,5 +2,5 @@
 
 Way in: ``accept``, ``lengths``, ``media_type``, ``form_part``, ``fields``, ``host``, ``digests``,
 ``dates``, ``etags``, ``disposition``, ``byte_ranges``, ``origin``, ``safety``, ``authorization``,
-``traceparent``.
+``traceparent``, ``composed``.
 """

@@ -32,5 +32,7 @@ STORED: Mapping[str, str] = _EVERY | {
         "frame-ancestors 'none'; sandbox"
     )
 }
+#: For an answer that has said it already.
+SAID: Mapping[str, str] = {}
 #: One that everybody may read.
 PUBLIC: Mapping[str, str] = {**STORED, "Cross-Origin-Resource-Policy": "cross-origin"}

@@ -122,11 +122,27 @@ def bad_octet(octet: int) -> DistfsError:
     return Refused(f"malformed request: its head has the control character {octet:#04x} in it")
 
 
-def read(raw: bytes, http: HttpConfig, head: Head) -> None:
-    """Fill ``head`` from ``raw``, all of it but the empty line at its end.
+#: All of a head but its first line, as it came, and what was read of it.
+Alike = tuple[bytes, Head]
+#: A longer one is read anew.
+_MOST_ALIKE = 1024
 
-    Raises what is to be answered; ``head`` then has what was read until there.
+
+def read(raw: bytes, http: HttpConfig, head: Head, alike: Alike | None = None) -> Alike | None:
+    """Fill ``head`` from ``raw``, all of it but the empty line at its end. -> what the next head may be like.
+
+    ``alike``: what the last one of this connection was like. Raises what is to be answered; ``head`` then has what
+    was read until there.
     """
+    end = raw.find(CRLF)
+    rest = raw[end:] if end > 0 else b""
+    if (
+        alike is not None
+        and alike[0] == rest
+        and len(raw) <= http.max_header_line
+        and _read_alike(raw[:end], head, alike[1])
+    ):
+        return alike
     if (at := first_bad_octet(raw, 0, len(raw))) >= 0 or raw.endswith(b"\r"):
         raise bad_octet(raw[at])
     lines = raw.decode("latin-1").split("\r\n")
@@ -142,6 +158,27 @@ def read(raw: bytes, http: HttpConfig, head: Head) -> None:
     if "CONTENT_LENGTH" in head.headers or "HTTP_TRANSFER_ENCODING" in head.headers:
         _frame(head)
     _read_options(head)
+    if (
+        not rest
+        or len(rest) > _MOST_ALIKE
+        or head.authority
+        or head.chunked
+        or "CONTENT_LENGTH" in head.headers
+    ):
+        return None
+    return rest, head
+
+
+def _read_alike(line: bytes, head: Head, before: Head) -> bool:
+    """Whether what follows ``line`` says now what it said before."""
+    if first_bad_octet(line, 0, len(line)) >= 0 or line[-1] == CRLF[0]:
+        return False
+    _read_request_line(line.decode("latin-1"), head)
+    if head.version != before.version or head.authority:
+        return False
+    head.headers = before.headers.copy()
+    head.goes_on, head.expects_continue = before.goes_on, before.expects_continue
+    return True
 
 
 def _check_lengths(lines: list[str], most: int) -> None:

@@ -20,7 +20,7 @@ from distfs.config.settings import HttpConfig
 from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge
 from distfs.headers import fields
 from distfs.host import head as heads
-from distfs.host.head import CRLF, TEXT, Head
+from distfs.host.head import CRLF, TEXT, Alike, Head
 from distfs.quantity import counted
 from distfs.quantity import size as readable
 
@@ -113,6 +113,9 @@ TRANSITIONS: Mapping[State, Mapping[Read, State]] = {
 }
 
 
+_BEGUN = TRANSITIONS[State.IDLE][Read.FIRST_BYTE]
+
+
 class Pause(enum.Enum):
     """No event."""
 
@@ -156,6 +159,7 @@ class Parser:
     """One connection's requests, one after the other. Any thread may use it, one at a time."""
 
     __slots__ = (
+        "_alike",
         "_announced",
         "_at",
         "_blank",
@@ -183,6 +187,7 @@ class Parser:
         self._partial = bytearray()  # of a head or line whose end has not come yet
         self.state = State.IDLE
         self._final: Failed | OtherProtocol | None = None
+        self._alike: Alike | None = None  # clients mostly send the same headers again
         self._begin()
 
     def _begin(self) -> None:
@@ -245,7 +250,7 @@ class Parser:
         """The request is answered, and the connection goes on; memory that was received into is free again."""
         self._go(Read.NEXT)
         self._begin()
-        if self.has_more:
+        if self._at < self._end or self._later:
             self._keep()
 
     def limit_body(self, most: int) -> None:
@@ -275,7 +280,10 @@ class Parser:
 
     # --- a reader for each state: an event, or None when another state is next ---------------------
 
-    def _read_idle(self, _most: int) -> Event | None:
+    def _read_idle(self, most: int) -> Event | None:
+        if not self._blank and self._at < self._end and self._data[self._at] in _FIRST_OF_METHODS:
+            self.state = _BEGUN
+            return self._read_head(most)
         while self._has_bytes():
             data, at, end = self._data, self._at, self._end
             while at < end and data[at] == CRLF[self._blank & 1]:
@@ -327,9 +335,10 @@ class Parser:
             raise HeadersTooLarge(f"the request's head is larger than {most} (http.max_header): send less")
 
     def _take_head(self, raw: bytes) -> Head:
-        _check_protocol(raw)
+        if raw[0] not in _FIRST_OF_METHODS:
+            _check_protocol(raw)
         head = self._head = Head()
-        heads.read(raw, self._http, head)
+        self._alike = heads.read(raw, self._http, head, self._alike)
         if head.chunked:
             self._go(Read.HEAD_WITH_CHUNKS)
         elif head.length:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from distfs.errors import DistfsError
 from distfs.headers import safety
+from distfs.headers.composed import Base, Composed
 from distfs.host.client_socket import Bytes
 from distfs.host.hang_up import HangUp
 from distfs.host.host import Host
@@ -89,7 +90,10 @@ class Response:
     def __init__(self, connection: Connection, request: Request) -> None:
         self.connection, self.request = connection, request
         self.version = request.head.version
-        self._set_status("200 OK")
+        self.status, self._has_body = "200 OK", True
+        #: Whether bytes may follow the header (RFC 9112, 6.3).
+        self.may_have_body = request.head.method != "HEAD"
+        self._base: Base | None = None  # what of the headers was put together before
         self._given: dict[str, str] = {}  # what the app said, by names in small letters
         self.response_headers: list[tuple[str, str]] = []
         self.content_length: int | None = None
@@ -118,7 +122,6 @@ class Response:
     def _set_status(self, status: str) -> None:
         """By which it has a body; HEAD's answer has the header of such a one."""
         self.status, self._has_body = status, not status.startswith(_BODILESS)
-        #: Whether bytes may follow the header (RFC 9112, 6.3).
         self.may_have_body = self._has_body and self.request.head.method != "HEAD"
 
     def execute(self) -> None:
@@ -148,20 +151,34 @@ class Response:
                     raise exc_info[1]
             finally:
                 exc_info = None  # no circle through its traceback
-            self.response_headers, self.content_length = [], None
+            self.response_headers, self.content_length, self._base = [], None, None
         elif self.complete:
             raise AssertionError("start_response was called a second time without exc_info")
         self.complete = True
-        _check_texts([status, *chain.from_iterable(headers)])
-        self._given = given = {name.lower(): value for name, value in headers}
-        if not _HOP_BY_HOP.isdisjoint(given):
-            names = ", ".join(_HOP_BY_HOP.intersection(given))
-            raise AssertionError(f"{names}: the server's to set, not the app's (PEP 3333)")
+        given = self._checked(status, headers)
         if (length := given.get("content-length")) is not None:
             self.content_length = int(length)
         self._set_status(status)
-        self.response_headers.extend(headers)
+        self.response_headers += headers
         return self.write
+
+    def _checked(self, status: str, headers: list[tuple[str, str]]) -> dict[str, str]:
+        """What the app said, by names in small letters. Of what many answers have, once."""
+        base = headers.base if type(headers) is Composed and not self.response_headers else None
+        own = headers if base is None else headers[len(base.pairs) :]
+        _check_texts([status, *chain.from_iterable(own)])
+        given = {name.lower(): value for name, value in own}
+        if base is not None:
+            if not base.checked:
+                _check_texts([*chain.from_iterable(base.pairs)])
+            given = base.given | given
+        if (base is None or not base.checked or own) and not _HOP_BY_HOP.isdisjoint(given):
+            names = ", ".join(_HOP_BY_HOP.intersection(given))
+            raise AssertionError(f"{names}: the server's to set, not the app's (PEP 3333)")
+        if base is not None:
+            base.checked = True
+        self._base, self._given = base, given
+        return given
 
     def write(self, data: Bytes) -> None:
         """``data`` may be reused once this returns. Raises ClientGone."""
@@ -202,9 +219,12 @@ class Response:
     def build_response_header(self) -> bytes:
         """The header; decides whether the connection goes on after this answer (``close_on_finish``)."""
         given, headers, has_body = self._given, self.response_headers, self._has_body
+        known: list[str] = []
         if not has_body:
             headers = [(name, value) for name, value in headers if name.lower() != "content-length"]
-        lines = [f"HTTP/{self.version} {self.status}", *map(": ".join, headers)]
+        elif self._base is not None:
+            known, headers = [self._base.text], headers[len(self._base.pairs) :]
+        lines = [f"HTTP/{self.version} {self.status}", *known, *map(": ".join, headers)]
         if "server" not in given:
             lines.append(_SERVED_BY)
         if "date" not in given:

@@ -38,6 +38,7 @@ class Browsers:
 
     def __init__(self, config: HttpConfig) -> None:
         self._origins = frozenset(config.cors_origins)
+        self.shares = bool(self._origins)
         self._knows = lru_cache(maxsize=256)(Hosts(config).has)
         self._shared = {each: _shared_with(each) for each in self._origins}
 
@@ -81,9 +82,7 @@ class Browsers:
         return Answer(204, may, ())
 
     def share(self, request: Request, answer: Answer | Response) -> None:
-        """Let a page of a listed origin read the answer; tell caches that others may not."""
-        if not self._origins:
-            return
+        """Let a page of a listed origin read the answer; tell caches that others may not. While it ``shares``."""
         vary = answer.headers.get("Vary")
         answer.headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
         answer.headers.update(self._shared.get(request.environ.get("HTTP_ORIGIN", ""), {}))

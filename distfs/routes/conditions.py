@@ -27,6 +27,19 @@ def has_conditions(environ: WSGIEnvironment) -> bool:
     )
 
 
+def asks_for_less(environ: WSGIEnvironment) -> bool:
+    """Whether a request has anything by which it may get other than the whole file."""
+    return bool(
+        "HTTP_RANGE" in environ
+        or "HTTP_WANT_MAX_SIZE" in environ
+        or environ.get("QUERY_STRING")
+        or "HTTP_IF_NONE_MATCH" in environ
+        or "HTTP_IF_MODIFIED_SINCE" in environ
+        or "HTTP_IF_MATCH" in environ
+        or "HTTP_IF_UNMODIFIED_SINCE" in environ
+    )
+
+
 def precondition(headers: Headers, etag: str, modified: datetime) -> int | None:
     """304 or 412, where the conditions of a GET or HEAD decide the answer; None: go on. In RFC 9110's order.
 

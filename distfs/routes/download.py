@@ -12,10 +12,11 @@ from distfs.access.authorize import Visibility
 from distfs.deadline import Deadline
 from distfs.errors import Refused, TooMuch
 from distfs.headers import dates, disposition, lengths, safety
+from distfs.headers.composed import Base
 from distfs.model import File
 from distfs.quantity import counted
 from distfs.routes import links
-from distfs.routes.conditions import has_conditions, precondition, same_as_before
+from distfs.routes.conditions import asks_for_less, has_conditions, precondition, same_as_before
 from distfs.routes.file_facts import etag, repr_digest, served_type
 from distfs.routes.messages import Answer, Request
 from distfs.routes.ranges import ByteRanges, Span, content_range, wanted
@@ -36,11 +37,16 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     uuid = request.argument("uuid") if uuid is None else uuid
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
+    body: Iterable[bytes | memoryview]
     file = the_file(services, request, uuid, services.answer_deadline(request.hang_up))
     request.safety = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
     said = _said_of(file, services.door.guarded)
-    headers, link = said.headers.copy(), request.actor.link
-    tag = said.tag
+    link = request.actor.link
+    if link is None and not asks_for_less(request.environ):
+        body = _bytes(services, request, file, said, said.whole, None) if request.method == "GET" else ()
+        request.safety = safety.SAID
+        return Answer(200, {}, body, said.all)
+    headers, tag = said.headers.copy(), said.tag
     if link is not None and (part := links.tag_of_part(request, file)):
         tag, headers["ETag"] = part, f'"{part}"'
         del headers["Repr-Digest"]
@@ -64,12 +70,13 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
         else:
             headers["Content-Range"] = content_range(spans[0], file.size)
     _check_size(request, headers["Content-Length"])
-    body: Iterable[bytes | memoryview] = ()
+    body = ()
     if request.method == "GET":
+        about = services, request, file, said, spans, parts
         if link is None or link.uses is None:
-            body = _bytes(services, request, file, spans, parts)
+            body = _bytes(*about)
         else:
-            body = links.counted(services, request, lambda: _bytes(services, request, file, spans, parts))
+            body = links.counted(services, request, lambda: _bytes(*about))
     return Answer(206 if asked else 200, headers, body)
 
 
@@ -79,6 +86,7 @@ class _Said(NamedTuple):
     tag: str
     headers: dict[str, str]  # of any answer
     body: dict[str, str]  # of one with all of its bytes, too
+    all: Base  # both, and what they say to browsers
     shown: bool  # a browser may show it at once
     whole: list[Span]
     at_once: bool  # it may be read whole
@@ -102,16 +110,22 @@ def _said_of(file: File, guarded: bool) -> _Said:
         "Content-Disposition": disposition.for_download(file.name, shown=kind.shown),
         "Content-Type": str(kind),
     }
-    said = _Said(tag, headers, body, kind.shown, [Span(0, file.size)], is_small(file))
+    to_browsers = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
+    all_ = Base({**headers, **body, **to_browsers})
+    said = _Said(tag, headers, body, all_, kind.shown, [Span(0, file.size)], is_small(file))
     file.kept[guarded] = said
     return said
 
 
 def _bytes(
-    services: Services, request: Request, file: File, spans: list[Span], parts: ByteRanges | None
+    services: Services,
+    request: Request,
+    file: File,
+    said: _Said,
+    spans: list[Span],
+    parts: ByteRanges | None,
 ) -> Iterable[bytes | memoryview]:
     """The bytes, the first of them already here, or all. Raises what Downloader.read raises."""
-    said = _said_of(file, services.door.guarded)
     if said.at_once and spans == said.whole and not services.bandwidth.capped("out"):
         return [services.downloader.whole(file, services.transfer_deadline(file.size, request.hang_up))]
     deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
@@ -21,6 +21,7 @@ from distfs.config.callers import Caller
 from distfs.deadline import Scope
 from distfs.errors import Cancelled, DistfsError, Refused, TooLarge
 from distfs.headers import host, safety
+from distfs.headers.composed import Base, Composed
 from distfs.model import Address
 from distfs.problem import JSON, asks_for
 from distfs.quantity import size
@@ -91,9 +92,10 @@ class Request(BaseRequest):
         self.scheme = environ["wsgi.url_scheme"]
         path = environ.get("PATH_INFO") or ""
         self.path = "/" + (path if path.isascii() else _decoded(path)).lstrip("/")
-        self.headers = EnvironHeaders(environ)
-        self.query_string = environ.get("QUERY_STRING", "").encode("latin-1")
-        self.caller = Caller(environ.get("REMOTE_ADDR", ""), self.headers.get)
+        self.caller = Caller(environ.get("REMOTE_ADDR", ""), partial(_header, environ))
+        #: Cancelled when the client is gone or the service stops, by a host that looks for it: ours. Its reason is
+        #: the error that the request comes to.
+        self.hang_up: Scope | None = environ.get("distfs.hang_up")
         self.actor, self.action = NOBODY, Action.USAGE  # until it is let in
         self.safety = safety.OURS  # what its answer says to browsers
         self.who = ""  # whose token it came with
@@ -103,6 +105,15 @@ class Request(BaseRequest):
         self.refused = ""  # why it was not done
         self.error_class = ""  # the kind of error it came to
         self.route = OTHER  # as metrics name it
+
+    @cached_property
+    def headers(self) -> EnvironHeaders:  # type: ignore[override]
+        return EnvironHeaders(self.environ)
+
+    @cached_property
+    def query_string(self) -> bytes:  # type: ignore[override]
+        query: str = self.environ.get("QUERY_STRING", "")
+        return query.encode("latin-1")
 
     @property
     def root_path(self) -> str:  # type: ignore[override]
@@ -125,7 +136,7 @@ class Request(BaseRequest):
         return self.args.get(name)
 
     def check_host(self) -> None:
-        """Raises Refused for a Host that is none; our own host has done so already, others let them pass."""
+        """Raises Refused for a Host that is none: other hosts than ours let them pass."""
         given = self.environ.get("HTTP_HOST")
         needed = self.environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
         if (given is None and needed) or not host.is_host(given or ""):
@@ -159,13 +170,6 @@ class Request(BaseRequest):
         return found
 
     @property
-    def hang_up(self) -> Scope | None:
-        """Cancelled when the client is gone or the service stops, by a host that looks for it: ours. Its reason is
-        the error that the request comes to."""
-        found: Scope | None = self.environ.get("distfs.hang_up")
-        return found
-
-    @property
     def given_up(self) -> DistfsError | None:
         """Why nobody goes on with the request: ClientGone, Stopping; None: somebody does."""
         reason = self.hang_up and self.hang_up.reason
@@ -187,6 +191,11 @@ class Request(BaseRequest):
         return said is not None and asks_for(said, JSON)
 
 
+def _header(environ: WSGIEnvironment, name: str) -> str | None:
+    found: str | None = EnvironHeaders(environ).get(name)
+    return found
+
+
 def _decoded(text: str) -> str:
     """UTF-8 of what PEP 3333 has an octet a character."""
     return text.encode("latin-1").decode("utf-8", "replace")
@@ -195,11 +204,20 @@ def _decoded(text: str) -> str:
 class Answer:
     """An answer that is complete: its headers say all there is to say. werkzeug's own looks at each of them anew."""
 
-    def __init__(self, status: int, headers: dict[str, str], body: Iterable[bytes | memoryview]) -> None:
-        self.status_code, self.headers, self.body = status, headers, body
+    def __init__(
+        self,
+        status: int,
+        headers: dict[str, str],
+        body: Iterable[bytes | memoryview],
+        base: Base | None = None,
+    ) -> None:
+        """``base``: further headers, before them."""
+        self.status_code, self.headers, self.body, self._base = status, headers, body, base
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        start_response(_STATUS[self.status_code], list(self.headers.items()))
+        base, more = self._base, self.headers
+        headers = list(more.items()) if base is None else Composed(base, more)
+        start_response(_STATUS[self.status_code], headers)
         if environ["REQUEST_METHOD"] == "HEAD":
             return ()
         return self.body  # type: ignore[return-value]  # views, to a server that writes them
@@ -225,6 +243,7 @@ def _encoded(body: str, status: int, content_type: str) -> Answer:
     return Answer(status, {"Content-Type": content_type, "Content-Length": str(len(data))}, [data])
 
 
+@lru_cache(maxsize=2048)
 def parse_uuid(given: str) -> UUID:
     """A file's id as users write it. Raises Refused."""
     if not _UUID.fullmatch(given):

@@ -14,6 +14,7 @@ from distfs.errors import DistfsError
 from distfs.host import http1
 from distfs.host.head import Head
 from distfs.host.http1 import TRANSITIONS, End, Failed, OtherProtocol, Parser, Pause, Read, State
+from tests.unit.http1_requests import HAND_MADE, generated
 from tests.unit.test_header_hostile import LONG, SHORT, in_proportion
 
 HOST = b"\r\nHost: x\r\n"
@@ -127,6 +128,47 @@ def test_events_are_the_same_however_the_bytes_are_cut(seed: int) -> None:
                 {0, len(data), *(draw.randrange(len(data) + 1) for _ in range(draw.randint(1, 6)))}
             )
             assert seen([data[a:b] for a, b in pairwise(edges)]) == whole, (data, edges)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_headers_that_come_again_say_what_they_would_say_the_first_time(seed: int) -> None:
+    """They are not read again; whatever first line they follow."""
+    lines = [b"GET /a HTTP/1.1", b"GET /b HTTP/1.0", b"PUT /%20?x HTTP/1.1", b"GET http://h/x HTTP/1.1"]
+    lines += [
+        b"GET /a  HTTP/1.1",
+        b"GET /\x01 HTTP/1.1",
+        b"GET /a HTTP/1.1\r",
+        b"BREW / HTTP/1.1",
+        b"GET / HTTP/2",
+    ]
+    lines += [
+        b"",
+        b"GET /" + b"x" * SMALL.max_header_line + b" HTTP/1.1",
+        b"HEAD /a#b HTTP/1.1",
+        b"OPTIONS * HTTP/1.1",
+    ]
+    again = 0
+    waiting = b"GET / HTTP/1.1" + HOST + b"Expect: 100-continue\r\nConnection: keep-alive\r\n\r\n"
+    for request in [waiting, *HAND_MADE, *generated(seed)]:
+        head, _, _ = request.partition(b"\r\n\r\n")
+        same = b"\r\n" + head.partition(b"\r\n")[2] + b"\r\n\r\n"
+        for line in lines:
+            parser, alone = Parser(SMALL), Parser(SMALL)
+            parser.receive(lines[0] + same)
+            list(told(parser))
+            if parser.state is not State.IDLE:
+                break
+            again += parser._alike is not None
+            parser.receive(line + same)
+            alone.receive(line + same)
+            one, other = parser.next_event(), alone.next_event()
+            if isinstance(one, Head) and isinstance(other, Head):
+                assert all(getattr(one, name) == getattr(other, name) for name in Head.__slots__)
+            else:
+                assert type(one) is type(other)
+            assert list(told(parser)) == list(told(alone)), line + same
+            assert parser.state is alone.state
+    assert again > 100
 
 
 def test_requests_follow_each_other_in_any_packet() -> None:
