@@ -39,6 +39,7 @@ from distfs.config.settings import (
     HostName,
     MetaDBConfig,
     Origin,
+    Portion,
     Processes,
     Seconds,
     Secret,
@@ -292,6 +293,13 @@ def _fraction(value: object) -> float:
     return result
 
 
+def _portion(value: object) -> float:
+    result = _quantity(value, {"%": 0.01, "": 1}, "a share such as 1% or 0.01")
+    if not 0 <= result <= 1:
+        raise ValueError(f"{value!r} must be from 0 to 100%")
+    return result
+
+
 def _integer(value: object) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value), re.ASCII):
         raise ValueError(f"{value!r} is not a whole number of 0 or more")
@@ -438,6 +446,7 @@ _PARSERS: _Parsers = {
     Seconds: parse_seconds,
     BytesPerSecond: _rate,
     Fraction: _fraction,
+    Portion: _portion,
     Weight: _weight,
     HostName: _host,
     Processes: _processes,

@@ -152,7 +152,6 @@ def _other_rules(c: Config) -> _Rules:
         _is_endpoint(c.tracing.endpoint),
         "tracing.endpoint must be a URL, as http://127.0.0.1:4318, or empty",
     )
-    yield c.tracing.ratio <= 1, "tracing.ratio must be at most 100%"
     yield bool(c.tracing.service_name), "tracing.service_name must not be empty"
 
 

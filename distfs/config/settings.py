@@ -21,6 +21,7 @@ Bytes = NewType("Bytes", int)
 Seconds = NewType("Seconds", float)
 BytesPerSecond = NewType("BytesPerSecond", int)
 Fraction = NewType("Fraction", float)
+Portion = NewType("Portion", float)  # a fraction; or all
 Weight = NewType("Weight", float)
 Processes = NewType("Processes", int)  # AUTO: one a core
 Words = NewType("Words", tuple[str, ...])
@@ -307,7 +308,7 @@ class TracingConfig:
     """Spans of what requests and upkeep do, for OpenTelemetry."""
 
     endpoint: str = field(default="", repr=False)  # where they are sent, by OTLP over HTTP; empty: nowhere
-    ratio: Fraction = Fraction(0.01)  # of all traces that are sent, besides those that fail or are slow
+    ratio: Portion = Portion(0.01)  # of all traces that are sent, besides those that fail or are slow
     slow: Seconds = Seconds(1)
     service_name: str = "distfs"
     server_timing: bool = False  # record for Server-Timing alone, too

@@ -179,7 +179,7 @@ class SliceReader:
         while True:
             while len(block.cells) < k:
                 self._read_another(block)
-            began = time.monotonic() if tracing.on else 0.0
+            began = time.monotonic() if tracing.on and k > 1 else 0.0
             plain = self._code.decode(block.cells, block.out)
             if began:
                 self._decoding.append((began, time.monotonic() - began))

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from werkzeug.test import EnvironBuilder
 
-from distfs.config.settings import Config, Fraction, PeersConfig, Seconds, TracingConfig
+from distfs.config.settings import Config, Fraction, PeersConfig, Portion, Seconds, TracingConfig
 from distfs.deadline import Deadline
 from distfs.http_app import create_app
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
@@ -40,7 +40,7 @@ def running_collector() -> Iterator[Collector]:
 
 def traced_config(url: str, endpoint: str, ratio: float = 0, slow: Seconds = NEVER) -> Config:
     """``ratio`` 0, and nothing is slow: only what somebody asks for, or fails."""
-    return replace(small_config(url), tracing=TracingConfig(endpoint, Fraction(ratio), slow))
+    return replace(small_config(url), tracing=TracingConfig(endpoint, Portion(ratio), slow))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def endpoint(running_collector: Collector) -> Iterator[Collector]:
     running_collector.answer = takes_it
     running_collector.spans.clear()
     metrics.share()
-    tracing.set_up(TracingConfig(running_collector.url, Fraction(0), NEVER), "")
+    tracing.set_up(TracingConfig(running_collector.url, Portion(0), NEVER), "")
     yield running_collector
     tracing.close()
 
@@ -138,7 +138,7 @@ def test_a_trace_is_sent_for_its_error_its_slowness_or_by_lot(
         assert all(s.failed and s.facts["error.type"] == "unavailable" for s in waits)
         assert (root.facts["error.type"], root.facts["http.response.status_code"]) == ("503", 503)
         for slow, ratio in ((Seconds(0), 0.0), (NEVER, 1.0)):
-            tracing.set_up(TracingConfig(endpoint.url, Fraction(ratio), slow), "")
+            tracing.set_up(TracingConfig(endpoint.url, Portion(ratio), slow), "")
             before = len(endpoint.spans)
             assert there.ask("GET", "/healthz").status == 200
             eventually(lambda: endpoint.spans[before:], "it is sent")  # noqa: B023
@@ -201,7 +201,7 @@ def test_a_download_with_a_hedge_is_one_tree(metadb_url: str, tmp_path: Path, en
 
 
 def test_a_repair_and_a_decoding_are_told(metadb_url: str, tmp_path: Path, endpoint: Collector) -> None:
-    tracing.set_up(TracingConfig(endpoint.url, Fraction(1), NEVER), "")
+    tracing.set_up(TracingConfig(endpoint.url, Portion(1), NEVER), "")
     with UpkeepCluster(tmp_path, metadb_url, nodes=4) as cluster:
         file = cluster.upload(bytes_of(1), Policy(2, 1))
         lost = cluster.stop_node(cluster.node(cluster.file(file).slices[0].nodes[0]))
@@ -229,7 +229,7 @@ HOSTILE = (
 
 
 def test_what_is_no_traceparent_is_ignored(service: TestService, endpoint: Collector) -> None:
-    tracing.set_up(TracingConfig(endpoint.url, Fraction(1), NEVER), "")
+    tracing.set_up(TracingConfig(endpoint.url, Portion(1), NEVER), "")
     for header in HOSTILE:
         headers = {"traceparent": header.encode("utf-8").decode("latin-1")}
         assert service.ask("GET", "/healthz", headers=headers).status == 200
@@ -274,7 +274,7 @@ def test_an_endpoint_that_is_bad_fails_no_request(
     endpoint.answer = answer
     url = endpoint.url if answer else "http://me:hidden@127.0.0.1:1"
     metrics.share()
-    tracing.set_up(TracingConfig(url, Fraction(1), NEVER), "")
+    tracing.set_up(TracingConfig(url, Portion(1), NEVER), "")
     for _ in range(100):
         assert service.ask("GET", "/files").status == 200
     tracing.close()
