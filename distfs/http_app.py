@@ -24,7 +24,7 @@ from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
-from distfs.routes import admin, download, files, links, metrics, tokens, traced, upload
+from distfs.routes import admin, download, files, links, metrics, profile, tokens, traced, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, CountedBytes, Request
@@ -80,6 +80,7 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/status", Action.STATUS, admin.get_status),
     ("GET", "/metrics", Action.METRICS, metrics.get_metrics),
     ("GET", "/debug/stacks", Action.STATUS, admin.get_stacks),
+    ("GET", "/debug/profile", Action.STATUS, profile.get_profile),
     ("GET", "/", Action.USAGE, admin.get_usage),
 ]
 #: As metrics name it.

@@ -1,5 +1,5 @@
 """What each URL does: ``(services, request, …) -> Response``. No SQL, no sockets.
 
 Way in: ``admin``, ``browsers``, ``changes``, ``download``, ``files``, ``links``, ``messages``, ``metrics``,
-``tokens``, ``traced``, ``upload``.
+``profile``, ``tokens``, ``traced``, ``upload``.
 """

@@ -27,7 +27,7 @@ OTHER = "other"
 ROUTES = (
     *("/upload", "/upload/<name>", "/download/<uuid>", "/files", "/files/<uuid>", "/files/<uuid>/links"),
     *("/links", "/links/revoke", "/tokens", "/tokens/<uuid>", "/tokens/<uuid>/rotate"),
-    *("/healthz", "/readyz", "/status", "/metrics", "/debug/stacks", "/", OTHER),
+    *("/healthz", "/readyz", "/status", "/metrics", "/debug/stacks", "/debug/profile", "/", OTHER),
 )
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", OTHER)
 TYPES = (
