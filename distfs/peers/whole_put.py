@@ -1,4 +1,5 @@
-"""A small fragment on its way to a node: all of it in one frame, which its node stores in one go.
+"""A fragment of one cell on its way to a node, all of it in one send. A small one is one frame, which its node stores
+in one go.
 
 Most uploads are that, twice, so nothing is made for it that only a larger one needs. What goes wrong ends as it does
 for every exchange.
@@ -13,7 +14,7 @@ import xxhash
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NodeUnavailable, TooSlow
 from distfs.formats import wire
-from distfs.formats.fixed import Stored, encode_whole
+from distfs.formats.fixed import End, Put, Stored, encode_whole
 from distfs.formats.fragment import MAX_HEADER, CellEntry, named
 from distfs.formats.wire import Frame, Type
 from distfs.fragment_store import FragmentWriter
@@ -25,20 +26,20 @@ from distfs.telemetry.context import current_request_id
 from distfs.telemetry.metrics import CHECKSUMS
 from distfs.telemetry.tracing import Span
 
-#: Bytes of a cell that fits, with all that is beside it.
+#: Bytes of a cell that fits into one frame, with all that is beside it.
 MOST = min(wire.MAX_WHOLE, REPLAY_MOST - 2 * MAX_HEADER)
 
 _SENT = CHECKSUMS.index("sent")
 
 
 class TakesWhole:
-    """A store to which a small fragment can be sent in one go. Its stores say so by inheriting."""
+    """A store to which a fragment of one cell can be sent in one go. Its stores say so by inheriting."""
 
     def send_whole(
         self, packed: bytes, entry: CellEntry, cell: Buffer, slice_size: int, deadline: Deadline
     ) -> FragmentWriter | None:
-        """``put`` of the only cell of a file's last slice, at most MOST bytes, and ``finish``; ``packed``: the
-        header's bytes. None: nothing was done, go the long way. Raises what they raise."""
+        """``put`` of the only cell of a file's last slice, and ``finish``; ``packed``: the header's bytes. ``cell``
+        is at hand until the end. None: nothing was done, go the long way. Raises what they raise."""
         raise NotImplementedError
 
 
@@ -57,11 +58,19 @@ def send_whole(
     sock = link.pool.lend()
     if sock is None:
         return None
-    span = span_of(link, "WHOLE", named(packed)) if tracing.on else None
+    small = entry.length <= MOST
+    span = span_of(link, "WHOLE" if small else "PUT", named(packed)) if tracing.on else None
     trace = span.carried.pack() if span is not None else b""
-    header = encode_whole(to, left, slice_size, True, entry, packed, request, trace)
-    frame = wire.encode(Type.WHOLE, header, entry.length)
-    return WholePut(link, sock, deadline, (frame, cell), xxhash.xxh3_64_digest(header), span)
+    frames: Sequence[Buffer]
+    if small:
+        header = encode_whole(to, left, slice_size, True, entry, packed, request, trace)
+        frames = wire.encode(Type.WHOLE, header, entry.length), cell
+    else:
+        put = Put(to, left, entry.length, packed, request, trace).encode()
+        packed_entry, end = entry.pack(), End(slice_size, True).encode()
+        begin = wire.encode(Type.PUT, put) + wire.encode(Type.CELL, packed_entry, entry.length)
+        frames, header = (begin, cell, wire.encode(Type.END, end)), put + packed_entry + end
+    return WholePut(link, sock, deadline, frames, xxhash.xxh3_64_digest(header), span)
 
 
 class WholePut(Exchange):
@@ -72,7 +81,7 @@ class WholePut(Exchange):
         link: NodeLink,
         sock: NodeSocket,
         deadline: Deadline,
-        frame: Sequence[Buffer],
+        frames: Sequence[Buffer],
         heard: bytes,
         span: Span | None,
     ) -> None:
@@ -84,18 +93,22 @@ class WholePut(Exchange):
         self.budget = WaitBudget(link.config, deadline)
         self._notice, self._patient, self._for_disk = None, False, True
         self._reused, self._ended, self._unsent = True, False, ()
-        self._kept, self._size = [], sum(map(len, frame))
+        self._kept, self._size = [], sum(map(len, frames))
         self._heard, self.span = heard, span
         self._prepare()
         try:
             try:
-                sock.send(*frame, limit=deadline)
+                if self._size <= REPLAY_MOST:  # as in Exchange.send
+                    sock.send(*frames, limit=deadline)
+                else:
+                    with self.budget.waiting(self._size) as limit:
+                        sock.send(*frames, limit=limit)
             except (NodeUnavailable, TooSlow) as e:
-                self._send_again(e, *frame)
+                self._send_again(e, *frames)
         except BaseException as e:
             self._fail(e)
             raise
-        self._kept = list(frame)
+        self._kept = list(frames)
 
     def commit(self) -> None:
         check_stored(self, self.answer(Type.STORED), self._heard)

@@ -15,7 +15,6 @@ from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum, pa
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
-from distfs.peers.whole_put import MOST as MOST_WHOLE
 from distfs.peers.whole_put import TakesWhole
 from distfs.telemetry.metrics import RETRIES
 
@@ -93,10 +92,10 @@ class SlicePlan:
     def send_whole(
         self, index: int, packed: bytes, cell: tuple[CellEntry, Buffer], stores: Stores, deadline: Deadline
     ) -> FragmentWriter | None:
-        """The PUT of fragment ``index`` with its only cell, in one go. None: its store or the cell are not such."""
+        """The PUT of fragment ``index`` with its only cell, in one go. None: its store is not such, or not ready."""
         entry, data = cell
         store = stores(self.nodes[index], deadline)
-        if entry.length > MOST_WHOLE or not isinstance(store, TakesWhole):
+        if not isinstance(store, TakesWhole):
             return None
         return store.send_whole(packed, entry, data, self.size, deadline)
 

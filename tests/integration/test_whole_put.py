@@ -1,8 +1,9 @@
-"""A small fragment that is sent in one go: stored as any other, and what goes wrong ends as it does for others."""
+"""A fragment of one cell that is sent in one go: stored as any other, and what goes wrong ends as it does then."""
 
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from tests.integration.byte_ways import BLOCK, COPIES, Source, Ways, byte_ways
 from tests.integration.scripted_node import IMPATIENT, ok, scripted
 
 MIB = 1 << 20
+#: One frame, and three.
+SIZES = [100, MIB]
 
 
 def send(
@@ -60,12 +63,18 @@ def saying(data: bytes) -> Callable[[socket.socket], object]:
     return lambda connection: connection.sendall(data)
 
 
+def until(connection: socket.socket, left: int) -> None:
+    """About so many bytes have come."""
+    while left > 0 and (data := connection.recv(1 << 16)):
+        left -= len(data)
+
+
 def until_closed(connection: socket.socket) -> None:
     while connection.recv(1 << 16):
         pass
 
 
-@pytest.mark.parametrize("size", [1, 4096, MOST])
+@pytest.mark.parametrize("size", [1, 4096, MOST, MOST + 1, MIB])
 def test_it_is_stored_as_any_other(server: KillableServer, size: int) -> None:
     data, head = random_bytes(size), header(block_size=MIB)
     with client_of(server) as client:
@@ -90,8 +99,11 @@ def test_a_connection_that_was_idle_for_long_is_not_trusted_with_it(
         assert client.link.pool.snapshot().idle == 1
 
 
-def test_what_a_stale_connection_did_not_take_is_sent_again_on_a_fresh_one(server: KillableServer) -> None:
-    data, head = random_bytes(4096), header(block_size=MIB)
+@pytest.mark.parametrize("size", SIZES)
+def test_what_a_stale_connection_did_not_take_is_sent_again_on_a_fresh_one(
+    server: KillableServer, size: int
+) -> None:
+    data, head = random_bytes(size), header(block_size=MIB)
     with client_of(server) as client:
         client.info(soon())
         [(idle, _)] = client.link.pool._idle
@@ -103,12 +115,18 @@ def test_what_a_stale_connection_did_not_take_is_sent_again_on_a_fresh_one(serve
         assert client.link.pool.snapshot().stale == 1
 
 
-def test_a_node_that_closes_before_it_answers_gets_it_again_once() -> None:
-    silently = answering_then(lambda _: None)
-    with scripted(silently, lambda connection: connection.recv(1 << 16)) as client:
-        writer = sent(client, b"x" * 100)
-        with pytest.raises(NodeUnavailable, match="closed the connection"):
-            writer.commit()
+@pytest.mark.parametrize("size", SIZES)
+def test_a_node_that_closes_before_it_answers_gets_it_again_once(size: int) -> None:
+    asked: list[int] = []
+
+    def taking_it(connection: socket.socket) -> None:
+        asked.append(len(connection.recv(1 << 16)))
+        until(connection, size - (1 << 16))
+
+    with scripted(answering_then(lambda c: until(c, size - (1 << 16))), taking_it) as client:
+        with pytest.raises(NodeUnavailable):
+            sent(client, b"x" * size).commit()
+        assert asked, "the second got it, too"
         assert client.link.pool.snapshot().lent == 0
 
 
@@ -120,14 +138,15 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("answer", "error", "good"), ANSWERS)
 def test_an_answer_that_is_no_acknowledgement_is_an_error(
-    answer: bytes, error: type[DistfsError], good: bool
+    answer: bytes, error: type[DistfsError], good: bool, size: int
 ) -> None:
     """``good``: it says nothing against the node."""
     config = replace(PEERS, breaker_failures=1)
     with scripted(answering_then(saying(answer), until_closed), config=config) as client:
-        writer = sent(client, b"x" * 100)
+        writer = sent(client, b"x" * size)
         with pytest.raises(error):
             writer.commit()
         writer.abort()
@@ -136,18 +155,20 @@ def test_an_answer_that_is_no_acknowledgement_is_an_error(
         assert (state.lent, state.idle) == (0, 0)
 
 
-def test_a_node_that_never_acknowledges_is_too_slow_and_to_blame() -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_a_node_that_never_acknowledges_is_too_slow_and_to_blame(size: int) -> None:
     config = replace(IMPATIENT, breaker_failures=1)
     with scripted(answering_then(until_closed), config=config) as client:
-        writer = sent(client, b"x" * 100)
+        writer = sent(client, b"x" * size)
         with pytest.raises(TooSlow):
             writer.commit()
         assert not client.trusted
 
 
-def test_who_is_cancelled_waits_for_it_no_longer() -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_who_is_cancelled_waits_for_it_no_longer(size: int) -> None:
     with scripted(answering_then(until_closed)) as client, soon().scope() as deadline:
-        writer = sent(client, b"x" * 100, deadline)
+        writer = sent(client, b"x" * size, deadline)
         deadline.cancel("the client hung up")
         with pytest.raises(Cancelled):
             writer.commit()
@@ -162,6 +183,20 @@ def test_no_time_left_takes_no_connection(server: KillableServer) -> None:
         with pytest.raises(TooSlow):
             send(client, b"x", Deadline(0))
         assert client.link.pool.snapshot().idle == 1
+
+
+def test_a_node_that_takes_no_more_of_a_large_one_is_too_slow() -> None:
+    """Not to whoever sends the next."""
+    stuck = threading.Event()
+    with scripted(answering_then(lambda _: stuck.wait(60)), config=IMPATIENT) as client:
+        client.list("", 5, soon())
+        try:
+            with pytest.raises(TooSlow):
+                send(client, bytes(16 * MIB), head=header(block_size=16 * MIB))
+        finally:
+            stuck.set()
+        state = client.link.pool.snapshot()
+        assert (state.lent, state.idle) == (0, 0)
 
 
 # --- an upload of them ----------------------------------------------------------------------------------------
