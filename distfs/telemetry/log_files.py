@@ -2,7 +2,8 @@
 
 ``NAME.log`` is being written. It has one writer, by a lock of flock(2), which the kernel takes from the dead; who
 finds it taken has ``NAME.1.log``, and so on. A file that is full is put aside as ``NAME.log-TIME`` and compressed to
-``NAME.log-TIME.gz``, where TIME is that of its end. Whoever writes looks after all that was put aside in the folder.
+``NAME.log-TIME.gz``, where TIME is that of its end; ``NAME.log-TIME.ids`` tells which requests it is of, so that who
+looks for one opens few files. Whoever writes looks after all that was put aside in the folder.
 
 What cannot be written is dropped and counted; nobody waits for it. A folder or file that was moved away is made anew.
 """
@@ -14,9 +15,11 @@ import fcntl
 import gzip
 import os
 import re
-import shutil
 import threading
 import time
+import zlib
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import count
@@ -34,6 +37,9 @@ _SHARE, _MOST = 8, 64 * MIB
 #: Seconds after which it is looked whether the file is still there, and a disk that failed is tried again.
 _LOOK_S = 1.0
 _LOWEST_PRIORITY = 19
+_LONGEST = 64 << 10  # of a line whose ids are looked for
+#: The id of a request or a trace in a line, if no character of it is written as another.
+_ID, _PLAIN_ID = re.compile(rb'"(?:request_id|trace)": "([\w.-]{1,64})"'), re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ASIDE = re.compile(r".+\.log-\d{8}T\d{6}\.\d{6}Z(\.gz)?")
 
 
@@ -168,16 +174,36 @@ class LogFile:
         oldest = time.time() - self._keep_for
         room = self._max_bytes - sum(path.stat().st_size for path in self._folder.glob("*.log"))
         for path in reversed(put_aside(self._folder)):
-            found = path.stat()
-            room -= found.st_size
+            found, ids = path.stat(), ids_of(path)
+            room -= found.st_size + (ids.stat().st_size if ids.exists() else 0)
             if room < 0 or found.st_mtime < oldest:
                 path.unlink(missing_ok=True)
+                ids.unlink(missing_ok=True)
 
 
 def put_aside(folder: Path) -> list[Path]:
     """The files of a folder that nobody writes any more, the oldest first."""
     found = [path for path in folder.iterdir() if _ASIDE.fullmatch(path.name)]
     return sorted(found, key=lambda path: path.name.rpartition(".log-")[2])
+
+
+def ids_of(path: Path) -> Path:
+    """Where it stands which requests and traces a file that was put aside is of: hashes of 32 bits, in order."""
+    return path.with_name(f"{path.name.removesuffix('.gz')}.ids")
+
+
+def may_have(path: Path, id: str) -> bool:
+    """Whether there may be lines of a request or trace in a file that was put aside."""
+    if not _PLAIN_ID.fullmatch(id):
+        return True
+    hashes = array("I")
+    try:
+        hashes.frombytes(ids_of(path).read_bytes())
+    except (OSError, ValueError):  # there is none, or none that is whole
+        return True
+    wanted = zlib.crc32(id.encode())
+    at = bisect_left(hashes, wanted)
+    return at < len(hashes) and hashes[at] == wanted
 
 
 def _owned(path: Path) -> int | None:
@@ -210,11 +236,29 @@ def _compress(path: Path) -> None:
     making, made = path.with_name(f"{path.name}.new"), path.with_name(f"{path.name}.gz")
     try:
         number = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        ids, rest = set[bytes](), b""
         with path.open("rb") as plain, open(number, "wb") as out, gzip.GzipFile("", "wb", 3, out) as packed:
-            shutil.copyfileobj(plain, packed, MIB)
+            while piece := plain.read(MIB):
+                packed.write(piece)
+                rest += piece
+                ids.update(_ID.findall(rest))
+                rest = rest[rest.rfind(b"\n") + 1 :][-_LONGEST:]
+        _write_ids(ids_of(path), ids)
         os.utime(making, (found.st_atime, found.st_mtime))
         making.rename(made)
     except OSError:
         making.unlink(missing_ok=True)
         raise
     path.unlink(missing_ok=True)
+
+
+def _write_ids(path: Path, ids: set[bytes]) -> None:
+    making = path.with_name(f"{path.name}.new")
+    number = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(number, "wb") as out:
+            out.write(array("I", sorted(map(zlib.crc32, ids))).tobytes())
+        making.rename(path)
+    except OSError:
+        making.unlink(missing_ok=True)
+        raise

@@ -1,7 +1,8 @@
 """Lines read back from the files of ``log_files``: of many processes, in order of time.
 
 A line is looked for by its bytes before it is parsed.
-A file that ended before the time in question is not opened.
+A file that ended before the time in question, or that
+says it has nothing of the request or trace, is not opened.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
-from distfs.telemetry.log_files import put_aside
+from distfs.telemetry.log_files import may_have, put_aside
 
 _READ = 1 << 20
 _LEVELS = logging.getLevelNamesMapping()
@@ -74,12 +75,12 @@ def search(folders: Sequence[Path], wanted: Wanted, since: float = 0.0) -> Itera
     Raises OSError.
     """
     with contextlib.ExitStack() as opened:
-        found = [file for folder in folders for file in _opened(folder, since, opened)]
+        found = [file for folder in folders for file in _opened(folder, wanted, since, opened)]
         yield from heapq.merge(*(_wanted_in(file, wanted) for file in found), key=itemgetter(0))
 
 
-def _opened(folder: Path, since: float, opened: contextlib.ExitStack) -> list[BinaryIO]:
-    """The files of a folder, while their names may change: a file that is open stays what it is."""
+def _opened(folder: Path, wanted: Wanted, since: float, opened: contextlib.ExitStack) -> list[BinaryIO]:
+    """The files of a folder that may have such lines, while names may change: what is open stays what it is."""
     by_number: dict[int, BinaryIO] = {}
     changed = True
     while changed:
@@ -91,6 +92,8 @@ def _opened(folder: Path, since: float, opened: contextlib.ExitStack) -> list[Bi
                 found = path.stat()
                 made_of_another = path.name.removesuffix(".gz") in plain and path.suffix == ".gz"
                 if found.st_mtime < since or found.st_ino in by_number or made_of_another:
+                    continue
+                if path.suffix == ".gz" and (id := wanted.request or wanted.trace) and not may_have(path, id):
                     continue
                 by_number[found.st_ino] = opened.enter_context(path.open("rb"))
             except FileNotFoundError:  # it was put aside or compressed just now

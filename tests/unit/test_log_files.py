@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from distfs.config.settings import Bytes, LogConfig, Seconds
-from distfs.telemetry.log_files import LogFile, put_aside
+from distfs.telemetry.log_files import LogFile, ids_of, may_have, put_aside
 from distfs.telemetry.logs import flush_log, log_dropped, log_facts, setup_logging
 
 MIB = 1 << 20
@@ -52,7 +52,7 @@ def test_files_and_their_folder_are_for_nobody_else(tmp_path: Path) -> None:
     # what it wrote was put aside, and a new file begun
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
-    assert sorted(path.suffix for path in folder.iterdir()) == [".gz", ".log"]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".gz", ".ids", ".log"]
 
 
 def test_a_full_file_is_put_aside_and_compressed_and_no_line_is_lost(tmp_path: Path) -> None:
@@ -219,3 +219,29 @@ def test_a_kill_leaves_at_most_one_half_line_and_the_next_start_goes_on(tmp_path
         except ValueError:
             broken += 1
     assert broken <= 3
+
+
+def test_a_file_put_aside_says_which_requests_it_is_of(tmp_path: Path) -> None:
+    file = file_in(tmp_path, max_bytes=MIB)
+    names = [f"r-{number}" for number in range(4000)]
+    for name in names:
+        file.write(json.dumps({"request_id": name, "trace": f"t{name}", "pad": "x" * 100}) + "\n")
+    aside = put_aside(tmp_path)
+    assert len(aside) > 2
+    for name in names:
+        text = [gzip.decompress(path.read_bytes()).decode() for path in aside]
+        has = [f'"{name}"' in each for each in text]
+        assert [may_have(path, name) for path in aside] == has
+        assert [may_have(path, f"t{name}") for path in aside] == has
+        if name == "r-30":
+            break
+    assert not any(may_have(path, "r-unknown") for path in aside)
+    assert all(may_have(path, 'a"b') for path in aside), "of what is written otherwise nobody knows"
+    ids_of(aside[0]).write_bytes(b"123")
+    assert may_have(aside[0], "r-unknown"), "it is damaged"
+    ids_of(aside[0]).unlink()
+    assert may_have(aside[0], "r-unknown"), "it is gone"
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    tidied = file_in(tmp_path, max_bytes=MIB, keep_for=0)
+    tidied._tidy()
+    assert not list(tmp_path.glob("*.ids"))
