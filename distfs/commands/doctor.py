@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -239,12 +240,21 @@ def _node(node: Node, directory: NodeDirectory) -> Iterator[Finding]:
             Level.BAD,
             "nodes",
             f"node {node.id} reports to MetaDB, and does not answer from here: {e}",
-            f"see that {node.address} is its address (node.advertise) and no firewall is between",
+            _way_to(node, e.__cause__),
         )
         return
     ended = time.time()
     unsure = (ended - began) / 2
     yield from _clock("nodes", f"node {node.id}'s machine", told.clock - (began + unsure), unsure)
+
+
+def _way_to(node: Node, why: BaseException | None) -> str:
+    """What to do so that a node answers that cannot be talked to; ``why``: what the connection met."""
+    if isinstance(why, ssl.SSLCertVerificationError):
+        return f"have it signed another (distfs tls node DIR --node {node.uuid}), or see that tls.ca is its authority"
+    if isinstance(why, ssl.SSLError):
+        return "see its log; set tls alike in all parts, or have this one's file made anew (distfs tls service DIR)"
+    return f"see that {node.address} is its address (node.advertise) and no firewall is between"
 
 
 def _upkeep(meta: MetaDB) -> Iterator[Finding]:

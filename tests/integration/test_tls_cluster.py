@@ -9,11 +9,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
+from distfs.commands.doctor import look
 from distfs.config.settings import TlsConfig, TlsMode
 from distfs.deadline import Deadline
+from distfs.local.machine import Finding, is_wrong
 from distfs.meta import MetaDB
 from distfs.model import Policy
 from tests.certificates import Certificates, at
@@ -100,3 +103,24 @@ def test_a_service_that_no_node_believes_is_not_ready(whole: Whole) -> None:
         return status == 503 and b"3 up, 0 of them answer this service" in text
 
     eventually(told, "it is not ready")
+
+
+def wrong_with_nodes(whole: Whole) -> list[Finding]:
+    return [each for each in look(whole.service.config) if each.about == "nodes" and is_wrong(each)]
+
+
+@pytest.mark.parametrize("whole", ["1+1"], indirect=True)
+def test_doctor_says_who_is_not_believed_and_how_it_gets_another_certificate(whole: Whole) -> None:
+    authority = whole.certificates.authority
+    [node, *_] = (each.stem for each in authority.folder.glob("node-*.crt"))
+    uuid = node.removeprefix("node-")
+    authority.revoke(node)
+    [found] = wrong_with_nodes(whole)
+    assert "its certificate is not believed: certificate revoked" in found.what
+    assert f"distfs tls node DIR --node {uuid}" in found.remedy
+    authority.sign_node(UUID(uuid), ())
+    eventually(lambda: not wrong_with_nodes(whole), "with another it is believed")
+    authority.revoke("service")
+    eventually(lambda: len(wrong_with_nodes(whole)) == 3, "no node believes what is used here")
+    assert all("certificate revoked" in each.what for each in wrong_with_nodes(whole))
+    assert all("distfs tls service DIR" in each.remedy for each in wrong_with_nodes(whole))
