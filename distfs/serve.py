@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from uuid import uuid4, uuid5
 
 from distfs.access.failures import Failures
+from distfs.alerting.worker import Alerts
 from distfs.config.processes import count_of, part_of
 from distfs.config.reach import check_reach
 from distfs.config.settings import Config
@@ -31,6 +32,7 @@ from distfs.process.siblings import Hooks, Sibling, Siblings
 from distfs.process.signals import on_stop
 from distfs.process.terminal import Terminal
 from distfs.process.threads import start
+from distfs.routes.metrics import looked_at
 from distfs.services import Services
 from distfs.telemetry import metrics
 from distfs.telemetry.logs import flush_log, setup_logging
@@ -137,7 +139,9 @@ def _serve(
         start(services.admission.forget_dead, "forget", together.before)
     shared = None if sibling is None else Shared(lambda: not sibling.all_stop, sibling.others_work)
     server = Server(app, config.http, services.pool, listener, shared, services.https)
-    upkeep = Upkeep(config, services.directory, services.pool, services.damage, services.agreement.require)
+    alerts = {Alerts.name: lambda db: Alerts(db, config.alerting, lambda: looked_at(services))}
+    parts = services.directory, services.pool, services.damage, services.agreement.require
+    upkeep = Upkeep(config, *parts, alerts)
     on_stop(server.drain)
     Reload(settings.read, settings.as_read, services).on_signal(hung_up=server.drain)
     if exit_with_parent:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from distfs.alerting.expression import History, Labels, Seen
+from distfs.alerting.expression import History, Labels, Over, Seen, all_parts
 from distfs.alerting.rules import RULES, Rule, filled
+
+_FIRST_LOOKS_S = 60.0
 
 
 class Alert(NamedTuple):
@@ -38,11 +40,33 @@ class Burning:
         self._rules = tuple(rules)
         self._history = History(rule.condition for rule in self._rules)
         self._since: dict[str, float] = dict.fromkeys(known, float("-inf"))
+        self._kept = {key: self._least(key) for key in known}
+        self._begun: float | None = None
         self.now: list[Alert] = []
+
+    def _least(self, key: str) -> float:
+        """How long it takes until it can be told that one is over: what looks back sees little at first."""
+        windows = [
+            part.window
+            for rule in self._rules
+            if rule.name == key.partition(" ")[0]
+            for part in all_parts(rule.condition)
+            if isinstance(part, Over)
+        ]
+        return max(_FIRST_LOOKS_S, min(windows, default=0.0))
+
+    @property
+    def unsure(self) -> Collection[str]:
+        """Of what burnt before: what may burn still."""
+        return self._kept
 
     def look(self, now: float, clock: float, seen: Seen) -> None:
         """``now``: on a clock that only goes forwards; ``clock``: of the day. ``seen``: all metrics."""
         self._history.add(now, clock, seen)
         found = [Alert(rule, labels) for rule in self._rules for labels in rule.condition.at(self._history)]
-        self._since = {alert.key: self._since.get(alert.key, now) for alert in found}
+        begun = self._begun = now if self._begun is None else self._begun
+        self._kept = {key: least for key, least in self._kept.items() if now - begun < least}
+        self._since = {alert.key: self._since.get(alert.key, now) for alert in found} | {
+            key: float("-inf") for key in self._kept
+        }
         self.now = [alert for alert in found if now - self._since[alert.key] >= alert.rule.holds]

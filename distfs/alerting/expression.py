@@ -57,7 +57,7 @@ class History:
     """What was seen at the last look, and before that what some condition looks back at. For one thread."""
 
     def __init__(self, conditions: Iterable[Expression]) -> None:
-        over = [part for each in conditions for part in _all_parts(each) if isinstance(part, Over)]
+        over = [part for each in conditions for part in all_parts(each) if isinstance(part, Over)]
         self._wanted = {each.of.promql: each.of for each in over}
         self._longest = max((each.window for each in over), default=0.0)
         self._looks: deque[Look] = deque()
@@ -81,10 +81,10 @@ class History:
         return found
 
 
-def _all_parts(expression: Expression) -> Iterable[Expression]:
+def all_parts(expression: Expression) -> Iterable[Expression]:
     yield expression
     for part in expression.parts:
-        yield from _all_parts(part)
+        yield from all_parts(part)
 
 
 @dataclass(frozen=True, slots=True)

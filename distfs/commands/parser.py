@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distfs.commands import cluster_key
+from distfs.commands.alerts import show_alerts
 from distfs.commands.audit import audited
 from distfs.commands.drain import drain, forget, plan_drain, trust, undo_forget, undrain
 from distfs.commands.fsck import fsck
@@ -230,6 +231,10 @@ def _status(operator: Operator, given: Given) -> int:
     return show_status(operator, given.service or [], as_json=given.json, check=given.check)
 
 
+def _alerts(operator: Operator, given: Given) -> int:
+    return show_alerts(operator, as_json=given.json)
+
+
 def _drain(operator: Operator, given: Given) -> int:
     if given.dry_run:
         return plan_drain(operator, given.node)
@@ -307,6 +312,15 @@ _COMMANDS = (
         _status,
         (_json, _service, _check, _watch),
         _STATUS,
+        failed=NOT_TOLD,
+        changes=False,
+    ),
+    _Command(
+        "alerts",
+        "show what burns now, and the command to run",
+        _alerts,
+        (_json,),
+        f"exit code: 0: nothing; 1: something; 3: no service looks, or it could not be told; {COMMON_CODES}",
         failed=NOT_TOLD,
         changes=False,
     ),

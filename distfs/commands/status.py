@@ -275,7 +275,7 @@ def _workers(workers: Sequence[WorkerState]) -> str:
     rows = []
     for worker in workers:
         state = worker.state if is_running(worker) else "not running"
-        detail = ", ".join(_said(key, value) for key, value in worker.detail.items())
+        detail = ", ".join(_said(key, value) for key, value in worker.detail.items() if key != "told")
         rows.append(
             (worker.name, state, f"{duration(worker.age)} ago", f"{worker.host}:{worker.pid}", detail)
         )
@@ -287,6 +287,8 @@ def _said(key: str, value: object) -> str:
         return f"{size(value)} left"
     if key == "bytes_per_second" and isinstance(value, int | float):
         return f"{size(value)}/s"
+    if key == "burning" and isinstance(value, list):
+        return f"{len(value)} burning: `distfs alerts`" if value else "none"
     return f"{key} {value}"
 
 

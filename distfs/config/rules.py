@@ -11,6 +11,7 @@ from distfs.config.settings import (
     GIB,
     KIB,
     MIB,
+    AlertingConfig,
     BandwidthConfig,
     CallersConfig,
     Config,
@@ -35,6 +36,7 @@ def check_relations(c: Config) -> None:
         _caller_rules(c.callers),
         _storage_rules(c.storage),
         _other_rules(c),
+        _alerting_rules(c.alerting),
         _log_rules(c.log),
         _process_rules(c),
     )
@@ -155,6 +157,21 @@ def _other_rules(c: Config) -> _Rules:
     yield bool(c.tracing.service_name), "tracing.service_name must not be empty"
 
 
+def _alerting_rules(alerting: AlertingConfig) -> _Rules:
+    yield (
+        _is_endpoint(alerting.webhook),
+        "alerting.webhook must be a URL, as http://127.0.0.1:9000/alerts, or empty",
+    )
+    yield (
+        _is_server(alerting.smtp, "smtp", "smtps"),
+        "alerting.smtp must be a URL, as smtp://user:password@mail.example:587 or smtps://mail.example",
+    )
+    yield (
+        "\n" not in alerting.mail_to + alerting.mail_from,
+        "alerting.mail_to and mail_from must be one line",
+    )
+
+
 def _log_rules(log: LogConfig) -> _Rules:
     yield log.format in ("text", "json"), "log.format must be 'text' or 'json'"
     yield log.max_bytes >= MIB, "log.max_bytes must be at least 1MiB"
@@ -168,9 +185,13 @@ def _log_rules(log: LogConfig) -> _Rules:
 
 
 def _is_endpoint(url: str) -> bool:
-    """Whether spans can be sent there."""
+    """Whether spans and alerts can be sent there."""
+    return not url or _is_server(url, "http", "https")
+
+
+def _is_server(url: str, *schemes: str) -> bool:
     try:
         parts = urlsplit(url)
-        return not url or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False

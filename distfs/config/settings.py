@@ -304,6 +304,17 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertingConfig:
+    """Who is told what burns, besides the log."""
+
+    webhook: Secret = field(default=Secret(""), repr=False)  # empty: none
+    mail_to: str = ""
+    mail_from: str = "distfs@localhost"
+    smtp: Secret = field(default=Secret("smtp://127.0.0.1:25"), repr=False)
+    ignore: Words = Words(())  # alerts that are none here
+
+
+@dataclass(frozen=True, slots=True)
 class TracingConfig:
     """Spans of what requests and upkeep do, for OpenTelemetry."""
 
@@ -332,6 +343,7 @@ class Config:
     local: LocalConfig = field(default_factory=LocalConfig)
     log: LogConfig = field(default_factory=LogConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    alerting: AlertingConfig = field(default_factory=AlertingConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
 
     @property

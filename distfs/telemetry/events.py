@@ -212,6 +212,15 @@ EVENTS: tuple[Event, ...] = (
         "upkeep %s: %s|worker error", "upkeep %s stumbled over a bug; it begins anew|worker",
     ),
     _event(
+        "alert", "WARNING", "Something burns: what it is, and the command to run.",
+        "alert %s: %s; run `%s`, see %s|alert - - -",
+    ),
+    _event("alert.over", "INFO", "It burns no more.", "alert %s is over|alert"),
+    _event(
+        "alert.untold", "WARNING", "The webhook or the mail server of alerting could not be told; it is tried again.",
+        "alerts could not be told by %s: %s|- error",
+    ),
+    _event(
         "metadb", "ERROR", "What MetaDB's own process does: it died, was started, says something.",
         "PostgreSQL died; starting it again|", "%s; trying again in %g s|error -",
         "PostgreSQL's log is laid ahead: a full disk does not end it|",

@@ -392,6 +392,11 @@ def forget(row: int) -> None:
 share()
 
 
+def sums() -> list[float]:
+    """All cells, of all processes."""
+    return [sum(column) for column in zip(*_rows, strict=True)]
+
+
 def answered(route: str, method: str, status: int, received: int, sent: int, seconds: float) -> None:
     """A request is over."""
     place = _ROUTE[route]
@@ -446,7 +451,7 @@ class _Collected:
 
     def __init__(self, looked_at: list[Sample], part: str) -> None:
         self._metrics = [metric for metric in METRICS if metric.part in (part, BOTH)]
-        self._sums = [sum(column) for column in zip(*_rows, strict=True)]
+        self._sums = sums()
         self._looked_at: dict[Metric, list[Sample]] = {}
         for sample in looked_at:
             self._looked_at.setdefault(sample.metric, []).append(sample)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from distfs.config.settings import Config, Seconds
 from distfs.deadline import Deadline
@@ -57,8 +58,10 @@ class Upkeep:
         pool: BlockPool,
         note_damage: NoteDamage,
         allowed: Allowed,
+        more: Mapping[str, Callable[[UpkeepDB], Worker]] | None = None,
     ) -> None:
-        """Connects to nothing. ``directory``, ``pool``: the service's own; ``note_damage``: as the downloads' is."""
+        """Connects to nothing. ``directory``, ``pool``: the service's own; ``note_damage``: as the downloads' is.
+        ``more``: workers beside those of upkeep, by name."""
         own = replace(
             config.metadb,
             pool_size=min(config.metadb.pool_size, _POOL_SIZE),
@@ -70,13 +73,14 @@ class Upkeep:
         self._executor = Threads(3 * PARALLEL, thread_name_prefix="upkeep")
         maker = FragmentMaker(self._meta, self.db, directory, config.peers, pool, note_damage)
         db, upkeep, executor = self.db, config.upkeep, self._executor
-        workers: Mapping[str, MakeWorker] = {
+        workers: dict[str, MakeWorker] = {
             Repair.name: lambda: Repair(maker, upkeep, executor),
             Scrub.name: lambda: Scrub(db, directory, upkeep, config.peers, executor),
             Orphans.name: lambda: Orphans(maker, upkeep),
             Trash.name: lambda: Trash(db, directory, upkeep),
             Rebalance.name: lambda: Rebalance(maker, upkeep, config.node.heartbeat, executor),
         }
+        workers |= {name: partial(make, db) for name, make in (more or {}).items()}
         self._stopping = threading.Event()
         slice_limit = 2 * config.peers.base_timeout + config.storage.slice_size / config.peers.min_rate
         limits = upkeep.interval, max(STEP_LIMIT_S, slice_limit)

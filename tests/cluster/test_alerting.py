@@ -8,12 +8,17 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distfs.alerting.tell import Told
+from distfs.deadline import Deadline
+from distfs.upkeep.db import UpkeepDB
 from tests.cluster import Cluster, MakeCluster
+from tests.cluster.operating import distfs
 from tests.contract.litter import eventually
 from tests.hooks import webhook
 from tests.ports import free_port
@@ -95,3 +100,19 @@ def test_prometheus_tells_that_a_node_is_down_and_that_it_is_back(
         assert not told("resolved")
         cluster.start_node(1)
         eventually(lambda: told("resolved"), "it is told that it is over")
+
+
+def test_the_command_shows_what_a_service_sees(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(nodes=2)
+    eventually(lambda: distfs(cluster, "alerts").code == 0, "a service has looked")
+    told = distfs(cluster, "alerts")
+    assert (told.code, told.out) == (0, "nothing burns\n")
+    cluster.kill_service()
+    told_words = asdict(Told("DistfsNodeDown node=3", "warning", "it is down", "distfs nodes", "a#b", 0.0))
+    db = UpkeepDB(cluster.meta)
+    db.save_worker("alerts", "idle", {"burning": [told_words]}, Deadline(60))
+    told = distfs(cluster, "alerts")
+    assert told.code == 1
+    assert re.search(r"DistfsNodeDown node=3 .* distfs nodes .*it is down", told.out)
+    told = distfs(cluster, "alerts", "--json")
+    assert json.loads(told.out) == [told_words]

@@ -1,0 +1,159 @@
+"""A service tells by itself what burns: once when it begins, once when it is over, whoever leads meanwhile."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from distfs.alerting.worker import EVERY_S, RETRY_S, Alerts, Clocks
+from distfs.config.settings import AlertingConfig, MetaDBConfig, Secret, Words
+from distfs.meta import MetaDB
+from distfs.telemetry import metrics
+from distfs.telemetry.metrics import Sample
+from distfs.upkeep.db import UpkeepDB
+from tests.hooks import webhook
+from tests.integration.meta_examples import soon
+from tests.ports import refusing
+
+
+class Leader:
+    """A service that leads, on a clock of the test; node 3 is up or down."""
+
+    def __init__(self, db: UpkeepDB, config: AlertingConfig) -> None:
+        self.db, self.now, self.up = db, 1000.0, 1.0
+        self.config = config
+        self.begin()
+
+    def begin(self) -> None:
+        """As another service does that leads from now on."""
+        clocks = Clocks(lambda: self.now, lambda: self.now)
+        self.worker = Alerts(self.db, self.config, lambda: [Sample(metrics.NODE_UP, self.up, ("3",))], clocks)
+
+    def looks(self, seconds: float) -> None:
+        ends = self.now + seconds
+        while self.now < ends:
+            self.now += EVERY_S
+            self.db.save_worker("alerts", "idle", self.worker.step(soon()).detail, soon())
+
+
+@pytest.fixture
+def db(make_database: Callable[[str], str]) -> Iterator[UpkeepDB]:
+    meta = MetaDB(MetaDBConfig(url=make_database("migrated")))
+    yield UpkeepDB(meta)
+    meta.close()
+
+
+def of_node(came: list[Any]) -> list[str]:
+    alerts = [alert for message in came for alert in message["alerts"]]
+    return [each["status"] for each in alerts if each["labels"]["alertname"] == "DistfsNodeDown"]
+
+
+def test_it_is_told_once_and_once_when_it_is_over(db: UpkeepDB) -> None:
+    with webhook() as (url, came):
+        leader = Leader(db, AlertingConfig(webhook=Secret(url)))
+        leader.looks(120)
+        assert of_node(came) == [], "nothing is down"
+        leader.up = 0
+        leader.looks(45)
+        assert of_node(came) == [], "not for long enough"
+        leader.looks(300)
+        assert of_node(came) == ["firing"]
+        [alert] = came[-1]["alerts"]
+        assert alert["labels"] == {"alertname": "DistfsNodeDown", "severity": "warning", "node": "3"}
+        assert alert["annotations"]["summary"] == "storage node 3 is down"
+        assert alert["annotations"]["command"] == "distfs nodes"
+        leader.up = 1
+        leader.looks(300)
+        assert of_node(came) == ["firing", "resolved"]
+
+
+def test_who_leads_next_tells_nothing_again_and_tells_when_it_is_over(db: UpkeepDB) -> None:
+    with webhook() as (url, came):
+        leader = Leader(db, AlertingConfig(webhook=Secret(url)))
+        leader.up = 0
+        leader.looks(120)
+        leader.begin()
+        leader.looks(120)
+        assert of_node(came) == ["firing"]
+        leader.begin()
+        leader.up = 1
+        leader.looks(30)
+        assert of_node(came) == ["firing"], "it has hardly looked"
+        leader.looks(120)
+        assert of_node(came) == ["firing", "resolved"]
+
+
+def test_a_webhook_that_is_dead_is_told_later(db: UpkeepDB, caplog: pytest.LogCaptureFixture) -> None:
+    with refusing() as port:
+        leader = Leader(db, AlertingConfig(webhook=Secret(f"http://127.0.0.1:{port}/secret-path")))
+        leader.up = 0
+        leader.looks(600)
+    assert "alerts could not be told by webhook" in caplog.text
+    assert "secret-path" not in caplog.text
+    assert caplog.text.count("storage node 3 is down") == 1, "the log was told once"
+    with webhook(status=500) as (url, came):
+        leader.config = replace(leader.config, webhook=Secret(url))
+        leader.begin()
+        leader.looks(RETRY_S)
+        assert set(of_node(came)) == {"firing"}, "it was asked, and did not take it"
+    with webhook() as (url, came):
+        leader.config = replace(leader.config, webhook=Secret(url))
+        leader.begin()
+        leader.looks(2 * RETRY_S)
+        assert of_node(came) == ["firing"]
+    assert caplog.text.count("storage node 3 is down") == 1
+
+
+def test_what_is_ignored_is_not_told(db: UpkeepDB) -> None:
+    with webhook() as (url, came):
+        leader = Leader(db, AlertingConfig(webhook=Secret(url), ignore=Words(("DistfsNodeDown",))))
+        leader.up = 0
+        leader.looks(300)
+        assert of_node(came) == []
+
+
+@contextmanager
+def mail_server() -> Iterator[tuple[str, list[str]]]:
+    """-> its URL, and what was sent to it. Takes one mail."""
+    mails: list[str] = []
+
+    def serve() -> None:
+        one, _ = listener.accept()
+        with one, one.makefile("rwb") as stream:
+
+            def say(line: bytes) -> None:
+                stream.write(line + b"\r\n")
+                stream.flush()
+
+            say(b"220 here")
+            for line in stream:
+                if line.upper().startswith(b"DATA"):
+                    say(b"354 go on")
+                    text = b"".join(iter(stream.readline, b".\r\n"))
+                    mails.append(text.decode())
+                say(b"221 bye" if line.upper().startswith(b"QUIT") else b"250 ok")
+                if line.upper().startswith(b"QUIT"):
+                    return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"smtp://127.0.0.1:{listener.getsockname()[1]}", mails
+        thread.join(10)
+
+
+def test_it_is_told_by_mail(db: UpkeepDB) -> None:
+    with mail_server() as (url, mails):
+        leader = Leader(db, AlertingConfig(mail_to="ops@example.org", smtp=Secret(url)))
+        leader.up = 0
+        leader.looks(120)
+    [mail] = mails
+    assert "To: ops@example.org" in mail
+    assert "Subject: distfs: storage node 3 is down" in mail
+    assert "run: distfs nodes" in mail
