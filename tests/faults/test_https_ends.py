@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from distfs.config.settings import HttpConfig
 from distfs.host.server import Server
 from distfs.tls.contexts import https
 from tests.certificates import Certificates
-from tests.integration.raw_http import Endless
+from tests.contract.litter import eventually
+from tests.integration.raw_http import Endless, Held
 from tests.integration.test_https import DATA, Secure
 
 
@@ -33,3 +36,33 @@ def test_closing_cuts_a_transfer_under_tls_that_does_not_end(
         loop.join(60)
         assert not loop.is_alive()
         assert app.ended.wait(60)
+
+
+def listens(server: Server) -> bool:
+    try:
+        socket.create_connection(server.address).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_closing_waits_for_a_transfer_under_tls_that_goes_on(tmp_path: Path) -> None:
+    app = Held()
+    certificates = Certificates(tmp_path / "ca")
+    server = Server(app, HttpConfig(port=0), tls=https(certificates.https(certificates.service())))
+    loop = threading.Thread(target=server.run)
+    loop.start()
+    with closing(Secure(server.address[1], certificates, None).connect()) as client:  # type: ignore[arg-type]
+        client.request("PUT", "/", DATA)
+        assert app.called.acquire(timeout=60)
+        closer = threading.Thread(target=server.close)
+        closer.start()
+        eventually(lambda: not listens(server), "it takes no others")
+        app.go.set()
+        answer = client.getresponse()
+        assert answer.read() == DATA
+        assert answer.headers["Connection"] == "close"
+    closer.join(60)
+    loop.join(60)
+    assert not loop.is_alive()
+    assert app.error is None
