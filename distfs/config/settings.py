@@ -188,6 +188,11 @@ class StorageConfig:
         """The policy of an upload that names none."""
         return self.policies["default"]
 
+    @property
+    def small_body(self) -> int:
+        """Bytes of a body for which no room is promised in MetaDB: a file of a block, in a form."""
+        return self.block_size + 4 * KIB
+
     def fewest(self, policy: Policy) -> int:
         """How many fragments of a slice must be safe, each on a node of its own, before it may be committed."""
         return policy.k + min(policy.m, self.min_redundancy)

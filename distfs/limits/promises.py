@@ -132,7 +132,7 @@ class Admission:
         if size is not None:
             self._check_size(size, self.http.max_file_size if largest is None else largest)
         promise = Promise(self, policy, size, deadline, whose, strict=not declared)
-        if size is not None and size <= self.storage.block_size:
+        if size is not None and size <= self.storage.small_body:
             try:
                 promise.small = self._admit_small(size, policy, deadline)
             except NoRoom:

@@ -416,7 +416,7 @@ class UploadSession:
         """What comes behind a file's first block; None: nothing, it need not be sent by threads."""
         if len(first.view) < block_size:
             return None
-        if size_hint != len(first.view):
+        if size_hint is not None and size_hint > len(first.view):
             return source
         more = bytearray(1)
         try:

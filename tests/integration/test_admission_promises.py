@@ -341,7 +341,9 @@ def test_a_policy_that_the_body_names_is_promised_instead(services: Services) ->
 def test_small_files_cost_no_row_and_leave_what_is_promised_alone(services: Services) -> None:
     services.nodes_have(20 * MIB, 20 * MIB)
     admission = services.service()
-    with admit(admission, 100_000), admit(admission, 0), admit(admission, admission.storage.block_size):
+    form = admission.storage.block_size + 300  # of one block
+    with admit(admission, 100_000), admit(admission, 0), admit(admission, form) as promise:
+        promise.received(form)
         assert services.rows() == 0
     with admit(admission, 19 * MIB):
         with pytest.raises(Full):

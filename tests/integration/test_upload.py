@@ -110,7 +110,8 @@ def test_a_wrong_size_hint_does_no_harm(ways: Ways, hint: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "hint", "threads"), [(BLOCK, BLOCK, False), (BLOCK, None, True), (BLOCK + 1, BLOCK, True)]
+    ("size", "hint", "threads"),
+    [(BLOCK, BLOCK, False), (BLOCK, None, False), (BLOCK + 1, BLOCK, True), (BLOCK + 1, None, True)],
 )
 def test_a_file_of_just_one_block_is_sent_by_no_thread(
     ways: Ways, size: int, hint: int | None, threads: bool
