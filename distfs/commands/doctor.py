@@ -103,6 +103,11 @@ def _configured(config: Config) -> Iterator[Finding]:
         except ConfigError as e:
             what, _, remedy = str(e).partition(": ")
             yield Finding(Level.BAD, "config", f"storage.policies: {name}: {what}", remedy)
+    if config.auth.mode == "on" and config.audit.file == "auto" and not config.audit_file:
+        what = "auth is on, and it is noted nowhere who changes what, since MetaDB is not in local.data"
+        yield Finding(
+            Level.WARN, "config", what, "name a file: audit.file: PATH, or `off` when that is meant"
+        )
 
 
 def _certificates(config: Config) -> Iterator[Finding]:

@@ -137,6 +137,13 @@ def test_what_keeps_a_service_from_starting_is_found(cluster: Cluster) -> None:
     assert "write `auth: on`" in the_one(cluster, "config", **environ)["remedy"]
 
 
+def test_an_audit_log_that_is_nowhere_is_told_until_that_is_meant(cluster: Cluster) -> None:
+    found = the_one(cluster, "config", DISTFS_AUTH_MODE="on")
+    assert "noted nowhere" in found["what"]
+    assert "audit.file" in found["remedy"]
+    assert wrong(cluster, DISTFS_AUTH_MODE="on", DISTFS_AUDIT_FILE="off") == []
+
+
 def test_limits_that_are_too_low_are_found_with_figures(cluster: Cluster) -> None:
     assert (
         "http.max_connections is 900,000"
