@@ -30,6 +30,7 @@ from bench import (
     lost,
     medium,
     memory,
+    observed,
     pool,
     report,
     slow,
@@ -77,6 +78,10 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "tls": (
         tls.run,
         "HTTPS beside HTTP, and mutual TLS to the nodes beside none (wants wrk and cryptography)",
+    ),
+    "observed": (
+        observed.run,
+        "logs and metrics on beside off: large and small files; lines of the log in MetaDB (wants wrk)",
     ),
     "access": (
         access.run,

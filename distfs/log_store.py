@@ -7,6 +7,7 @@ it, for its connection or its transaction. While MetaDB is away the newest lines
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import threading
 import time
@@ -124,9 +125,9 @@ class LogStore:
         columns: dict[str, Any] = {
             "keep": float(self._config.keep_for),
             "most": int(self._config.max_bytes),
-            "at": [_found(_TIME, line) for line in batch],
-            "requests": [_found(_REQUEST, line) for line in batch],
-            "texts": [line.encode("utf-8", "replace").decode() for line in batch],
+            "at": json.dumps([_found(_TIME, line) for line in batch]),
+            "requests": json.dumps([_found(_REQUEST, line) for line in batch]),
+            "texts": json.dumps([line.encode("utf-8", "replace").decode() for line in batch]),
         }
         while not self._closed:
             try:

@@ -149,8 +149,11 @@ SELECT id FROM file WHERE id = :id;
 SELECT id FROM trash WHERE id = :id;
 
 -- name: log_add
+-- As JSON: the driver takes five times as long for arrays.
 SELECT log_add(
-    CAST(:at AS text[]), CAST(:requests AS text[]), CAST(:texts AS text[]), :keep, CAST(:most AS bigint)
+    ARRAY(SELECT json_array_elements_text(CAST(:at AS json))),
+    ARRAY(SELECT json_array_elements_text(CAST(:requests AS json))),
+    ARRAY(SELECT json_array_elements_text(CAST(:texts AS json))), :keep, CAST(:most AS bigint)
 );
 
 -- name: log_lines

@@ -204,7 +204,8 @@ class JsonFormatter(logging.Formatter):
         event: str = "",
     ) -> str:
         """``behind``: what comes last, whatever the facts say. ``event``: empty: that of the message."""
-        entry: dict[str, object] = self._part | {
+        entry: dict[str, object] = {
+            **self._part,
             "time": _time(created),
             "level": level,
             "event": event or events.find(logger, message)[0],
@@ -212,7 +213,10 @@ class JsonFormatter(logging.Formatter):
             "logger": logger,
             "message": message,
         }
-        entry |= {key: value for key, value in facts.items() if key not in entry}
+        if facts.keys().isdisjoint(entry):
+            entry.update(facts)
+        else:
+            entry |= {key: value for key, value in facts.items() if key not in entry}
         return tokenless(_ENCODED({**entry, **behind} if behind else entry))
 
 
