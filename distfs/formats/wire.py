@@ -199,9 +199,13 @@ class Decoder:
     def next_frame(self, more: Buffer = b"") -> Frame | None:
         """The next frame, or None for more bytes; ``more``: to be fed before. Raises ProtocolError on anything out of
         bounds."""
-        if more:
-            self.feed(more)
-        data, header_at = self._data, self._at + PREFIX_SIZE
+        data = self._data
+        if more:  # as ``feed`` does
+            if self._at:
+                del data[: self._at]
+                self._at = 0
+            data += more
+        header_at = self._at + PREFIX_SIZE
         size = len(data)
         if size < header_at:
             return None

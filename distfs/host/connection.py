@@ -217,7 +217,7 @@ class Connection:
 
     def _received(self, data: bytes | bytearray, count: int | None = None) -> bool:
         """``data[:count]`` came, all of it for None; whether a request is ready."""
-        parser = self._parser()
+        parser = self.parser or self._parser()
         parser.receive(data, count)
         return self._parse(parser)
 

@@ -113,7 +113,10 @@ TRANSITIONS: Mapping[State, Mapping[Read, State]] = {
 }
 
 
+#: What every request without a body passes through.
 _BEGUN = TRANSITIONS[State.IDLE][Read.FIRST_BYTE]
+_ALONE = TRANSITIONS[State.HEAD][Read.HEAD_ALONE]
+_ENDED, _ENDED_LAST = (TRANSITIONS[State.COMPLETE][read] for read in (Read.END, Read.LAST_END))
 
 
 class Pause(enum.Enum):
@@ -345,7 +348,7 @@ class Parser:
             self.data_left = head.length
             self._go(Read.HEAD_WITH_LENGTH)
         else:
-            self._go(Read.HEAD_ALONE)
+            self.state = _ALONE
         return head
 
     def _read_data(self, most: int) -> Event | None:
@@ -413,7 +416,7 @@ class Parser:
 
     def _read_end(self, _most: int) -> Event | None:
         goes_on = self._head is not None and self._head.goes_on
-        self._go(Read.END if goes_on else Read.LAST_END)
+        self.state = _ENDED if goes_on else _ENDED_LAST
         return End(self.trailers) if self._trailers else _END
 
     def _read_nothing(self, _most: int) -> Event | None:

@@ -182,8 +182,7 @@ class Request(BaseRequest):
     @property
     def received(self) -> int:
         """Bytes of the body that were read."""
-        body = self.__dict__.get("body")
-        return body.received if isinstance(body, Body) else 0
+        return self.body.received if "body" in self.__dict__ else 0
 
     @property
     def wants_json(self) -> bool:
