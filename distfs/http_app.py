@@ -273,10 +273,11 @@ class HttpApp:
         def deadline() -> Deadline:
             return self.services.answer_deadline(request.hang_up)
 
-        if (text := request.argument("link")) is not None:
+        environ = request.environ
+        if environ.get("QUERY_STRING") and (text := request.argument("link")) is not None:
             request.by_link = True
             return door.follow(text, request.action, identity.address, deadline)
-        header = request.environ.get("HTTP_AUTHORIZATION")
+        header = environ.get("HTTP_AUTHORIZATION")
         if header and "," in header and shows_several(header):
             raise Refused("Authorization was sent more than once, or has a comma in it: send one token")
         return door.enter(shown_token(header), identity.address, deadline)

@@ -34,6 +34,7 @@ LOOK_S, _ASK_LIMIT_S = 0.002, 2.0
 #: MetaDB did not answer: known tokens go on, and it is left alone for so long.
 _PAUSE_S = 0.5
 _NEVER = float("-inf")
+_NONE = None, 0.0  # and until when
 
 
 class _Seen(NamedTuple):
@@ -44,7 +45,7 @@ class _Seen(NamedTuple):
 
     def good(self, by: bytes) -> Token | None:
         """The token, unless it has expired."""
-        token, until = self.tokens.get(by, (None, 0.0))
+        token, until = self.tokens.get(by, _NONE)
         return token if time.monotonic() < until else None
 
 
@@ -72,8 +73,11 @@ class Tokens:
 
     def known(self, by: bytes) -> Token | None:
         """The token with that hash, or that id, as most are found: nobody has to be asked. None: ``find`` it."""
-        seen = self._seen
-        return seen.good(by) if time.monotonic() - seen.as_of < _RENEW_S else None
+        seen, now = self._seen, time.monotonic()
+        if now - seen.as_of >= _RENEW_S:
+            return None
+        token, until = seen.tokens.get(by, _NONE)
+        return token if now < until else None
 
     def find(self, by: bytes, deadline: Deadline) -> Token | None:
         """The token with that hash, or that id; None: there is none. So MetaDB has said since this was called, or up

@@ -60,6 +60,11 @@ class Link(NamedTuple):
     max_size: int = 0  # of an upload, in bytes; 0: the token's
     policy: str = ""  # of an upload
 
+    @property
+    def is_plain(self) -> bool:
+        """It opens all of a file, however often, as it is."""
+        return self.uses is None and self.span is None and not self.name
+
     def check(self, now: float, address: IPAddress | None) -> None:
         """Whether it may be used by who is at ``address``. Raises Forbidden."""
         if now >= self.expires:

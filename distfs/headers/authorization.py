@@ -23,6 +23,8 @@ def shown_token(text: str | None) -> str | None:
 
     None: nothing is shown, or by a scheme that is not ours. Empty: something that cannot be a token.
     """
+    if text and text[:7] == "Bearer ":  # as most have it
+        return text[7:].rstrip(" \t").lstrip(" ")
     scheme, _, rest = (text or "").strip(" \t").partition(" ")
     rest = rest.strip(" ")
     match scheme.lower():

@@ -90,7 +90,8 @@ class Statement:
             elif value is None:
                 asked += _NULL
             else:
-                data = self._as_text(value).encode(self._connection._client_encoding)
+                text = value if type(value) is str else self._as_text(value)
+                data = text.encode(self._connection._client_encoding)
                 asked += _LENGTH.pack(len(data)) + data
         try:
             data = self._stream.ask(_MESSAGE.pack(b"B", len(asked) + self._after) + asked + self._tail, left)
@@ -113,8 +114,6 @@ class Statement:
         return rows if answers is None else answers.made(params, rows, data if alone else None)
 
     def _as_text(self, value: Any) -> str:
-        if isinstance(value, str):
-            return value
         if isinstance(value, _PLAIN):
             return str(value)
         [text] = make_params(self._connection.py_types, (value,))

@@ -27,12 +27,14 @@ def has_conditions(environ: WSGIEnvironment) -> bool:
     )
 
 
-def asks_for_less(environ: WSGIEnvironment) -> bool:
-    """Whether a request has anything by which it may get other than the whole file."""
+def asks_for_less(environ: WSGIEnvironment, by_link: bool) -> bool:
+    """Whether a request has anything by which it may get other than the whole file. ``by_link``: one thing in its
+    query is that."""
+    query = environ.get("QUERY_STRING")
     return bool(
-        "HTTP_RANGE" in environ
+        (query and (not by_link or "&" in query))
+        or "HTTP_RANGE" in environ
         or "HTTP_WANT_MAX_SIZE" in environ
-        or environ.get("QUERY_STRING")
         or "HTTP_IF_NONE_MATCH" in environ
         or "HTTP_IF_MODIFIED_SINCE" in environ
         or "HTTP_IF_MATCH" in environ

@@ -42,10 +42,10 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     request.safety = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
     said = _said_of(file, services.door.guarded)
     link = request.actor.link
-    if link is None and not asks_for_less(request.environ):
+    if (link is None or link.is_plain) and not asks_for_less(request.environ, link is not None):
         body = _bytes(services, request, file, said, said.whole, None) if request.method == "GET" else ()
         request.safety = safety.SAID
-        return Answer(200, {}, body, said.all)
+        return Answer(200, {}, body, said.all if link is None else said.by_link)
     headers, tag = said.headers.copy(), said.tag
     if link is not None and (part := links.tag_of_part(request, file)):
         tag, headers["ETag"] = part, f'"{part}"'
@@ -87,6 +87,7 @@ class _Said(NamedTuple):
     headers: dict[str, str]  # of any answer
     body: dict[str, str]  # of one with all of its bytes, too
     all: Base  # both, and what they say to browsers
+    by_link: Base  # the same to who came by one that has no conditions
     shown: bool  # a browser may show it at once
     whole: list[Span]
     at_once: bool  # it may be read whole
@@ -111,8 +112,9 @@ def _said_of(file: File, guarded: bool) -> _Said:
         "Content-Type": str(kind),
     }
     to_browsers = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
-    all_ = Base({**headers, **body, **to_browsers})
-    said = _Said(tag, headers, body, all_, kind.shown, [Span(0, file.size)], is_small(file))
+    all_ = {**headers, **body, **to_browsers}
+    bases = Base(all_), Base(all_ | links.UNCOUNTED)
+    said = _Said(tag, headers, body, *bases, kind.shown, [Span(0, file.size)], is_small(file))
     file.kept[guarded] = said
     return said
 

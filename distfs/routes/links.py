@@ -26,6 +26,9 @@ from distfs.services import Services
 
 Chunks = Iterable[bytes | memoryview]
 
+#: Of an answer to who came by a link: a cache would not look at its end.
+UNCOUNTED = {"Cache-Control": "private, no-cache"}
+
 
 def share(services: Services, request: Request, uuid: str) -> Answer:
     """A JSON object with what the link is to be -> 201, and a URL that downloads the file."""
@@ -112,7 +115,7 @@ def bound(services: Services, request: Request, link: Link, spans: Sequence[Span
         for span in spans:
             link.check_span(span.start, span.stop - 1)
     if link.uses is None:
-        return {"Cache-Control": "private, no-cache"}  # a cache would not look at its end
+        return UNCOUNTED
     if request.method == "HEAD":
         deadline = services.answer_deadline(request.hang_up)
         Uses(services.meta).require_left(link.uses, deadline)
