@@ -357,9 +357,6 @@ DISK_FREE = Metric("disk_free_bytes", GAUGE, "What fragments may still take.", p
 
 _ROUTE = {name: at for at, name in enumerate(ROUTES)}
 _METHOD = {name: at for at, name in enumerate(METHODS)}
-_METHODS, _CLASSES = len(METHODS), len(CLASSES)
-#: By status.
-_CLASS = [min(max(status // 100, 1), len(CLASSES)) - 1 for status in range(1000)]
 _TYPE = {name: at for at, name in enumerate(TYPES)}
 _KIND = {name: at for at, name in enumerate(KINDS)}
 
@@ -403,7 +400,8 @@ def sums() -> list[float]:
 def answered(route: str, method: str, status: int, received: int, sent: int, seconds: float) -> None:
     """A request is over."""
     place = _ROUTE[route]
-    at = (place * _METHODS + _METHOD.get(method, _METHODS - 1)) * _CLASSES + _CLASS[status]
+    at = (place * len(METHODS) + _METHOD.get(method, len(METHODS) - 1)) * len(CLASSES)
+    at += min(max(status // 100, 1), len(CLASSES)) - 1
     first = SECONDS.first + place * _WIDTH
     with _lock:
         cells = _cells
