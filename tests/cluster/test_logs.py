@@ -12,7 +12,7 @@ import pytest
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.operating import BY_HAND, Ended, distfs
 from tests.contract.litter import eventually
-from tests.otlp import Collector, assert_one_tree, collector
+from tests.otlp import Collector, Span, assert_one_tree, collector
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 #: What a client may ask for in vain: method, path, headers, status.
@@ -89,17 +89,27 @@ def test_a_trace_is_of_all_processes_and_so_are_its_lines_of_the_log(
     id = uuid4().hex
     uuid = cluster.upload(b"to be lost")
     for path in (path for number in range(3) for path in cluster.fragments(number)):
-        path.unlink()
+        path.write_bytes(b"no fragment")
     headers = {"traceparent": f"00-{id}-00f067aa0ba902b7-00"}  # not sampled, but it fails
     assert cluster.request("GET", f"/download/{uuid}", headers=headers).status >= 500
     spans = traces.awaited(id, {"GET /download/<uuid>", "GET", "file"})
     root = next(span for span in spans if span.name == "GET /download/<uuid>")
     assert (root.parent, root.resource["service.name"]) == ("00f067aa0ba902b7", "distfs")
-    told = from_files(cluster, "logs", "--trace", id.upper(), "--json")
-    found = [json.loads(line) for line in told.out.splitlines()]
-    assert {line["trace"] for line in found} == {id}
-    assert "request" in {line["event"] for line in found}
-    assert len({line["part"] for line in found}) > 1, "nodes log it, too"
+    first = id
+
+    def of_nodes() -> list[Span]:
+        return [s for s in traces.trace(first) if s.resource["service.name"] == "distfs-node"]
+
+    eventually(lambda: any(s.failed for s in of_nodes()), "a node tells of what failed there")
+    found: list[dict[str, object]] = []
+
+    def told() -> bool:
+        lines = from_files(cluster, "logs", "--trace", first.upper(), "--json").out.splitlines()
+        found[:] = [json.loads(line) for line in lines]
+        return {"request", "node.request"} <= {line["event"] for line in found}
+
+    eventually(told, "service and nodes have logged it")
+    assert {line["trace"] for line in found} == {first}
     id = uuid4().hex
     headers = {"traceparent": f"00-{id}-00f067aa0ba902b7-01"}
     assert cluster.request("PUT", "/upload/x", b"x", headers).status == 201

@@ -84,6 +84,8 @@ def stored_in(endpoint: Collector, id: str) -> list[Span]:
 def test_an_upload_is_one_tree_over_service_nodes_and_metadb(
     data: bytes, service: TestService, endpoint: Collector
 ) -> None:
+    for _ in range(10):  # there are connections to all nodes then
+        assert service.ask("PUT", "/upload/x", data).status == 201
     id, header = asked()
     answer = service.ask("PUT", "/upload/a%0Ab", data, header)
     assert answer.status == 201
@@ -104,6 +106,7 @@ def test_an_upload_is_one_tree_over_service_nodes_and_metadb(
     assert (statement.facts["db.system.name"], statement.kind) == ("postgresql", 3)
     assert int(statement.facts["distfs.metadb.pid"]) > 0
     sent, stored = sent_in(endpoint, id), stored_in(endpoint, id)
+    assert {s.name for s in sent} == {"PUT" if len(data) > 100 else "WHOLE"}
     assert {s.parent for s in stored} == {s.id for s in sent}, "each node's is below that of its transfer"
     assert {s.facts["distfs.fragment"] for s in stored} == {s.facts["distfs.fragment"] for s in sent}
     assert len({s.facts["distfs.node"] for s in stored}) >= 2
@@ -214,11 +217,17 @@ def test_a_repair_and_a_decoding_are_told(metadb_url: str, tmp_path: Path, endpo
     spans = endpoint.trace(root.trace)
     assert_one_tree(spans)
     assert below(spans, root.name) >= {"repair"}
-    assert below(spans, "repair") >= {"GET", "PUT", "VERIFY", "decode", "move_fragment"} - {"VERIFY"}
-    assert below([s for s in spans if s.kind == 2], "PUT") == set()
+    assert below(spans, "repair") >= {"GET", "PUT", "decode", "move_fragment"}
     eventually(lambda: "write and fsync" in {s.name for s in endpoint.trace(root.trace)}, "the node's, too")
     [sweep] = [s for s in endpoint.spans if s.name == "upkeep orphans"]
     assert "sweep" in below(endpoint.trace(sweep.trace), sweep.name)
+
+    def asked_of_nodes() -> list[Span]:
+        return [s for s in endpoint.trace(sweep.trace) if s.name in ("INFO", "LIST")]
+
+    eventually(lambda: {s.kind for s in asked_of_nodes()} == {2, 3}, "service and node tell of it")
+    sent = {s.id for s in asked_of_nodes() if s.kind == 3}
+    assert {s.parent for s in asked_of_nodes() if s.kind == 2} <= sent
 
 
 HOSTILE = (
