@@ -78,6 +78,7 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/healthz", Action.HEALTH, admin.get_alive),
     ("GET", "/readyz", Action.HEALTH, admin.get_ready),
     ("GET", "/status", Action.STATUS, admin.get_status),
+    ("GET", "/status/history", Action.STATUS, admin.get_history),
     ("GET", "/metrics", Action.METRICS, metrics.get_metrics),
     ("GET", "/debug/stacks", Action.STATUS, admin.get_stacks),
     ("GET", "/debug/profile", Action.STATUS, profile.get_profile),

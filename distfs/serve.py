@@ -150,6 +150,8 @@ def _serve(
         output.announce(url_here(*server.address, "https" if services.https else "http"))
     else:
         sibling.begin()
+    if config.metrics.enabled:
+        services.history.begin()
     if together is not None:
         together.keep_saying(services.status)
     if sibling is None or sibling.number == 0:  # one of them, and its successors

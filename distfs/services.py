@@ -27,6 +27,7 @@ from distfs.limits.tally import SharedTally, Tally
 from distfs.meta import MetaDB
 from distfs.peers.directory import NodeDirectory
 from distfs.readiness import Readiness
+from distfs.telemetry.history import History
 from distfs.telemetry.logs import log_dropped
 from distfs.tls.contexts import FromFiles, Peers, https, peers, soon_over
 from distfs.together import Together
@@ -57,6 +58,7 @@ class Services:
     door: Door
     facts: Finder[Facts]
     inventory: Finder[Inventory]
+    history: History
     together: Together | None  # with other processes of this service
     audit: AuditLog
     https: FromFiles[ssl.SSLContext] | None  # None: plain HTTP
@@ -154,6 +156,18 @@ def audit_log(config: Config) -> AuditLog:
     return AuditLog(path, config.audit.max_size, required=config.audit.required)
 
 
+def _lookers(db: UpkeepDB, directory: NodeDirectory) -> tuple[Finder[Facts], Finder[Inventory], History]:
+    """Who looks at the cluster for those that measure it."""
+    facts, inventory = finders(db)
+
+    def known() -> tuple[int | None, Mapping[str, int] | None]:
+        nodes, counted = directory.last(), inventory.known()
+        slices = None if counted is None else {str(left): n for left, n in counted.status.slices.items()}
+        return sum(node.alive for node in nodes) if nodes else None, slices
+
+    return facts, inventory, History(known)
+
+
 def build(config: Config, together: Together | None = None) -> Services:
     """The services of one process; ``together``: of one of several, whose part ``config`` is. Raises ConfigError for
     what cannot work."""
@@ -198,7 +212,7 @@ def build(config: Config, together: Together | None = None) -> Services:
             Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace),
             together.failures if together else None,
         ),
-        *finders(UpkeepDB(meta)),
+        *_lookers(UpkeepDB(meta), directory),
         together,
         audit_log(config),
         https(config.tls),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from distfs.errors import Unavailable
+from distfs.errors import NotFound, Unavailable
 from distfs.process.threads import stacks
 from distfs.routes.messages import Answer, Request, as_json, text
 from distfs.services import Services
@@ -48,6 +48,14 @@ def get_status(services: Services, request: Request) -> Answer:
     """What this service holds, in bytes, and how it finds the nodes; of the cluster tells `distfs status`."""
     draining = bool(request.environ.get("distfs.draining"))
     return as_json({**services.status_of_all(), "troubles": services.troubles, "draining": draining})
+
+
+def get_history(services: Services, request: Request) -> Answer:
+    """The last hour of all processes of this service. Raises NotFound where nothing is counted."""
+    if not services.config.metrics.enabled:
+        raise NotFound("there is no history here: metrics.enabled is false")
+    services.history.begin()  # a host that is not ours did not
+    return as_json(services.history.as_json())
 
 
 def get_stacks(services: Services, request: Request) -> Answer:

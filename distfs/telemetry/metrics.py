@@ -26,8 +26,8 @@ _CELL = 8
 OTHER = "other"
 ROUTES = (
     *("/upload", "/upload/<name>", "/download/<uuid>", "/files", "/files/<uuid>", "/files/<uuid>/links"),
-    *("/links", "/links/revoke", "/tokens", "/tokens/<uuid>", "/tokens/<uuid>/rotate"),
-    *("/healthz", "/readyz", "/status", "/metrics", "/debug/stacks", "/debug/profile", "/", OTHER),
+    *("/links", "/links/revoke", "/tokens", "/tokens/<uuid>", "/tokens/<uuid>/rotate", "/", "/healthz"),
+    *("/readyz", "/status", "/status/history", "/metrics", "/debug/stacks", "/debug/profile", OTHER),
 )
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", OTHER)
 TYPES = (

@@ -131,6 +131,7 @@ def test_who_is_forbidden_something_is_told_what_would_help(
         ("GET", "/files", "list"),
         ("GET", "/tokens", "admin"),
         ("GET", "/status", "admin"),
+        ("GET", "/status/history", "admin"),
     ):
         answer = reader.ask(method, path, b"{}")
         assert (answer.status, f"the scope {scope}:" in answer.text) == (403, True), answer.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import sys
@@ -11,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -307,3 +309,18 @@ def test_when_the_first_certificate_ends_is_told(metadb_url: str, tmp_path: Path
     [ends] = re.findall(r"^distfs_certificate_end_timestamp_seconds (\S+)$", text, re.MULTILINE)
     days = (float(ends) - datetime.now(UTC).timestamp()) / 86400
     assert 250 < days < 270, "a year from when the older one was signed"
+
+
+def test_the_last_hour_is_told(service: TestService) -> None:
+    assert service.ask("GET", "/status/history").status == 200
+    service.ask("GET", "/healthz")
+
+    def last_row() -> dict[str, Any]:
+        service.app.services.history.add()
+        told = json.loads(service.ask("GET", "/status/history").text)
+        return dict(zip(told["columns"], told["rows"][-1], strict=True))
+
+    assert last_row()["time"] > 0
+    service.ask("PUT", "/upload/x", b"x")  # which looks for nodes
+    eventually(lambda: last_row()["nodes_up"] == 3, "the nodes are known")
+    eventually(lambda: last_row()["requests"] >= 1, "what was asked is counted")
