@@ -458,7 +458,8 @@ def _astray() -> ProtocolError:
 
 
 def _named(asked: Asked) -> tuple[str, str]:
-    """The fragment and the request that it is about."""
+    """The fragment, if it is about one, and the request."""
     if isinstance(asked, dict):
-        return f"{asked.get('slice')}.{asked.get('index')}"[:100], str(asked.get("request", "-"))[:100]
+        fragment = f"{asked['slice']}.{asked.get('index')}" if "slice" in asked else "-"
+        return fragment[:100], str(asked.get("request", "-"))[:100]
     return asked.name, asked.request.decode(errors="replace")
