@@ -22,7 +22,7 @@ Bytes = bytes | bytearray | memoryview
 FULL_S, FULL_CROWDED_S = 0.5, 0.05
 #: Of a body that comes slowly as much is gathered by the kernel before its thread is woken, for at most so long: a
 #: thousand clients that send 10 kB five times a second would else wake 5,000 threads a second.
-GATHERED, GATHER_S = 256 << 10, 1.0
+GATHERED, GATHER_S = 128 << 10, 1.0
 
 
 class ClientSocket:
