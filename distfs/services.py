@@ -161,7 +161,7 @@ def _lookers(db: UpkeepDB, directory: NodeDirectory) -> tuple[Finder[Facts], Fin
     facts, inventory = finders(db)
 
     def known() -> tuple[int | None, Mapping[str, int] | None]:
-        nodes, counted = directory.last(), inventory.known()
+        nodes, counted = directory.seen(), inventory.known()
         slices = None if counted is None else {str(left): n for left, n in counted.status.slices.items()}
         return sum(node.alive for node in nodes) if nodes else None, slices
 

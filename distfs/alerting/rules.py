@@ -90,7 +90,7 @@ RULES = (
         "the service at {instance} does not answer Prometheus", "distfs status --service http://{instance}",
     ),
     Rule(
-        "DistfsNodeDown", WARNING, Is(Of(m.NODE_UP, "max", ("node",)), "==", 0), MINUTE,
+        "DistfsNodeDown", WARNING, Is(Of(m.NODE_UP, "min", ("node",)), "==", 0), MINUTE,
         "storage node {node} is down", "distfs nodes",
     ),
     Rule(

@@ -59,6 +59,10 @@ class NodeDirectory:
         """As MetaDB said last; nobody is asked."""
         return self._list.last()
 
+    def seen(self) -> list[Node]:
+        """The same, for who watches: what is old is looked at again, for the next time. Waits for nobody."""
+        return self._list.seen()
+
     def nodes(self, deadline: Deadline, *, fresh: bool = False) -> list[Node]:
         """Every node the cluster knows, as MetaDB said at most two seconds ago; ``fresh``: as it says now. As it said
         last while it cannot be asked.

@@ -79,6 +79,12 @@ class NodeList:
         """As MetaDB said last; nobody is asked, and none are known before the first list."""
         return list(self._nodes.values())
 
+    def seen(self) -> list[Node]:
+        """``last``; what is old is looked at again, for who asks next. Waits for nobody."""
+        if self.age > MAX_AGE_S and not self._failed_lately:
+            self._begin()
+        return self.last()
+
     def get(self, id: int) -> Node | None:
         """One of ``last``."""
         return self._nodes.get(id)

@@ -70,8 +70,9 @@ def _held(status: Mapping[str, Any]) -> Iterator[Sample]:
 
 
 def _nodes(services: Services, status: Mapping[str, Any]) -> Iterator[Sample]:
-    """By the list there is, however old: of its age tells another metric."""
-    for node in services.directory.last():
+    """By the list there is, however old: of its age tells another metric. Where nobody else asks for nodes, a scrape
+    has them looked at for the next one: else a node that is lost would stay up here."""
+    for node in services.directory.seen():
         name = (str(node.id),)
         yield Sample(metrics.NODE_UP, node.alive, name)
         yield Sample(metrics.NODE_CAPACITY, node.capacity, name)

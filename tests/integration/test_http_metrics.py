@@ -26,6 +26,7 @@ from distfs.upkeep.db import UpkeepDB
 from tests.certificates import Certificates, at
 from tests.contract.litter import eventually
 from tests.integration.guarded import guarded_config, user
+from tests.postgres import run_sql
 from tests.service import BLOCK, HttpAddress, TestService, listening, running_service, small_config
 from tests.unit.test_http_app import call
 
@@ -321,6 +322,21 @@ def test_the_last_hour_is_told(service: TestService) -> None:
         return dict(zip(told["columns"], told["rows"][-1], strict=True))
 
     assert last_row()["time"] > 0
-    service.ask("PUT", "/upload/x", b"x")  # which looks for nodes
     eventually(lambda: last_row()["nodes_up"] == 3, "the nodes are known")
     eventually(lambda: last_row()["requests"] >= 1, "what was asked is counted")
+
+
+def test_a_service_that_nobody_uses_hears_of_a_node_that_is_lost(service: TestService) -> None:
+    url = service.app.services.config.metadb.url
+
+    def heard_of() -> float | None:
+        return told(service, node="1").get("distfs_node_up")
+
+    def silent() -> bool:
+        run_sql(
+            url, "UPDATE node SET heartbeat_at = now() - interval '1 day' WHERE id = 1"
+        )  # until it speaks
+        return heard_of() == 0
+
+    eventually(lambda: heard_of() == 1, "it was looked for")
+    eventually(silent, "it is looked for again")
