@@ -112,7 +112,7 @@ class Link:
         self._socket.limit = None
         self._traced = {
             "db.system.name": "postgresql",
-            "distfs.metadb.pid": struct.unpack("!i", self.raw._backend_key_data[:4])[0],
+            "distfs.metadb.pid": _process(self.raw),
             "server.address": host.name,
             "server.port": host.port,
         }
@@ -217,6 +217,12 @@ class Link:
     def _socket_close(self) -> None:
         if self._socket is not None:
             self._socket.close()
+
+
+def _process(raw: Connection) -> int:
+    """The server process at the other end; 0: it did not say."""
+    said = raw._backend_key_data
+    return int(struct.unpack("!i", said[:4])[0]) if said else 0
 
 
 def _moment(text: str) -> Any:
