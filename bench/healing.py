@@ -213,9 +213,13 @@ def _idle(folder: Path, seconds: float) -> dict[str, Mapping[str, float]]:
     return shares
 
 
+#: Five of upkeep, and the one that tells alerts.
+_WORKERS = 6
+
+
 def _all_idle(cluster: Cluster) -> bool:
     workers = UpkeepDB(cluster.meta).workers(Deadline(30))
-    return len(workers) == 5 and all(worker.state == "idle" for worker in workers)
+    return len(workers) == _WORKERS and all(worker.state == "idle" for worker in workers)
 
 
 def _print_idle(shares: Mapping[str, Mapping[str, float]], seconds: float) -> None:

@@ -28,19 +28,22 @@ from distfs.telemetry.metrics import LOG_DROPPED
 MOST_LINES, MOST_BYTES, BATCH, LONGEST = 20_000, 16 << 20, 2000, 60_000
 #: Seconds for which lines are gathered, after which a failure is tried again, of a statement, and of a process's end.
 GATHER_S, _AGAIN_S, _LIMIT_S, _FLUSH_S = 0.5, 1.0, 10.0, 2.0
+_FORGET_S = 3600.0
 _TIME, _REQUEST = (re.compile(rf'"{name}": "([\w.:-]{{1,64}})"') for name in ("time", "request_id"))
 _PAGE, _EVER_S = 5000, 1e9
 
 
-def log_store(config: Config) -> LogStore | None:
-    """Where ``config`` has lines stored in MetaDB."""
-    return LogStore(config.metadb, config.log) if config.log.store == "metadb" else None
+def log_store(config: Config, *, forgets: bool = False) -> LogStore | None:
+    """Where ``config`` has lines stored in MetaDB. ``forgets``: see LogStore."""
+    return LogStore(config.metadb, config.log, forgets=forgets) if config.log.store == "metadb" else None
 
 
 class LogStore:
     """A sink of the log, as its files are. One thread at a time writes."""
 
-    def __init__(self, metadb: MetaDBConfig, config: LogConfig) -> None:
+    def __init__(self, metadb: MetaDBConfig, config: LogConfig, *, forgets: bool = False) -> None:
+        """``forgets``: days that are too old are removed by it, now and then; nodes have no right to."""
+        self._forgets, self._forgot_at = forgets, -_FORGET_S
         self._metadb, self._config = metadb, config
         self._meta: MetaDB | None = None
         self._changed = threading.Condition()
@@ -97,10 +100,19 @@ class LogStore:
         self._meta = MetaDB(replace(self._metadb, pool_size=1))
         with contextlib.closing(self._meta):
             while batch := self._next():
-                self._tell(self._meta, batch)
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
+                try:
+                    self._tell(self._meta, batch)
+                finally:
+                    with self._changed:
+                        self._busy = False
+                        self._changed.notify_all()
+                self._forget(self._meta)
+
+    def _forget(self, meta: MetaDB) -> None:
+        if self._forgets and time.monotonic() - self._forgot_at > _FORGET_S:
+            self._forgot_at = time.monotonic()
+            with contextlib.suppress(DistfsError):  # in an hour it is tried again
+                meta.write("log_forget", Deadline(_LIMIT_S), keep=float(self._config.keep_for))
 
     def _next(self) -> list[str]:
         """The next lines to tell, after a moment for more to come; none: it is closed."""
@@ -123,7 +135,6 @@ class LogStore:
         """Until MetaDB has it, or says that it does not take it. What may have come is told once more: rather twice
         than never."""
         columns: dict[str, Any] = {
-            "keep": float(self._config.keep_for),
             "most": int(self._config.max_bytes),
             "at": json.dumps([_found(_TIME, line) for line in batch]),
             "requests": json.dumps([_found(_REQUEST, line) for line in batch]),

@@ -129,7 +129,7 @@ def _serve(
     together: Together | None = None,
 ) -> None:
     config = settings.config
-    setup_logging(config.log, aside=True, file="service", store=log_store(config))
+    setup_logging(config.log, aside=True, file="service", store=log_store(config, forgets=True))
     app = create_app(config, together)
     services = app.services
     services.audit.open()

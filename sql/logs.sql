@@ -11,19 +11,17 @@ COMMENT ON TABLE log_line IS 'A line of the log: as its file has it, and its own
 CREATE INDEX log_line_request_id ON log_line (request_id) WHERE request_id <> '-';
 CREATE INDEX log_line_at ON log_line (at);
 
--- Lines that belong together by their place: times, ids of requests, and texts. Days older than p_keep seconds go; a day
--- has at most about p_most bytes. What is lost in a crash of the server is lost: nobody waits for the disk. Refusals
+-- Lines that belong together by their place: times, ids of requests, and texts. A day has at most about p_most bytes. Its
+-- table is made aside and attached, which waits for no backup and for nobody who reads or writes. What is lost in a crash of the server is lost: nobody waits for the disk. Refusals
 -- carry SQLSTATE DF001.
 CREATE FUNCTION log_add(
-    p_at text[], p_request_id text[], p_text text[], p_keep double precision, p_most bigint
+    p_at text[], p_request_id text[], p_text text[], p_most bigint
 ) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     today CONSTANT timestamp := date_trunc('day', now() AT TIME ZONE 'UTC');
     name CONSTANT text := 'log_day_' || to_char(today, 'YYYYMMDD');
-    oldest CONSTANT text := 'log_day_' || to_char(today - make_interval(secs => p_keep), 'YYYYMMDD');
-    day text;
 BEGIN
     IF cardinality(p_text) > 5000 THEN
         RAISE EXCEPTION 'at most 5000 lines are taken at once' USING ERRCODE = 'DF001';
@@ -31,13 +29,11 @@ BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     IF to_regclass('public.' || name) IS NULL THEN
         PERFORM pg_advisory_xact_lock(hashtext('distfs: a day of the log'));
-        EXECUTE format('CREATE TABLE IF NOT EXISTS public.%I PARTITION OF public.log_line FOR VALUES FROM (%L) TO (%L)',
-            name, today AT TIME ZONE 'UTC', (today + interval '1 day') AT TIME ZONE 'UTC');
-        FOR day IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
-            AND relname LIKE 'log\_day\_%' AND relname < oldest
-        LOOP
-            EXECUTE format('DROP TABLE public.%I', day);
-        END LOOP;
+        IF to_regclass('public.' || name) IS NULL THEN -- nobody else has made it meanwhile
+            EXECUTE format('CREATE TABLE public.%I (LIKE public.log_line INCLUDING ALL)', name);
+            EXECUTE format('ALTER TABLE public.log_line ATTACH PARTITION public.%I FOR VALUES FROM (%L) TO (%L)',
+                name, today AT TIME ZONE 'UTC', (today + interval '1 day') AT TIME ZONE 'UTC');
+        END IF;
     END IF;
     IF pg_total_relation_size(format('public.%I', name)::regclass) > p_most THEN
         RAISE EXCEPTION 'the lines of today fill % bytes: raise log.max_bytes, or lower log.level', p_most
@@ -48,3 +44,24 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION log_add FROM PUBLIC;
+
+-- Days that ended more than p_keep seconds ago go. For services alone. Who reads or writes meanwhile, or makes a backup, is
+-- not made to wait: then they go the next time.
+CREATE FUNCTION log_forget(p_keep double precision) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
+AS $$
+DECLARE
+    oldest CONSTANT text := 'log_day_' || to_char(
+        date_trunc('day', now() AT TIME ZONE 'UTC') - make_interval(secs => p_keep), 'YYYYMMDD');
+    day text;
+BEGIN
+    FOR day IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
+        AND relname LIKE 'log\_day\_%' AND relname < oldest
+    LOOP
+        EXECUTE format('DROP TABLE public.%I', day);
+    END LOOP;
+EXCEPTION WHEN lock_not_available THEN
+    NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION log_forget FROM PUBLIC;

@@ -153,8 +153,11 @@ SELECT id FROM trash WHERE id = :id;
 SELECT log_add(
     ARRAY(SELECT json_array_elements_text(CAST(:at AS json))),
     ARRAY(SELECT json_array_elements_text(CAST(:requests AS json))),
-    ARRAY(SELECT json_array_elements_text(CAST(:texts AS json))), :keep, CAST(:most AS bigint)
+    ARRAY(SELECT json_array_elements_text(CAST(:texts AS json))), CAST(:most AS bigint)
 );
+
+-- name: log_forget
+SELECT log_forget(:keep);
 
 -- name: log_lines
 -- Of the last :age seconds, in order of their own times; after one that was told.

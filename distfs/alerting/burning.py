@@ -28,7 +28,7 @@ class Alert(NamedTuple):
 
     @property
     def command(self) -> str:
-        return filled(self.rule.command, dict(self.labels))
+        return f"distfs {filled(self.rule.command, dict(self.labels))}"
 
 
 class Burning:

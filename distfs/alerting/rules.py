@@ -25,7 +25,7 @@ _LATE_S, _SLOW_S = 0.5, 0.25  # bounds of buckets
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One alert. In ``summary`` and ``command`` ``{label}`` is that of what burns."""
+    """One alert. In ``summary`` and ``command``, one of distfs, ``{label}`` is that of what burns."""
 
     name: str
     severity: str
@@ -87,109 +87,109 @@ _REFUSALS = "too_many|too_much|busy|full|over_quota"
 RULES = (
     Rule(
         "DistfsServiceDown", CRITICAL, Said('up{job="distfs"} == 0'), 2 * MINUTE,
-        "the service at {instance} does not answer Prometheus", "distfs status --service http://{instance}",
+        "the service at {instance} does not answer Prometheus", "status --service http://{instance}",
     ),
     Rule(
         "DistfsNodeDown", WARNING, Is(Of(m.NODE_UP, "min", ("node",)), "==", 0), MINUTE,
-        "storage node {node} is down", "distfs nodes",
+        "storage node {node} is down", "nodes",
     ),
     Rule(
         "DistfsNothingToSpare", CRITICAL, _lacking("0"), 5 * MINUTE,
-        "slices cannot be read any more if one more fragment is lost", "distfs repair --now",
+        "slices cannot be read any more if one more fragment is lost", "repair --now",
     ),
     Rule(
         "DistfsUnreadable", CRITICAL, _lacking("-1"), 2 * MINUTE,
-        "slices have too few fragments where they belong, and cannot be read", "distfs fsck --deep",
+        "slices have too few fragments where they belong, and cannot be read", "fsck --deep",
     ),
     Rule(
         "DistfsRepairStuck", CRITICAL, Is(Of(m.WORKER_STUCK, where={"worker": "repair"}), "==", 1), 15 * MINUTE,
-        "repair cannot go on", "distfs status",
+        "repair cannot go on", "status",
     ),
     Rule(
         "DistfsRepairTooSlow", WARNING,
         Both((Is(Over("deriv", Of(m.TO_REPAIR_BYTES), 30 * MINUTE), ">", 0), _LACKING)), 30 * MINUTE,
-        "fragments are lost sooner than repair makes them anew", "distfs status",
+        "fragments are lost sooner than repair makes them anew", "status",
     ),
     Rule(
         "DistfsDiskFilling", WARNING,
         Is(Over("predict_linear", Of(m.NODE_FREE, "min", ("node",)), 6 * HOUR, 3 * DAY), "<", 0), HOUR,
-        "storage node {node} is full within three days", "distfs nodes",
+        "storage node {node} is full within three days", "nodes",
     ),
     Rule(
         "DistfsDiskFull", CRITICAL, Is(Of(m.NODE_FREE, "min", ("node",)), "<=", 0), 5 * MINUTE,
-        "storage node {node} has no room left", "distfs trash list",
+        "storage node {node} has no room left", "trash list",
     ),
     Rule(
         "DistfsDiskTrouble", CRITICAL, Is(Of(m.DISK_TROUBLE, "max", ("instance",)), "==", 1), 5 * MINUTE,
-        "the disk of the node at {instance} takes no fragments", "distfs doctor",
+        "the disk of the node at {instance} takes no fragments", "doctor",
     ),
     Rule(
         "DistfsChecksumFailures", WARNING, _grew(m.CHECKSUMS, "where", HOUR), 0,
-        "bytes failed their check: {where}", "distfs fsck --deep",
+        "bytes failed their check: {where}", "fsck --deep",
     ),
     Rule(
         "DistfsNodeChecksumFailures", WARNING, _grew(m.STORE_CHECKSUMS, "instance", HOUR), 0,
-        "bytes failed their check on the node at {instance}", "distfs fsck --deep",
+        "bytes failed their check on the node at {instance}", "fsck --deep",
     ),
     Rule(
         "DistfsErrorsFast", CRITICAL, Both((_errors(HOUR, 14.4), _errors(5 * MINUTE, 14.4), _OFTEN)), 2 * MINUTE,
         "so many requests fail that a month's allowance is gone within two days",
-        "distfs logs --level ERROR --since 1h",
+        "logs --level ERROR --since 1h",
     ),
     Rule(
         "DistfsErrorsSlow", WARNING, Both((_errors(6 * HOUR, 6), _errors(30 * MINUTE, 6), _OFTEN)), 15 * MINUTE,
         "so many requests fail that a month's allowance is gone within five days",
-        "distfs logs --level ERROR --since 6h",
+        "logs --level ERROR --since 6h",
     ),
     Rule(
         "DistfsLatencyFast", CRITICAL, Both((_late(HOUR, 14.4), _late(5 * MINUTE, 14.4))), 2 * MINUTE,
-        "one of seven reads begins later than half a second", "distfs status",
+        "one of seven reads begins later than half a second", "status",
     ),
     Rule(
         "DistfsLatencySlow", WARNING, Both((_late(6 * HOUR, 6), _late(30 * MINUTE, 6))), 15 * MINUTE,
-        "one of sixteen reads begins later than half a second", "distfs status",
+        "one of sixteen reads begins later than half a second", "status",
     ),
     Rule(
         "DistfsMetaDBAway", CRITICAL, Is(Of(m.METADB_UP, "min"), "==", 0), MINUTE,
-        "a service cannot connect to MetaDB", "distfs doctor",
+        "a service cannot connect to MetaDB", "doctor",
     ),
     Rule(
         "DistfsMetaDBSlow", WARNING, Is(_slower(m.METADB_SECONDS, _SLOW_S, 10 * MINUTE), ">", 0.05), 10 * MINUTE,
-        "one of twenty statements of MetaDB takes longer than a quarter of a second", "distfs doctor",
+        "one of twenty statements of MetaDB takes longer than a quarter of a second", "doctor",
     ),
     Rule(
         "DistfsClusterUnseen", WARNING, Is(Of(m.FACTS_AGE, "min"), ">", 5 * MINUTE), 5 * MINUTE,
         "how the cluster is cannot be found out, so other alerts may be missing",
-        "distfs status",
+        "status",
     ),
     Rule(
         "DistfsBackupOld", WARNING, Is(Of(m.BACKUP_AGE, "min"), ">", 2 * DAY), HOUR,
-        "there is no backup of MetaDB from the last two days", "distfs backup FILE",
+        "there is no backup of MetaDB from the last two days", "backup FILE",
     ),
     Rule(
         "DistfsCertificateEnds", WARNING, Is(Until(Of(m.CERTIFICATE, "min")), "<", 14 * DAY), HOUR,
-        "a certificate of the service ends within two weeks", "distfs tls show DIR",
+        "a certificate of the service ends within two weeks", "tls show DIR",
     ),
     Rule(
         "DistfsClockSkew", WARNING, Is(Of(m.CLOCK_OFFSET, absolute=True), ">", 1), 5 * MINUTE,
-        "the clock of a service and that of MetaDB differ by more than a second", "distfs doctor",
+        "the clock of a service and that of MetaDB differ by more than a second", "doctor",
     ),
     Rule(
         "DistfsUpkeepAway", CRITICAL, Is(Of(m.WORKER_AGE, "min", ("worker",)), ">", 100), 5 * MINUTE,
-        "no service does {worker}, a part of the upkeep", "distfs status",
+        "no service does {worker}, a part of the upkeep", "status",
     ),
     Rule(
         "DistfsUpkeepStuck", WARNING,
         Is(Of(m.WORKER_STUCK, "max", ("worker",), {"worker": "!repair"}), "==", 1), 30 * MINUTE,
-        "the upkeep's {worker} cannot go on", "distfs status",
+        "the upkeep's {worker} cannot go on", "status",
     ),
     Rule(
         "DistfsLogDrops", WARNING, _grew(m.LOG_DROPPED, "", 15 * MINUTE), 0,
-        "lines of the log were dropped", "distfs doctor",
+        "lines of the log were dropped", "doctor",
     ),
     Rule(
         "DistfsRefusals", WARNING, _grew(m.ERRORS, "kind", 15 * MINUTE, 100, {"kind": _REFUSALS}), 5 * MINUTE,
-        "a limit refuses many requests: {kind}", "distfs status",
+        "a limit refuses many requests: {kind}", "status",
     ),
 )  # fmt: skip
 
@@ -211,7 +211,7 @@ groups:
 def _entry(rule: Rule) -> str:
     words = {
         "summary": _templated(rule.summary),
-        "command": _templated(rule.command),
+        "command": f"distfs {_templated(rule.command)}",
         "runbook_url": rule.runbook,
     }
     lines = [f"  - alert: {rule.name}", f"    expr: {json.dumps(rule.condition.promql)}"]

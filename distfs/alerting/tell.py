@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import smtplib
+import ssl
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from email.message import EmailMessage
 from http.client import HTTPException
 from urllib.parse import unquote, urlsplit
 
+from distfs.config.reach import is_loopback
 from distfs.config.settings import AlertingConfig
 
 log = logging.getLogger("distfs.alerts")
@@ -74,8 +76,8 @@ def _post(url: str, fresh: Sequence[Told], over: Sequence[Told]) -> None:
         try:
             request = urllib.request.Request(url, json.dumps(message).encode(), head)  # noqa: S310 - checked: http
             urllib.request.urlopen(request, timeout=_LIMIT_S).close()  # noqa: S310
-        except HTTPException as e:
-            raise OSError("its answer is no HTTP") from e
+        except (HTTPException, ValueError) as e:
+            raise OSError("its answer is no HTTP, or its URL is none") from e
 
 
 def _entry(status: str, told: Told) -> dict[str, object]:
@@ -107,10 +109,17 @@ def _mail(config: AlertingConfig, fresh: Sequence[Told], over: Sequence[Told]) -
     lines += [f"{each.alert} is over: {each.summary}\n" for each in over]
     message.set_content("\n".join(lines))
     server = urlsplit(config.smtp)
-    kind = smtplib.SMTP_SSL if server.scheme == "smtps" else smtplib.SMTP
-    with kind(server.hostname or "", server.port or 0, timeout=_LIMIT_S) as smtp:
-        if server.scheme == "smtp" and smtp.has_extn("starttls"):
-            smtp.starttls()
+    host, port = server.hostname or "", server.port or 0
+    believed = ssl.create_default_context()
+    secure = server.scheme == "smtps"
+    made = smtplib.SMTP_SSL(host, port, timeout=_LIMIT_S, context=believed) if secure else None
+    with made or smtplib.SMTP(host, port, timeout=_LIMIT_S) as smtp:
+        smtp.ehlo_or_helo_if_needed()
+        if not secure and smtp.has_extn("starttls"):
+            smtp.starttls(context=believed)
+            secure = True
         if server.username:
+            if not (secure or is_loopback(host)):
+                raise OSError("it has no TLS, and the password is told to nobody in plain text")
             smtp.login(unquote(server.username), unquote(server.password or ""))
         smtp.send_message(message)

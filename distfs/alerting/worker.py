@@ -103,12 +103,14 @@ class Alerts:
             over = [each for key, each in told.items() if key not in still]
             if not (fresh or over) or now < self._not_before[name]:
                 continue
-            try:
-                way(fresh, over)
+            try:  # one after the other, so that what was told is not told again when the other could not be
+                if fresh:
+                    way(fresh, ())
+                    told.update({each.alert: each for each in fresh})
+                if over:
+                    way((), over)
+                    for each in over:
+                        del told[each.alert]
             except OSError as e:  # of any network, and of urllib and smtplib
                 log.warning("alerts could not be told by %s: %s", name, type(e).__name__)
                 self._not_before[name] = now + RETRY_S
-                continue
-            told.update({each.alert: each for each in fresh})
-            for each in over:
-                del told[each.alert]

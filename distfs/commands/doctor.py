@@ -256,9 +256,9 @@ def _node(node: Node, directory: NodeDirectory) -> Iterator[Finding]:
 def _way_to(node: Node, why: BaseException | None) -> str:
     """What to do so that a node answers that cannot be talked to; ``why``: what the connection met."""
     if isinstance(why, ssl.SSLCertVerificationError):
-        return f"have it signed another (distfs tls node DIR --node {node.uuid}), or see that tls.ca is its authority"
+        return f"have {node.uuid} signed another (`distfs tls node DIR`), or correct tls.ca"
     if isinstance(why, ssl.SSLError):
-        return "see its log; set tls alike in all parts, or have this one's file made anew (distfs tls service DIR)"
+        return "see its log; set tls alike in all parts, or have this one's file made anew (`distfs tls service DIR`)"
     return f"see that {node.address} is its address (node.advertise) and no firewall is between"
 
 

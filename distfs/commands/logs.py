@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,9 +89,10 @@ def _show_stored(
     config: Config, wanted: Wanted, since: float | None, show: Callable[[Line], str], *, follow: bool
 ) -> int:
     """Of all machines, from MetaDB."""
-    told = _tell(stored(config.metadb, wanted, since, Deadline(_STORE_LIMIT_S)), show)
     seen: set[bytes] = set()
-    began = time.time()
+    began = time.time() - _LATE_S
+    lines_so_far = stored(config.metadb, wanted, since, Deadline(_STORE_LIMIT_S))
+    told = _tell(_noted(lines_so_far, _as_in_lines(began), seen), show)
     while follow:  # lines come late, and not in order: a while is read again
         time.sleep(_STORE_POLL_S)
         at = max(began, time.time() - _LATE_S)
@@ -101,6 +102,14 @@ def _show_stored(
         _tell([line for line in lines if line[1] not in seen], show)
         seen = {line[1] for line in lines}
     return DONE if told else FAILED
+
+
+def _noted(lines: Iterable[Line], since: str, seen: set[bytes]) -> Iterator[Line]:
+    """The same, each that is of ``since`` or later noted in ``seen``."""
+    for line in lines:
+        if line[0] >= since:
+            seen.add(line[1])
+        yield line
 
 
 def _folder_of(config: Config) -> Path:

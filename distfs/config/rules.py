@@ -159,16 +159,16 @@ def _other_rules(c: Config) -> _Rules:
 
 def _alerting_rules(alerting: AlertingConfig) -> _Rules:
     yield (
-        _is_endpoint(alerting.webhook),
-        "alerting.webhook must be a URL, as http://127.0.0.1:9000/alerts, or empty",
+        _is_endpoint(alerting.webhook) and alerting.webhook.isascii() and "@" not in alerting.webhook,
+        "alerting.webhook must be a URL without a password, as http://127.0.0.1:9000/alerts, or empty",
     )
     yield (
         _is_server(alerting.smtp, "smtp", "smtps"),
         "alerting.smtp must be a URL, as smtp://user:password@mail.example:587 or smtps://mail.example",
     )
     yield (
-        "\n" not in alerting.mail_to + alerting.mail_from,
-        "alerting.mail_to and mail_from must be one line",
+        (alerting.mail_to + alerting.mail_from).isprintable(),
+        "alerting.mail_to and alerting.mail_from must be one line",
     )
 
 

@@ -25,7 +25,7 @@ _FORMATS = {
 }
 _one = threading.Lock()
 _REMEDY = (
-    "give distfs the right SYS_PTRACE (a container: --cap-add SYS_PTRACE; systemd: "
+    "give distfs the right SYS_PTRACE (a container: that capability; systemd: "
     "AmbientCapabilities=CAP_SYS_PTRACE), or set kernel.yama.ptrace_scope=0"
 )
 _PR_SET_PTRACER = 0x59616D61

@@ -148,6 +148,9 @@ class Syslog(_Datagrams):
         if self._path:
             return _connected(socket.AF_UNIX, self._path)
         if self._found is None:
+            with contextlib.suppress(OSError):
+                self._find(socket.AI_NUMERICHOST)
+        if self._found is None:
             self._look_up_soon()
             raise OSError(0, f"{self._url.hostname} is not looked up yet")
         found, self._found = self._found, None  # when it fails it may have moved
@@ -163,10 +166,13 @@ class Syslog(_Datagrams):
 
     def _look_up(self) -> None:
         with contextlib.suppress(OSError, UnicodeError):
-            family, _, _, _, address = socket.getaddrinfo(
-                self._url.hostname, self._url.port or 514, type=socket.SOCK_DGRAM
-            )[0]
-            self._found, self._look_up_at, self._not_before = (family, address), 0.0, 0.0
+            self._find()
+            self._look_up_at, self._not_before = 0.0, 0.0
+
+    def _find(self, flags: int = 0) -> None:
+        host, port = self._url.hostname, self._url.port or 514
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM, flags=flags)[0]
+        self._found = family, address
 
     def _datagram(self, line: str) -> bytes:
         level = _LEVEL.search(line)

@@ -18,6 +18,8 @@ from distfs.config.settings import Bytes, Config, LogConfig, MetaDBConfig, Secon
 from distfs.deadline import Deadline
 from distfs.log_store import LogStore, stored
 from distfs.meta import MetaDB
+from distfs.metadb.link import Link
+from distfs.metadb.url import MetaURL
 from distfs.telemetry import metrics
 from distfs.telemetry.context import enter_request, leave_request
 from distfs.telemetry.log_search import Wanted
@@ -90,12 +92,26 @@ def test_days_that_are_too_old_go_with_all_they_have(metadb_url: str, store: Log
     run_sql(metadb_url, "INSERT INTO log_line VALUES ('2020-01-01 12:00:00+00', '', '-', 'old')")
     store.write(line("more"))
     store.flush()
-    assert len(run_sql(metadb_url, DAYS)) == 3, "it is looked at when a day begins"
-    run_sql(metadb_url, f"DROP TABLE {today}")
-    store.write(line("a new day"))
+    assert len(run_sql(metadb_url, DAYS)) == 3, "this one, as a node's, removes nothing"
+    with closing(LogStore(MetaDBConfig(url=metadb_url), CONFIG, forgets=True)) as service:
+        service.write(line("of a service"))
+        eventually(lambda: run_sql(metadb_url, DAYS) == [[today]], "old days are removed")
+    assert sorted(told(metadb_url)) == ["more", "of a service", "today"]
+
+
+def test_a_backup_that_runs_into_a_new_day_holds_up_no_line(metadb_url: str, store: LogStore) -> None:
+    store.write(line("before"))
     store.flush()
+    [[today]] = run_sql(metadb_url, DAYS)
+    run_sql(metadb_url, f"DROP TABLE {today}")
+    parsed = MetaURL.parse(metadb_url)
+    with closing(Link(parsed, parsed.hosts[0], Deadline(10), statement_timeout=120).raw) as backup:
+        backup.run("BEGIN")
+        backup.run("LOCK TABLE log_line IN ACCESS SHARE MODE")  # as pg_dump has it until its end
+        store.write(line("after"))
+        store.flush()
+        assert told(metadb_url) == ["after"]
     assert run_sql(metadb_url, DAYS) == [[today]]
-    assert told(metadb_url) == ["a new day"]
 
 
 def test_a_day_takes_no_more_than_it_may(metadb_url: str) -> None:

@@ -66,7 +66,7 @@ FOR_LOOKING = {
 #: Of services and upkeep. So with a new one.
 OF_SERVICES = {
     *("commit_file", "require_staying", "silent_node"),
-    *("create_token", "begin_to_count", "log_add"),
+    *("create_token", "begin_to_count", "log_add", "log_forget"),
 }
 
 

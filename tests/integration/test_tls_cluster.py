@@ -117,7 +117,7 @@ def test_doctor_says_who_is_not_believed_and_how_it_gets_another_certificate(who
     authority.revoke(node)
     [found] = wrong_with_nodes(whole)
     assert "its certificate is not believed: certificate revoked" in found.what
-    assert f"distfs tls node DIR --node {uuid}" in found.remedy
+    assert f"have {uuid} signed another (`distfs tls node DIR`)" in found.remedy
     authority.sign_node(UUID(uuid), ())
     eventually(lambda: not wrong_with_nodes(whole), "with another it is believed")
     authority.revoke("service")
