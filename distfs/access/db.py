@@ -127,7 +127,8 @@ class TokenDB:
 
     def made(self, id: UUID, text: str, terms: Terms, deadline: Deadline) -> dict[str, object]:
         """For programs, what ``create`` has made, its text included."""
-        [[ends]] = self._meta.read("token_expiry", deadline, id=id)
+        rows = self._meta.read("token_expiry", deadline, id=id)
+        ends = rows[0][0] if rows else None  # it may be gone by now, and its text is told all the same
         return {"id": str(id), "token": text, **as_entry(terms), "expires_at": ends and ends.isoformat()}
 
     def revoke(self, id: UUID, deadline: Deadline) -> None:

@@ -4,7 +4,7 @@ It protects the log and the service's time, not tokens: 256 bits are not guessed
 looked for here, and no number of others, from the same address or from everywhere, can keep a user out.
 
 All processes of a service count together, in memory that they share, without a lock between them: when two count one
-address in the same moment, one failure may be lost, and nothing else.
+address in the same moment, one failure may be lost; when two take one place, the one's failures count as the other's.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ MOST, LONGEST = 2048, 1024
 
 
 class Answers:
-    """By the parameter ``id`` of what was asked. Thread-safe."""
+    """By the parameter ``id`` of what was asked: all statements that share it have the same columns. Thread-safe."""
 
     def __init__(self, make: Callable[[UUID, Rows], Rows]) -> None:
         """``make``: of the rows that came, what is given instead of them, to all who ask: it must never change."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from distfs.quantity import size as readable
@@ -35,7 +35,7 @@ def log_limit(capacity: int) -> int:
     return max(LEAST_SEGMENTS * SEGMENT, min(_MOST_LOG, capacity // 20))
 
 
-@cache
+@lru_cache(maxsize=16)  # on some filesystems the capacity is another each time
 def reserve(capacity: int) -> int:
     """What nodes on the same disk leave free: 1 GiB, 10 % of a small disk, and what the log may grow by."""
     return min(_MOST_LEFT, capacity // 10) + log_limit(capacity)

@@ -145,7 +145,9 @@ class NodeClient(AsksAhead, TakesWhole):
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
         exchange = Exchange(self.link, deadline, what="STAT", of=id)
-        reader = RemoteReader(exchange, self._request(Type.STAT, wire.encode_id(id), exchange))
+        with exchange:
+            request = self._request(Type.STAT, wire.encode_id(id), exchange)
+        reader = RemoteReader(exchange, request)
         with contextlib.closing(reader):
             reader.start()
         return reader.table

@@ -21,7 +21,8 @@ from distfs.telemetry.metrics import NODE_FAILURES, NODE_SENT, RETRIES, node_at
 from distfs.telemetry.tracing import Span
 from distfs.tls.contexts import Side
 
-#: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale.
+#: What was sent on a reused connection is kept up to this size, to be sent again when that one was stale; a WholePut
+#: keeps what it has, which is its caller's block.
 REPLAY_MOST = 64 << 10
 _REQUEST = RETRIES.index("request")
 _REFUSAL_WAIT_S = 1.0  # for the rest of an answer that has begun to come
@@ -314,6 +315,8 @@ class Exchange:
         """The answer makes no sense: ends the exchange, and is held against the node; -> what to raise."""
         error = ProtocolError(f"{self.sock.peer}: {text}")
         self.link.account(error, self.deadline)
+        if self.span is not None:
+            self.span.end(error)
         self.close()
         return error
 
@@ -339,7 +342,7 @@ class Exchange:
         """Give up; nothing after ``done``. It is nobody's fault."""
         if not self._ended:
             self._ended = True
-            if self.span is not None:
+            if self.span is not None and not self.span.ended:
                 self.span.facts["distfs.given_up"] = True
                 self.span.end()
             self._unwatch()

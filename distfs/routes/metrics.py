@@ -17,17 +17,19 @@ from distfs.tls.contexts import first_end
 from distfs.upkeep.model import Backlog
 
 _STATES = ("lent", "idle", "waiting")
+#: Characters of what a scraper says it takes: a node is asked by it, too.
+_MOST_ACCEPT = 1000
 
 
 def get_metrics(services: Services, request: Request) -> Answer:
-    """Of all processes of this service. Asks neither MetaDB nor a node: it answers when those are away.
+    """Of all processes of this service. Waits neither for MetaDB nor for a node: it answers when those are away.
 
     ``?node=ID``: of that node, which is asked, where nobody else can reach it. Raises NotFound, Unsupported, and what
     asking a node raises.
     """
     if not services.config.metrics.enabled:
         raise NotFound("there are no metrics here: metrics.enabled is false")
-    accept = request.environ.get("HTTP_ACCEPT", "")
+    accept = request.environ.get("HTTP_ACCEPT", "")[:_MOST_ACCEPT]
     if (node := request.argument("node")) is not None:
         kind, data = _of_node(services, node, accept, services.answer_deadline(request.hang_up))
     else:

@@ -77,6 +77,7 @@ def _recorded(program: Path, seconds: int, form: str, deadline: Deadline) -> byt
             unwatch()
             running.kill()
             running.wait()
+            _let_look(0)
         deadline.check_cancelled()
         try:
             return out.read_bytes()
@@ -85,7 +86,7 @@ def _recorded(program: Path, seconds: int, form: str, deadline: Deadline) -> byt
 
 
 def _let_look(pid: int) -> None:
-    """Where a process may look at its children alone, ours may look at us, too."""
+    """Where a process may look at its children alone, this one may look at us, too; 0: nobody any more."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, pid, 0, 0, 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from uuid import UUID, uuid4
 
 from distfs.metadb.answers import LONGEST, MOST, Answers, Rows
@@ -48,3 +50,10 @@ def test_no_more_than_so_many_are_kept() -> None:
         answers.made({"id": UUID(int=number)}, [[number]], b"x")
     kept = [n for n in range(MOST + 2) if answers.known({"id": UUID(int=n)}, b"x") is not None]
     assert kept == list(range(2, MOST + 2))
+
+
+def test_statements_that_share_what_was_made_have_the_same_columns() -> None:
+    text = (Path(__file__).resolve().parents[2] / "sql/queries.sql").read_text("utf-8")
+    columns = re.findall(r"-- name: (?:file|file_seen)\n--[^\n]*\nSELECT (.*?)\nFROM", text, re.DOTALL)
+    assert len(columns) == 2
+    assert columns[0] == columns[1]
