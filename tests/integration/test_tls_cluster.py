@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from distfs.commands.doctor import look
+from distfs.commands.doctor import _findings
 from distfs.config.settings import TlsConfig, TlsMode
 from distfs.deadline import Deadline
 from distfs.local.machine import Finding, is_wrong
@@ -106,7 +106,7 @@ def test_a_service_that_no_node_believes_is_not_ready(whole: Whole) -> None:
 
 
 def wrong_with_nodes(whole: Whole) -> list[Finding]:
-    return [each for each in look(whole.service.config) if each.about == "nodes" and is_wrong(each)]
+    return [each for each in _findings(whole.service.config) if each.about == "nodes" and is_wrong(each)]
 
 
 @pytest.mark.parametrize("whole", ["1+1"], indirect=True)
