@@ -149,6 +149,21 @@ def test_what_is_deleted_or_undeleted_meanwhile_takes_the_places_along_that_it_h
     assert leaving(patient) == Leaving(0, safe=True)
 
 
+WAITS = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+WAIT_NO_MORE = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def a_commit_waits(url: str) -> bool:
+    """A process of PostgreSQL's own hears of the setting now or later, and only then commits wait."""
+    with ThreadPoolExecutor(1) as threads:
+        commit = threads.submit(run_sql, url, "COMMENT ON DATABASE postgres IS 'changed'")
+        eventually(lambda: commit.done() or run_sql(url, WAITS), "it is done, or waits")
+        waits = not commit.done()
+        run_sql(url, WAIT_NO_MORE)
+        commit.result()
+    return waits
+
+
 @pytest.mark.parametrize("what", ["commit", "move"])
 def test_a_change_that_waits_for_a_standby_is_waited_for(own_postgres: EmbeddedPostgres, what: str) -> None:
     """It may have been done for long and seen by nobody, and end at any time."""
@@ -159,7 +174,7 @@ def test_a_change_that_waits_for_a_standby_is_waited_for(own_postgres: EmbeddedP
         before.commit_files([there], soon())
     run_sql(url, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     run_sql(url, "SELECT pg_reload_conf()")
-    eventually(lambda: run_sql(url, "SHOW synchronous_standby_names") == [["nobody"]], "it wants a standby")
+    eventually(lambda: a_commit_waits(url), "it wants a standby")
     with (
         ThreadPoolExecutor(1) as threads,
         closing(MetaDB(MetaDBConfig(url=url, statement_timeout=Seconds(600)))) as meta,
@@ -167,15 +182,14 @@ def test_a_change_that_waits_for_a_standby_is_waited_for(own_postgres: EmbeddedP
     ):
         meta.ping(soon())  # it is connected, and will wait
         run_sql(url, "SET synchronous_commit = local; ALTER DATABASE postgres SET synchronous_commit = local")
-        waits = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         calls: dict[str, Callable[[], Any]] = {
             "commit": lambda: meta.commit_files([placed((1, DRAINED))], soon()),
             "move": lambda: UpkeepDB(meta).move_fragment(there.slices[0].id, 0, 1, DRAINED, soon()),
         }
         change = threads.submit(calls[what])
-        eventually(lambda: len(run_sql(url, waits)) == 1, "it waits for the standby")
+        eventually(lambda: len(run_sql(url, WAITS)) == 1, "it waits for the standby")
         start_draining(quick)
         assert leaving(quick) == Leaving(0, safe=False)
-        run_sql(url, "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        run_sql(url, WAIT_NO_MORE)
         assert change.result()
         assert leaving(quick) == Leaving(1, safe=False)
