@@ -17,7 +17,7 @@ run: $(VENV)/run.stamp ## start all of distfs on this machine: http://127.0.0.1:
 	@exec $(PY) -m distfs up $(ARGS)
 
 # Half of the time tests wait: for a node to be given up, a disk, a process that starts. So more workers than cores.
-WORKERS ?= 6
+WORKERS ?= 8
 test: $(VENV)/dev.stamp ## every test, with real processes and a real PostgreSQL
 	$(PY) -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 

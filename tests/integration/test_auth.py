@@ -105,7 +105,7 @@ def test_every_route_is_judged_by_its_action(service: TestService, admin: User) 
             uuid = admin.put() if of_file(action) else ""
             told.clear()
             place = path.replace("<uuid>", uuid or str(uuid4())).replace("<any_name:name>", "n")
-            place += f"?uuid={uuid}" if path == "/download" else ""
+            place += {"/download": f"?uuid={uuid}", "/debug/profile": "?seconds=1"}.get(path, "")
             admin.ask(method, place, b'{"visibility": "link"}' if action is Action.CHANGE else b"x")
             assert [(each.action, each.allowed) for each in told] == [(action, True)], (method, path)
             assert str(told[0].file or "") == uuid
