@@ -6,11 +6,13 @@ import ssl
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench import processes
+from bench import curl, processes, small, wrk
 from bench.parts import Parts
 from bench.report import Options, spread, table
 
@@ -43,6 +45,41 @@ class Kind:
         figure.rates.append(units / (time.perf_counter() - began))
         for role, used in processes.cpu_seconds(self.parts.processes(self.name)).items():
             figure.cpu.setdefault(role, []).append((used - before[role]) * 1e6 / units)
+
+    def measure_large(self, file: Path, options: Options) -> None:
+        """Up, and down again."""
+        size = file.stat().st_size
+        stored: list[str] = []
+
+        def upload() -> float:
+            stored.append(curl.put(f"{self.url}/upload/x", file))
+            return size / 1e6
+
+        def download() -> float:
+            curl.discard(f"{self.url}/download/{stored[-1]}", size)
+            return size / 1e6
+
+        self.measure(f"{options.mb} MB up", "MB", upload)
+        self.measure(f"{options.mb} MB down", "MB", download)
+
+    def measure_small(self, folder: Path, options: Options) -> None:
+        """With wrk, whose list of paths is kept in ``folder``."""
+
+        def load(url: str, what: Sequence[str]) -> float:
+            return wrk.load(url, options.connections, options.seconds, what).answers
+
+        paths = small.listed(folder / "paths", self._small_files())
+        self.measure("4 KiB GET", "request", lambda: load(self.url, paths))
+        self.measure("4 KiB PUT", "request", lambda: load(f"{self.url}/upload/x", ["put", str(small.SIZE)]))
+
+    def _small_files(self) -> list[str]:
+        """Paths of some, as many as make no difference to a cache."""
+        found = []
+        with closing(self.connection()) as connection:
+            for number in range(200):
+                connection.request("PUT", "/upload/x", number.to_bytes(2, "big") * (small.SIZE // 2))
+                found.append(f"/download/{connection.getresponse().read().decode().strip()}")
+        return found
 
     def connection(self) -> HTTPConnection:
         place = urlsplit(self.url)

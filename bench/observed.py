@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack, closing
-from pathlib import Path
 
-from bench import curl, noise, small, wrk
+from bench import curl, noise, wrk
 from bench.curl import Content
 from bench.kinds import Figure, Kind, show
 from bench.parts import Parts
@@ -37,7 +36,8 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
         curl.fetch(f"{kind.url}/download/{stored}", size).expect(content, kind.name)
     for turn in range(options.runs):
         for kind in kinds if turn % 2 else reversed(kinds):
-            _turn(kind, large, options, folder)
+            kind.measure_large(large, options)
+            kind.measure_small(folder, options)
     show(options, kinds)
     store = _store(parts.metadb, float(options.seconds))
     print(
@@ -45,39 +45,6 @@ def run(options: Options, cleanup: ExitStack) -> dict[str, object]:
     )
     figures: dict[str, dict[str, Figure]] = {kind.name: kind.figures for kind in kinds}
     return {**figures, "store_cores": store}
-
-
-def _turn(kind: Kind, large: Path, options: Options, folder: Path) -> None:
-    size, url = large.stat().st_size, kind.url
-    stored: list[str] = []
-
-    def upload() -> float:
-        stored.append(curl.put(f"{url}/upload/x", large))
-        return size / 1e6
-
-    def download() -> float:
-        curl.discard(f"{url}/download/{stored[-1]}", size)
-        return size / 1e6
-
-    kind.measure(f"{options.mb} MB up", "MB", upload)
-    kind.measure(f"{options.mb} MB down", "MB", download)
-    paths = small.listed(folder / "paths", small_files(kind))
-    for work, at, what in (
-        ("4 KiB GET", url, paths),
-        ("4 KiB PUT", f"{url}/upload/x", ["put", str(small.SIZE)]),
-    ):
-        load = lambda at=at, what=what: wrk.load(at, options.connections, options.seconds, what).answers  # noqa: E731
-        kind.measure(work, "request", load)
-
-
-def small_files(kind: Kind) -> list[str]:
-    """Paths of some."""
-    found = []
-    with closing(kind.connection()) as connection:
-        for number in range(200):
-            connection.request("PUT", "/upload/x", number.to_bytes(2, "big") * (small.SIZE // 2))
-            found.append(f"/download/{connection.getresponse().read().decode().strip()}")
-    return found
 
 
 def _store(metadb: str, seconds: float) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from bench import curl, noise, small, wrk
+from bench import curl, noise, wrk
 from bench.curl import Content
 from bench.kinds import Figure, Kind, show
 from bench.parts import Parts
@@ -57,16 +56,8 @@ def _kinds(folder: Path, cleanup: ExitStack) -> list[Kind]:
 
 
 def _turn(kind: Kind, large: Path, medium: Path, count: int, options: Options, folder: Path) -> None:
-    size, url = large.stat().st_size, kind.url
+    url = kind.url
     stored: list[str] = []
-
-    def upload() -> float:
-        stored.append(curl.put(f"{url}/upload/x", large))
-        return size / 1e6
-
-    def download() -> float:
-        curl.discard(f"{url}/download/{stored[-1]}", size)
-        return size / 1e6
 
     def upload_many() -> float:
         stored[:] = curl.put_many(f"{url}/upload/x", medium, count, CONNECTIONS)
@@ -76,30 +67,11 @@ def _turn(kind: Kind, large: Path, medium: Path, count: int, options: Options, f
         curl.discard_many([f"{url}/download/{uuid}" for uuid in stored], MIB, CONNECTIONS)
         return count
 
-    megabytes = f"{options.mb} MB"
-    kind.measure(f"{megabytes} up", "MB", upload)
-    kind.measure(f"{megabytes} down", "MB", download)
+    kind.measure_large(large, options)
     kind.measure("1 MiB up", "file", upload_many)
     kind.measure("1 MiB down", "file", download_many)
-    paths = small.listed(folder / "paths", _small_files(kind))
-    for work, what in (("4 KiB GET", paths), ("4 KiB PUT", ["put", str(small.SIZE)])):
-        target = url if what is paths else f"{url}/upload/x"
-        kind.measure(work, "request", lambda t=target, w=what: _wrk(t, w, options))  # type: ignore[misc]
+    kind.measure_small(folder, options)
     kind.measure("connections", "one", lambda: _handshakes(kind))
-
-
-def _wrk(url: str, what: Sequence[str], options: Options) -> float:
-    return wrk.load(url, options.connections, options.seconds, what).answers
-
-
-def _small_files(kind: Kind) -> list[str]:
-    """Paths of some, as many as make no difference to a cache."""
-    found = []
-    with closing(kind.connection()) as connection:
-        for number in range(200):
-            connection.request("PUT", "/upload/x", number.to_bytes(2, "big") * (small.SIZE // 2))
-            found.append(f"/download/{connection.getresponse().read().decode().strip()}")
-    return found
 
 
 def _handshakes(kind: Kind) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -9,6 +11,9 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from distfs.config.settings import LogConfig
+from distfs.telemetry.context import leave_request
+from distfs.telemetry.logs import setup_logging
 from tests.faults.ledger import OF_THE_TEST
 from tests.faults.patch import Patch
 
@@ -44,6 +49,18 @@ def monkeypatch() -> Iterator[pytest.MonkeyPatch]:
     patch = Patch()
     yield patch
     patch.undo()
+
+
+@pytest.fixture
+def log_of_process() -> Iterator[None]:
+    """What a test sets up of the process's log is not the next one's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    setup_logging(LogConfig(), io.StringIO())
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    leave_request()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -35,10 +35,7 @@ def asks_for_less(environ: WSGIEnvironment, by_link: bool) -> bool:
         (query and (not by_link or "&" in query))
         or "HTTP_RANGE" in environ
         or "HTTP_WANT_MAX_SIZE" in environ
-        or "HTTP_IF_NONE_MATCH" in environ
-        or "HTTP_IF_MODIFIED_SINCE" in environ
-        or "HTTP_IF_MATCH" in environ
-        or "HTTP_IF_UNMODIFIED_SINCE" in environ
+        or has_conditions(environ)
     )
 
 

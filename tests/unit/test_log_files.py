@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,16 +139,6 @@ def test_a_write_that_the_disk_takes_half_of_leaves_no_half_line(tmp_path: Path)
     assert done.stdout.startswith("1 ")
     assert "large" in done.stdout
     assert (tmp_path / "service.log").read_text() == "x" * 700 + "\nz\n"
-
-
-@pytest.fixture
-def log_of_process() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    setup_logging(LogConfig(), io.StringIO())
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 @pytest.mark.usefixtures("log_of_process")

@@ -18,7 +18,7 @@ from distfs.config.file import load
 from distfs.config.settings import LogConfig
 from distfs.errors import ConfigError
 from distfs.telemetry import metrics
-from distfs.telemetry.context import enter_request, leave_request
+from distfs.telemetry.context import enter_request
 from distfs.telemetry.log_sinks import Journal, Syslog
 from distfs.telemetry.logs import flush_log, log_dropped, setup_logging
 from tests.contract.litter import eventually
@@ -37,19 +37,9 @@ def unix(tmp_path: Path) -> Iterator[socket.socket]:
         yield receiver
 
 
-@pytest.fixture
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    setup_logging(LogConfig(), io.StringIO())
-    root.handlers[:], root.level = handlers, level
-    leave_request()
-
-
 @pytest.mark.parametrize("aside", [False, True])
 def test_what_is_logged_comes_to_a_syslog_on_this_machine(
-    unix: socket.socket, aside: bool, logging_as_it_was: None
+    unix: socket.socket, aside: bool, log_of_process: None
 ) -> None:
     setup_logging(LogConfig(syslog=f"unix:{unix.getsockname()}"), io.StringIO(), aside=aside, file="service")
     enter_request("r-1")
@@ -139,7 +129,7 @@ def test_who_is_away_is_tried_again(tmp_path: Path) -> None:
     sink.close()
 
 
-def test_files_and_syslog_have_it_both(unix: socket.socket, tmp_path: Path, logging_as_it_was: None) -> None:
+def test_files_and_syslog_have_it_both(unix: socket.socket, tmp_path: Path, log_of_process: None) -> None:
     config = LogConfig(dir=str(tmp_path / "logs"), syslog=f"unix:{unix.getsockname()}")
     setup_logging(config, io.StringIO(), aside=True, file="service")
     log.warning("once")
