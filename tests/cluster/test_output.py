@@ -89,7 +89,6 @@ COMMANDS = [
     ["fsck", "--json"],
     ["drain", "NODE", "--dry-run"],
     ["drain", "NODE", "--no-wait"],
-    ["undrain", "NODE"],
     ["rebalance", "--dry-run", "--json"],
     ["repair", "--no-wait"],
     ["undelete", "FILE"],
@@ -109,11 +108,13 @@ def test_no_command_ends_with_a_finding_because_nobody_takes_what_it_tells(by_ha
 
     with ThreadPoolExecutor(2) as executor:
         ended = dict(zip(map(" ".join, COMMANDS), executor.map(end, COMMANDS), strict=True))
+    assert by_hand.node(0).state == "draining"  # what they did is done
+    ended["undrain NODE"] = end(["undrain", "NODE"])  # after the drain, not beside it
     expected = "distfs: not all could be written to standard output: No space left on device\n"
     assert {name: (one.code, one.err) for name, one in ended.items()} == dict.fromkeys(
         ended, (LOST, expected)
     )
-    assert by_hand.node(0).state == "active"  # what they did is done
+    assert by_hand.node(0).state == "active"
     assert by_hand.download(deleted) == b"deleted"
 
 
