@@ -292,7 +292,7 @@ def _reason(error: BaseException) -> str:
         return "no answer in time"
     if isinstance(cause, ssl.SSLCertVerificationError):
         why = f"certificate verify failed: {cause.verify_message.rstrip('.')}"
-        return f"{why}; metadb.url says whose is believed: sslrootcert, or sslmode (README, Certificates)"
+        return f"{why}; metadb.url says whose is believed: sslrootcert, or sslmode (docs/machines.md, Certificates)"
     if _hung_up(cause):
         return "it closed the connection"
     return descriptors.in_words(cause) if isinstance(cause, OSError) else str(cause)

@@ -33,7 +33,7 @@ def page() -> str:
     return (
         "# Metrics\n\n`make docs` writes this page from what is counted. "
         "`GET /metrics` tells of all processes of the service that is asked; "
-        "who may ask, README says. A node tells of itself on `node.metrics_port`.\n\n"
+        "who may ask, [http.md](http.md) says. A node tells of itself on `node.metrics_port`.\n\n"
         + _EXAMPLE
         + "| metric | of | type | labels | meaning |\n|---|---|---|---|---|\n"
         + "".join(rows)

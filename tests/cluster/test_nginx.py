@@ -1,4 +1,4 @@
-"""The README's nginx, by the real one: bytes pass as they come, callers are told apart, restarts are not noticed."""
+"""The nginx of docs/machines.md, run by the real one: bytes pass, callers are told apart; restarts are unseen."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ TRUSTING = {
 
 
 class Nginx:
-    """The server of the README before one or two services, as an ordinary process in a folder of its own."""
+    """The page's server before one or two services, as an ordinary process in a folder of its own."""
 
     def __init__(self, folder: Path, services: list[int]) -> None:
-        [shown] = re.findall(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        [shown] = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/machines.md").read_text(), re.DOTALL)
         self.port = free_port()
         for example, port in zip((8080, 8081), services, strict=True):
             assert f"127.0.0.1:{example} " in shown
@@ -86,7 +86,7 @@ def _nginx() -> str:
 
 @pytest.fixture
 def cluster(make_cluster: MakeCluster) -> Cluster:
-    need_commands("nginx", what="the README's proxy")
+    need_commands("nginx", what="the proxy of docs/machines.md")
     return make_cluster(config=TRUSTING)
 
 

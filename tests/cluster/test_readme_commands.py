@@ -1,4 +1,4 @@
-"""The README's commands, as somebody runs them who has a fresh clone, Python and make, and nothing else."""
+"""The commands of README and docs/, as somebody runs them with a fresh clone, Python and make, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.ports import free_port
 from tests.postgres import database_url, run_sql, scratch_folder
 
 INSTALL_LIMIT_S = 300.0
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+BLOCKS = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
 
 
 class Shell:

@@ -128,7 +128,7 @@ def test_every_flag_that_a_message_names_is_one_of_a_command() -> None:
 
 def test_every_setting_that_a_message_names_is_one() -> None:
     named = rf"(?<![\w.])((?:{SECTIONS})\.[a-z_]+)\b(?!\.log)"
-    files = {"node.json", "metrics.md"}
+    files = {"node.json", "metrics.md", "http.md"}
     wrong = [str(m) for m, key in found(named, 80) if key not in SETTINGS | files]
     assert not wrong, "\n".join(wrong)
 
