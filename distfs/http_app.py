@@ -70,6 +70,7 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("PATCH", "/files/<uuid>", Action.CHANGE, files.change_file),
     ("POST", "/files/<uuid>/links", Action.SHARE, links.share),
     ("POST", "/links", Action.INVITE, links.invite),
+    ("GET", "/links", Action.LINKS, links.list_links),
     ("POST", "/links/revoke", Action.UNLINK, links.revoke),
     ("POST", "/tokens", Action.TOKENS, tokens.create_token),
     ("GET", "/tokens", Action.TOKENS, tokens.list_tokens),

@@ -69,8 +69,33 @@ WITH ended AS (
         ORDER BY expires_at LIMIT 100 FOR UPDATE SKIP LOCKED
     )
 )
-INSERT INTO link (id, most, expires_at)
-VALUES (:id, :most, to_timestamp(CAST(:expires AS double precision))) ON CONFLICT (id) DO NOTHING;
+INSERT INTO link (id, most, expires_at, sealed_id, owner, token_id, body)
+VALUES (
+    :id, :most, to_timestamp(CAST(:expires AS double precision)), :sealed_id, :owner, :token, CAST(:body AS bytea)
+) ON CONFLICT DO NOTHING;
+
+-- name: links_of
+-- An owner's, with the keys that their tokens have now: none, when a token is good no more.
+SELECT sealed_id, link.owner, encode(body, 'hex'), made_at, coalesce(most, 0), cardinality(uses),
+    sealed_id = ANY (revoked_links), coalesce(encode(link_key, 'hex'), ''),
+    coalesce(CASE WHEN before_until > now() THEN encode(link_key_before, 'hex') END, '')
+FROM link LEFT JOIN token ON token.id = token_id
+    AND token.revoked_at IS NULL AND coalesce(token.expires_at > now(), true)
+WHERE link.owner = :owner AND sealed_id > CAST(:after AS uuid) AND link.expires_at > now()
+ORDER BY sealed_id LIMIT :limit;
+
+-- name: links_after
+-- The same of all owners.
+SELECT sealed_id, link.owner, encode(body, 'hex'), made_at, coalesce(most, 0), cardinality(uses),
+    sealed_id = ANY (revoked_links), coalesce(encode(link_key, 'hex'), ''),
+    coalesce(CASE WHEN before_until > now() THEN encode(link_key_before, 'hex') END, '')
+FROM link LEFT JOIN token ON token.id = token_id
+    AND token.revoked_at IS NULL AND coalesce(token.expires_at > now(), true)
+WHERE sealed_id > CAST(:after AS uuid) AND link.expires_at > now()
+ORDER BY sealed_id LIMIT :limit;
+
+-- name: link_by_id
+SELECT encode(body, 'hex'), token_id FROM link WHERE sealed_id = :id;
 
 -- name: take_link
 UPDATE link SET uses = array_append(uses, CAST(:use AS uuid))

@@ -251,13 +251,21 @@ COMMENT ON COLUMN token.revoked_links IS 'Of its links, by their ids. Each is ke
 
 CREATE TABLE link (
     id uuid PRIMARY KEY,
-    most integer NOT NULL CHECK (most BETWEEN 1 AND 1000),
+    most integer CHECK (most BETWEEN 1 AND 1000),
     uses uuid[] NOT NULL DEFAULT '{}' CHECK (cardinality(uses) <= most),
-    expires_at timestamptz NOT NULL
+    expires_at timestamptz NOT NULL,
+    sealed_id uuid UNIQUE,
+    owner text,
+    token_id uuid,
+    body bytea,
+    made_at timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE link IS 'Links that may be used so often. Others are known by their signature alone.';
+COMMENT ON TABLE link IS 'Links that were made, by what they say, without what signs it: nobody can use one who reads it here.';
+COMMENT ON COLUMN link.most IS 'How often it may be used; NULL: any number.';
+COMMENT ON COLUMN link.sealed_id IS 'By this it is listed and revoked; NULL: it was made before links were listed.';
 COMMENT ON COLUMN link.uses IS 'An id for each, so that one that is asked for again counts once.';
 CREATE INDEX link_by_end ON link (expires_at);
+CREATE INDEX link_by_owner ON link (owner, sealed_id);
 
 -- How much each owner has of whom a token has a quota, or had one. What is in the trash is not counted: it gives way.
 CREATE TABLE owned (

@@ -33,6 +33,7 @@ class Action(Enum):
     SHARE = "share"  # make a link that downloads a file
     INVITE = "invite"  # make one that takes uploads
     UNLINK = "unlink"  # revoke one
+    LINKS = "links"  # list one's own
 
 
 class Relation(Enum):
@@ -87,6 +88,7 @@ _TABLE = {
     Action.SHARE: _Row("download", of_file=True),
     Action.INVITE: _Row("upload"),
     Action.UNLINK: _Row(""),
+    Action.LINKS: _Row("list"),
 }
 
 

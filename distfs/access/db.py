@@ -136,10 +136,10 @@ class TokenDB:
         if not self._meta.write("revoke_token", deadline, again="is_revoked", id=id):
             raise NotFound(f"there is no token {id} that could be revoked")
 
-    def maker(self, sealed: Sealed, deadline: Deadline) -> Token | None:
-        """Of a link, for who does not know all tokens anyway; None: it is good no more, or there is none."""
-        found = (each.token for each in self.since(0, deadline) if each.token.id.bytes == sealed.token)
-        return next(found, None)
+    def good(self, by: bytes, deadline: Deadline) -> Token | None:
+        """The token with that hash, or that id, for who does not know all tokens anyway; None: it is good no more, or
+        there is none."""
+        return next((each.token for each in self.since(0, deadline) if by in each.found_by), None)
 
     def revoke_link(self, sealed: Sealed, maker: Token | None, deadline: Deadline) -> None:
         """From now on nobody can use that link; services that run know it within a second. Raises Refused for one

@@ -87,6 +87,7 @@ _MAKES = {
     Action.SHARE: _NO_LINKS,
     Action.INVITE: _NO_LINKS,
     Action.UNLINK: _NO_LINKS,
+    Action.LINKS: _NO_LINKS,
 }
 
 

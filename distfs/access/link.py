@@ -92,18 +92,37 @@ class Sealed(NamedTuple):
         """16 bytes, which nobody can choose: by this it is revoked."""
         return self.mac[:_UUID]
 
+    @property
+    def text(self) -> str:
+        """What opens it."""
+        return urlsafe_b64encode(self.body + self.mac).decode()
+
     def open(self, keys: Iterable[bytes]) -> Link | None:
         """None: none of the token's ``keys`` has signed it."""
         for key in keys:
             if hmac.compare_digest(_mac(key, self.body), self.mac):
-                return _read(self.body)
+                return read(self.body)
         return None
+
+    @classmethod
+    def of_id(cls, id: UUID, body: bytes, token: UUID, keys: Iterable[bytes]) -> Sealed:
+        """A link of which only its id and its body are known, if one of ``keys`` has signed it; else one that no key
+        opens."""
+        made = (cls(token.bytes, body, _mac(key, body)) for key in keys)
+        return next(
+            (each for each in made if each.id == id.bytes), cls(token.bytes, body, id.bytes + bytes(_UUID))
+        )
+
+
+def sealed(link: Link, key: bytes) -> Sealed:
+    """Another each time."""
+    body = _written(link)
+    return Sealed(link.token.bytes, body, _mac(key, body))
 
 
 def seal(link: Link, key: bytes) -> str:
     """A text of it, another each time."""
-    body = _written(link)
-    return urlsafe_b64encode(body + _mac(key, body)).decode()
+    return sealed(link, key).text
 
 
 def text_of(url: str) -> str:
@@ -168,7 +187,7 @@ def _text(text: str) -> bytes:
     return bytes((len(data),)) + data
 
 
-def _read(body: bytes) -> Link:
+def read(body: bytes) -> Link:
     """Of what is ours: nobody else has signed it."""
     _, there, id, expires, _ = _HEAD.unpack_from(body)
     at, token = _HEAD.size, _uuid(id)

@@ -23,10 +23,6 @@ class Uses:
     def __init__(self, meta: MetaDB) -> None:
         self._meta = meta
 
-    def allow(self, link: UUID, most: int, expires: int, deadline: Deadline) -> None:
-        """From now on so many; what is known of it is kept until its end, in Unix seconds."""
-        self._meta.write("create_link", deadline, id=link, most=most, expires=float(expires))
-
     def take(self, link: UUID, deadline: Deadline) -> UUID:
         """One less is left. -> its id. Raises Forbidden when none is."""
         use = uuid4()

@@ -192,22 +192,29 @@ def audited(config: Config, given: argparse.Namespace, act: Callable[[], int | N
     log = audit_log(_as_served(config))
     if not (log.on and _changes(given)):
         return act() or DONE
-    what = next((named for each in _OBJECTS if (named := getattr(given, each, None))), "")
     action = f"command {given.command} {getattr(given, 'what', '')}".rstrip()
-    entry = {"who": audit.user(), "action": action, "object": what}
+
+    def entry() -> dict[str, object]:
+        """When it is done: it may know only then what it was about."""
+        what = next((named for each in _OBJECTS if (named := getattr(given, each, None))), "")
+        change = getattr(given, "change", "")
+        return {"who": audit.user(), "action": action, "object": what} | (
+            {"change": change} if change else {}
+        )
+
     with closing(log):
         log.check()
         try:
             code = act() or DONE
         except DistfsError as e:
             log.write(
-                entry | {"outcome": "deny" if isinstance(e, Refused | NotFound) else "fail", "why": str(e)}
+                entry() | {"outcome": "deny" if isinstance(e, Refused | NotFound) else "fail", "why": str(e)}
             )
             raise
         except BaseException as e:
-            log.write(entry | {"outcome": "fail", "why": type(e).__name__})
+            log.write(entry() | {"outcome": "fail", "why": type(e).__name__})
             raise
-        log.write(entry | {"outcome": "allow" if code == DONE else "fail", "why": "", "exit_code": code})
+        log.write(entry() | {"outcome": "allow" if code == DONE else "fail", "why": "", "exit_code": code})
         return code
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distfs.commands import cluster_key
+from distfs.commands import cluster_key, link
 from distfs.commands.alerts import show_alerts
 from distfs.commands.audit import audited
 from distfs.commands.drain import drain, forget, plan_drain, trust, undo_forget, undrain
@@ -19,7 +19,7 @@ from distfs.commands.repair import repair
 from distfs.commands.running_service import service_url
 from distfs.commands.settings import settings
 from distfs.commands.status import show_status, watch_status
-from distfs.commands.token import create, list_tokens, revoke, revoke_link, rotate
+from distfs.commands.token import create, list_tokens, revoke, rotate
 from distfs.commands.trash import empty_trash, list_trash
 from distfs.commands.undelete import undelete
 from distfs.config import file as configuration
@@ -157,8 +157,40 @@ _TERMS = (
 
 
 def _link_words(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("revoke",), help="what to do")
-    parser.add_argument("link", metavar="URL", help="the link")
+    parser.add_argument(
+        "what", choices=("create", "list", "revoke"), help="what to do; create prints its URL"
+    )
+    parser.add_argument(
+        "of",
+        metavar="UUID|URL|ID",
+        nargs="?",
+        help="create: the file to download (default: the link takes uploads); revoke: the link, by its URL or by its "
+        "id, as list shows it",
+    )
+    parser.add_argument(
+        "--token", metavar="ID", help="create: with whose rights (default: the token in DISTFS_TOKEN)"
+    )
+    parser.add_argument(
+        "--url",
+        type=service_url,
+        help="create: of the service, as clients reach it (default: http.host, http.port)",
+    )
+    parser.add_argument("--owner", metavar="NAME", help="list: only those of this owner")
+    for flag, metavar, meaning in _LINK_TERMS:
+        parser.add_argument(flag, metavar=metavar, help=f"create: {meaning}")
+
+
+_LINK_TERMS = (
+    ("--expires-in", "TIME", "good for so long (default: a day)"),
+    ("--expires", "MOMENT", "or until then, such as 2030-01-31T12:00:00Z"),
+    ("--network", "NET", "of clients, such as 192.0.2.0/24"),
+    ("--downloads", "N", "that may be (default: any number)"),
+    ("--range", "BYTES", "of the file that may be had, such as 0-1023"),
+    ("--name", "NAME", "under which a download is saved"),
+    ("--files", "N", "that may be uploaded; 0: any number (default: 1)"),
+    ("--max-size", "SIZE", "of each file that is uploaded"),
+    ("--policy", "NAME", "of uploads"),
+)
 
 
 def _key_words(parser: argparse.ArgumentParser) -> None:
@@ -275,9 +307,14 @@ def _trash(operator: Operator, given: Given) -> int:
     return empty_trash(operator, given.uuid, wait=not given.no_wait, patience=given.patience)
 
 
+def _terms(given: Given, flags: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """Those of ``flags`` that were given, by their names."""
+    names = [flag[2:].replace("-", "_") for flag, *_ in flags]
+    return {name: value for name in names if (value := getattr(given, name)) is not None}
+
+
 def _token(operator: Operator, given: Given) -> int:
-    names = [flag[2:].replace("-", "_") for flag, *_ in _TERMS]
-    terms = {name: value for name in names if (value := getattr(given, name)) is not None}
+    terms = _terms(given, _TERMS)
     match given.what:
         case "create":
             return create(operator, terms, first=given.first, as_json=given.json)
@@ -289,7 +326,12 @@ def _token(operator: Operator, given: Given) -> int:
 
 
 def _link(operator: Operator, given: Given) -> int:
-    return revoke_link(operator, given.link)
+    match given.what:
+        case "create":
+            return link.create(operator, given, _terms(given, _LINK_TERMS))
+        case "list":
+            return link.list_links(operator, given.owner, as_json=given.json)
+    return link.revoke(operator, given)
 
 
 def _cluster_key(operator: Operator, given: Given) -> int:
@@ -366,7 +408,12 @@ _COMMANDS = (
         _WAITING,
     ),
     _Command("token", "say who may use the service, and for what: tokens", _token, (_token_words, _json)),
-    _Command("link", "end a signed link before its time; requests make them", _link, (_link_words,)),
+    _Command(
+        "link",
+        "let who has no token download a file, or send one: make signed links, list them, end them",
+        _link,
+        (_link_words, _json),
+    ),
     _Command(
         "cluster-key",
         "show or change the key by which services and storage nodes know each other",

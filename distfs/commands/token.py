@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 from distfs.access.db import Listed, TokenDB
-from distfs.access.link import text_of, unseal
 from distfs.access.terms import check_policies, in_words, of_first, read_terms
 from distfs.commands.display import table
 from distfs.commands.operator import Operator
@@ -52,17 +51,6 @@ def revoke(operator: Operator, id: str) -> int:
     token = _id(id)
     _db(operator).revoke(token, operator.deadline())
     tell(f"token {token} is revoked; services that run know it within a second")
-    return 0
-
-
-def revoke_link(operator: Operator, url: str) -> int:
-    """-> 0. Raises Refused."""
-    sealed = unseal(text_of(url))
-    if sealed is None:
-        raise Refused("this is no link: give its whole URL, in quotes")
-    db = _db(operator)
-    db.revoke_link(sealed, db.maker(sealed, operator.deadline()), operator.deadline())
-    tell(f"link {UUID(bytes=sealed.id)} is revoked; services that run know it within a second")
     return 0
 
 

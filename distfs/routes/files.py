@@ -10,12 +10,10 @@ from distfs.body.ingest import clean_name
 from distfs.errors import Refused
 from distfs.routes.conditions import check_before_change
 from distfs.routes.file_facts import etag, facts
-from distfs.routes.messages import Answer, Request, as_json, parse_uuid
+from distfs.routes.messages import Answer, Request, as_json, asked_page
 from distfs.routes.seen import read_visibility, the_file
 from distfs.services import Services
 from distfs.upkeep.db import UpkeepDB
-
-DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 
 
 def get_facts(services: Services, request: Request, uuid: str) -> Answer:
@@ -46,14 +44,10 @@ def list_files(services: Services, request: Request) -> Answer:
 
     Who is no administrator sees their own, and public ones.
     """
-    after = request.args.get("after")
-    limit = request.args.get("limit", str(DEFAULT_LIMIT))
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MAX_LIMIT):
-        raise Refused(f"limit must be 1 to {MAX_LIMIT}")
-    start = parse_uuid(after) if after else None
+    after, limit = asked_page(request)
     deadline = services.answer_deadline(request.hang_up)
-    found = services.meta.list_files(start, int(limit), deadline, request.actor.seen_by)
-    following = str(found[-1].id) if len(found) == int(limit) else None
+    found = services.meta.list_files(after, limit, deadline, request.actor.seen_by)
+    following = str(found[-1].id) if len(found) == limit else None
     return as_json({"files": [facts(request, file) for file in found], "next": following})
 
 

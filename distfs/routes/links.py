@@ -12,14 +12,14 @@ from uuid import UUID
 from werkzeug.wrappers import Response
 
 from distfs.access.db import Token, TokenDB
-from distfs.access.link import Link, seal, text_of, unseal
+from distfs.access.link import Link
+from distfs.access.link_db import LinkDB, for_upload
 from distfs.access.link_terms import read_download, read_upload
-from distfs.access.terms import check_policies
 from distfs.access.uses import Uses
 from distfs.deadline import Deadline
 from distfs.errors import Forbidden, OutcomeUnknown, Refused
 from distfs.model import File
-from distfs.routes.messages import Answer, CountedBytes, Request, as_json, text
+from distfs.routes.messages import Answer, CountedBytes, Request, as_json, asked_page, text
 from distfs.routes.ranges import Span
 from distfs.routes.seen import the_file
 from distfs.services import Services
@@ -45,25 +45,29 @@ def invite(services: Services, request: Request) -> Answer:
     """The same for uploads: whose they are then is who makes the link."""
     asked = read_upload(request.json_object() if request.has_body else {})
     token = _maker(request)
-    if asked.policy:
-        check_policies([asked.policy], services.config.storage.policies)
-    if not token.allows(asked.policy):
-        allowed = ", ".join(sorted(token.policies))
-        raise Forbidden(f"uploads by this token, and by its links, may have the policies {allowed}: name one")
-    link = asked.link(token.id, time.time())
-    request.changed = [str(link.uses)] if link.uses else []
+    link = for_upload(asked, token, services.config.storage.policies, time.time())
     return _made(services, request, token, link, "upload", asked.files)
 
 
+def list_links(services: Services, request: Request) -> Answer:
+    """Those of the asker's owner that have not expired, of all owners for an administrator; in pages, as files."""
+    after, limit = asked_page(request)
+    deadline = services.answer_deadline(request.hang_up)
+    found = LinkDB(services.meta).listed(after, limit, deadline, request.actor.seen_by)
+    following = str(found[-1].id) if len(found) == limit else None
+    return as_json({"links": [each.entry() for each in found], "next": following})
+
+
 def revoke(services: Services, request: Request) -> Response:
-    """A JSON object with the ``link``, its URL or what follows ``link=``: from now on it opens nothing."""
+    """A JSON object with the ``link``, its URL, what follows ``link=``, or its id: from now on it opens nothing."""
     asked = request.json_object()
     if asked.keys() != {"link"} or not isinstance(asked["link"], str):
-        raise Refused('revoking a link takes {"link": its URL}, and nothing else')
-    sealed = unseal(text_of(asked["link"]))
-    if sealed is None:
-        raise Refused("this is no link: give its whole URL")
+        raise Refused('revoking a link takes {"link": its URL or its id}, and nothing else')
     deadline = services.answer_deadline(request.hang_up)
+    tokens = services.door.tokens
+    sealed = LinkDB(services.meta).named(asked["link"], lambda id: tokens.find(id, deadline), deadline)
+    if sealed is None:
+        raise Refused("this is no link: give its whole URL, or its id, which `GET /links` shows")
     maker = services.door.judge_link(request.actor, sealed, deadline)
     TokenDB(services.meta).revoke_link(sealed, maker, deadline)
     request.changed = [str(UUID(bytes=sealed.id))]
@@ -79,14 +83,15 @@ def _maker(request: Request) -> Token:
 
 def _made(services: Services, request: Request, token: Token, link: Link, path: str, uses: int) -> Answer:
     """``uses``: how often it may be used; 0: any number."""
-    if link.uses is not None:
-        deadline = services.answer_deadline(request.hang_up)
-        Uses(services.meta).allow(link.uses, uses, link.expires, deadline)
-    key, _ = token.link_keys[0]
-    url = f"{request.url}{path}?link={seal(link, key)}"
+    made = LinkDB(services.meta).make(token, link, uses, services.answer_deadline(request.hang_up))
+    id = str(UUID(bytes=made.id))
+    if not request.changed:
+        request.changed = [id]
+    request.change = f"link {id}"
+    url = f"{request.url}{path}?link={made.text}"
     if request.wants_json:
         ends = datetime.fromtimestamp(link.expires, UTC).isoformat()
-        answer = as_json({"url": url, "expires_at": ends, "uses": uses or None}, 201)
+        answer = as_json({"id": id, "url": url, "expires_at": ends, "uses": uses or None}, 201)
     else:
         answer = text(f"{url}\n", 201)
     answer.headers["Cache-Control"] = "no-store"  # it opens what it is for

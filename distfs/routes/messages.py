@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Of a body that is no file.
 MAX_JSON = 16 << 10
+#: Of a page of a list.
+_DEFAULT_LIMIT, _MAX_LIMIT = 100, 1000
 
 C = TypeVar("C", bound=bytes | memoryview)
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.IGNORECASE)
@@ -248,3 +250,12 @@ def parse_uuid(given: str) -> UUID:
     if not _UUID.fullmatch(given):
         raise Refused(f"{given[:60]!r} is not a file's id: an upload answers with one like {UUID(int=0)}")
     return UUID(int=int(given.replace("-", ""), 16))
+
+
+def asked_page(request: Request) -> tuple[UUID | None, int]:
+    """Of a list in the order of ids: after which one it begins, and how long it is at most. Raises Refused."""
+    after = request.args.get("after")
+    limit = request.args.get("limit", str(_DEFAULT_LIMIT))
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= _MAX_LIMIT):
+        raise Refused(f"limit must be 1 to {_MAX_LIMIT}")
+    return parse_uuid(after) if after else None, int(limit)

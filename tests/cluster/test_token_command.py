@@ -15,7 +15,7 @@ from uuid import UUID
 from distfs import audit
 from distfs.access.db import TokenDB
 from distfs.access.failures import FORGIVE_S, FREE
-from distfs.access.link import Link, seal
+from distfs.access.link import Link, seal, text_of, unseal
 from distfs.commands.audit import verify
 from distfs.deadline import Deadline
 from tests.cluster import Cluster
@@ -52,19 +52,68 @@ def test_tokens_are_made_listed_rotated_and_revoked(by_hand: Cluster) -> None:
     assert re.fullmatch(TOKEN, made.entry["token"])
 
 
-def test_a_link_is_revoked_by_its_url(by_hand: Cluster) -> None:
-    whose = ("--owner", "linker", "--scopes", "download")
-    made = distfs(by_hand, "token", "create", *whose, "--json").entry
-    tokens = TokenDB(by_hand.meta)
-    [maker] = [each.token for each in tokens.since(0, Deadline(60)) if str(each.token.id) == made["id"]]
-    text = seal(Link(maker.id, int(time.time()) + 60, UUID(int=1)), maker.link_keys[0][0])
-    told = distfs(by_hand, "link", "revoke", f"http://files.example/download/{UUID(int=1)}?link={text}")
-    assert (told.code, "is revoked; services that run know it within a second" in told.out) == (0, True)
-    [maker] = [each.token for each in tokens.since(0, Deadline(60)) if each.token.id == maker.id]
-    assert len(maker.revoked_links) == 1
-    for wrong in ("http://files.example/", "?link=" + seal(Link(maker.id, 1, UUID(int=1)), bytes(32))):
-        told = distfs(by_hand, "link", "revoke", wrong)
-        assert (told.code, len(told.err.splitlines())) == (1, 1)
+def test_links_are_made_listed_and_revoked(by_hand: Cluster, tmp_path: Path) -> None:
+    owner = distfs(by_hand, "token", "create", "--owner", "admin", "--scopes", "admin", "--json").entry
+    uuid = by_hand.upload(b"bytes", "a")
+    asked = ("--token", owner["id"], "--url", "https://files.example/", "--expires-in", "7d")
+    made = distfs(by_hand, "link", "create", uuid, *asked, "--downloads", "5", "--network", "192.0.2.0/24")
+    assert re.fullmatch(rf"https://files\.example/download/{uuid}\?link=\S+\n", made.out), (
+        "alone, for scripts"
+    )
+    sealed = unseal(text_of(made.out))
+    assert sealed is not None
+    id = str(UUID(bytes=sealed.id))
+    assert id in made.err
+    uploads = distfs(
+        by_hand, "link", "create", "--max-size", "1GB", "--json", DISTFS_TOKEN=owner["token"]
+    ).entry
+    assert (uploads["for"], uploads["max_size"], uploads["uses"]) == ("upload", 10**9, 1)
+    assert "/upload?link=" in uploads["url"]
+    found = {each["id"]: each for each in distfs(by_hand, "link", "list", "--json").entry}
+    assert (found[id]["file"], found[id]["uses"], found[id]["network"]) == (uuid, 5, "192.0.2.0/24")
+    assert found[uploads["id"]]["state"] == "good"
+    told = distfs(by_hand, "link", "list", "--owner", "admin").out
+    assert id in told
+    assert "0 of 5" in told
+    assert sealed.text not in told
+    audited = {"DISTFS_AUDIT_FILE": str(tmp_path / "audit.log")}
+    for shown in (id, uploads["url"]):
+        told = distfs(by_hand, "link", "revoke", shown, **audited).out
+        assert "is revoked; services that run know it within a second" in told
+    again = distfs(by_hand, "link", "create", uuid, "--token", owner["id"], "--json", **audited).entry["id"]
+    entries = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+    told_of = [(each["object"], each.get("change")) for each in entries if "command link" in each["action"]]
+    assert told_of == [(id, None), (uploads["id"], None), (uuid, f"link {again}")]
+    assert distfs(by_hand, "link", "revoke", again).code == 0
+    assert {each["state"] for each in distfs(by_hand, "link", "list", "--json").entry} == {"revoked"}
+    [maker] = [
+        each.token for each in TokenDB(by_hand.meta).since(0, Deadline(60)) if each.token.owner == "admin"
+    ]
+    assert len(maker.revoked_links) == 3
+    assert distfs(by_hand, "link", "list", "--owner", "nobody").out.startswith("there is no link")
+
+
+def test_a_link_that_cannot_be_is_one_line(by_hand: Cluster) -> None:
+    reader = distfs(by_hand, "token", "create", "--owner", "x", "--scopes", "download", "--json").entry["id"]
+    uuid = by_hand.upload(b"bytes", "a")
+    nobodys = "?link=" + seal(Link(UUID(reader), 1, UUID(int=1)), bytes(32))
+    for words, said in (
+        (("create", uuid), "name a good one by --token ID"),
+        (("create", uuid, "--token", "x"), "`distfs token list` shows them"),
+        (("create", uuid, "--token", str(UUID(int=1))), "name a good one by --token ID"),
+        (("create", uuid, "--token", reader), "another owner's file"),
+        (("create", "--token", reader), "lacks the scope upload"),
+        (("create", "x", "--token", reader), "is not a file's id"),
+        (("create", str(UUID(int=1)), "--token", reader), "no file"),
+        (("create", uuid, "--token", reader, "--files", "1"), "such a link has no 'files'"),
+        (("revoke",), "`distfs link list` shows it"),
+        (("revoke", "http://files.example/"), "`distfs link list` shows it"),
+        (("revoke", str(UUID(int=1))), "no link of this cluster"),
+        (("revoke", nobodys), "no link of this cluster"),
+    ):
+        told = distfs(by_hand, "link", *words)
+        assert (told.code, len(told.err.splitlines())) == (1, 1), told
+        assert said in told.err
 
 
 def test_what_cannot_be_is_one_line(by_hand: Cluster) -> None:

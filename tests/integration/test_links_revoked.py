@@ -141,12 +141,16 @@ def test_several_at_once_are_all_revoked(service: TestService, alice: User) -> N
     eventually(lambda: [service.ask("GET", path).status for path in paths] == [403] * 4, "each opens nothing")
 
 
-def test_the_audit_log_has_who_revoked_which(service: TestService, alice: User, tmp_path: Path) -> None:
+def test_the_audit_log_has_who_made_and_who_revoked_which(
+    service: TestService, alice: User, tmp_path: Path
+) -> None:
     config = replace(service.config, audit=AuditConfig(str(tmp_path / "audit.log")))
     path = link(alice, alice.put())
     with closing(create_app(config)) as app, listening(app, config) as address:
         app.services.audit.open()
         bearer = {"Authorization": f"Bearer {alice.token}"}
+        uuid = alice.put()
+        made = HttpAddress(*address).ask("POST", f"/files/{uuid}/links", None, bearer).text
         body = json.dumps({"link": path}).encode()
         assert HttpAddress(*address).ask("POST", "/links/revoke", body, bearer).status == 204
     lines = (tmp_path / "audit.log").read_text()
@@ -155,4 +159,10 @@ def test_the_audit_log_has_who_revoked_which(service: TestService, alice: User, 
     assert sealed is not None
     assert (entry["object"], entry["outcome"]) == (str(UUID(bytes=sealed.id)), "allow")
     assert str(alice.id) in entry["who"]
+    [entry] = [each for each in map(json.loads, lines.splitlines()) if each["action"] == "link.download"]
+    sealed = unseal(text_of(path_of(made)))
+    assert sealed is not None
+    assert (entry["object"], entry["change"]) == (uuid, f"link {UUID(bytes=sealed.id)}"), (
+        "as revoking names it"
+    )
     assert text_of(path) not in lines

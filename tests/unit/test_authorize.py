@@ -52,6 +52,7 @@ OTHERS = {
     Action.LIST: "list",
     Action.INVITE: "upload",
     Action.UNLINK: "",
+    Action.LINKS: "list",
 }
 ROWS = [
     (action, scope, Relation(relation), Visibility(visibility), verdict)
