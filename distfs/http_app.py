@@ -24,7 +24,7 @@ from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
-from distfs.routes import admin, download, files, links, metrics, profile, tokens, traced, upload
+from distfs.routes import admin, download, files, links, logs, metrics, profile, tokens, traced, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
 from distfs.routes.messages import Answer, CountedBytes, Request
@@ -81,6 +81,7 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/status", Action.STATUS, admin.get_status),
     ("GET", "/status/history", Action.STATUS, admin.get_history),
     ("GET", "/metrics", Action.METRICS, metrics.get_metrics),
+    ("GET", "/logs", Action.STATUS, logs.get_logs),
     ("GET", "/debug/stacks", Action.STATUS, admin.get_stacks),
     ("GET", "/debug/profile", Action.STATUS, profile.get_profile),
     ("GET", "/", Action.USAGE, admin.get_usage),

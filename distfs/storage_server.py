@@ -37,6 +37,8 @@ from distfs.storage.membership import Membership, await_keys, cluster_of
 from distfs.storage.metrics_port import MetricsPort
 from distfs.storage.strangers import Strangers
 from distfs.telemetry import metrics, tracing
+from distfs.telemetry.log_files import part_of
+from distfs.telemetry.log_query import OwnFiles
 from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import Peers, is_not_own, peers
 
@@ -71,6 +73,7 @@ class StorageServer(socketserver.ThreadingTCPServer):
         self._connections = self._requests = 0
         self._moving = 0  # of the requests, those with bytes of a fragment on their way
         self.strangers = Strangers()
+        self.log_files: OwnFiles | None = None
         self._draining = False
         self._lock = threading.Lock()
         self._accept_trouble = descriptors.AcceptTrouble(log)
@@ -248,7 +251,10 @@ def _listen(config: Config, store: DiskStore, stop: Callable[[], object]) -> Sto
     host, port = config.node.host, config.node.port
     try:
         stall, tls = config.peers.stall_timeout, _tls(config.tls, store, stop)
-        return StorageServer(host, port, store, config.node, stall, tls)
+        server = StorageServer(host, port, store, config.node, stall, tls)
+        if config.log.dir not in ("auto", "off"):
+            server.log_files = OwnFiles(Path(config.log.dir), part_of(_name(config)))
+        return server
     except OSError as e:
         another = "choose another with"
         raise cannot_listen(host, port, e, f"{another} --host", f"{another} --port") from e

@@ -7,21 +7,25 @@ import contextlib
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
 from distfs.access.token import hash_of
 from distfs.commands.display import counted, size, table
 from distfs.config.settings import Config
+from distfs.errors import Unavailable
 from distfs.model import url_here
+from distfs.process.redact import visible
 from distfs.process.secret_file import with_files
 
 #: A service that says nothing for so long is not waited for.
 SERVICE_WITHIN_S = 2.0
 _MOST_BYTES = 1 << 22
+#: The same of one that looks through much before it says something.
+LINES_WITHIN_S, _PIECE = 630.0, 64 << 10
 #: An administrator's, for services that ask for one.
 _TOKEN = "DISTFS_TOKEN"  # noqa: S105 - where it is
 
@@ -52,15 +56,15 @@ def configured_url(config: Config) -> str:
     return url_here(config.http.host, config.http.port, "https" if config.tls.mode == "on" else "http")
 
 
-def _connect(url: str, ca: str) -> HTTPConnection:
+def _connect(url: str, ca: str, within: float) -> HTTPConnection:
     """Raises OSError for a file of an authority that cannot be read."""
     place = urlsplit(url)
     if place.scheme == "http":
-        return HTTPConnection(place.netloc, timeout=SERVICE_WITHIN_S)
+        return HTTPConnection(place.netloc, timeout=within)
     context = ssl.create_default_context()
     if ca:
         context.load_verify_locations(ca)
-    return HTTPSConnection(place.netloc, timeout=SERVICE_WITHIN_S, context=context)
+    return HTTPSConnection(place.netloc, timeout=within, context=context)
 
 
 def ask_service(url: str, ca: str = "") -> dict[str, Any]:
@@ -85,21 +89,42 @@ def ask_text(url: str, path: str, ca: str = "") -> str:
         return f"service {url} tells nothing: {_why(e)}\n"
 
 
+def ask_lines(url: str, path: str, ca: str = "") -> Iterator[bytes]:
+    """The lines that ``GET path`` answers, as they come. Raises Unavailable."""
+    try:
+        with _answer(url, path, ca, LINES_WITHIN_S) as response:
+            rest = b""
+            while piece := response.read1(_PIECE):
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from lines
+    except (OSError, HTTPException, ValueError, _Refused) as e:
+        raise Unavailable(f"service {url} does not tell all: {_why(e)}") from e
+
+
 class _Refused(Exception):
     """Why a service did not tell."""
 
 
 def _ask(url: str, path: str, ca: str) -> bytes:
     """Raises OSError, HTTPException, ValueError, _Refused."""
+    with _answer(url, path, ca, SERVICE_WITHIN_S) as response:
+        return response.read(_MOST_BYTES)
+
+
+@contextlib.contextmanager
+def _answer(url: str, path: str, ca: str, within: float) -> Iterator[HTTPResponse]:
+    """Raises OSError, HTTPException, ValueError, _Refused. ``within``: of silence."""
     place = urlsplit(url)
-    with contextlib.closing(_connect(url, ca)) as connection:
+    with contextlib.closing(_connect(url, ca, within)) as connection:
         connection.request("GET", f"{place.path.rstrip('/')}{path}", headers=_login())
         response = connection.getresponse()
         if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise _Refused(f"it tells administrators: set {_TOKEN} to the token of one")
+        if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE):
+            raise _Refused(visible(response.read(_PIECE).decode("utf-8", "replace").strip()))
         if response.status != HTTPStatus.OK:
             raise _Refused(f"it answers {response.status}, as no distfs service does")
-        return response.read(_MOST_BYTES)
+        yield response
 
 
 def _why(error: Exception) -> str:

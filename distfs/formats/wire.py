@@ -9,7 +9,7 @@ whose header is the cell's table entry as it will be stored. Every length is bou
 is believed. A body is not collected here: the decoder says how long it is, and its reader takes it straight from
 the socket to where it belongs.
 
-A request is one frame, answered by one frame, but for PUT; ERROR {kind, message} answers any at any moment:
+A request is one frame, answered by one frame, but for PUT and LOGS; ERROR {kind, message} answers any at any moment:
 
     PUT · CELL · CELL · … · END                    ->  STORED, when it is durable
     WHOLE, body: the only cell, of at most 64 KiB  ->  STORED
@@ -21,6 +21,7 @@ A request is one frame, answered by one frame, but for PUT; ERROR {kind, message
     RELEASE {slice, index}                         ->  OK {done}: back from there, when it is good
     INFO {}                                        ->  OK {node, cluster, capacity, used, free, state, clock}
     METRICS {accept}                               ->  OK {type}, body: as Prometheus reads it
+    LOGS {wanted}                                  ->  OK {more}, body: bytes of lines of its log; until more is false
 
 STORED has the xxh3-64 of the headers of PUT, CELLs and END, or of WHOLE, as the node received them: cells have
 checksums, and by this the caller knows that name, size and table of what was stored are right, too.
@@ -85,6 +86,7 @@ class Type(enum.IntEnum):
     DISCARD = 12
     WHOLE = 13
     METRICS = 14
+    LOGS = 15
     OK = 64
     ERROR = 65
     STORED = 66

@@ -6,6 +6,7 @@ import contextlib
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID
 
@@ -23,8 +24,10 @@ from distfs.peers.greeting import Greeting, KnownKeys, NodeSocket
 from distfs.peers.late_read import AsksAhead
 from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink
 from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
+from distfs.peers.remote_log import RemoteLog
 from distfs.peers.whole_put import TakesWhole, send_whole
 from distfs.telemetry.context import current_request_id
+from distfs.telemetry.log_search import Wanted
 from distfs.tls.contexts import Peers
 
 
@@ -191,6 +194,14 @@ class NodeClient(AsksAhead, TakesWhole):
         answer, body = self._call(Type.METRICS, {"accept": accept}, deadline)
         with self._understood():
             return str(answer["type"]), bytes(body)
+
+    def log(self, wanted: Wanted, deadline: Deadline) -> RemoteLog:
+        """Ask for lines of its log; they are waited for when they are taken. Raises as any request."""
+        exchange = Exchange(self.link, deadline, patient=True, what="LOGS")
+        with exchange:
+            request = self._request(Type.LOGS, {"wanted": asdict(wanted)}, exchange)
+        exchange.send(request)
+        return RemoteLog(exchange, wanted)
 
     # --- requests ---------------------------------------------------------------------------------
 

@@ -25,11 +25,13 @@ from distfs.formats.hello import Reason, Unwelcome
 from distfs.formats.wire import Frame, Type
 from distfs.headers.traceparent import TraceParent, parse, unpack
 from distfs.model import FragmentId
+from distfs.storage import told_log
 from distfs.storage.disk.store import DiskStore, DiskWriter
 from distfs.storage.greeting import examine
 from distfs.storage.metrics_port import node_samples
 from distfs.storage.strangers import Strangers, network_of
 from distfs.telemetry import metrics, tracing
+from distfs.telemetry.log_query import OwnFiles
 from distfs.telemetry.logs import log_facts
 from distfs.telemetry.tracing import Span
 from distfs.tls.contexts import Side
@@ -61,6 +63,8 @@ class NodeServer(Protocol):
     #: Of TLS; None: without.
     side: Side | None
     strangers: Strangers
+    #: Of its log; None: it writes none.
+    log_files: OwnFiles | None
 
     def admit(self) -> DistfsError | None:
         """Count a connection whose peer has proved who he is; what to tell him if there are too many."""
@@ -275,6 +279,8 @@ class Connection(socketserver.BaseRequestHandler):
                 looked_at = node_samples(self.store, self.node.strangers)
                 kind, data = metrics.rendered(str(header.get("accept", "")), looked_at, metrics.NODE)
                 self._ok({"type": kind}, data)
+            case Type.LOGS:
+                self._logs(header)
             case _:
                 raise ProtocolError(f"{type_.name} is not a request")
 
@@ -371,6 +377,7 @@ class Connection(socketserver.BaseRequestHandler):
     def _between(self) -> None:
         """Two cells that are verified."""
         self._check_caller()
+        self.deadline.remaining()
         self.node.yield_to_transfers()
 
     def _refuse(self, error: DistfsError) -> None:
@@ -426,6 +433,10 @@ class Connection(socketserver.BaseRequestHandler):
         pack = wire.LISTED.pack
         body = b"".join(pack(f.id.slice.bytes, f.id.index, f.size, f.age) for f in page.fragments)
         self._ok({"cursor": page.cursor}, body)
+
+    def _logs(self, header: dict[str, Any]) -> None:
+        for piece, more in told_log.pieces(self.node.log_files, header.get("wanted"), self._between):
+            self._ok({"more": more}, piece)
 
     def _info(self) -> None:
         info = self.store.info(self.deadline)

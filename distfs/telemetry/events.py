@@ -50,6 +50,10 @@ EVENTS: tuple[Event, ...] = (
         "spans are lost: %s|error",
     ),
     _event("tracing.back", "INFO", "The endpoint of traces takes spans again.", "spans are sent again|"),
+    _event(
+        "log.missing", "WARNING", "Somebody asked for the log, and it could not all be had.",
+        "what was asked for of the log is not all here: %s|error",
+    ),
     _event("ready.not", "INFO", "The service was asked whether it is ready, and is not.", "not ready: %s|error"),
     _event(
         "client.connection", "ERROR", "A client's connection was not served, or was cut.",

@@ -55,7 +55,7 @@ class LogFile:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``part``: what the files are called. ``aside``: a thread may compress; else whoever writes does."""
-        self._folder, self._part = Path(config.dir).absolute(), re.sub(r"[^A-Za-z0-9_-]", "_", part) or "log"
+        self._folder, self._part = Path(config.dir).absolute(), part_of(part)
         self._max_bytes, self._keep_for = int(config.max_bytes), float(config.keep_for)
         self._most = max(1, min(_MOST, self._max_bytes // _SHARE))
         self._aside, self._clock = aside, clock
@@ -179,6 +179,11 @@ class LogFile:
             if room < 0 or found.st_mtime < oldest:
                 path.unlink(missing_ok=True)
                 ids.unlink(missing_ok=True)
+
+
+def part_of(name: str) -> str:
+    """What the files of a process of that name are called."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name) or "log"
 
 
 def put_aside(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Lines read back from the files of ``log_files``: of many processes, in order of time.
 
-A line is looked for by its bytes before it is parsed.
-A file that ended before the time in question, or that
-says it has nothing of the request or trace, is not opened.
+A line is looked for by its bytes before it is parsed. A file that ended before the time in question, or that says it
+has nothing of the request or trace, is not opened; of one that is written now its end is enough. Files are read, not
+mapped: services and nodes look, too, and a mapped file that is cut short ends its reader.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import contextlib
 import heapq
 import json
 import logging
-import mmap
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,9 @@ from typing import BinaryIO
 from distfs.telemetry.log_files import may_have, put_aside
 
 _READ = 1 << 20
+#: Seconds by which lines of a file may be out of order.
+_ASTRAY_S = 60.0
+_TIME = re.compile(rb'"time": "([\w.:-]{1,40})"')
 _LEVELS = logging.getLevelNamesMapping()
 #: A line's time, the line as it was written, and what it says.
 Line = tuple[str, bytes, dict[str, object]]
@@ -69,25 +73,37 @@ class Wanted:
         return (str(said.get("time", "")), text, said) if isinstance(said, dict) and self.fits(said) else None
 
 
-def search(folders: Sequence[Path], wanted: Wanted, since: float = 0.0) -> Iterator[Line]:
+def search(
+    folders: Sequence[Path],
+    wanted: Wanted,
+    since: float = 0.0,
+    part: str = "",
+    between: Callable[[], object] = lambda: None,
+) -> Iterator[Line]:
     """All that is wanted, in order of time. ``since``: a time of day before which no file that ended is of use.
+    ``part``: only of the files of the process of that name. ``between`` is called between pieces of a MiB.
 
-    Raises OSError.
+    Raises OSError, and what ``between`` raises.
     """
     with contextlib.ExitStack() as opened:
-        found = [file for folder in folders for file in _opened(folder, wanted, since, opened)]
-        yield from heapq.merge(*(_wanted_in(file, wanted) for file in found), key=itemgetter(0))
+        found = [file for folder in folders for file in _opened(folder, wanted, since, part, opened)]
+        yield from heapq.merge(*(_wanted_in(file, wanted, between) for file in found), key=itemgetter(0))
 
 
-def _opened(folder: Path, wanted: Wanted, since: float, opened: contextlib.ExitStack) -> list[BinaryIO]:
+def _opened(
+    folder: Path, wanted: Wanted, since: float, part: str, opened: contextlib.ExitStack
+) -> list[BinaryIO]:
     """The files of a folder that may have such lines, while names may change: what is open stays what it is."""
     by_number: dict[int, BinaryIO] = {}
+    of_part = re.compile(rf"{re.escape(part)}(\.\d+)?\.log(-.*)?")
     changed = True
     while changed:
         changed = False
         aside = put_aside(folder)
         plain = {path.name for path in aside if path.suffix != ".gz"}
         for path in [*folder.glob("*.log"), *aside]:
+            if part and not of_part.fullmatch(path.name):
+                continue
             try:
                 found = path.stat()
                 made_of_another = path.name.removesuffix(".gz") in plain and path.suffix == ".gz"
@@ -109,18 +125,54 @@ def _once(files: Iterable[BinaryIO]) -> list[BinaryIO]:
     ]
 
 
-def _wanted_in(file: BinaryIO, wanted: Wanted) -> Iterator[Line]:
+def _wanted_in(file: BinaryIO, wanted: Wanted, between: Callable[[], object]) -> Iterator[Line]:
     needle = wanted.needle()
-    for piece in _unpacked(file) if file.name.endswith(".gz") else _mapped(file):
+    for piece in _unpacked(file) if file.name.endswith(".gz") else _plain(file, wanted.since):
+        between()
         for text in _lines_with(piece, needle):
             line = wanted.read(text)
             if line is not None:
                 yield line
 
 
-def _mapped(file: BinaryIO) -> Iterator[bytes | mmap.mmap]:
-    with contextlib.suppress(ValueError), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
-        yield whole  # else it is empty
+def _plain(file: BinaryIO, since: str) -> Iterator[bytes]:
+    """Whole lines, many at once; of a file whose writer was killed in the middle of one the rest, too."""
+    file.seek(_beginning(file, since))
+    rest = b""
+    while read := file.read(_READ):
+        piece = rest + read
+        end = piece.rfind(b"\n") + 1
+        rest = piece[end:]
+        yield piece[:end]
+    yield rest
+
+
+def _beginning(file: BinaryIO, since: str) -> int:
+    """Where what is of ``since`` or later begins, or before: lines are nearly in order of time, so the end is read
+    backwards until it is old enough."""
+    at = file.seek(0, 2) if since else 0
+    old = since and as_in_lines(_seconds(since) - _ASTRAY_S)
+    while at > 0:
+        at = max(0, at - _READ)
+        file.seek(at)
+        if (found := _TIME.search(file.read(4096))) and found[1].decode() < old:
+            break
+    return at
+
+
+def earliest(wanted: Wanted) -> float:
+    """A time of day before which nothing is wanted; 0: there is none."""
+    return _seconds(wanted.since) if wanted.since else 0.0
+
+
+def _seconds(when: str) -> float:
+    """A time of a line. Raises ValueError."""
+    return datetime.fromisoformat(when).replace(tzinfo=UTC).timestamp()
+
+
+def as_in_lines(moment: float) -> str:
+    """A time of day as lines have it."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _unpacked(file: BinaryIO) -> Iterator[bytes]:
@@ -137,7 +189,7 @@ def _unpacked(file: BinaryIO) -> Iterator[bytes]:
     yield rest
 
 
-def _lines_with(piece: bytes | mmap.mmap, needle: bytes) -> Iterator[bytes]:
+def _lines_with(piece: bytes, needle: bytes) -> Iterator[bytes]:
     """Its lines that have ``needle`` in them."""
     at, size = 0, len(piece)
     while at < size and (found := piece.find(needle, at)) >= 0:

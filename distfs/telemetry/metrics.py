@@ -27,12 +27,12 @@ OTHER = "other"
 ROUTES = (
     *("/upload", "/upload/<name>", "/download/<uuid>", "/files", "/files/<uuid>", "/files/<uuid>/links"),
     *("/links", "/links/revoke", "/tokens", "/tokens/<uuid>", "/tokens/<uuid>/rotate", "/", "/healthz"),
-    *("/readyz", "/status", "/status/history", "/metrics", "/debug/stacks", "/debug/profile", OTHER),
+    *("/readyz", "/status", "/status/history", "/metrics", "/logs", "/debug/stacks", "/debug/profile", OTHER),
 )
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", OTHER)
 TYPES = (
     *("PUT", "WHOLE", "GET", "STAT", "DELETE", "LIST", "VERIFY", "INFO"),
-    *("QUARANTINE", "RELEASE", "DISCARD", "METRICS", OTHER),
+    *("QUARANTINE", "RELEASE", "DISCARD", "METRICS", "LOGS", OTHER),
 )
 #: Nodes by their ids, which are given one after the other; those above are counted together.
 NODES = (*map(str, range(1, 1024)), OTHER)

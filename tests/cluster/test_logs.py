@@ -172,5 +172,7 @@ def test_a_request_is_found_in_metadb_as_it_is_in_the_files(cluster: Cluster) ->
     eventually(lambda: len(told()) == 3, "the service and two nodes have stored it")
     files = from_files(cluster, "logs", "--request", "stored", "--json").out.splitlines()
     assert sorted(told()) == sorted(files)
+    through = cluster.request("GET", "/logs?request=stored").text.splitlines()
+    assert sorted(through) == sorted(files)
     assert distfs(cluster, "logs", "--request", "unknown").code == 1
     assert "fragment.served" in distfs(cluster, "logs", "--event", "fragment.served", "--since", "1h").out

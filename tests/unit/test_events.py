@@ -15,7 +15,15 @@ from distfs.telemetry.logs import JsonFormatter
 ROOT = Path(__file__).parents[2]
 LEVELS = ("debug", "info", "warning", "error", "exception")
 #: Of these the level is not what the call that logs it says.
-NOT_BY_CALL = ("node.connection", "request.refused", "fragment.served", "log.dropped", "up", events.OTHER)
+NOT_BY_CALL = (
+    "node.connection",
+    "request.refused",
+    "fragment.served",
+    "log.dropped",
+    "log.missing",
+    "up",
+    events.OTHER,
+)
 
 
 def logged() -> Iterator[tuple[str, str, str, str]]:
