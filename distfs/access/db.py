@@ -92,6 +92,10 @@ class TokenDB:
                 return found
             revision = found.pop().revision  # which comes again, as the first of the next page
 
+    def waited_since(self, since: float) -> None:
+        """As MetaDB's."""
+        self._meta.waited_since(since)
+
     def owned(self, owner: str, deadline: Deadline) -> int:
         """Bytes that an owner's files have, of whom a token has a quota."""
         rows = self._meta.read("owned_bytes", deadline, owner=owner)

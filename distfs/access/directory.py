@@ -94,6 +94,8 @@ class Tokens:
         oldest = now - (self._grace if self._away else FRESH_S)
         seen = self._seen
         if by in seen.tokens and seen.as_of > oldest:
+            if self._away:
+                self._db.waited_since(now)
             return seen.good(by)
         self._renew(now, deadline)
         seen = self._seen

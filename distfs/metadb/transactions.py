@@ -8,6 +8,7 @@ what became of it.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -44,6 +45,7 @@ class Transactions:
         self._fixed = None if embedded_postgres.is_embedded(config.url) else MetaURL.of(config)
         limits = config.pool_size, config.connect_timeout, config.statement_timeout
         self._pool = Pool(self._where, *limits, trouble=self._trouble)
+        self._waited = threading.local()
 
     def close(self) -> None:
         self._pool.close()
@@ -73,6 +75,19 @@ class Transactions:
         them would look silent until their next heartbeat."""
         return silence + self._pool.was_away(_HEARD_AGAIN_S)
 
+    def waited_since(self, since: float) -> None:
+        """This thread has waited for MetaDB in vain since that moment of the monotonic clock. What it asks next ends
+        as if it had been asked then: who waits for the answer counts from there."""
+        self._waited.since = since
+
+    def _seconds(self) -> float:
+        """What a call may take that begins now."""
+        waited = self._waited.__dict__
+        if not waited:
+            return self._budget
+        since: float = waited.pop("since")
+        return max(self._budget - (time.monotonic() - since), _GRACE_S)
+
     def connect(self, deadline: Deadline) -> Link:
         """A connection of the caller's own, who closes it. Raises Unavailable."""
         return self._pool.connect(deadline.sooner(self._budget), self._config.statement_timeout)
@@ -101,7 +116,7 @@ class Transactions:
         again: str | None = None,
         answers: Answers | None = None,
     ) -> Rows:
-        budget = _Budget(deadline, self._budget, self._patience)
+        budget = _Budget(deadline, self._seconds(), self._patience)
         error: DistfsError | None = None  # what failed, if there is no time for another try
         unknown = False  # a change was lost: it may have happened
         pause = _RETRY_FIRST_S

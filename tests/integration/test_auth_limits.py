@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from distfs.access import directory
 from distfs.access.db import TokenDB
 from distfs.access.terms import read_terms
 from distfs.access.token import new_token
@@ -18,6 +19,8 @@ from distfs.deadline import Deadline
 from distfs.errors import Unavailable
 from distfs.http_app import create_app
 from distfs.meta import MetaDB
+from distfs.metadb.link import Link
+from distfs.metadb.transactions import _GRACE_S
 from tests.contract.litter import eventually
 from tests.integration.guarded import USER, User, alice, guarded_config, names, service, soon, user
 from tests.integration.meta_proxy import Cut, Proxy, proxied_url
@@ -172,3 +175,42 @@ def test_while_metadb_is_away_who_is_known_is_answered_and_who_is_not_is_told_to
         proxy.refuses = False
         eventually(lambda: status(unknown).status == 200, "it can be told again")
         assert status(known).status == 200
+
+
+def test_who_waited_for_a_token_in_vain_waits_the_less_for_what_is_asked_then(
+    proxy: Proxy, metadb_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A MetaDB that hangs is a 503 no later with a token than without."""
+    looks_s, limits = 0.3, list[float]()
+    monkeypatch.setattr(directory, "_ASK_LIMIT_S", looks_s)
+    config = guarded_config(proxied_url(proxy, metadb_url), grace=3600.0)
+    config = replace(config, metadb=replace(config.metadb, statement_timeout=Seconds(1)))
+    with (
+        closing(create_app(config)) as app,
+        listening(app, config) as (host, port),
+        closing(MetaDB(MetaDBConfig(url=metadb_url))) as beside,
+    ):
+        http, tokens, pool = HttpAddress(host, port), app.services.door.tokens, app.services.meta._pool
+        _, token = TokenDB(beside).create(read_terms({"owner": "admin", "scopes": ["admin"]}), soon())
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert http.ask("GET", "/files", headers=bearer).status == 200
+        take = pool.take
+
+        def noting(deadline: Deadline, *, at_once: bool = False) -> Link:
+            limits.append(deadline.seconds)
+            return take(deadline, at_once=at_once)
+
+        monkeypatch.setattr(pool, "take", noting)
+        tokens._seen = tokens._seen._replace(as_of=tokens._seen.as_of - 10)
+        with proxy.hanging():
+            assert http.ask("GET", "/files", headers=bearer).status == 503
+        budget = config.metadb.statement_timeout + _GRACE_S
+        looked, *asked = limits
+        assert looked <= looks_s
+        assert asked
+        assert max(asked) <= budget - looks_s
+        limits.clear()
+        tokens._seen = tokens._seen._replace(as_of=tokens._seen.as_of - 10)
+        eventually(lambda: http.ask("GET", "/files", headers=bearer).status == 200, "it is there again")
+        eventually(lambda: http.ask("GET", "/files", headers=bearer).status == 200, "and again")
+        assert limits[-1] == budget, "and has all its time again"
