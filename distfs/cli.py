@@ -15,6 +15,7 @@ from distfs.commands.debug import add_debug
 from distfs.commands.display import size
 from distfs.commands.doctor import add_doctor
 from distfs.commands.logs import add_logs
+from distfs.commands.metadb import add_metadb
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
 from distfs.commands.tls import add_tls
@@ -65,6 +66,9 @@ def _run_command(words: Sequence[str]) -> int:
         return operate(config, given)
     if "look" in given:  # at what may not run
         return int(given.look(configuration.override(config, "metadb", url=given.metadb), given))
+    if "does" in given:  # without looking at the cluster first
+        config = configuration.override(config, "metadb", url=getattr(given, "metadb", None))
+        return audited(config, given, lambda: given.does(config, given))
     match given.command:
         case "up":
             _up(config, given)
@@ -80,9 +84,6 @@ def _run_command(words: Sequence[str]) -> int:
             audited(config, given, lambda: restore(_metadb(config, given), given.file))
         case "node":
             _node_init(config, given)
-        case "tls":
-            config = configuration.override(config, "metadb", url=getattr(given, "metadb", None))
-            audited(config, given, lambda: given.tls(config, given))
     return output.DONE
 
 
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     init = acts.add_parser("init", help=init_help, description=f"{init_help}.", epilog=_NODE_CODES)
     init.add_argument("--data", metavar="DIR", help="the folder (node.data)")
 
-    for add in (_add_audit, add_debug, add_doctor, add_logs, add_tls):
+    for add in (_add_audit, add_debug, add_doctor, add_logs, add_metadb, add_tls):
         add(commands)
 
     for command in (up, serve):

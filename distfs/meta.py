@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from uuid import UUID
 
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, SchemaBehind, Unavailable
 from distfs.formats.hello import Key
-from distfs.metadb import embedded_postgres
+from distfs.metadb import copies, embedded_postgres
 from distfs.metadb import schema as meta_schema
 from distfs.metadb.answers import Answers, Rows
 from distfs.metadb.driver import DatabaseError
-from distfs.metadb.link import translate
+from distfs.metadb.link import BROKEN, translate
 from distfs.metadb.transactions import Transactions
 from distfs.model import (
     MAX_NAME_BYTES,
@@ -91,12 +92,43 @@ class MetaDB(Transactions):
 
         Safe to run at any time and by several at once. Raises Unavailable, ConfigError.
         """
+        with self._unhurried() as connection:
+            return meta_schema.apply_migrations(connection, roles)
+
+    def copy_to(self, out: Callable[[bytes], object]) -> copies.Header:
+        """Write all of it, as it is at one moment; everything may run meanwhile. Raises Unavailable, and what ``out``
+        raises."""
+        with self._unhurried() as connection:
+            return copies.write(connection, out)
+
+    def load_copy(self, copy: IO[bytes]) -> tuple[copies.Header, list[int]]:
+        """Become what a copy is of, all or nothing; -> what that says of itself, and the migrations applied to it.
+
+        Raises Refused when this MetaDB is in use, Corrupt for no whole copy, Unavailable.
+        """
+        header = copies.check(copy)
+        with self._unhurried() as connection:  # which holds the lock of migrations until it is closed
+            meta_schema.apply_migrations(connection, upto=header.schema)
+            [[number]] = connection.run("SELECT max(number) FROM migration")
+            if number != header.schema:
+                raise Refused(
+                    f"MetaDB is at migration {number} already, the copy is of {header.schema}: name a new database, "
+                    "or a new folder"
+                )
+            copies.load(connection, copy)
+        return header, self.migrate()
+
+    @contextmanager
+    def _unhurried(self) -> Iterator[Any]:
+        """A connection for what takes its time. Raises Unavailable, ConfigError."""
         link = self._pool.connect(Deadline(self._budget), statement_timeout=0)
         try:
             link.raw._usock.settimeout(None)
-            return meta_schema.apply_migrations(link.raw, roles)
+            yield link.raw
         except DatabaseError as e:
             raise translate(e) from e
+        except BROKEN as e:
+            raise Unavailable(f"the connection to MetaDB was lost: {e}") from e
         finally:
             link.close()
 

@@ -49,7 +49,7 @@ def backup(config: MetaDBConfig, file: str) -> None:
     A regular file is there whole or not at all; what else has that name, a device or a pipe (``-``: standard output),
     is written to as it is. Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written.
     """
-    _require_one(config.url)
+    require_one(config.url)
     place = Path(file)
     straight = file in _STDOUT or (place.exists() and not place.is_file())
     try:
@@ -61,7 +61,7 @@ def backup(config: MetaDBConfig, file: str) -> None:
                     _write(server, out)
             else:
                 _write_whole(server, place.resolve())
-            _note(config)
+            note(config)
     except OSError as e:
         raise Refused(f"cannot write {file}: {e.strerror}; name a file elsewhere") from e
     if not straight:
@@ -69,7 +69,7 @@ def backup(config: MetaDBConfig, file: str) -> None:
         output.tell(f"MetaDB is in {file}, {written}; the files' bytes are on the storage nodes alone")
 
 
-def _note(config: MetaDBConfig) -> None:
+def note(config: MetaDBConfig) -> None:
     """By it metrics and alerts know how old the last backup is. One that was not noted is one nevertheless."""
     try:
         with contextlib.closing(MetaDB(config)) as meta:
@@ -78,7 +78,7 @@ def _note(config: MetaDBConfig) -> None:
         output.complain(f"distfs: the backup is written, but MetaDB could not note that there is one: {e}")
 
 
-def _require_one(url: str) -> None:
+def require_one(url: str) -> None:
     """Raises Refused where no embedded one ever was: to back up is not to make one."""
     folder = embedded_postgres.folder_of(url)
     if folder is not None and not (folder / "postgres" / "PG_VERSION").exists():
@@ -235,6 +235,14 @@ def _server(config: MetaDBConfig) -> Iterator[_Server]:
             stack.callback(postgres.stop)
             found = postgres.url
         yield _Server(MetaURL.parse(found), folder / "postgres")
+
+
+@contextlib.contextmanager
+def running(config: MetaDBConfig) -> Iterator[str]:
+    """MetaDB there to be asked; -> where, for people. An embedded one that does not run is started for the while, and
+    ends with it."""
+    with _server(config) as server:
+        yield server.place
 
 
 def _for_libpq(url: MetaURL) -> Mapping[str, str]:

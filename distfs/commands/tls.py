@@ -31,7 +31,7 @@ _Parsers = argparse._SubParsersAction
 
 
 def add_tls(commands: _Parsers[output.Parser]) -> None:
-    """What was parsed carries ``tls``, what to do."""
+    """What was parsed carries ``does``, what to do."""
     tls = commands.add_parser(
         "tls", help="make the certificates of a cluster, and an authority that signs them"
     )
@@ -69,7 +69,7 @@ def _add(
         "folder", metavar="DIR", type=Path, help="the authority's; keep it where no service runs"
     )
     parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
-    parser.set_defaults(tls=act, what=name, changes=name != "show")
+    parser.set_defaults(does=act, what=name, changes=name != "show")
     return parser
 
 

@@ -1,4 +1,5 @@
 """What ``distfs.meta`` stands on: connections, URLs, the schema, an embedded PostgreSQL.
 
-Way in: ``answers``, ``ballast``, ``driver``, ``embedded_postgres``, ``schema``, ``link``, ``transactions``, ``url``.
+Way in: ``answers``, ``ballast``, ``copies``, ``driver``, ``embedded_postgres``, ``schema``, ``link``,
+``transactions``, ``url``.
 """

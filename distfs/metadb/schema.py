@@ -103,10 +103,10 @@ def latest() -> int:
     return len(migrations())
 
 
-def apply_migrations(connection: Any, roles: Path | None = None) -> list[int]:
+def apply_migrations(connection: Any, roles: Path | None = None, upto: int | None = None) -> list[int]:
     """Bring MetaDB to ``latest()``; -> the numbers applied now. Each migration is one transaction, or as good as one.
 
-    ``roles``: make those of a cluster's parts, with the passwords in that folder.
+    ``roles``: make those of a cluster's parts, with the passwords in that folder. ``upto``: no further than this one.
     ``connection`` is a pg8000 native connection that is closed afterwards (which frees the lock). Of several
     that migrate at once, one does and the others wait for it. Raises ConfigError when MetaDB is not a
     beginning of this series (a changed migration, or one from a newer distfs), or older than OLDEST_POSTGRES;
@@ -120,7 +120,7 @@ def apply_migrations(connection: Any, roles: Path | None = None) -> list[int]:
     applied = connection.run("SELECT number, name, sha256 FROM migration ORDER BY number")
     _check_applied(applied)
     now = []
-    for step in migrations()[len(applied) :]:
+    for step in migrations()[len(applied) : upto]:
         if step.one_by_one:
             _run_one_by_one(connection, step)
         connection.run("BEGIN")
@@ -137,7 +137,7 @@ def apply_migrations(connection: Any, roles: Path | None = None) -> list[int]:
         now.append(step.number)
     if roles is not None:
         make_roles(connection, roles)
-    for rights in ("roles.sql", "node_role.sql"):
+    for rights in ("roles.sql", "node_role.sql") if upto is None else ():  # which name what later ones make
         _grant(connection, rights)
     return now
 

@@ -1,0 +1,135 @@
+"""``distfs metadb``: MetaDB saved to a copy, and made anew from one.
+
+Unlike the SQL of ``distfs backup`` a copy needs no program of PostgreSQL's, neither to write nor to read it, and is
+checked to the last byte before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from distfs.commands.backup import note, require_one, running
+from distfs.config import file as configuration
+from distfs.config.settings import Config
+from distfs.deadline import Deadline
+from distfs.errors import ConfigError, Corrupt, Refused
+from distfs.local.data_folder import METADB_VARIABLE, cluster_in
+from distfs.meta import MetaDB
+from distfs.metadb.copies import Header
+from distfs.process import output
+from distfs.quantity import size
+from distfs.telemetry.logs import setup_logging
+
+_CODES = f"exit code: 0: done; 1: not done, for the reason on standard error; {output.COMMON_CODES}"
+_STDOUT = ("-", "/dev/stdout")
+
+Given = argparse.Namespace
+
+
+def add_metadb(commands: argparse._SubParsersAction[output.Parser]) -> None:
+    """What was parsed carries ``does``, what to do."""
+    metadb = commands.add_parser("metadb", help="save MetaDB to a copy, and make it anew from one")
+    acts = metadb.add_subparsers(required=True, metavar="ACT")
+    saved = _add(acts, "backup", "write a copy of MetaDB, while everything runs", _backup)
+    saved.add_argument(
+        "file", metavar="FILE", nargs="?", help="default: metadb-TIME.copy; - is standard output"
+    )
+    loaded = _add(acts, "restore", "make an empty MetaDB what a copy is of, all or nothing", _restore)
+    loaded.add_argument("file", metavar="FILE", type=Path, help="what `distfs metadb backup` wrote")
+
+
+def _add(acts: Any, name: str, what: str, act: Callable[[Config, Given], None]) -> output.Parser:
+    parser: output.Parser = acts.add_parser(name, help=what, description=f"{what}.", epilog=_CODES)
+    parser.add_argument(
+        "--metadb", metavar="URL", help="postgresql://..., or embedded:DIR/metadb (metadb.url)"
+    )
+    parser.add_argument("--config", metavar="FILE", help="default: ./config.yml, if there is one")
+    parser.set_defaults(does=act, what=name, changes=name != "backup")
+    return parser
+
+
+# --- a copy as a file ---------------------------------------------------------------------------------------
+
+
+def _backup(config: Config, given: Given) -> None:
+    setup_logging(configuration.override(config, "log", level="ERROR").log)
+    require_one(config.metadb.url)
+    name = given.file or f"metadb-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.copy"
+    straight = name in _STDOUT or (Path(name).exists() and not Path(name).is_file())
+    with running(config.metadb) as where, contextlib.closing(MetaDB(config.metadb)) as meta:
+        if meta.known_cluster(Deadline(config.metadb.statement_timeout)) is None:
+            raise Refused(f"the MetaDB at {where} is empty: name the one you mean with --metadb")
+        try:
+            with _straight(name) if straight else _whole(Path(name).resolve()) as out:
+                meta.copy_to(out.write)
+                out.flush()
+        except OSError as e:
+            raise Refused(f"cannot write {name}: {e.strerror}; name a file elsewhere") from e
+        note(config.metadb)
+    if not straight:
+        written = size(Path(name).stat().st_size)
+        output.tell(
+            f"a copy of MetaDB is in {name}, {written}; keep it secret, and elsewhere: it holds the cluster's key"
+        )
+
+
+def _straight(name: str) -> IO[bytes]:
+    """What is no regular file is written to as it is."""
+    return open(os.dup(1) if name in _STDOUT else name, "wb")
+
+
+@contextlib.contextmanager
+def _whole(place: Path) -> Iterator[IO[bytes]]:
+    """A file that is there whole or not at all, for its owner alone."""
+    fresh = place.with_name(f"{place.name}.partial")
+    try:
+        with open(fresh, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(place)
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+
+
+def _restore(config: Config, given: Given) -> None:
+    setup_logging(configuration.override(config, "log", level="ERROR").log)
+    try:
+        file = given.file.open("rb")
+    except OSError as e:
+        raise Refused(
+            f"cannot read {given.file}: {e.strerror}; name a file that `distfs metadb backup` wrote"
+        ) from e
+    with file:
+        _check_whose(config, given, file)
+        with running(config.metadb) as where, contextlib.closing(MetaDB(config.metadb)) as meta:
+            try:
+                header, applied = meta.load_copy(file)
+            except Corrupt as e:
+                raise Refused(f"{given.file}: {e}; take another copy") from e
+    more = f"; applied migrations {', '.join(map(str, applied))}" if applied else ""
+    at = datetime.fromtimestamp(header.taken_at, UTC)
+    output.tell(f"the MetaDB at {where} is as it was at {at:%Y-%m-%d %H:%M:%S} UTC{more}")
+
+
+def _check_whose(config: Config, given: Given, file: IO[bytes]) -> None:
+    """Raises ConfigError for the copy of another cluster than that of the nodes here, unless the command line says
+    which MetaDB is meant; Refused for no copy."""
+    try:
+        theirs = Header.read(file).cluster
+    except Corrupt as e:
+        raise Refused(f"{given.file}: {e}; name a file that `distfs metadb backup` wrote") from e
+    ours = cluster_in(Path(config.local.data))
+    if given.metadb or (given.config and METADB_VARIABLE not in os.environ) or ours in (None, theirs):
+        return
+    raise ConfigError(
+        f"{given.file} is of cluster {theirs}, the storage nodes in {config.local.data} are of {ours}: "
+        "name the MetaDB that you mean with --metadb"
+    )

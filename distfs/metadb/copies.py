@@ -1,0 +1,348 @@
+"""A copy of MetaDB as one stream of bytes, written and read by the driver: without PostgreSQL's programs.
+
+    magic · length of the header u32 · header, JSON · zlib stream of records · sha-256 of all before, 32 bytes
+
+A record is a kind, a length u32, and so many bytes; integers are big-endian:
+
+    T  JSON {table, columns}: of what the rows that follow are     D  rows, as COPY writes them
+    S  JSON {name: [last value, whether it was given]}: sequences  E  JSON {table: rows}: the end
+
+What is in it is of one moment (REPEATABLE READ). Tables stand in an order in which each comes after those that its
+rows name. A schema is not in it, but its number: it is loaded into a MetaDB of just that schema, which is migrated
+further afterwards. So a copy is loaded by any later distfs, into any PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import IO, Any, cast
+from uuid import UUID
+
+import distfs
+from distfs.errors import Corrupt, DistfsError, Refused
+from distfs.metadb import schema
+from distfs.metadb.driver import DatabaseError
+from distfs.metadb.link import translate
+
+FORMAT = 1
+MAGIC = b"DFSMETA\n"
+_LENGTH = struct.Struct(">I")
+_RECORD = struct.Struct(">cI")
+_MAX_HEADER = 4096
+_MAX_RECORD = 1 << 30  # the longest row that PostgreSQL has
+_PIECE = 1 << 18  # rows are gathered to records of about so many bytes
+_DIGEST = 32
+
+#: Not copied: what is of no use later (promises to uploads, lines of the log), and what loading makes itself.
+_TABLES = """
+SELECT c.oid::integer, c.relname::text, (
+    SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+), ARRAY(
+    SELECT DISTINCT f.confrelid::integer FROM pg_constraint f
+    WHERE f.conrelid = c.oid AND f.contype = 'f' AND f.confrelid <> c.oid
+)
+FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relpersistence = 'p'
+AND NOT c.relispartition AND c.relname NOT LIKE 'log\\_day\\_%' AND c.relname <> 'migration'
+ORDER BY c.relname"""
+_SEQUENCES = """
+SELECT c.relname::text FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' ORDER BY c.relname"""
+_ABOUT = """
+SELECT (SELECT id::text FROM cluster), (SELECT max(number) FROM migration), extract(epoch FROM now())::float8"""
+#: What a MetaDB in use has rows of.
+_IN_USE = ("file", "trash", "node", "token", "damage")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a copy says of itself, before its first row."""
+
+    cluster: UUID
+    schema: int  # the last migration
+    taken_at: float  # seconds since 1970, by MetaDB's clock
+    format: int = FORMAT
+    distfs: str = distfs.__version__
+
+    def pack(self) -> bytes:
+        said = json.dumps(asdict(self), default=str).encode()
+        return MAGIC + _LENGTH.pack(len(said)) + said
+
+    @classmethod
+    def read(cls, stream: IO[bytes]) -> Header:
+        """From a copy's beginning. Raises Corrupt, Refused for what this distfs is too old for."""
+        head = stream.read(len(MAGIC) + _LENGTH.size)
+        if not head.startswith(MAGIC) or len(head) < len(MAGIC) + _LENGTH.size:
+            raise Corrupt("it is no copy of a MetaDB")
+        (length,) = _LENGTH.unpack_from(head, len(MAGIC))
+        try:
+            said = json.loads(stream.read(min(length, _MAX_HEADER)))
+            if said["format"] > FORMAT:
+                raise Refused(f"it is of format {said['format']}, this distfs reads {FORMAT}: upgrade distfs")
+            return cls(UUID(said["cluster"]), int(said["schema"]), float(said["taken_at"]), said["format"])
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise Corrupt("its header cannot be read") from e
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def write(connection: Any, out: Callable[[bytes], object]) -> Header:
+    """Copy the MetaDB of a pg8000 connection to ``out``; -> what it says of itself. Needs a piece of memory, however
+    much there is. Raises Unavailable and what ``out`` raises; nothing of it is of use then."""
+    try:
+        connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            [[cluster, number, taken_at]] = connection.run(_ABOUT)
+            header = Header(UUID(cluster), int(number), float(taken_at))
+            stream = _Writer(out)
+            stream.begin(header)
+            counts = {}
+            for table, columns in _tables(connection):
+                stream.record(b"T", _json({"table": table, "columns": columns}))
+                rows = _Rows(stream)
+                connection.run(f"COPY {table} ({', '.join(columns)}) TO STDOUT", stream=rows)
+                rows.flush()
+                counts[table] = rows.count
+            stream.record(b"S", _json(_sequences(connection)))
+            stream.record(b"E", _json(counts))
+            stream.end()
+        finally:
+            connection.run("ROLLBACK")
+    except DatabaseError as e:
+        raise translate(e) from e
+    return header
+
+
+def _tables(connection: Any) -> list[tuple[str, list[str]]]:
+    """With their columns; each after those whose rows its own name."""
+    left = {oid: (name, columns, set(needs)) for oid, name, columns, needs in connection.run(_TABLES)}
+    found: list[tuple[str, list[str]]] = []
+    while left:
+        ready = [oid for oid, (_, _, needs) in left.items() if not needs & left.keys()]
+        if not ready:
+            raise DistfsError(f"tables that need each other: {', '.join(name for name, *_ in left.values())}")
+        found += [left.pop(oid)[:2] for oid in ready]
+    return found
+
+
+def _sequences(connection: Any) -> Mapping[str, Any]:
+    names = [name for [name] in connection.run(_SEQUENCES)]
+    return {name: connection.run(f"SELECT last_value, is_called FROM {name}")[0] for name in names}  # noqa: S608
+
+
+def _json(what: Any) -> bytes:
+    return json.dumps(what).encode()
+
+
+class _Writer:
+    """Records -> bytes, compressed, with the digest of all of them at the end."""
+
+    def __init__(self, out: Callable[[bytes], object]) -> None:
+        self._out, self._digest, self._zlib = out, hashlib.sha256(), zlib.compressobj(6)
+
+    def begin(self, header: Header) -> None:
+        self._write(header.pack())
+
+    def record(self, kind: bytes, data: bytes) -> None:
+        self._write(self._zlib.compress(_RECORD.pack(kind, len(data)) + data))
+
+    def end(self) -> None:
+        self._write(self._zlib.flush())
+        self._out(self._digest.digest())
+
+    def _write(self, data: bytes) -> None:
+        self._digest.update(data)
+        if data:
+            self._out(data)
+
+
+class _Rows(io.RawIOBase):
+    """What the driver writes the rows of a table to, one at a time."""
+
+    def __init__(self, stream: _Writer) -> None:
+        super().__init__()
+        self._stream, self._waiting, self.count = stream, bytearray(), 0
+
+    def write(self, row: Any) -> int:
+        self._waiting += row
+        self.count += 1
+        if len(self._waiting) >= _PIECE:
+            self.flush()
+        return len(row)
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._stream.record(b"D", bytes(self._waiting))
+            self._waiting.clear()
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def check(copy: IO[bytes]) -> Header:
+    """Read all of a copy, from its beginning to its digest; -> what it says of itself. Raises Corrupt unless it is
+    whole, Refused for one of a newer distfs."""
+    copy.seek(0)
+    header = Header.read(copy)
+    if header.schema > schema.latest():
+        raise Refused(
+            f"it is of a MetaDB at migration {header.schema}, this distfs knows {schema.latest()}: upgrade distfs"
+        )
+    size = copy.seek(0, io.SEEK_END) - _DIGEST
+    copy.seek(0)
+    digest = hashlib.sha256()
+    while size > 0 and (piece := copy.read(min(size, _PIECE))):
+        digest.update(piece)
+        size -= len(piece)
+    if copy.read() != digest.digest():
+        raise Corrupt("it is cut short, or was changed: its digest is another")
+    return header
+
+
+def load(connection: Any, copy: IO[bytes]) -> None:
+    """Put a copy that was checked into a MetaDB of its schema that is not in use, in one transaction.
+
+    Raises Refused when it is in use, Corrupt, Unavailable; nothing has changed then.
+    """
+    try:
+        connection.run("BEGIN")
+        try:
+            _load(connection, copy)
+            connection.run("COMMIT")
+        except BaseException:
+            connection.run("ROLLBACK")
+            raise
+    except DatabaseError as e:
+        raise translate(e) from e
+
+
+def _load(connection: Any, copy: IO[bytes]) -> None:
+    here = dict(_tables(connection))
+    connection.run(f"LOCK TABLE {', '.join(here)} IN ACCESS EXCLUSIVE MODE")
+    require_unused(connection)
+    for table in reversed(here):  # what migrations, and a service that looked in, have written
+        connection.run(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+        connection.run(f"DELETE FROM {table}")  # noqa: S608
+    records = _Records(copy)
+    for kind, data in records:
+        said = _object(data)
+        if kind == b"T":
+            _load_table(connection, here, said, records)
+        elif kind == b"S":
+            _set_sequences(connection, said)
+        elif kind == b"E":
+            _check_counts(connection, said)
+            break
+        else:
+            raise Corrupt(f"it has a record of an unknown kind, {kind!r}")
+    else:
+        raise Corrupt("it lacks its end")
+    for table in here:
+        connection.run(f"ALTER TABLE {table} ENABLE TRIGGER USER")
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(data)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise Corrupt("a record of it cannot be read")
+    return said
+
+
+def _load_table(
+    connection: Any, here: Mapping[str, list[str]], said: Mapping[str, Any], records: _Records
+) -> None:
+    table, columns = said.get("table"), said.get("columns")
+    known = here.get(table) if isinstance(table, str) else None
+    if known is None or not isinstance(columns, list) or not columns or any(c not in known for c in columns):
+        raise Corrupt(f"it has a table that its schema lacks: {table!r:.100}")
+    connection.run(f"COPY {table} ({', '.join(columns)}) FROM STDIN", stream=records.rows())
+
+
+def _set_sequences(connection: Any, said: Mapping[str, Any]) -> None:
+    known = {name for [name] in connection.run(_SEQUENCES)}
+    for name, state in said.items():
+        if name not in known or not isinstance(state, list) or [type(each) for each in state] != [int, bool]:
+            raise Corrupt(f"it has a sequence that its schema lacks: {name!r:.100}")
+        connection.run(
+            "SELECT setval(CAST(:name AS text)::regclass, CAST(:last AS bigint), :given)",
+            name=name,
+            last=state[0],
+            given=state[1],
+        )
+
+
+def require_unused(connection: Any) -> None:
+    """Raises Refused for a MetaDB that has files, nodes or tokens, or ever had."""
+    for table in _IN_USE:
+        if connection.run(f"SELECT FROM {table} LIMIT 1"):
+            raise Refused(
+                f"MetaDB is not empty, it has rows in {table}: name a new database, or a new folder"
+            )
+
+
+def _check_counts(connection: Any, counts: Mapping[str, int]) -> None:
+    here = dict(_tables(connection))
+    if counts.keys() != here.keys():
+        raise Corrupt("it lacks tables of its schema")
+    for table, count in counts.items():
+        [[found]] = connection.run(f"SELECT count(*) FROM {table}")  # noqa: S608
+        if found != count:
+            raise Corrupt(f"{found} rows of {table} were loaded, there are {count}")
+
+
+class _Records:
+    """The records of a copy, one at a time."""
+
+    def __init__(self, copy: IO[bytes]) -> None:
+        copy.seek(0)
+        Header.read(copy)
+        self._copy, self._zlib, self._have = copy, zlib.decompressobj(), bytearray()
+        self._next: tuple[bytes, bytes] | None = None  # one that was read and not taken
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        while (record := self._take()) is not None:
+            yield record
+
+    def rows(self) -> Iterator[bytes]:
+        """Those of the table whose T was just read."""
+        while (record := self._take()) is not None:
+            if record[0] != b"D":
+                self._next = record
+                return
+            yield record[1]
+
+    def _take(self) -> tuple[bytes, bytes] | None:
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            return waiting
+        if not self._fill(_RECORD.size):
+            return None
+        kind, length = _RECORD.unpack_from(self._have)
+        if length > _MAX_RECORD or not self._fill(_RECORD.size + length):
+            raise Corrupt("a record of it is cut short")
+        data = bytes(self._have[_RECORD.size : _RECORD.size + length])
+        del self._have[: _RECORD.size + length]
+        return cast(bytes, kind), data
+
+    def _fill(self, count: int) -> bool:
+        """Whether so many bytes are at hand; more is unpacked only as it is needed."""
+        while len(self._have) < count:
+            packed = self._zlib.unconsumed_tail or self._copy.read(_PIECE)
+            if self._zlib.eof or not packed:
+                return False
+            try:
+                self._have += self._zlib.decompress(packed, _PIECE)
+            except zlib.error as e:
+                raise Corrupt("it cannot be unpacked") from e
+        return True
