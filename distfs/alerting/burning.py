@@ -56,14 +56,20 @@ class Burning:
         return max(_FIRST_LOOKS_S, min(windows, default=0.0))
 
     @property
+    def names(self) -> Collection[str]:
+        """Of all metrics that the rules are about."""
+        return self._history.names
+
+    @property
     def unsure(self) -> Collection[str]:
         """Of what burnt before: what may burn still."""
         return self._kept
 
     def look(self, now: float, clock: float, seen: Seen) -> None:
-        """``now``: on a clock that only goes forwards; ``clock``: of the day. ``seen``: all metrics."""
+        """``now``: on a clock that only goes forwards; ``clock``: of the day. ``seen``: all of ``names``."""
         self._history.add(now, clock, seen)
         found = [Alert(rule, labels) for rule in self._rules for labels in rule.condition.at(self._history)]
+        self._history.end_look()
         begun = self._begun = now if self._begun is None else self._begun
         self._kept = {key: least for key, least in self._kept.items() if now - begun < least}
         self._since = {alert.key: self._since.get(alert.key, now) for alert in found} | {

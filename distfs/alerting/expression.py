@@ -57,7 +57,9 @@ class History:
     """What was seen at the last look, and before that what some condition looks back at. For one thread."""
 
     def __init__(self, conditions: Iterable[Expression]) -> None:
-        over = [part for each in conditions for part in all_parts(each) if isinstance(part, Over)]
+        parts = [part for each in conditions for part in all_parts(each)]
+        over = [part for part in parts if isinstance(part, Over)]
+        self.names = frozenset(part.name for part in parts if isinstance(part, Of))
         self._wanted = {each.of.promql: each.of for each in over}
         self._longest = max((each.window for each in over), default=0.0)
         self._looks: deque[Look] = deque()
@@ -70,6 +72,10 @@ class History:
         self._looks.append(Look(now, {name: of.at(self) for name, of in self._wanted.items()}))
         while now - self._looks[0].at > self._longest:
             self._looks.popleft()
+
+    def end_look(self) -> None:
+        """What no condition looks back at is not kept until the next."""
+        self.seen = {}
 
     def back(self, of: Of, window: float) -> Mapping[Labels, list[tuple[float, float]]]:
         """When it was what, in the window, by labels."""

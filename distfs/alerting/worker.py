@@ -62,8 +62,8 @@ class Alerts:
     def step(self, deadline: Deadline) -> Step:
         now = self._clocks.forwards()
         if now >= self._next:
-            self._burning = self._burning or self._begin(deadline)
-            self._burning.look(now, self._clocks.of_day(), seen(self._look()))
+            burning = self._burning = self._burning or self._begin(deadline)
+            burning.look(now, self._clocks.of_day(), seen(self._look(), burning.names))
             self._next = now + EVERY_S
             self._tell(now, self._burning.now)
             self._detail = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import accumulate
 
 from distfs.telemetry import metrics
@@ -10,18 +10,29 @@ from distfs.telemetry.metrics import BUCKETS, HISTOGRAM, METRICS, NODE, Metric, 
 
 Labels = tuple[tuple[str, str], ...]
 _BOUNDS = (*(str(float(bound)) for bound in BUCKETS), "+Inf")
+_SUFFIXES = ("", "_count", "_bucket")
 
 
-def seen(looked_at: Iterable[Sample]) -> dict[str, dict[Labels, float]]:
-    """By name and labels, which are in the order of their names; of all processes of this service."""
+def seen(looked_at: Iterable[Sample], names: Collection[str]) -> dict[str, dict[Labels, float]]:
+    """By name and labels, which are in the order of their names; of all processes of this service.
+
+    ``names``: of what is wanted, a histogram's with its suffix. There are thousands of series, and each is made."""
     found: dict[str, dict[Labels, float]] = {}
     sums = metrics.sums()
     for metric in METRICS:
-        if metric.first >= 0 and metric.part != NODE:
+        if (
+            metric.first >= 0
+            and metric.part != NODE
+            and any(metric.name + suffix in names for suffix in _SUFFIXES)
+        ):
             for suffix, labels, value in _counted(metric, sums):
-                found.setdefault(metric.name + suffix, {})[_named(metric, labels)] = value
+                if metric.name + suffix in names:
+                    found.setdefault(metric.name + suffix, {})[_named(metric, labels)] = value
     for sample in looked_at:
-        found.setdefault(sample.metric.name, {})[_named(sample.metric, sample.labels)] = float(sample.value)
+        if sample.metric.name in names:
+            found.setdefault(sample.metric.name, {})[_named(sample.metric, sample.labels)] = float(
+                sample.value
+            )
     return found
 
 

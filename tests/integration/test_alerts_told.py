@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -71,6 +72,20 @@ def test_it_is_told_once_and_once_when_it_is_over(db: UpkeepDB) -> None:
         leader.up = 1
         leader.looks(300)
         assert of_node(came) == ["firing", "resolved"]
+
+
+def test_a_look_at_all_that_is_counted_makes_and_keeps_little(db: UpkeepDB) -> None:
+    leader = Leader(db, AlertingConfig())
+    leader.looks(EVERY_S)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        leader.looks(EVERY_S)
+        kept, most = (figure - before for figure in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+    assert kept < 50_000, "there are more than 5,000 series"
+    assert most < 600_000
 
 
 def test_who_leads_next_tells_nothing_again_and_tells_when_it_is_over(db: UpkeepDB) -> None:
