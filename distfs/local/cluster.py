@@ -161,8 +161,9 @@ class LocalCluster:
             if self._metadb:  # it runs for us alone: what is configured now is what holds from now on
                 meta.adopt_settings(times_of(self._config), Deadline(_PROBE_TIMEOUT_S))
             self._check_stopping()
-            ports = self._start_nodes(names, url)
-            self._start_service()
+            ports = self._add_nodes(names, url)
+            self._add_service()
+            self._start_children()
             self._wait_ready(meta, ports)
             self._say_ready(TokenDB(meta))
         finally:
@@ -247,7 +248,7 @@ class LocalCluster:
         if self._metadb:
             self._metadb.keep_running()
 
-    def _start_nodes(self, names: Sequence[str], url: str) -> set[int]:
+    def _add_nodes(self, names: Sequence[str], url: str) -> set[int]:
         """-> the ports they listen on. They need no more of MetaDB than to report to it."""
         embedded = embedded_postgres.is_embedded(url) and "?" not in url
         login = ["--metadb", f"{url}?user={NODE_ROLE}"] if embedded else []
@@ -260,7 +261,6 @@ class LocalCluster:
             grace = self._config.node.drain_timeout + 10
             node = self._child(name, _NODE, *flags, grace=grace)
             self._nodes.append(node)
-            node.start()
         return set(ports.values())
 
     def _make_homes(self, names: Sequence[str]) -> None:
@@ -287,7 +287,7 @@ class LocalCluster:
             say(f"{self._data} holds data of {max(have)} storage nodes; starting all of them")
         return [f"node{i}" for i in range(1, max([wanted, *have]) + 1)]
 
-    def _start_service(self) -> None:
+    def _add_service(self) -> None:
         http = self._config.http
         service = self._child(
             "service",
@@ -300,7 +300,14 @@ class LocalCluster:
             grace=http.drain_timeout + 10,
         )
         self._service.append(service)
-        service.start()
+
+    def _start_children(self) -> None:
+        """Returns when the service listens. They are forked right after each other, so that they share memory."""
+        for child in self._children():
+            child.prepare()
+        for child in self._children():
+            child.start()
+        (service,) = self._service
         self.url = service.announcement(self._stopping, _START_LIMIT_S)
         service.flags[service.flags.index("--port") + 1] = str(urlsplit(self.url).port)  # for its next start
 

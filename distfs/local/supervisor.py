@@ -106,6 +106,18 @@ class Child:
         self._last: deque[str] = deque(maxlen=1)
         self._started_at = self._due = 0.0
         self._pause = BACKOFF_FIRST_S
+        self._work: Callable[[], int] | None = None
+
+    def prepare(self) -> None:
+        """Do what ``start`` would do first. Children that start right after each other share most of their memory:
+        what this process writes to in between, those before have for themselves from then on."""
+        flags = list(self.flags)
+        if not forked.may_fork():
+            return
+        try:
+            self._work = self._program.read(flags, self._env)
+        except ConfigError:  # the child finds and says the same
+            self._work = functools.partial(self._program.main, flags)
 
     def start(self) -> None:
         """Raises Unavailable when there can be no further process, or pipe to it."""
@@ -124,15 +136,12 @@ class Child:
         ]
 
     def _begin(self, streams: Sequence[int]) -> forked.Forked | subprocess.Popen[bytes]:
-        program, flags = self._program, list(self.flags)
-        argv = python(program.module, *flags)
-        if forked.may_fork():
-            show = forked.Shown(self.name, argv)
-            try:
-                work = program.read(flags, self._env)
-            except ConfigError:  # the child finds and says the same
-                work = functools.partial(program.main, flags)
-            return forked.fork(work, streams, self._env, self._keep, show)
+        argv = python(self._program.module, *self.flags)
+        if self._work is None:
+            self.prepare()
+        work, self._work = self._work, None
+        if work is not None:
+            return forked.fork(work, streams, self._env, self._keep, forked.Shown(self.name, argv))
         stdin, stdout, stderr = streams
         return subprocess.Popen(
             argv,

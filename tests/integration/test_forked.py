@@ -223,3 +223,33 @@ def test_nothing_that_is_not_written_yet_is_written_twice(tmp_path: Path) -> Non
         """
     )
     assert said == "once"
+
+
+def test_what_a_child_needs_is_read_before_the_first_is_started() -> None:
+    said = run(
+        """
+        from distfs.local.outputs import Reader
+        from distfs.local.supervisor import Child, Program
+        happened = []
+        def program(name):
+            def read(flags, environ):
+                happened.append(f"{name} {flags} read by {os.getpid() == up}")
+                return lambda: 0
+            return Program(name, lambda flags: 9, read)
+        up = os.getpid()
+        children = [Child(name, program(name), ["1"], dict(os.environ), Reader()) for name in "ab"]
+        for child in children:
+            child.prepare()
+        print(happened)
+        for child in children:
+            child.start()
+            child._process.wait()
+        print(happened, [child._process.returncode for child in children])
+        children[0].flags[:] = ["2"]
+        children[0].start()
+        children[0]._process.wait()
+        print(happened[2:])
+        """
+    ).splitlines()
+    first = repr([f"{name} ['1'] read by True" for name in "ab"])
+    assert said == [first, f"{first} [0, 0]", repr(["a ['2'] read by True"])], "anew for its next start"
