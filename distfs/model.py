@@ -17,6 +17,9 @@ Buffer = bytes | bytearray | memoryview
 #: Bounds of a policy; the product of every ``k`` and ``m`` within them is tested.
 MAX_K, MAX_M = 8, 8
 
+#: Of zstd: what is higher takes seconds a block.
+MAX_LEVEL = 19
+
 #: Bytes of UTF-8 kept of a file's name and of its media type; the schema's checks hold the same.
 MAX_NAME_BYTES = 1024
 MAX_TYPE_BYTES = 255
@@ -51,6 +54,28 @@ class Policy:
 
     def __str__(self) -> str:
         return f"{self.k}+{self.m}"
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """How blocks are compressed: ``off``; ``zstd``: each that gets smaller enough; ``auto``: those that look as if
+    they would. A higher level takes longer, and saves more."""
+
+    mode: str = "auto"
+    level: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Compression:
+        """``"zstd:9"`` -> Compression("zstd", 9). Raises ConfigError with the remedy."""
+        match = re.fullmatch(r"\s*(?:(off)|(auto|zstd)(?::(\d{1,2}))?)\s*", text, re.ASCII)
+        if not match or not 1 <= (level := int(match[3] or 1)) <= MAX_LEVEL:
+            raise ConfigError(
+                f"compression {text[:40]!r} is not off, auto or zstd, or zstd:9: a level is from 1 to {MAX_LEVEL}"
+            )
+        return cls(match[1] or match[2], level)
+
+    def __str__(self) -> str:
+        return self.mode if self.mode == "off" else f"{self.mode}:{self.level}"
 
 
 _REACHABLE = re.compile(

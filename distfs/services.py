@@ -15,9 +15,10 @@ from distfs.access.directory import Tokens
 from distfs.access.door import Door
 from distfs.agreement import Agreement
 from distfs.audit import AuditLog
-from distfs.config.settings import Config
+from distfs.config.settings import Config, StorageConfig
 from distfs.deadline import Deadline, Scope
 from distfs.formats.coding import code_for
+from distfs.formats.compression import check_installed
 from distfs.limits.bandwidth import Bandwidth
 from distfs.limits.callers import Callers
 from distfs.limits.db import ReservationDB
@@ -168,6 +169,13 @@ def _lookers(db: UpkeepDB, directory: NodeDirectory) -> tuple[Finder[Facts], Fin
     return facts, inventory, History(known)
 
 
+def _check_installed(storage: StorageConfig) -> None:
+    """What is needed and not there is said now, not to the first who uploads. Raises ConfigError."""
+    for policy in storage.policies.values():
+        code_for(policy)
+    check_installed(storage.compressions)
+
+
 def build(config: Config, together: Together | None = None) -> Services:
     """The services of one process; ``together``: of one of several, whose part ``config`` is. Raises ConfigError for
     what cannot work."""
@@ -178,8 +186,7 @@ def build(config: Config, together: Together | None = None) -> Services:
     secure = peers(config.tls)
     directory = NodeDirectory(meta, config.peers, secure)
     storage = config.storage
-    for policy in storage.policies.values():
-        code_for(policy)  # what it needs and is not installed is said now, not to the first who uploads
+    _check_installed(storage)
     pool = BlockPool(storage.block_size, storage.memory_budget // storage.block_size)
     uploader = Uploader(meta, directory, Placement(), pool, storage, config.http.threads)
     gate = Gate(http.max_uploads, http.max_bytes_in_flight, tally)

@@ -25,6 +25,7 @@ from distfs.config.settings import Config, Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Busy, ConfigError, DistfsError, OutcomeUnknown
 from distfs.formats.coding import code_for
+from distfs.formats.compression import REMEDY, check_installed, library
 from distfs.local.machine import Finding, Level, examine, in_order, is_wrong
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
@@ -103,6 +104,15 @@ def _configured(config: Config) -> Iterator[Finding]:
         except ConfigError as e:
             what, _, remedy = str(e).partition(": ")
             yield Finding(Level.BAD, "config", f"storage.policies: {name}: {what}", remedy)
+    ways = config.storage.compressions
+    try:
+        check_installed(ways)
+        if any(how.mode == "auto" for how in ways) and library() is None:
+            what = "storage.compression is auto, and nothing is compressed: there is no zstd here"
+            yield Finding(Level.NOTE, "config", what, f"{REMEDY}, or storage.compression: off")
+    except ConfigError as e:
+        what, _, remedy = str(e).partition(": ")
+        yield Finding(Level.BAD, "config", what, remedy)
     if config.auth.mode == "on" and config.audit.file == "auto" and not config.audit_file:
         what = "auth is on, and it is noted nowhere who changes what, since MetaDB is not in local.data"
         yield Finding(

@@ -49,7 +49,7 @@ from distfs.config.settings import (
 )
 from distfs.errors import ConfigError
 from distfs.headers import origin
-from distfs.model import Policy
+from distfs.model import Compression, Policy
 from distfs.process.redact import redacted
 from distfs.process.secret_file import with_files
 
@@ -234,7 +234,7 @@ def _section(cls: Any, tree: object, path: str) -> Any:
     values = {}
     for key, value in tree.items():
         kind = types[key]
-        if is_dataclass(kind):
+        if is_dataclass(kind) and kind not in _PARSERS:
             values[key] = _section(kind, value, f"{path}{key}.")
         else:
             values[key] = _value(kind, value, f"config: {path}{key}")
@@ -374,6 +374,16 @@ def _policies(value: object) -> Mapping[str, Policy]:
     return {str(name): Policy.parse(str(text)) for name, text in value.items()}
 
 
+def _compressions(value: object) -> Mapping[str, Compression]:
+    if value in (None, ""):
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(
+            "must map names of policies to how theirs are compressed, for example {cold: zstd:9}"
+        )
+    return {str(name): Compression.parse(str(text)) for name, text in value.items()}
+
+
 def _weight(value: object) -> float:
     weight = _quantity(value, {"": 1}, "a weight such as 2 or 0.5")
     if not 0.001 <= weight <= 1000:
@@ -454,6 +464,7 @@ _PARSERS: _Parsers = {
     AuthMode: _mode("open"),
     TlsMode: _mode("auto"),
     Words: _words,
+    Compression: lambda value: Compression.parse(_text(value)),
     CallerMatch: lambda value: CallerMatch.parse(_text(value)),
     int: _integer,
     bool: _switch,
@@ -463,6 +474,7 @@ _PARSERS: _Parsers = {
 #: Values that are written as YAML in the environment too.
 _TABLES: _Parsers = {
     Mapping[str, Policy]: _policies,
+    Mapping[str, Compression]: _compressions,
     tuple[CallerRule, ...]: _callers,
     tuple[Certificate, ...]: _certificates,
     tuple[Network, ...]: _networks,

@@ -97,6 +97,11 @@ def _storage_rules(storage: StorageConfig) -> _Rules:
         storage.min_redundancy <= most,
         f"storage.min_redundancy must be at most {most}: no policy has more to lose",
     )
+    unknown = sorted(storage.policy_compression.keys() - storage.policies.keys())
+    yield (
+        not unknown,
+        f"storage.policy_compression names {', '.join(unknown)}, which storage.policies does not have",
+    )
     yield storage.parallel_slices >= 1, "storage.parallel_slices must be at least 1"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NewType
 
 from distfs.config.callers import LOOPBACK, Caller, CallerMatch, Identity, IPAddress, Network, direct
-from distfs.model import Policy
+from distfs.model import Compression, Policy
 
 Secret = NewType("Secret", str)  # never shown
 HostName = NewType("HostName", str)  # an address or a name; IPv6 without brackets
@@ -176,6 +176,9 @@ class StorageConfig:
     """How files become slices, blocks and fragments."""
 
     policies: Mapping[str, Policy] = field(default_factory=lambda: {"default": Policy(1, 1)})
+    compression: Compression = field(default_factory=Compression)  # of blocks
+    policy_compression: Mapping[str, Compression] = field(default_factory=dict)  # of policies with their own
+    min_saving: Fraction = Fraction(0.1)  # a block that saves less of its bytes is kept as it is
     min_redundancy: int = 1  # a degraded write needs k + this many fragments; never more than m asks
     slice_size: Bytes = Bytes(32 * MIB)
     block_size: Bytes = Bytes(MIB)
@@ -187,6 +190,15 @@ class StorageConfig:
     def policy(self) -> Policy:
         """The policy of an upload that names none."""
         return self.policies["default"]
+
+    def compression_of(self, policy: str) -> Compression:
+        """Of uploads by that policy, unless they name another."""
+        return self.policy_compression.get(policy, self.compression)
+
+    @property
+    def compressions(self) -> Sequence[Compression]:
+        """All that uploads have that name none."""
+        return (self.compression, *self.policy_compression.values())
 
     @property
     def small_body(self) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Protocol
 
-from distfs.errors import ConfigError
+from distfs.errors import ConfigError, Corrupt
 from distfs.formats.isal import Parity, library
 from distfs.model import Buffer, Policy
 
@@ -28,6 +29,15 @@ class Code(Protocol):
 
     def beside(self, length: int) -> int:
         """Bytes that the cells of a block of ``length`` take beside the block itself."""
+
+    def wrapped(self, frame: bytes) -> Buffer:
+        """What is coded instead of a block that was compressed to ``frame``: as long as all its data cells."""
+
+    def unwrapped(self, coded: memoryview) -> memoryview:
+        """The frame again. Raises Corrupt."""
+
+    def coded(self, cell: int) -> int:
+        """Bytes of what was coded, if it was ``wrapped`` and its cells have so many."""
 
     def landing(self, index: int, out: memoryview) -> memoryview | None:
         """Where in ``out``, the block to be, cell ``index`` may be received; None: it needs room of its own."""
@@ -50,6 +60,15 @@ class Copies:
 
     def beside(self, length: int) -> int:
         return 0
+
+    def wrapped(self, frame: bytes) -> Buffer:
+        return frame
+
+    def unwrapped(self, coded: memoryview) -> memoryview:
+        return coded
+
+    def coded(self, cell: int) -> int:
+        return cell
 
     def landing(self, index: int, out: memoryview) -> memoryview | None:
         return out
@@ -129,6 +148,22 @@ class ReedSolomon:
         size = self.cell_size(length)
         return (self.policy.width - length // size) * size if size else 0
 
+    def wrapped(self, frame: bytes) -> Buffer:
+        """Its length, the frame, and zeros to the end of the last cell: cells alone do not tell where it ends."""
+        packed = bytearray(self.policy.k * self.cell_size(_LENGTH.size + len(frame)))
+        _LENGTH.pack_into(packed, 0, len(frame))
+        packed[_LENGTH.size : _LENGTH.size + len(frame)] = frame
+        return packed
+
+    def unwrapped(self, coded: memoryview) -> memoryview:
+        end = _LENGTH.size + (_LENGTH.unpack_from(coded)[0] if len(coded) > _LENGTH.size else 0)
+        if not _LENGTH.size < end <= len(coded):
+            raise Corrupt(f"a compressed block of a wrong length in {len(coded)} coded bytes")
+        return coded[_LENGTH.size : end]
+
+    def coded(self, cell: int) -> int:
+        return self.policy.k * cell
+
     def landing(self, index: int, out: memoryview) -> memoryview | None:
         size = self.cell_size(len(out))
         whole = index < self.policy.k and (index + 1) * size <= len(out)
@@ -166,6 +201,7 @@ class ReedSolomon:
         return [cell[:_LIBRARY_HEADER] for cell in cells]
 
 
+_LENGTH = struct.Struct("<I")  # of a frame, in front of it
 _LIBRARY_HEADER = 80  # bytes: sizeof(fragment_header_t) in liberasurecode's erasurecode.h, format version 1
 
 

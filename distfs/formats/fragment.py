@@ -27,7 +27,8 @@ from distfs.errors import Corrupt
 from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES, Buffer, FragmentId, Policy
 
 VERSION = 1
-RAW = 0  # codec: the cell is stored as it is
+#: Codecs: what a cell is of: the block itself; a frame that it was compressed to.
+RAW, ZSTD = 0, 1
 
 MAX_BLOCK = 16 << 20
 MAX_CELLS = 1 << 18  # 1 GiB slices of 4 KiB blocks

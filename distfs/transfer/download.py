@@ -12,7 +12,8 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
 from distfs.formats.coding import Code, code_for
-from distfs.formats.fragment import checksum, slice_digest
+from distfs.formats.compression import unpack
+from distfs.formats.fragment import RAW, CellEntry, checksum, slice_digest
 from distfs.fragment_store import check_length
 from distfs.model import FragmentId, NewFile, Node, Slice
 from distfs.peers.directory import NodeDirectory
@@ -103,7 +104,7 @@ class Downloader:
         """As ``whole``, of any file that ``is_one_block``, into ``out``."""
         first = self._first(file, deadline, out)
         if isinstance(first, memoryview | bytes):
-            return out
+            return memoryview(first)
         try:
             with contextlib.closing(self._read(file, 0, file.size, out, deadline, first)) as blocks:
                 return next(blocks)
@@ -330,12 +331,25 @@ def _into(reader: LateReader, file: NewFile, out: memoryview) -> memoryview | No
     table = reader.table
     table.check(file.slices[0].digest, file.block_size)
     [entry] = table.entries
-    check_length(entry, file.size, 0)
-    if not reader.read_cell_or_late(out):
+    data = out
+    if entry.codec == RAW:
+        check_length(entry, file.size, 0)
+    else:
+        data = _packed(entry, out)
+    if not reader.read_cell_or_late(data):
         return None
-    if checksum(out) != entry.plain:
+    if entry.codec != RAW:
+        data = memoryview(unpack(data, file.size))
+    if checksum(data) != entry.plain:
         raise Corrupt("cell 0 fails its checksum")
-    return out
+    return data
+
+
+def _packed(entry: CellEntry, out: memoryview) -> memoryview:
+    """Where in ``out``, room for a block, what it was compressed to is received. Raises Corrupt."""
+    if not 0 < entry.length < len(out):
+        raise Corrupt(f"cell 0 has {entry.length} compressed bytes of a block of {len(out)}")
+    return out[: entry.length]
 
 
 def _at_once(reader: SmallReader, file: NewFile) -> bytes | None:
@@ -363,11 +377,17 @@ def _in_pieces(reader: SmallReader, file: NewFile) -> OnlyCell:
     table = reader.table
     table.check(file.slices[0].digest, file.block_size)
     [entry] = table.entries
-    check_length(entry, file.size, 0)
-    data = bytearray(file.size)
-    if not reader.read_cell_or_late(memoryview(data)):
+    data = memoryview(bytearray(file.size))
+    if entry.codec == RAW:
+        check_length(entry, file.size, 0)
+    else:
+        data = _packed(entry, data)
+    if not reader.read_cell_or_late(data):
         raise TooSlow("it was late in the middle of a cell")
-    return OnlyCell(entry, table.slice_size, bytes(data))
+    if entry.codec == RAW:
+        return OnlyCell(entry, table.slice_size, bytes(data))
+    plain = unpack(data, file.size)
+    return OnlyCell(entry._replace(codec=RAW, length=len(plain)), table.slice_size, plain)
 
 
 def _beginning_with(first: First, wanted: Iterator[SliceReader]) -> Iterator[SliceReader]:

@@ -54,6 +54,7 @@ class UploadResources:
     executor: Threads
     stores: Stores
     config: StorageConfig
+    packers: Threads  # compress blocks
 
 
 def refusal(failed: Collection[DistfsError], saying: str = "") -> DistfsError:
@@ -129,7 +130,7 @@ class FileUpload:
         write down, is known only when more comes."""
         self._request, self._resources, self._identity, self._deadline = slices, resources, identity, deadline
         self._config = resources.config
-        self._beside = identity.code.beside(self._config.block_size)
+        self._beside = identity.beside
         self._left = size_hint  # what of it has not come yet
         self._window = threading.Semaphore(self._config.window // self._config.block_size)
         self._flying: deque[SliceUpload] = deque()
@@ -202,7 +203,7 @@ class FileUpload:
         """A new slice, its nodes asked to take it; others, or the same ones once more, while none does."""
         size = self._config.slice_size if self._left is None else min(self._left, self._config.slice_size)
         ordinal = len(self._slices) + len(self._flying)
-        shared = self._resources.stores, self._resources.executor, self._scope
+        shared = self._resources.stores, self._resources.executor, self._resources.packers, self._scope
         until = self._request.patient_until()
         while True:
             plan = self._request.plan(self._identity, ordinal, max(size, least))

@@ -22,7 +22,8 @@ def rebuild(
     deadline: Deadline,
     ended: Callable[[], object] | None = None,
 ) -> None:
-    """Write fragment ``index`` to ``target`` from the checked blocks of ``reader``, which spans the slice.
+    """Write fragment ``index`` to ``target`` from the checked blocks of ``reader``, which spans the slice. What was
+    compressed is not so anew: another zstd may make another frame, and parity of that fits no cell there is.
 
     A copy is copied, a coded cell is computed; either way from bytes that MetaDB's digest vouches for, and it
     is durable on return. ``buffer`` has room for a block. ``ended``: called when the node was told the end; from
@@ -31,11 +32,10 @@ def rebuild(
     hint = file.code.cell_size(piece.size)
     writer = target.put(file.header(piece.id, piece.ordinal, index), hint, deadline)
     with committed(writer):
-        for block in reader.blocks(buffer):
-            plain = checksum(block)
-            cell = file.code.encode(block)[index]
-            own = plain if cell is block else checksum(cell)
-            writer.write_cell(CellEntry(len(cell), RAW, own, plain), memoryview(cell))
+        for coded, codec, plain in reader.stored_blocks(buffer):
+            cell = file.code.encode(coded)[index]
+            own = plain if cell is coded and codec == RAW else checksum(cell)
+            writer.write_cell(CellEntry(len(cell), codec, own, plain), memoryview(cell))
         writer.finish(piece.size, reader.last)
         if ended is not None:
             ended()

@@ -11,12 +11,14 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.formats.coding import Code
-from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum, pack_headers, slice_digest
+from distfs.formats.compression import Packer
+from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentHeader, checksum, pack_headers, slice_digest
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.whole_put import TakesWhole
 from distfs.telemetry.metrics import RETRIES
+from distfs.transfer.small_file import SMALL_BODY
 
 _HOUR_S = 3600
 _WRITE = RETRIES.index("write")
@@ -36,6 +38,13 @@ class FileIdentity:
     content_type: str
     code: Code
     block_size: int
+    packer: Packer | None = None  # None: blocks are kept as they are
+
+    @property
+    def beside(self) -> int:
+        """Bytes that the cells of a block take beside it, of whatever it may become."""
+        packed = self.block_size if self.packer is not None else 0
+        return packed + self.code.beside(self.block_size)
 
     def header(self, slice_id: UUID, ordinal: int, index: int) -> FragmentHeader:
         shape = slice_id, index, self.code.policy, self.block_size
@@ -66,16 +75,45 @@ class SlicePlan:
         self.nodes = list(nodes)
         self.size = 0
         self.plains: list[int] = []
+        self.saved: list[int] = []  # bytes, of each block that was compressed
         self.ended: set[int] = set()  # whose nodes were told the end: no other node can keep its fragment
 
     def cells(self, block: memoryview) -> list[tuple[CellEntry, Buffer]]:
-        """The block's cells in fragment order. Takes the checksum of the plain block: the bytes enter here."""
+        """The next block's cells in fragment order, as it is."""
+        return self._raw_cells(block, self.take(block))
+
+    def cells_at_once(self, block: memoryview) -> list[tuple[CellEntry, Buffer]]:
+        """Of the only block of a file, compressed if that pays: a small one is not."""
+        packer = self.file.packer
+        if packer is None or len(block) <= SMALL_BODY or not packer.worth(block):
+            return self.cells(block)
+        return self.packed_cells(block, self.take(block), packer)
+
+    def take(self, block: memoryview) -> int:
+        """The next block -> its checksum, of the plain bytes: they enter here."""
         plain = checksum(block)
         self.plains.append(plain)
         self.size += len(block)
+        return plain
+
+    def _raw_cells(self, block: memoryview, plain: int) -> list[tuple[CellEntry, Buffer]]:
         coded = self.file.code.encode(block)
         sums = [plain if cell is block else checksum(cell) for cell in coded]
         return [(CellEntry(len(c), RAW, s, plain), c) for c, s in zip(coded, sums, strict=True)]
+
+    def packed_cells(self, block: memoryview, plain: int, packer: Packer) -> list[tuple[CellEntry, Buffer]]:
+        """Of a block that was taken, compressed if that pays; in any thread. Coded is what it was compressed to."""
+        frame, code = packer.pack(block), self.file.code
+        if frame is None:
+            return self._raw_cells(block, plain)
+        wrapped = memoryview(code.wrapped(frame))
+        if len(wrapped) >= len(block):
+            return self._raw_cells(block, plain)
+        self.saved.append(len(block) - len(wrapped))
+        coded = code.encode(wrapped)
+        sums = [checksum(cell) for cell in (coded[:1] if code.policy.k == 1 else coded)]
+        sums *= len(coded) // len(sums)  # copies are all alike
+        return [(CellEntry(len(c), ZSTD, s, plain), c) for c, s in zip(coded, sums, strict=True)]
 
     def packed_headers(self) -> list[bytes]:
         """Of all its fragments."""

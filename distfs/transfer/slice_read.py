@@ -16,8 +16,9 @@ from typing import NamedTuple
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, Corrupt, DistfsError, NotFound, TooSlow, Unavailable
 from distfs.formats.coding import Code
-from distfs.formats.fragment import FragmentTable, checksum
-from distfs.fragment_store import check_cell, check_length
+from distfs.formats.compression import library, unpack
+from distfs.formats.fragment import RAW, CellEntry, FragmentTable, checksum
+from distfs.fragment_store import check_cell
 from distfs.model import FragmentId, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.hedge import HedgeBudget
@@ -25,6 +26,7 @@ from distfs.peers.late_read import Attempt, LateReader, SecondFailed, ask, race
 from distfs.telemetry import tracing
 from distfs.telemetry.metrics import CHECKSUMS, RETRIES
 from distfs.telemetry.tracing import traced
+from distfs.transfer.block_read import BlockRead, Rooms, StoredBlock, Stranger
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, Remnant
 
@@ -50,26 +52,6 @@ class Hedging(NamedTuple):
 
     budget: HedgeBudget  # how many may be
     memory: BlockPool  # of which the second is borrowed
-
-
-class _BlockRead:
-    """What has come of one block so far, by fragment index."""
-
-    __slots__ = ("cells", "late", "number", "out", "remnants", "spent", "sums", "tried")
-
-    def __init__(self, number: int, out: memoryview) -> None:
-        self.number, self.out = number, out
-        self.cells: dict[int, memoryview] = {}
-        self.sums: dict[int, int] = {}  # what the cells' checksums should be
-        self.spent: set[int] = set()  # fragments whose cell of this block is no good
-        self.remnants: set[int] = set()  # fragments of which the cell is not from where the row says
-        self.tried: set[Remnant] = set()
-        self.late: set[int] = set()  # those of which nothing is known but that another was quicker
-
-    @property
-    def asked(self) -> set[int]:
-        """Fragments that need not be asked for this block again; those that were late, while there are others."""
-        return self.spent | self.late | set(self.cells)
 
 
 class SliceReader:
@@ -100,8 +82,7 @@ class SliceReader:
         self._plains: list[int] = []  # the plain blocks' checksums, from the same tables
         self._open: dict[int, LateReader] = {}  # by fragment index, all before the same block
         self._vouched: set[LateReader] = set()  # those whose tables are the slice's
-        self._scratch: dict[int, bytearray] = {}  # for cells that have no place in the block
-        self._rooms: dict[tuple[int, int], memoryview] = {}  # by fragment index and length of the block
+        self._rooms = Rooms(code, block_size)
         self._known_late: LateReader | None = None  # it was waited for already
         self._failures: dict[int, int] = {}
         self._outruns: dict[int, int] = {}  # how often each was late
@@ -157,7 +138,6 @@ class SliceReader:
             self._decoding.clear()
         self._open.clear()
         self._rooms.clear()
-        self._scratch.clear()
 
     def blocks(self, buffer: memoryview) -> Iterator[memoryview]:
         """The plain blocks, checked; each valid only until the next. Raises Corrupt, Unavailable.
@@ -165,12 +145,19 @@ class SliceReader:
         Cells have checksums, too, but the block's own covers them: they are looked at when that one fails.
         """
         for number in range(self._first, self._stop):
-            yield self._block(number, buffer)
+            yield self._block(number, buffer)[1]
 
-    def _block(self, number: int, buffer: memoryview) -> memoryview:
-        block = _BlockRead(
-            number, buffer[: min(self._block_size, self._slice.size - number * self._block_size)]
-        )
+    def stored_blocks(self, buffer: memoryview) -> Iterator[StoredBlock]:
+        """As ``blocks``, the blocks as they are stored: what is made anew of them fits what there is, whatever would
+        be made of the plain ones today. Where nothing can unpack them, their cells' checksums must do."""
+        for number in range(self._first, self._stop):
+            block, _ = self._block(number, buffer, unpacked=False)
+            yield StoredBlock(block.out, block.codec, self._plains[number])
+
+    def _block(self, number: int, buffer: memoryview, unpacked: bool = True) -> tuple[BlockRead, memoryview]:
+        """-> what came of it, the plain block. Without ``unpacked`` one that cannot be unpacked here is as it is."""
+        size = min(self._block_size, self._slice.size - number * self._block_size)
+        block = BlockRead(number, buffer[:size], self._rooms)
         k = self._code.policy.k
         if self._hedging is not None:
             self._hedging.budget.count(k)
@@ -180,16 +167,31 @@ class SliceReader:
             while len(block.cells) < k:
                 self._read_another(block)
             began = time.monotonic() if tracing.on and k > 1 else 0.0
-            plain = self._code.decode(block.cells, block.out)
+            plain = block.out = self._code.decode(block.cells, block.out)
             if began:
                 self._decoding.append((began, time.monotonic() - began))
+            if block.codec != RAW:
+                if unpacked or library() is not None:
+                    plain = self._unpacked(block)
+                elif not block.bad_cells():
+                    return block, plain
             if checksum(plain) == self._plains[number]:
-                return plain
+                for index in block.strangers:
+                    self._note(index, Corrupt(f"cell {number} is not of its block"))
+                return block, plain
             self._sort_out(block)
 
-    def _sort_out(self, block: _BlockRead) -> None:
+    def _unpacked(self, block: BlockRead) -> memoryview:
+        """The plain block; what cannot be one, when it is none. Raises ConfigError where nothing can unpack it."""
+        try:
+            return memoryview(unpack(self._code.unwrapped(block.out), len(block.whole)))
+        except Corrupt as e:
+            log.info("slice %s block %d: %s", self._slice.id, block.number, e)
+            return memoryview(b"")
+
+    def _sort_out(self, block: BlockRead) -> None:
         """The block fails its checksum: cells that fail theirs are not used again; if none does, all of them."""
-        bad = [index for index, view in block.cells.items() if checksum(view) != block.sums[index]]
+        bad = block.bad_cells()
         for index in bad or list(block.cells):
             if index in block.remnants:  # another of them may be good
                 block.remnants.discard(index)
@@ -199,41 +201,43 @@ class SliceReader:
             del block.cells[index]
             block.spent.add(index)
 
-    def _read(self, index: int, reader: LateReader, block: _BlockRead) -> None:
+    def _read(self, index: int, reader: LateReader, block: BlockRead) -> None:
         """The next cell of one fragment; when it is late, perhaps of another.
 
         A stream that breaks is closed and forgotten.
         """
-        view = self._room(index, block.out)
         is_late, self._known_late = reader is self._known_late, None
         try:
-            if is_late or not self._advance(reader, block.number, view):
-                late = Attempt(reader, lambda: self._advance(reader, block.number, view))
+            if is_late or not self._advance(reader, index, block, block.whole):
+                late = Attempt(reader, lambda: self._advance(reader, index, block, block.whole))
                 first = self._outrun(index, late, block)
                 if first not in (None, index):
                     return
                 while first is None and not late.advance():
                     pass  # its stall limit ends it
+        except Stranger as e:
+            log.warning("fragment %s.%d: %s", self._slice.id, index, e)
+            reader.close()
+            self._open.pop(index, None)
+            block.strangers.add(index)
+            return
         except DistfsError as e:
             reader.close()
             self._open.pop(index, None)
             self._note(index, e, stream=True)
             block.spent.add(index)
             return
-        block.cells[index] = view
-        block.sums[index] = reader.table.entries[block.number].checksum
+        block.take(index, reader.table.entries[block.number])
 
-    def _advance(self, reader: LateReader, number: int, view: memoryview) -> bool:
-        """Receive what there is of a cell; whether that is all of it. False: the node is late."""
+    def _advance(self, reader: LateReader, index: int, block: BlockRead, whole: memoryview) -> bool:
+        """Receive what there is of a cell, into its place in ``whole``; whether that is all of it. False: the node is
+        late."""
         if reader not in self._vouched:
             if not reader.start_or_late():
                 return False
             self._accept(reader.table)
             self._vouched.add(reader)
-        length = reader.table.entries[number].length
-        if length != len(view):
-            raise Corrupt(f"cell {number} has {length} bytes, {len(view)} expected")
-        return reader.read_cell_or_late(view)
+        return reader.read_cell_or_late(block.place(index, reader.table.entries[block.number], whole))
 
     def _accept(self, table: FragmentTable) -> None:
         """Raises Corrupt unless a fragment's table is the slice's."""
@@ -243,7 +247,7 @@ class SliceReader:
 
     # --- a node that is late ----------------------------------------------------------------------------
 
-    def _outrun(self, index: int, late: Attempt, block: _BlockRead) -> int | None:
+    def _outrun(self, index: int, late: Attempt, block: BlockRead) -> int | None:
         """Ask another fragment for the cell too; -> which of the two was first: that cell is here, whole.
 
         None: ``late`` is to be read on, it is all there is, or all that the budget allows. Raises what ends it.
@@ -251,13 +255,13 @@ class SliceReader:
         other = self._candidate(block.asked | set(self._open) | {index})
         if other is None or self._hedging is None:
             return None
-        with self._spare(other, block.out) as room:
+        with self._spare(block) as room:
             if room is None or not self._hedging.budget.spend():
                 return None
             return self._race(index, late, other, block, room)
 
     @traced("hedge")
-    def _race(self, index: int, late: Attempt, other: int, block: _BlockRead, room: memoryview) -> int | None:
+    def _race(self, index: int, late: Attempt, other: int, block: BlockRead, room: memoryview) -> int | None:
         """As ``_outrun``, with fragment ``other`` into ``room``."""
         started = time.monotonic()
         second = self._request(other, block.number, 1)
@@ -265,7 +269,7 @@ class SliceReader:
             return None
         with contextlib.closing(second):
             try:
-                ahead = Attempt(second, lambda: self._advance_good(second, block.number, room))
+                ahead = Attempt(second, lambda: self._advance_good(second, other, block, room))
                 if not race(late, ahead, self._deadline):
                     return index
             except SecondFailed as e:
@@ -274,36 +278,35 @@ class SliceReader:
         if self._hedging is not None:
             self._hedging.budget.win()
         self._replace_late(index, late.reader, time.monotonic() - started)
-        view = self._room(other, block.out)
-        if view is not room:
-            view[:] = room  # who was late receives no more
-        block.cells[other] = view
-        block.sums[other] = second.table.entries[block.number].checksum
+        entry = second.table.entries[block.number]
+        view = block.take(other, entry)
+        if room is not block.whole:
+            view[:] = room[: len(view)]  # who was late receives no more
         block.late.add(index)
         return other
 
     @contextlib.contextmanager
-    def _spare(self, other: int, out: memoryview) -> Iterator[memoryview | None]:
-        """Where a second cell may be received beside the late one; None: there is no memory for it.
+    def _spare(self, block: BlockRead) -> Iterator[memoryview | None]:
+        """Room for the block in which a second cell may be received beside the late one; None: there is no memory.
 
         Of copies both are the whole block, and the late one may be half there.
         """
         if self._code.policy.k > 1:
-            yield self._room(other, out)
-        elif self._hedging is not None and self._hedging.memory.borrow(len(out)):
+            yield block.whole
+        elif self._hedging is not None and self._hedging.memory.borrow(len(block.whole)):
             try:
-                yield memoryview(bytearray(len(out)))
+                yield memoryview(bytearray(len(block.whole)))
             finally:
-                self._hedging.memory.repay(len(out))
+                self._hedging.memory.repay(len(block.whole))
         else:
             yield None
 
-    def _advance_good(self, reader: LateReader, number: int, view: memoryview) -> bool:
+    def _advance_good(self, reader: LateReader, index: int, block: BlockRead, whole: memoryview) -> bool:
         """As ``_advance``; raises Corrupt for a cell that is whole and not good."""
-        if not self._advance(reader, number, view):
+        if not self._advance(reader, index, block, whole):
             return False
-        if checksum(view) != reader.table.entries[number].checksum:
-            raise Corrupt(f"cell {number} fails its checksum")
+        entry = reader.table.entries[block.number]
+        check_cell(entry, checksum(block.place(index, entry, whole)), block.number)
         return True
 
     def _replace_late(self, index: int, reader: LateReader, waited: float) -> None:
@@ -317,25 +320,14 @@ class SliceReader:
 
     # --- which fragment -----------------------------------------------------------------------------------
 
-    def _room(self, index: int, out: memoryview) -> memoryview:
-        """Where to receive a cell of fragment ``index`` of the block that is to be ``out``."""
-        view = self._rooms.get((index, len(out)))
-        if view is None:
-            view = self._code.landing(index, out)
-            if view is None:
-                room = self._scratch.setdefault(index, bytearray(self._code.cell_size(self._block_size)))
-                view = memoryview(room)[: self._code.cell_size(len(out))]
-            self._rooms[index, len(out)] = view
-        return view
-
-    def _read_another(self, block: _BlockRead) -> None:
+    def _read_another(self, block: BlockRead) -> None:
         """One cell more of this block, from a fragment not asked for it yet."""
         index = self._candidate(block.asked)
         if index is None:
             block.late.clear()  # there is nobody else: they are waited for
             index = self._candidate(block.asked)
         if index is None:
-            if self._read_remnant(block):
+            if self._read_remnant(block) or self._believe_others(block):
                 return
             raise self._exhausted(block.number)
         if len(self._open) < self._code.policy.k:
@@ -347,7 +339,18 @@ class SliceReader:
             with contextlib.closing(reader):
                 self._read(index, reader, block)
 
-    def _read_remnant(self, block: _BlockRead) -> bool:
+    def _believe_others(self, block: BlockRead) -> bool:
+        """Nobody has more of the code word that came first: then it is another's turn, if there is one."""
+        if not block.strangers:
+            return False
+        for index in block.cells:
+            self._note(index, Corrupt(f"cell {block.number} is of another code word than others"))
+        block.spent.update(block.cells)
+        block.cells.clear()
+        block.strangers.clear()
+        return True
+
+    def _read_remnant(self, block: BlockRead) -> bool:
         """One cell more of this block, a good one, from all that is left of the slice; whether there was one."""
         if self._remnants is None and self._remains is not None:
             self._remnants = self._remains.after(self._errors.values(), self._deadline)
@@ -356,9 +359,8 @@ class SliceReader:
             if each in block.tried or each.number in block.cells:
                 continue
             block.tried.add(each)
-            view = self._room(each.number, block.out)
             try:
-                sum_ = self._read_cell_of(each, block.number, view)
+                entry = self._read_cell_of(each, block)
             except Cancelled:
                 raise
             except DistfsError as e:
@@ -367,21 +369,22 @@ class SliceReader:
                 if not isinstance(e, Corrupt):
                     left.remove(each)
                 continue
-            block.cells[each.number], block.sums[each.number] = view, sum_
+            block.take(each.number, entry)
             block.remnants.add(each.number)
             return True
         return False
 
-    def _read_cell_of(self, remnant: Remnant, number: int, view: memoryview) -> int:
-        """-> its checksum. Raises Corrupt when it is not good."""
+    def _read_cell_of(self, remnant: Remnant, block: BlockRead) -> CellEntry:
+        """-> what it is. Raises Corrupt when it is not good."""
+        number = block.number
         store, id = self._stores(remnant.node, self._deadline), FragmentId(self._slice.id, remnant.number)
         with contextlib.closing(store.get(id, number, 1, self._deadline, aside=remnant.aside)) as reader:
             self._accept(reader.table)
             entry = reader.table.entries[number]
-            check_length(entry, len(view), number)
+            view = block.place(remnant.number, entry, block.whole)
             reader.read_cell(view)
             check_cell(entry, checksum(view), number)
-        return entry.checksum
+        return entry
 
     def _candidate(self, excluded: set[int]) -> int | None:
         """The best fragment left: of those that failed or were late least, the first in order."""

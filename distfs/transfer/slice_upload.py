@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError
+from distfs.errors import Busy, DistfsError
 from distfs.formats.fragment import CellEntry
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer
@@ -40,7 +40,7 @@ def write_small(
     """
     writers: dict[int, FragmentWriter] = {}
     failed: dict[int, DistfsError] = {}
-    cells = plan.cells(block)
+    cells = plan.cells_at_once(block)
     heads = plan.packed_headers()
     try:
         for index in range(len(plan.nodes)):
@@ -70,12 +70,20 @@ def write_small(
     return failed
 
 
+_Coded = list[tuple[CellEntry, Buffer]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Cells:
-    """Of one block, for the fragments of one sender."""
+    """Of one block, of all fragments; or who makes them just now."""
 
-    cells: Sequence[tuple[CellEntry, Buffer]]
+    made: _Coded | Future[_Coded]
     block: Block
+
+    def of(self, index: int) -> tuple[CellEntry, Buffer]:
+        """Waits for them. Raises what went wrong when they were made."""
+        made = self.made.result() if isinstance(self.made, Future) else self.made
+        return made[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +155,8 @@ class _Sender:
         self._tell()
 
     def _write(self, item: _Cells) -> None:
-        cells = dict(zip(self.fragments, item.cells, strict=True))
-
         def write(fragment: _Fragment) -> None:
-            entry, data = cells[fragment]
+            entry, data = item.of(fragment.index)
             self._writers[fragment].write_cell(entry, memoryview(data))
 
         self._each(write)
@@ -187,12 +193,14 @@ class SliceUpload:
         plan: SlicePlan,
         stores: Stores,
         executor: Executor,
+        packers: Executor,
         deadline: Deadline,
         lost: Callable[[dict[int, DistfsError]], object],
     ) -> None:
-        """``lost`` is called with what failed when too few senders are left, perhaps more than once."""
+        """``lost`` is called with what failed when too few senders are left, perhaps more than once. ``packers``:
+        threads that compress."""
         self.plan = plan
-        self._lost = lost
+        self._lost, self._packers = lost, packers
         self._changed = threading.Condition()
         self._accepted = False
         self._fragments = [_Fragment(index) for index in range(len(plan.nodes))]
@@ -229,12 +237,24 @@ class SliceUpload:
 
     def write(self, block: Block) -> None:
         """The next block of the slice; the caller keeps its own hold of it."""
-        cells, at = self.plan.cells(block.view), 0
+        cells = _Cells(self._coded(block), block)
         block.hold(len(self._senders))
         for sender in self._senders:
-            end = at + len(sender.fragments)
-            sender.queue.put(_Cells(cells[at:end], block))
-            at = end
+            sender.queue.put(cells)
+
+    def _coded(self, block: Block) -> _Coded | Future[_Coded]:
+        """Its cells. Another thread compresses it, if there is one: the next block is received meanwhile."""
+        plan, packer = self.plan, self.plan.file.packer
+        if packer is None or not packer.worth(block.view):
+            return plan.cells(block.view)
+        asked = block.view, plan.take(block.view), packer
+        try:
+            made = self._packers.submit(plan.packed_cells, *asked)
+        except Busy:
+            return plan.packed_cells(*asked)
+        block.hold()
+        made.add_done_callback(lambda _: block.release())
+        return made
 
     def finish(self, last: bool) -> None:
         """No more blocks."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, wait
@@ -29,8 +30,9 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.formats.coding import code_for
+from distfs.formats.compression import packer
 from distfs.meta import MetaDB
-from distfs.model import NOBODYS, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
+from distfs.model import NOBODYS, Compression, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
 from distfs.telemetry.context import in_context
@@ -79,7 +81,8 @@ class Uploader:
         width = max(policy.width for policy in config.policies.values())
         threads = uploads * (1 + width * config.parallel_slices)
         executor = Threads(threads, thread_name_prefix="fragment")
-        self.resources = UploadResources(pool, executor, directory.store, config)
+        packers = Threads(len(os.sched_getaffinity(0)), thread_name_prefix="packer")
+        self.resources = UploadResources(pool, executor, directory.store, config, packers)
         # What is taken away after a commit waits for nodes that hang; the threads above are the next upload's.
         self.after_commits = Threads(_THREADS_AFTER_COMMITS, thread_name_prefix="after-commit")
 
@@ -101,7 +104,7 @@ class Uploader:
         return session
 
     def close(self) -> None:
-        for executor in (self.resources.executor, self.after_commits):
+        for executor in (self.resources.executor, self.resources.packers, self.after_commits):
             executor.shutdown(wait=False, cancel_futures=True)
 
 
@@ -141,12 +144,16 @@ class UploadSession:
         content_type: str,
         policy: Policy,
         size_hint: int | None = None,
+        compression: Compression | None = None,
     ) -> NewFile:
         """Store one file's fragments durably. Raises what the source raises, and Unavailable, Full, TooSlow."""
-        block_size = self._uploader.resources.config.block_size
+        config = self._uploader.resources.config
+        block_size, how = config.block_size, compression or config.compression
         cluster = self._uploader.meta.cluster_id(self._deadline)
-        identity = FileIdentity(cluster, uuid4(), name, content_type, code_for(policy), block_size)
-        self.collect(self._uploader.resources.config.slice_size, not self.is_short)
+        identity = FileIdentity(
+            cluster, uuid4(), name, content_type, code_for(policy), block_size, packer(how, config.min_saving)
+        )
+        self.collect(config.slice_size, not self.is_short)
         small = None
         if self.small:
             small, source = read_small(source, self.small)
@@ -376,7 +383,7 @@ class UploadSession:
         stores, fragment = uploader.directory.store, FragmentId(piece.id, index)
         reader = SliceReader(piece, file.block_size, file.code, stores, order, span, deadline)
         try:
-            beside = file.code.beside(file.block_size)
+            beside = file.beside
             with contextlib.closing(reader), uploader.resources.pool.lent(deadline, beside) as buffer:
                 store = stores(target, deadline)
                 rebuild(
@@ -401,7 +408,7 @@ class UploadSession:
         self, identity: FileIdentity, source: Source, size_hint: int | None
     ) -> tuple[bytes, list[Slice]]:
         resources, block_size = self._uploader.resources, identity.block_size
-        first = resources.pool.take(self._deadline, beside=identity.code.beside(block_size))
+        first = resources.pool.take(self._deadline, beside=identity.beside)
         first.fill(source)
         rest = self._rest(first, source, size_hint, block_size)
         if rest is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from distfs.config.settings import Bytes, Config, HttpConfig, MetaDBConfig, Seconds, StorageConfig
 from distfs.deadline import Deadline
@@ -22,13 +23,17 @@ BLOCK, SLICE = 4096, 4 * 4096
 COPIES, CODED = Policy(1, 1), Policy(2, 1)
 
 
+def sized(**sizes: int) -> dict[str, Any]:
+    return {key: Bytes(size) for key, size in sizes.items()}
+
+
 def config_of(url: str, stall: float = 5, **storage: int) -> Config:
     sizes = {"block_size": BLOCK, "slice_size": SLICE, "window": 6 * BLOCK, "memory_budget": 12 * BLOCK}
     return Config(
         http=HttpConfig(threads=8),
         storage=StorageConfig(
             policies={"default": COPIES, "three": Policy(1, 2), "coded": CODED},
-            **{key: Bytes(size) for key, size in (sizes | storage).items()},
+            **sized(**sizes | storage),
         ),
         metadb=MetaDBConfig(url=url),
         # Nodes here say once that they live. They take a connection, or refuse it, as soon as the machine lets them.

@@ -34,7 +34,7 @@ def send(policy: Policy, nodes: Mapping[int, FragmentStore]) -> tuple[SlicePlan,
     def store(node: int, deadline: Deadline) -> FragmentStore:
         return nodes[node]
 
-    upload = SliceUpload(plan, store, executor, soon(), lambda failed: None)
+    upload = SliceUpload(plan, store, executor, executor, soon(), lambda failed: None)
     threads = len(upload._futures)
     assert upload.begun(soon())
     for data in BLOCKS:
