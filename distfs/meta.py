@@ -39,6 +39,7 @@ from distfs.model import (
     Ownership,
     Policy,
     Slice,
+    Strangers,
 )
 from distfs.quantity import counted
 from distfs.telemetry.tracing import traced
@@ -255,6 +256,17 @@ class MetaDB(Transactions):
         """Say which of the cluster's keys a node takes. Nothing happens without its ``secret``."""
         ids = ",".join(map(str, keys))
         self.write("node_holds_keys", deadline, uuid=uuid, ids=ids, secret=secret)
+
+    def node_refused(
+        self, uuid: UUID, strangers: int, address: str, deadline: Deadline, secret: bytes | None
+    ) -> None:
+        """Say how many strangers a node refused in the last hour, and from where the last one came. Nothing happens
+        without its ``secret``."""
+        self.write("node_refused", deadline, uuid=uuid, strangers=strangers, address=address, secret=secret)
+
+    def strangers(self, deadline: Deadline) -> list[Strangers]:
+        """Of each node that refused somebody within the last hour."""
+        return [Strangers(*row) for row in self.read("strangers", deadline)]
 
     # --- files --------------------------------------------------------------------------------------
 

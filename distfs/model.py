@@ -147,6 +147,16 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Strangers:
+    """Whom a node has refused, by its own report: who could not prove that he is of the cluster."""
+
+    node: int
+    count: int  # in an hour
+    address: str  # of the last one
+    seconds_ago: float  # he came
+
+
+@dataclass(frozen=True, slots=True)
 class FragmentId:
     """One fragment of one slice; names its file on a node's disk."""
 

@@ -157,9 +157,9 @@ def audit_log(config: Config) -> AuditLog:
     return AuditLog(path, config.audit.max_size, required=config.audit.required)
 
 
-def _lookers(db: UpkeepDB, directory: NodeDirectory) -> tuple[Finder[Facts], Finder[Inventory], History]:
+def _lookers(meta: MetaDB, directory: NodeDirectory) -> tuple[Finder[Facts], Finder[Inventory], History]:
     """Who looks at the cluster for those that measure it."""
-    facts, inventory = finders(db)
+    facts, inventory = finders(meta, UpkeepDB(meta))
 
     def known() -> tuple[int | None, Mapping[str, int] | None]:
         nodes, counted = directory.seen(), inventory.known()
@@ -219,7 +219,7 @@ def build(config: Config, together: Together | None = None) -> Services:
             Tokens(TokenDB(meta), config.auth.token_grace, bandwidth.pace),
             together.failures if together else None,
         ),
-        *_lookers(UpkeepDB(meta), directory),
+        *_lookers(meta, directory),
         together,
         audit_log(config),
         https(config.tls),

@@ -208,7 +208,7 @@ def serve(config: Config, with_parent: bool = False, init: bool = False) -> None
     log.info("node %s of cluster %s serves %s on %s", store.node, store.cluster, folder, server.address)
     stop_telling = _tell_metrics(config.node, server)
     watch = DiskWatch(store, config.node.probe_interval)
-    membership = Membership(store, meta, address, config.node, refused)
+    membership = Membership(store, meta, address, config.node, refused, server.strangers.lately)
     wait_for(stopping)
     watch.stop()
     leaving = start(membership.stop, "leave")  # first: nothing more is placed here; MetaDB may be away

@@ -24,6 +24,6 @@ BEGIN
     GRANT USAGE ON SCHEMA public TO distfs_node;
     GRANT SELECT ON public.cluster, public.cluster_key, public.setting TO distfs_node;
     GRANT EXECUTE ON FUNCTION public.node_heartbeat, public.node_leave, public.node_holds_keys,
-        public.log_add TO distfs_node;
+        public.node_refused, public.log_add TO distfs_node;
 END
 $$;

@@ -58,6 +58,13 @@ SELECT node_heartbeat(:uuid, :address, :zone, :capacity, :used, :free, :state, :
 -- name: node_leave
 SELECT node_leave(:uuid, :address, CAST(:secret AS bytea));
 
+-- name: node_refused
+SELECT node_refused(:uuid, :strangers, :address, CAST(:secret AS bytea));
+
+-- name: strangers
+SELECT id, strangers, stranger_from, extract(epoch FROM now() - stranger_at)::double precision
+FROM node WHERE stranger_at > now() - interval '1 hour' AND strangers > 0 ORDER BY id;
+
 -- name: node_holds_keys
 SELECT node_holds_keys(:uuid, string_to_array(:ids, ','), CAST(:secret AS bytea));
 

@@ -53,7 +53,10 @@ CREATE TABLE node (
     unreachable_since timestamptz,
     unreachable_at timestamptz,
     secret_hash bytea CHECK (octet_length(secret_hash) = 32),
-    key_ids text[] NOT NULL DEFAULT '{}'
+    key_ids text[] NOT NULL DEFAULT '{}',
+    strangers integer NOT NULL DEFAULT 0 CHECK (strangers >= 0),
+    stranger_from text CHECK (octet_length(stranger_from) <= 200),
+    stranger_at timestamptz
 ) WITH (fillfactor = 50); -- every node rewrites its row every two seconds: in place, on the same page
 COMMENT ON COLUMN node.state IS 'active or readonly: the node''s own report; draining: an operator''s word, which heartbeats keep.';
 COMMENT ON COLUMN node.stopped IS 'It said that it stops: down at once. Its next heartbeat clears it.';
@@ -63,6 +66,8 @@ COMMENT ON COLUMN node.unreachable_since IS 'It heartbeats, and from then on did
 COMMENT ON COLUMN node.unreachable_at IS 'When that was last found so. A heartbeat clears what was not found again for five minutes, or at another address, or before it stopped.';
 COMMENT ON COLUMN node.secret_hash IS 'sha-256 of what only the node knows. Null: it is of an earlier release, or an operator trusts whoever comes next.';
 COMMENT ON COLUMN node.key_ids IS 'The cluster''s keys that it takes, by its own report.';
+COMMENT ON COLUMN node.strangers IS 'Connections that it refused in the hour before stranger_at, by its own report.';
+COMMENT ON COLUMN node.stranger_from IS 'The address of the last one.';
 
 -- Not in the node's own row, which heartbeats rewrite.
 CREATE TABLE forgetting (
@@ -379,3 +384,12 @@ AS $$
         WHERE uuid = p_uuid AND (secret_hash IS NULL OR secret_hash = sha256(p_secret))
 $$;
 REVOKE ALL ON FUNCTION node_holds_keys FROM PUBLIC;
+
+-- Whom a node has refused. As node_leave: with the node's secret alone.
+CREATE FUNCTION node_refused(p_uuid uuid, p_strangers integer, p_from text, p_secret bytea) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE public.node SET strangers = p_strangers, stranger_from = left(p_from, 50), stranger_at = now()
+        WHERE uuid = p_uuid AND (secret_hash IS NULL OR secret_hash = sha256(p_secret))
+$$;
+REVOKE ALL ON FUNCTION node_refused FROM PUBLIC;

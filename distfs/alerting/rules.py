@@ -188,6 +188,10 @@ RULES = (
         "lines of the log were dropped", "doctor",
     ),
     Rule(
+        "DistfsStrangers", WARNING, Is(Of(m.NODE_STRANGERS, "max", ("node",)), ">", 20), 0,
+        "strangers come to the port of storage node {node} again and again", "nodes",
+    ),
+    Rule(
         "DistfsRefusals", WARNING, _grew(m.ERRORS, "kind", 15 * MINUTE, 100, {"kind": _REFUSALS}), 5 * MINUTE,
         "a limit refuses many requests: {kind}", "status",
     ),

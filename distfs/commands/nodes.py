@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from distfs.commands.display import duration, leaving_in_words, size, table
+from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
 from distfs.commands.status import unreachable
-from distfs.model import Node
+from distfs.model import Node, Strangers
 from distfs.process.output import tell
 from distfs.upkeep.model import Leaving
 
@@ -21,6 +21,7 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
         tell(json.dumps(entries(operator), indent=2))
         return 0
     nodes, leaving, away = _known(operator)
+    strangers = operator.meta.strangers(operator.deadline())
     if nodes:
         tell(table(_HEADS, [_row(node, leaving.get(node.id), node.id in away) for node in nodes]))
         if silent := [node.id for node in nodes if node.unreachable or (node.alive and node.id in away)]:
@@ -28,6 +29,8 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
                 f"unreachable: {named_nodes(silent)} tells MetaDB it is there, and answers no service: "
                 "`distfs doctor` says why, such as a certificate that was revoked"
             )
+        for met in strangers:
+            tell(strangers_in_words(met))
     else:
         tell(
             "no storage node has registered yet: python -m distfs.storage_server --init --port PORT --data DIR"
@@ -38,10 +41,25 @@ def show_nodes(operator: Operator, *, as_json: bool) -> int:
 def entries(operator: Operator) -> list[dict[str, object]]:
     """The same for programs."""
     nodes, leaving, away = _known(operator)
+    strangers = {met.node: _met(met) for met in operator.meta.strangers(operator.deadline())}
     return [
-        _entry(node, leaving.get(node.id)) | {"unreachable": node.unreachable or node.id in away}
+        _entry(node, leaving.get(node.id))
+        | {"unreachable": node.unreachable or node.id in away, "strangers": strangers.get(node.id)}
         for node in nodes
     ]
+
+
+def strangers_in_words(met: Strangers) -> str:
+    """Whom a node has refused."""
+    return (
+        f"node {met.node} refused {counted(met.count, 'connection')} within an hour, the last "
+        f"{duration(met.seconds_ago)} ago from {met.address}: who came could not prove to be of this cluster, and "
+        f"`distfs logs --node {met.node}` says why"
+    )
+
+
+def _met(met: Strangers) -> dict[str, object]:
+    return {"refused": met.count, "from": met.address, "seconds_ago": round(met.seconds_ago, 1)}
 
 
 def _known(operator: Operator) -> tuple[list[Node], dict[int, Leaving], set[int]]:

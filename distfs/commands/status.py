@@ -62,9 +62,10 @@ def told(
     found = verdict(status, answers, _full(operator))
     asked_in_vain = bool(services) and any("error" in each for each in answers)
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE
+    strangers = operator.meta.strangers(operator.deadline())
     if as_json:
-        entry = _entry(status, backlog, drains) | {"services": answers, "check": asdict(found)}
-        return json.dumps(entry, indent=2), code
+        entry = _entry(status, backlog, drains) | {"strangers": [asdict(met) for met in strangers]}
+        return json.dumps(entry | {"services": answers, "check": asdict(found)}, indent=2), code
     lines = [
         ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
         ("trash", f"{counted(status.trash_files, 'file')}, {size(status.trash_bytes)}"),
@@ -73,6 +74,9 @@ def told(
         ("damage", f"{counted(status.damaged, 'fragment')} known to be corrupt or missing"),
         ("to repair", to_repair(backlog, status.workers)),
     ]
+    if strangers:
+        refused = ", ".join(f"{met.count} by node {met.node}" for met in strangers)
+        lines.append(("strangers", f"{refused} within an hour: `distfs nodes` says from where"))
     lines += [(worker.name, left) for worker in status.workers if (left := _round_left(worker))]
     lines += [(f"node {drain.node}", drain.in_words()) for drain in drains]
     said = [f"{name:10} {text}" for name, text in lines]

@@ -107,6 +107,8 @@ def _cluster(services: Services) -> Iterator[Sample]:
     yield Sample(metrics.OLDEST, facts.oldest)
     yield Sample(metrics.BACKUP_AGE, facts.backup_age)
     yield Sample(metrics.TO_ERASE, facts.to_erase)
+    for met in facts.strangers:
+        yield Sample(metrics.NODE_STRANGERS, met.count, (str(met.node),))
     backlog, left = Backlog.of(facts.hurt), Counter({0: 0})
     for hurt in facts.hurt:
         left[max(-1, hurt.redundancy_left)] += 0 if hurt.trashed else hurt.slices

@@ -28,6 +28,7 @@ from distfs.model import Address, NodeReport
 from distfs.process.threads import start
 from distfs.storage.disk.home import require_identity
 from distfs.storage.disk.store import DiskStore
+from distfs.storage.strangers import Refused as Refusals
 
 log = logging.getLogger("distfs.node")
 
@@ -85,9 +86,12 @@ class Membership:
         address: Address,
         config: NodeConfig,
         refused: Callable[[DistfsError], None],
+        strangers: Callable[[], Refusals] = Refusals,
     ) -> None:
+        """``strangers``: whom the node has refused."""
         self._store, self._meta, self._address, self._config = store, meta, address, config
-        self._refused = refused
+        self._refused, self._strangers = refused, strangers
+        self._told = 0  # strangers, of whom MetaDB knows
         self._agreed = False
         self._said: Keys = ()  # the cluster's keys that MetaDB knows this node to take
         self._stopping = threading.Event()
@@ -155,6 +159,9 @@ class Membership:
         if self._said != (keys := self._store.keys.known):
             self._meta.node_holds_keys(info.node, keys, deadline, self._store.secret)
             self._said = keys
+        if self._told != (met := self._strangers()).ever:
+            self._meta.node_refused(info.node, met.lately, met.address, deadline, self._store.secret)
+            self._told = met.ever
         return number
 
     def _agree(self, deadline: Deadline) -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from distfs.config.callers import parse_address, whose_is
 from distfs.formats.hello import Reason
@@ -20,6 +21,15 @@ MOST_WAITING = 500
 LOG_EVERY_S = 60.0
 #: Addresses that are remembered for that; what comes from others then is one line a minute together.
 MOST_ADDRESSES = 1000
+_MINUTE_S, _MINUTES = 60.0, 60
+
+
+class Refused(NamedTuple):
+    """Whom a node has refused, without those who left by themselves."""
+
+    ever: int = 0  # since the start
+    lately: int = 0  # in the last hour
+    address: str = ""  # of the last one
 
 
 class _Waiting:
@@ -34,6 +44,8 @@ class Strangers:
     def __init__(self, most: int = MOST_WAITING, clock: Callable[[], float] = time.monotonic) -> None:
         self.most, self._clock = most, clock
         self.counts: Counter[Reason] = Counter()
+        self._minutes: Counter[int] = Counter()  # how many in each of the last hour
+        self._ever, self._last = 0, ""
         self._lock = threading.Lock()
         self._waiting: dict[_Waiting, None] = {}  # the oldest first
         self._told: dict[
@@ -67,6 +79,10 @@ class Strangers:
         with self._lock:
             self.counts[reason] += 1
             now = self._clock()
+            if reason is not Reason.GONE:
+                self._ever, self._last = self._ever + 1, address
+                self._minutes[int(now / _MINUTE_S)] += 1
+                self._forget(now)
             known = self._told.get(address)
             if known is None and len(self._told) >= MOST_ADDRESSES:
                 self._told = {a: told for a, told in self._told.items() if now - told[0] < LOG_EVERY_S}
@@ -87,6 +103,18 @@ class Strangers:
             "%s is not welcome: %s (%d more from there since the last such line, %d in all since the start)",
             *(address, f"{reason.value}: {detail}" if detail else reason.value, unsaid, total),
         )
+
+    def lately(self) -> Refused:
+        """For who looks at nodes."""
+        with self._lock:
+            self._forget(self._clock())
+            return Refused(self._ever, self._minutes.total(), self._last)
+
+    def _forget(self, now: float) -> None:
+        """What is older than an hour."""
+        first = int(now / _MINUTE_S) - _MINUTES
+        for minute in [each for each in self._minutes if each <= first]:
+            del self._minutes[minute]
 
 
 def network_of(host: str) -> str:

@@ -234,6 +234,7 @@ NODE_FREE = Metric(
     "node_free_bytes", GAUGE, "What the node may still take; its reserve is subtracted.", {"node": None}
 )
 NODE_AGE = Metric("node_heartbeat_age_seconds", GAUGE, "Since the node's last heartbeat.", {"node": None})
+NODE_STRANGERS = Metric("node_strangers", GAUGE, "Whom the node refused in an hour.", {"node": None})
 NODE_BREAKER = Metric(
     "node_breaker_open", GAUGE, "1 while this service leaves the node alone.", {"node": None}
 )
@@ -348,9 +349,7 @@ STORE_CHECKSUMS = _counted(
 STRANGERS = Metric(
     "storage_strangers_total", COUNTER, "Connections that were refused, by why.", {"reason": None}, NODE
 )
-DISK_TROUBLE = Metric(
-    "disk_trouble", GAUGE, "1 while the disk takes no fragments, but for a full one.", part=NODE
-)
+DISK_TROUBLE = Metric("disk_trouble", GAUGE, "1 while the disk takes nothing, but for a full one.", part=NODE)
 DISK_SIZE = Metric("disk_capacity_bytes", GAUGE, "Size of the disk.", part=NODE)
 DISK_USED = Metric("disk_used_bytes", GAUGE, "Used of it, by whatever.", part=NODE)
 DISK_FREE = Metric("disk_free_bytes", GAUGE, "What fragments may still take.", part=NODE)

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError
+from distfs.meta import MetaDB
+from distfs.model import Strangers
 from distfs.process.threads import start
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.model import ClusterStatus, HurtCount, WorkerState
@@ -37,6 +39,7 @@ class Facts:
     oldest: float  # seconds since the first loss of all that is not repaired yet; 0: there is none
     backup_age: float  # seconds since MetaDB was backed up last; infinite: it never was
     to_erase: int  # files of the trash whose end has begun
+    strangers: tuple[Strangers, ...]  # whom nodes have refused lately
     clock_offset: float  # seconds by which our clock is ahead of MetaDB's
 
 
@@ -90,15 +93,15 @@ class Finder(Generic[T]):
                 self._looking = False
 
 
-def finders(db: UpkeepDB) -> tuple[Finder[Facts], Finder[Inventory]]:
-    """Of the cluster whose MetaDB that is."""
+def finders(meta: MetaDB, db: UpkeepDB) -> tuple[Finder[Facts], Finder[Inventory]]:
+    """Of the cluster whose MetaDB that is; ``db`` is over it."""
     return (
-        Finder(lambda deadline: _facts(db, deadline), EVERY_S, REST, _LIMIT_S),
+        Finder(lambda deadline: _facts(meta, db, deadline), EVERY_S, REST, _LIMIT_S),
         Finder(lambda deadline: _inventory(db, deadline), COUNT_EVERY_S, COUNT_REST, _COUNT_LIMIT_S),
     )
 
 
-def _facts(db: UpkeepDB, deadline: Deadline) -> Facts:
+def _facts(meta: MetaDB, db: UpkeepDB, deadline: Deadline) -> Facts:
     before = time.time()
     theirs = db.clock(deadline)
     offset = (before + time.time()) / 2 - theirs
@@ -110,6 +113,7 @@ def _facts(db: UpkeepDB, deadline: Deadline) -> Facts:
         db.oldest_loss(deadline),
         db.backup_age(deadline),
         db.trash_to_erase(deadline),
+        tuple(meta.strangers(deadline)),
         offset,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,30 @@ def test_nodes_lists_who_is_up_down_or_draining(make_cluster: MakeCluster) -> No
     assert (entries[down]["alive"], entries[draining.id]["fragments_left"]) == (False, left)
     assert entries[draining.id]["uuid"] == str(draining.uuid)
     assert entries[draining.id]["used"] > 0
+
+
+def test_who_looks_at_nodes_is_told_of_strangers(by_hand: Cluster) -> None:
+    told = distfs(by_hand, "nodes").out
+    assert "refused" not in told
+    node = by_hand.node(1)
+    for _ in range(2):
+        with socket.create_connection((node.address.host, node.address.port), 60) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" + bytes(200))
+            while sock.recv(1 << 16):
+                pass
+    eventually(lambda: [met.count for met in by_hand.meta.strangers(Deadline(60))] == [2], "MetaDB is told")
+    told = distfs(by_hand, "nodes").out
+    assert f"node {node.id} refused 2 connections within an hour, the last " in told
+    assert "ago from 127.0.0.1: who came could not prove to be of this cluster" in told
+    assert f"`distfs logs --node {node.id}` says why" in told
+    entries = {entry["id"]: entry["strangers"] for entry in distfs(by_hand, "nodes", "--json").entry}
+    assert {id: met["refused"] for id, met in entries.items() if met} == {node.id: 2}
+    assert f"strangers  2 by node {node.id} within an hour" in distfs(by_hand, "status").out
+    [met] = distfs(by_hand, "status", "--json").entry["strangers"]
+    assert (met["node"], met["count"], met["address"]) == (node.id, 2, "127.0.0.1")
+    by_hand.request("GET", "/metrics")  # has the cluster be looked at
+    shown = f'distfs_node_strangers{{node="{node.id}"}} 2.0'
+    eventually(lambda: shown in by_hand.request("GET", "/metrics").text, "a scrape tells of it")
 
 
 def test_status_tells_how_safe_the_files_are(by_hand: Cluster) -> None:

@@ -57,7 +57,7 @@ MAY |= dict.fromkeys(
     USUAL,
 )
 
-OF_NODES = {"node_heartbeat", "node_leave", "node_holds_keys"}
+OF_NODES = {"node_heartbeat", "node_leave", "node_holds_keys", "node_refused"}
 OF_OPERATORS = {"begin_forget", "end_forget", "forget_node", "rotate_cluster_key", "retire_cluster_key"}
 FOR_LOOKING = {
     *("kept_by", "kept_count", "lost_nodes", "hurt_slices", "hurt_among", "short_without"),

@@ -21,6 +21,7 @@ from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.formats import hello, wire
 from distfs.formats.hello import Asker, Key, Keys, Kind, Reason
 from distfs.formats.wire import Type
+from distfs.meta import MetaDB
 from distfs.model import Address
 from distfs.peers.client import NodeClient
 from distfs.storage.strangers import LOG_EVERY_S, MOST_ADDRESSES, Strangers, network_of
@@ -28,7 +29,9 @@ from tests.contract.litter import eventually
 from tests.contract.nodes import PEERS, KillableServer, client_of, serving
 from tests.contract.samples import soon
 from tests.greetings import KEYS
+from tests.integration.meta_examples import report
 from tests.integration.raw_wire import Raw, assert_serves
+from tests.postgres import run_sql
 
 FOREIGN = (Key(os.urandom(32)),)
 
@@ -338,3 +341,47 @@ def test_a_connection_is_greeted_once(server: KillableServer) -> None:
         for _ in range(50):
             client.info(soon())
         assert len(server.connections) == 1
+
+
+# --- others are told ------------------------------------------------------------------------------
+
+
+def test_what_is_told_is_of_an_hour_and_not_of_who_left_by_himself() -> None:
+    now = [0.0]
+    strangers = Strangers(clock=lambda: now[0])
+    assert strangers.lately() == (0, 0, "")
+    strangers.refused("192.0.2.1", Reason.KEY)
+    now[0] = 1800
+    strangers.refused("192.0.2.2", Reason.PROOF)
+    strangers.refused("192.0.2.3", Reason.GONE)
+    assert strangers.lately() == (2, 2, "192.0.2.2")
+    now[0] = 3700
+    assert strangers.lately() == (2, 1, "192.0.2.2")
+    now[0] = 5500
+    assert strangers.lately() == (2, 0, "192.0.2.2")
+
+
+def test_an_hour_s_strangers_take_no_room() -> None:
+    now = [0.0]
+    strangers = Strangers(clock=lambda: now[0])
+    for minute in range(1000):
+        now[0] = minute * 60.0
+        strangers.refused("192.0.2.1", Reason.KEY)
+    assert len(strangers._minutes) == 60
+
+
+def test_a_node_tells_for_itself_alone_whom_it_refused(meta: MetaDB, metadb_url: str) -> None:
+    said, secret = report(), bytes(32)
+    number = meta.heartbeat(said, soon(), secret)
+    assert meta.strangers(soon()) == []
+    for wrong in (None, bytes(31) + b"x"):
+        meta.node_refused(said.uuid, 7, "192.0.2.1", soon(), wrong)
+    assert meta.strangers(soon()) == []
+    meta.node_refused(said.uuid, 7, "192.0.2.1", soon(), secret)
+    [met] = meta.strangers(soon())
+    assert (met.node, met.count, met.address) == (number, 7, "192.0.2.1")
+    assert 0 <= met.seconds_ago < 60
+    meta.heartbeat(said, soon(), secret)
+    assert len(meta.strangers(soon())) == 1, "heartbeats keep it"
+    run_sql(metadb_url, "UPDATE node SET stranger_at = now() - interval '61 minutes'")
+    assert meta.strangers(soon()) == []
