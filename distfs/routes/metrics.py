@@ -13,6 +13,7 @@ from distfs.routes.messages import Answer, Request
 from distfs.services import Services
 from distfs.telemetry import metrics
 from distfs.telemetry.metrics import Sample
+from distfs.telemetry.metrics_told import rendered
 from distfs.tls.contexts import first_end
 from distfs.upkeep.model import Backlog
 
@@ -33,7 +34,7 @@ def get_metrics(services: Services, request: Request) -> Answer:
     if (node := request.argument("node")) is not None:
         kind, data = _of_node(services, node, accept, services.answer_deadline(request.hang_up))
     else:
-        kind, data = metrics.rendered(accept, [*looked_at(services), *_inventory(services)])
+        kind, data = rendered(accept, [*looked_at(services), *_inventory(services)])
     headers = {"Content-Type": kind, "Content-Length": str(len(data)), "Cache-Control": "no-store"}
     return Answer(200, headers, [data])
 

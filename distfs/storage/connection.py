@@ -33,6 +33,7 @@ from distfs.storage.strangers import Strangers, network_of
 from distfs.telemetry import metrics, tracing
 from distfs.telemetry.log_query import OwnFiles
 from distfs.telemetry.logs import log_facts
+from distfs.telemetry.metrics_told import rendered
 from distfs.telemetry.tracing import Span
 from distfs.tls.contexts import Side
 from distfs.wire_socket import WireSocket
@@ -277,7 +278,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self._info()
             case Type.METRICS:
                 looked_at = node_samples(self.store, self.node.strangers)
-                kind, data = metrics.rendered(str(header.get("accept", "")), looked_at, metrics.NODE)
+                kind, data = rendered(str(header.get("accept", "")), looked_at, metrics.NODE)
                 self._ok({"type": kind}, data)
             case Type.LOGS:
                 self._logs(header)

@@ -17,6 +17,7 @@ from distfs.storage.disk.store import DiskStore
 from distfs.storage.strangers import Strangers
 from distfs.telemetry import metrics
 from distfs.telemetry.metrics import NODE, Sample
+from distfs.telemetry.metrics_told import rendered
 
 MOST_AT_ONCE, LIMIT_S = 8, 5.0
 
@@ -73,7 +74,7 @@ class _Scrape(BaseHTTPRequestHandler):
             status, data = 404, b"there is nothing at this path: GET /metrics\n"
         else:
             try:
-                kind, data = metrics.rendered(
+                kind, data = rendered(
                     self.headers.get("Accept", ""), node_samples(server.store, server.strangers), NODE
                 )
             except DistfsError as e:

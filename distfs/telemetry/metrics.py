@@ -1,4 +1,4 @@
-"""What is counted, and how it is told to Prometheus: each metric by name, and the one place that knows its library.
+"""What is counted: each metric by name. How it is told to Prometheus is in ``metrics_told``.
 
 A count is a cell in memory that all processes of a service share: each writes its own row, and a scrape adds them
 up. So whichever process is asked tells of all, nothing is lost with one that is killed, since its successor goes on
@@ -11,14 +11,11 @@ import mmap
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, product
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import NamedTuple
 
-from distfs import __version__, errors
-
-if TYPE_CHECKING:
-    from prometheus_client import Metric as Family
+from distfs import errors
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 SERVICE, NODE, BOTH = "service", "node", "both"  # who tells of it
@@ -36,10 +33,9 @@ TYPES = (
 )
 #: Nodes by their ids, which are given one after the other; those above are counted together.
 NODES = (*map(str, range(1, 1024)), OTHER)
-_SHOWN_EMPTY = 64  # of more series those that never occurred are not told
 CLASSES = ("1xx", "2xx", "3xx", "4xx", "5xx")
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_WIDTH = len(BUCKETS) + 2  # one for what takes longer, and the sum
+WIDTH = len(BUCKETS) + 2  # one for what takes longer, and the sum
 
 
 def _kinds() -> tuple[str, ...]:
@@ -83,10 +79,10 @@ class Metric:
 
     def observe(self, seconds: float, at: int = 0) -> None:
         """Of a histogram."""
-        first = self.first + at * _WIDTH
+        first = self.first + at * WIDTH
         with _lock:
             _cells[first + bisect_left(BUCKETS, seconds)] += 1
-            _cells[first + _WIDTH - 1] += seconds
+            _cells[first + WIDTH - 1] += seconds
 
     def index(self, *values: str) -> int:
         return self.series.index(values)
@@ -115,7 +111,7 @@ def _counted(
     global _count  # noqa: PLW0603 - while this module is read, and never again
     metric = Metric(name, kind, meaning, labels, part)
     metric.first = _count
-    _count += len(metric.series) * (_WIDTH if kind == HISTOGRAM else 1)
+    _count += len(metric.series) * (WIDTH if kind == HISTOGRAM else 1)
     return metric
 
 
@@ -363,13 +359,13 @@ _lock = threading.RLock()  # of this process alone, and held for a microsecond; 
 _rows: list[memoryview[float]] = []
 _cells: memoryview[float]
 #: By cell of a bucket: a trace's id, the seconds it took, and when that was.
-_exemplars: dict[int, tuple[str, float, float]] = {}
+exemplars: dict[int, tuple[str, float, float]] = {}
 
 
 def share(rows: int = 1) -> None:
     """Begin anew, for so many processes; before they are forked."""
     memory = memoryview(mmap.mmap(-1, max(1, _count) * _CELL * rows)).cast("d")
-    _exemplars.clear()
+    exemplars.clear()
     _rows[:] = [memory[_count * row : _count * (row + 1)] for row in range(rows)]
     mine(0)
 
@@ -401,22 +397,22 @@ def answered(route: str, method: str, status: int, received: int, sent: int, sec
     place = _ROUTE[route]
     at = (place * len(METHODS) + _METHOD.get(method, len(METHODS) - 1)) * len(CLASSES)
     at += min(max(status // 100, 1), len(CLASSES)) - 1
-    first = SECONDS.first + place * _WIDTH
+    first = SECONDS.first + place * WIDTH
     with _lock:
         cells = _cells
         cells[REQUESTS.first + at] += 1
         cells[RECEIVED.first + at] += received
         cells[SENT.first + at] += sent
         cells[first + bisect_left(BUCKETS, seconds)] += 1
-        cells[first + _WIDTH - 1] += seconds
+        cells[first + WIDTH - 1] += seconds
         cells[IN_FLIGHT.first] -= 1
 
 
 def exemplify(route: str, seconds: float, trace: str) -> None:
     """Such a request's trace is sent: who asks for OpenMetrics is shown the last one of each bucket, of the process
     that is asked."""
-    cell = SECONDS.first + _ROUTE[route] * _WIDTH + bisect_left(BUCKETS, seconds)
-    _exemplars[cell] = trace, seconds, time.time()
+    cell = SECONDS.first + _ROUTE[route] * WIDTH + bisect_left(BUCKETS, seconds)
+    exemplars[cell] = trace, seconds, time.time()
 
 
 def served(type_: str, seconds: float) -> None:
@@ -433,67 +429,3 @@ def failed(error: Exception, metric: Metric = ERRORS) -> None:
     """A request came to an error."""
     kind = error.kind if isinstance(error, errors.DistfsError) else errors.DistfsError.kind
     metric.add(at=_KIND.get(kind, _KIND[errors.DistfsError.kind]))
-
-
-def rendered(accept: str, looked_at: Iterable[Sample], part: str = SERVICE) -> tuple[str, bytes]:
-    """-> the type and the text: Prometheus' own, or OpenMetrics for who asks for it. Raises Unsupported."""
-    try:
-        from prometheus_client import exposition
-    except ImportError as e:
-        raise errors.Unsupported("metrics need an extra: pip install 'distfs[metrics]'") from e
-    encoder, kind = exposition.choose_encoder(accept)
-    return kind, encoder(_Collected([Sample(BUILD, 1, (__version__,)), *looked_at], part))
-
-
-class _Collected:
-    """All metrics at one moment, as the library asks for them."""
-
-    def __init__(self, looked_at: list[Sample], part: str) -> None:
-        self._metrics = [metric for metric in METRICS if metric.part in (part, BOTH)]
-        self._sums = sums()
-        self._looked_at: dict[Metric, list[Sample]] = {}
-        for sample in looked_at:
-            self._looked_at.setdefault(sample.metric, []).append(sample)
-
-    def collect(self) -> Iterator[Family]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        for metric in self._metrics:
-            if metric.kind == HISTOGRAM:
-                yield self._histogram(metric)
-                continue
-            family: CounterMetricFamily | GaugeMetricFamily = (
-                CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
-            )(metric.name, metric.meaning, labels=list(metric.labels))
-            for labels, value in self._values(metric):
-                family.add_metric(labels, value)
-            yield family
-
-    def _values(self, metric: Metric) -> Iterator[tuple[tuple[str, ...], float]]:
-        if metric.first < 0:
-            yield from ((sample.labels, sample.value) for sample in self._looked_at.get(metric, ()))
-            return
-        series = metric.series
-        all_ = len(metric.labels) < 2 and len(series) <= _SHOWN_EMPTY  # of the products most never occur
-        for at, labels in enumerate(series):
-            value = self._sums[metric.first + at]
-            if value or all_:
-                yield labels, value
-
-    def _histogram(self, metric: Metric) -> Family:
-        from prometheus_client.core import Exemplar, HistogramMetricFamily
-
-        family = HistogramMetricFamily(metric.name, metric.meaning, labels=list(metric.labels))
-        for at, labels in enumerate(metric.series):
-            first = metric.first + at * _WIDTH
-            *counts, total = self._sums[first : first + _WIDTH]
-            bounds = [*(str(float(bound)) for bound in BUCKETS), "+Inf"]
-            if any(counts):
-                buckets = [
-                    (bound, count, Exemplar({"trace_id": shown[0]}, *shown[1:]))
-                    if (shown := _exemplars.get(first + number))
-                    else (bound, count)
-                    for number, (bound, count) in enumerate(zip(bounds, accumulate(counts), strict=True))
-                ]
-                family.add_metric(labels, buckets, total)
-        return family

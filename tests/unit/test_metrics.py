@@ -25,6 +25,7 @@ from distfs.process.log_writer import MOST_LINES, LineWriter
 from distfs.telemetry import metrics
 from distfs.telemetry.log_files import LogFile
 from distfs.telemetry.metrics_page import page
+from distfs.telemetry.metrics_told import rendered
 from tests.unit.test_http_app import call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ def counted_anew() -> Iterator[None]:
 
 def told() -> dict[str, float]:
     """By name and labels, as in the text."""
-    _, data = metrics.rendered("", [])
+    _, data = rendered("", [])
     return {
         f"{s.name}{{{','.join(f'{k}={v}' for k, v in sorted(s.labels.items()))}}}": s.value
         for family in families(data.decode())
@@ -141,10 +142,10 @@ def test_errors_are_counted_by_kind() -> None:
 
 def test_who_asks_for_openmetrics_gets_it() -> None:
     metrics.answered(*REQUEST)
-    kind, data = metrics.rendered("application/openmetrics-text;version=1.0.0,text/plain;q=0.5", [])
+    kind, data = rendered("application/openmetrics-text;version=1.0.0,text/plain;q=0.5", [])
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert any(f.name == "distfs_http_requests" for f in open_families(data.decode()))  # type: ignore[no-untyped-call]
-    kind, data = metrics.rendered("text/plain;version=0.0.4", [])
+    kind, data = rendered("text/plain;version=0.0.4", [])
     assert kind.startswith("text/plain; version=0.0.4")
 
 
@@ -155,7 +156,7 @@ def test_the_routes_are_those_of_the_app() -> None:
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(Unsupported, match=r"pip install 'distfs\[metrics\]'"):
-        metrics.rendered("", [])
+        rendered("", [])
 
 
 def test_the_library_is_known_in_one_place() -> None:
@@ -164,7 +165,7 @@ def test_the_library_is_known_in_one_place() -> None:
         for p in (ROOT / "distfs").rglob("*.py")
         if re.search(r"(from|import) prometheus_client", p.read_text("utf-8"))
     ]
-    assert knows == ["distfs/telemetry/metrics.py"]
+    assert knows == ["distfs/telemetry/metrics_told.py"]
 
 
 def test_the_page_lists_what_there_is() -> None:
@@ -189,7 +190,7 @@ def test_promtool_finds_nothing() -> None:
     metrics.answered(*REQUEST)
     looked_at = [metrics.Sample(m, 1, tuple("x" for _ in m.labels)) for m in metrics.METRICS if m.first < 0]
     for part in (metrics.SERVICE, metrics.NODE):
-        _, data = metrics.rendered("", looked_at, part)
+        _, data = rendered("", looked_at, part)
         done = subprocess.run(["promtool", "check", "metrics"], input=data, capture_output=True, timeout=60)
         assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
