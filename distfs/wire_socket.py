@@ -25,6 +25,8 @@ from distfs.tls.contexts import LOOK_EVERY_S, Side
 from distfs.tls.stream import AnySocket, TlsSocket, in_words
 
 _READ_AHEAD = 16 << 10
+#: How an exchange went that was tried in one go: see ``WireSocket.ask``.
+ANSWERED, OTHERWISE, LATE, UNSENT = range(4)
 _CLOSE_S = 0.0005  # so near to a limit is at it
 _SEND, _RECEIVE = int(socket.SO_SNDTIMEO), int(socket.SO_RCVTIMEO)
 _FILE_PIECE, _LOOK_UP_S = 1 << 20, 1.0
@@ -51,7 +53,7 @@ class WireSocket:
         self._decoder = wire.Decoder()
         #: The next so many bytes of the body of the last frame, if all of them have come already.
         self.take_bytes = self._decoder.take_bytes
-        self._scratch = memoryview(bytearray(_READ_AHEAD))
+        self.scratch = memoryview(bytearray(_READ_AHEAD))
         # Seconds: what the kernel lets a call wait, maybe less than its limit; the limits; how long it was silent.
         self._timeouts = {_SEND: math.inf, _RECEIVE: math.inf}
         self._send_stall = self._stall = self._notice = self._silent = 0.0
@@ -168,6 +170,35 @@ class WireSocket:
 
     # --- frames -----------------------------------------------------------------------------------
 
+    def ask(self, request: bytes, beginning: bytes, size: int, stall: float, notice: float) -> int:
+        """A new exchange, most of which go so: its request leaves in one go, and its answer of ``size`` bytes, which
+        begins so, comes in one and is in ``scratch`` until the next is received. -> ANSWERED. ``stall``, ``notice``:
+        as ``begin``.
+
+        OTHERWISE: go on by ``receive_frame_or_late``, which is told what came, if something did; LATE: the same, and
+        nothing came for ``notice``; UNSENT: this connection is of no more use.
+        """
+        self.begin(stall, stall, notice)
+        try:
+            if self.sock.send(request) != len(request):
+                return UNSENT
+        except OSError:
+            return UNSENT
+        try:
+            count = self.sock.recv_into(self.scratch)
+        except BlockingIOError:
+            self._silent = self._timeouts[_RECEIVE]
+            return LATE if self._silent >= self._notice - _CLOSE_S else OTHERWISE
+        except OSError:
+            return OTHERWISE  # as whoever receives next is told, too
+        if count == size and self.scratch[: len(beginning)] == beginning:
+            self.heard = True
+            return ANSWERED
+        if count:
+            self.heard = True
+            self._decoder.feed(self.scratch[:count])
+        return OTHERWISE
+
     def send(self, *buffers: Buffer, more: bool = False, limit: Limit | None = None) -> None:
         """Send them in order, as few packets as may be. ``more``: further bytes follow at once.
 
@@ -216,7 +247,7 @@ class WireSocket:
         Raises what ``receive_frame`` does.
         """
         if not self._decoder.buffered:
-            self._decoder.feed(self._scratch[: self._receive_first(idle)])
+            self._decoder.feed(self.scratch[: self._receive_first(idle)])
         frame = self._decoder.next_frame()
         if frame is None:
             self.set_receive_stall(within)
@@ -227,12 +258,12 @@ class WireSocket:
         """Bytes of a request, within ``idle`` seconds. Under TLS, as long as its certificates are believed."""
         if self._side is None:
             self.set_receive_stall(idle)
-            return self._receive(self._scratch, 0)
+            return self._receive(self.scratch, 0)
         until = time.monotonic() + idle
         while True:
             self.set_receive_stall(min(idle, LOOK_EVERY_S))
             try:
-                return self._receive(self._scratch, 0)
+                return self._receive(self.scratch, 0)
             except TooSlow:
                 if self.outdated or time.monotonic() >= until:
                     raise
@@ -242,10 +273,10 @@ class WireSocket:
         decoder = self._decoder
         frame = decoder.next_frame()
         while frame is None:
-            n = self._receive(self._scratch, 0)
+            n = self._receive(self.scratch, 0)
             if not n:
                 return None
-            frame = decoder.next_frame(self._scratch[:n])
+            frame = decoder.next_frame(self.scratch[:n])
             if frame is None and limit is not None:  # it comes in pieces
                 limit.remaining(self._phase)
         return frame

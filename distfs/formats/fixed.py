@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from distfs.errors import ProtocolError
+from distfs.formats import wire
 from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader, Outline, named, outline
+from distfs.formats.wire import Type
 from distfs.headers.traceparent import PACKED_SIZE
 from distfs.model import MAX_K, MAX_M, FragmentId
 
@@ -31,6 +33,8 @@ MAX_REQUEST = 64  # bytes of a request's id; what is longer is cut
 _MAX_COUNT = 1 << 63
 
 _GET = struct.Struct(f">{TO_SIZE}sd16sBQQ?B")
+_SMALL = struct.Struct(wire.PREFIX.format + _GET.format.removeprefix(">"))  # a frame's prefix, too
+_GET_BEGINS = wire.MAGIC, wire.VERSION, Type.GET, 0
 _PUT = struct.Struct(f">{TO_SIZE}sdQBH")
 _WHOLE = struct.Struct(f">{TO_SIZE}sdQ?{ENTRY_SIZE}sBH")
 _END = struct.Struct(">Q?")
@@ -83,6 +87,20 @@ def encode_get(
     request = request[:MAX_REQUEST]
     asked = id.slice.int.to_bytes(16), id.index, first, many, aside
     return _GET.pack(to, deadline, *asked, len(request)) + request + trace
+
+
+def frame_of_small(to: bytes, deadline: float, id: FragmentId, request: bytes) -> bytes:
+    """The frame of a ``Get`` of a fragment's first cell, in one go."""
+    request = request[:MAX_REQUEST]
+    size, slice_ = len(request), id.slice.int.to_bytes(16)
+    lengths, asked = (_GET.size + size, 0), (slice_, id.index, 0, 1, False)
+    return _SMALL.pack(*_GET_BEGINS, *lengths, to, deadline, *asked, size) + request
+
+
+def answer_to_small(size: int) -> bytes:
+    """What the answer to it begins with, up to the table, when a fragment has one cell of ``size`` bytes, which is
+    all of its file."""
+    return wire.encode(Type.CELLS, Cells(size, True, ENTRY_SIZE).encode(), ENTRY_SIZE + size)
 
 
 class Put(NamedTuple):

@@ -58,8 +58,8 @@ from distfs.model import MAX_K, MAX_M, Buffer, FragmentId
 
 VERSION = 2
 MAGIC = b"DFSW"
-_PREFIX = struct.Struct(">4sBBHIQ")
-PREFIX_SIZE = _PREFIX.size
+PREFIX = struct.Struct(">4sBBHIQ")
+PREFIX_SIZE = PREFIX.size
 MAX_HEADER = 64 << 10
 MAX_WHOLE = 64 << 10  # a longer cell has a frame of its own
 MAX_CELL = MAX_BLOCK + (64 << 10)  # a coded or badly compressible block may grow a little
@@ -142,7 +142,7 @@ def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) ->
     length = len(header)
     if length > MAX_HEADER:
         raise ProtocolError(f"{type_.name} frame: a header of {length} bytes is over {MAX_HEADER}")
-    return _PREFIX.pack(MAGIC, VERSION, type_, 0, length, body_length) + header
+    return PREFIX.pack(MAGIC, VERSION, type_, 0, length, body_length) + header
 
 
 def encode_error(error: DistfsError) -> bytes:
@@ -211,7 +211,7 @@ class Decoder:
         size = len(data)
         if size < header_at:
             return None
-        type_, header, body = _check_prefix(*_PREFIX.unpack_from(data, self._at))
+        type_, header, body = _check_prefix(*PREFIX.unpack_from(data, self._at))
         end = header_at + header
         if size < end:
             return None

@@ -52,7 +52,7 @@ class NodeClient(AsksAhead, TakesWhole):
 
         self.link = NodeLink(address, config, begin, tls.to_node(cluster, node) if tls else None, number)
         self._names = {"cluster": cluster.hex, "node": node.hex}  # whom a request is for, in JSON
-        self._to = cluster.bytes + node.bytes  # and elsewhere
+        self.to = cluster.bytes + node.bytes  # and elsewhere
 
     def close(self) -> None:
         self.link.pool.close()
@@ -97,13 +97,13 @@ class NodeClient(AsksAhead, TakesWhole):
             self.link, deadline, replayable=replayable, for_disk=True, what="PUT", of=header.id
         )
         id, packed = current_request_id().encode(), header.pack()
-        begin = Put(self._to, left, size_hint, packed, id, exchange.trace)
+        begin = Put(self.to, left, size_hint, packed, id, exchange.trace)
         return RemoteWriter(exchange, begin, header.block_size)
 
     def send_whole(
         self, packed: bytes, entry: CellEntry, cell: Buffer, slice_size: int, deadline: Deadline
     ) -> FragmentWriter | None:
-        return send_whole(self.link, self._to, packed, entry, cell, slice_size, deadline)
+        return send_whole(self.link, self.to, packed, entry, cell, slice_size, deadline)
 
     def ask(
         self,
@@ -137,7 +137,8 @@ class NodeClient(AsksAhead, TakesWhole):
                 self.link.latency.add(connect_within)
             raise
         about = id, first, count, aside, current_request_id().encode(), exchange.trace
-        return RemoteReader(exchange, wire.encode(Type.GET, encode_get(self._to, left, *about)))
+        exchange.send(wire.encode(Type.GET, encode_get(self.to, left, *about)))
+        return RemoteReader(exchange, time.monotonic())
 
     def get(
         self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
@@ -150,7 +151,8 @@ class NodeClient(AsksAhead, TakesWhole):
         exchange = Exchange(self.link, deadline, what="STAT", of=id)
         with exchange:
             request = self._request(Type.STAT, wire.encode_id(id), exchange)
-        reader = RemoteReader(exchange, request)
+        exchange.send(request)
+        reader = RemoteReader(exchange, time.monotonic())
         with contextlib.closing(reader):
             reader.start()
         return reader.table

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
-from distfs.formats.fragment import CellEntry, FragmentTable
+from distfs.formats.fragment import FragmentTable
 from distfs.fragment_store import FragmentReader, FragmentStore
 from distfs.model import FragmentId
 
@@ -45,8 +45,8 @@ class LateReader(Protocol):
 class OnlyCell(NamedTuple):
     """Of a fragment of one cell, as it came: nothing of it was checked."""
 
-    entry: CellEntry
     slice_size: int
+    entry: bytes
     data: bytes
 
 

@@ -210,6 +210,20 @@ class Exchange:
         if notice is None:
             self._greet()
 
+    @classmethod
+    def going_on(
+        cls, link: NodeLink, sock: NodeSocket, deadline: Deadline, sent: bytes, notice: float
+    ) -> Exchange:
+        """One of which ``sent`` has left, on a connection that the pool has lent; an answer may have come."""
+        self = cls.__new__(cls)
+        self.link, self.sock, self.deadline = link, sock, deadline
+        self.budget = WaitBudget(link.config, deadline)
+        self._notice, self._patient, self._for_disk = notice, False, False
+        self._reused, self._ended, self._unsent = True, False, ()
+        self._kept, self._size, self.heard_at = [sent], len(sent), 0.0
+        self._unwatch = deadline.watch(sock.interrupt)
+        return self
+
     def _connected(self, wait: float) -> NodeSocket:
         try:
             sock, self._reused = self.link.pool.take(self.deadline.sooner(wait))

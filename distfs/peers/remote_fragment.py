@@ -98,15 +98,17 @@ class RemoteWriter:
 
 
 class RemoteReader:
-    """Cells on their way from a node; asked for when made. ``table`` is there once ``start`` has returned."""
+    """Cells on their way from a node. ``table`` is there once ``start`` has returned."""
 
     table: FragmentTable
 
-    def __init__(self, exchange: Exchange, request: bytes) -> None:
-        self._exchange = exchange
-        exchange.send(request)
-        self._asked_at = time.monotonic()
-        self._timed: bool | None = None
+    def __init__(
+        self, exchange: Exchange, asked_at: float, *, waited: bool = False, late: bool = False
+    ) -> None:
+        """``asked_at``: when they were asked for; ``waited``: somebody has waited for them since, and they are
+        ``late`` or not: that is said once."""
+        self._exchange, self._asked_at, self._late = exchange, asked_at, late
+        self._timed: bool | None = True if waited else None
         self._shape: tuple[int, bool] | None = None  # the slice's size, and whether it is the last
         self._packed = bytearray()
         self._done = 0  # bytes of the table, then of the present cell, that have come
@@ -135,6 +137,9 @@ class RemoteReader:
 
     def begin_or_late(self) -> bool:
         """Wait for the first bytes of the answer, as ``start_or_late``."""
+        if self._late:
+            self._late = False
+            return False
         if self._shape is None:
             now = None
             if self._timed is None:
@@ -153,8 +158,7 @@ class RemoteReader:
         if body is None:
             return None
         self._started, self._left = True, 0
-        entry = CellEntry.unpack(body[:ENTRY_SIZE])
-        return tuple.__new__(OnlyCell, (entry, self._shape[0], body[ENTRY_SIZE:]))
+        return OnlyCell(self._shape[0], body[:ENTRY_SIZE], body[ENTRY_SIZE:])
 
     def read_cell(self, view: memoryview) -> None:
         while not self.read_cell_or_late(view):

@@ -93,13 +93,14 @@ class ConnectionPool(Generic[C]):
         self._closed = False
         self._counts = dict.fromkeys(("made", "reused", "stale", "expired", "broken", "waited", "gave_up"), 0)
 
-    def lend(self) -> C | None:
+    def lend(self, now: float | None = None) -> C | None:
         """One that was just used, for who can do without if its peer has closed it meanwhile: no system call is made
-        to see that. None: there is none, see ``take``."""
+        to see that. None: there is none, see ``take``. ``now``: by the clock, if that was asked."""
         with self._lock:
             if self._idle:
                 found, since = self._idle[-1]
-                now = self._clock()
+                if now is None:
+                    now = self._clock()
                 if now - since < JUST_S and now - self._born[found] < self._limits.age_s:
                     self._idle.pop()
                     self._counts["reused"] += 1
@@ -127,10 +128,11 @@ class ConnectionPool(Generic[C]):
         broken.close()
         return self._make(deadline)
 
-    def give_back(self, connection: C) -> None:
-        """One whose last answer was read to its end: it may be lent again."""
+    def give_back(self, connection: C, now: float | None = None) -> None:
+        """One whose last answer was read to its end: it may be lent again. ``now``: as ``lend``."""
         with self._lock:
-            now = self._clock()
+            if now is None:
+                now = self._clock()
             keep = connection in self._born and not self._closed
             if keep and now - self._born[connection] > self._limits.age_s:
                 self._counts["expired"] += 1

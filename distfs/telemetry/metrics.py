@@ -408,6 +408,16 @@ def answered(route: str, method: str, status: int, received: int, sent: int, sec
         cells[IN_FLIGHT.first] -= 1
 
 
+def node_read(series: int, seconds: float, sent: int, received: int) -> None:
+    """A small read was answered by a node, of the ``series`` of that."""
+    with _lock:
+        cells = _cells
+        cells[NODE_SECONDS.first + bisect_left(BUCKETS, seconds)] += 1
+        cells[NODE_SECONDS.first + WIDTH - 1] += seconds
+        cells[NODE_SENT.first + series] += sent
+        cells[NODE_RECEIVED.first + series] += received
+
+
 def exemplify(route: str, seconds: float, trace: str) -> None:
     """Such a request's trace is sent: who asks for OpenMetrics is shown the last one of each bucket, of the process
     that is asked."""

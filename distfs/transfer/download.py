@@ -17,7 +17,8 @@ from distfs.formats.fragment import RAW, CellEntry, checksum, slice_digest
 from distfs.fragment_store import check_length
 from distfs.model import FragmentId, NewFile, Node, Slice
 from distfs.peers.directory import NodeDirectory
-from distfs.peers.late_read import LateReader, OnlyCell, SmallReader
+from distfs.peers.late_read import LateReader, SmallReader
+from distfs.peers.small_read import SmallAsk, read_small
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, search_of
 from distfs.transfer.slice_read import Hedging, NoteDamage, SliceReader, not_noted
@@ -39,8 +40,8 @@ _BEFORE_THE_FIRST = 3
 _LOOK_S, _LOOK_MOST_S = 0.1, 1.0  # between two tries
 #: All that wait go by one list of nodes; one that is younger does.
 _LIST_AGE_S = 0.25
-#: By which a small file has the checksum of its block, and its slice's size, that its digest was made of.
-_PLAIN = "plain"
+#: By which a small file has its slice's size, its cell's entry that agrees with its digest, and the block's checksum.
+_ENTRY = "entry"
 
 
 class _Stuck:
@@ -132,25 +133,24 @@ class Downloader:
         """A file of one block as it is on the node that is asked first, in ``out`` if there is one; or what came of
         asking. None: another is better."""
         asked: _Asked = file.kept.get(_Asked) or _asked_first(file)
-        node, id, several = asked
-        store = self._directory.well(node, deadline)
+        store = self._directory.well(asked.node, deadline)
         if store is None:
             return None
-        index = id.index
+        delay = store.link.hedge_delay
         try:
-            delay = store.link.hedge_delay
-            reader = store.ask(id, 0, 1, deadline, delay if several else None, late=delay)
-            late = False
-            try:
-                data = _at_once(reader, file) if out is None else _into(reader, file, out)
-                late = data is None
-            finally:
-                if not late:
-                    reader.close()
+            came = read_small(store, asked.small, deadline, delay) if out is None else None
+            if isinstance(came, tuple):
+                data: bytes | memoryview | None = _good(file, file.size, *came)
+            else:
+                reader = came
+                if reader is None:
+                    hasty = delay if asked.several else None
+                    reader = store.ask(asked.id, 0, 1, deadline, hasty, late=delay)
+                data = _taken(reader, file, out)
+                if data is None:
+                    return asked.id.index, reader
         except DistfsError as e:
-            return index, e
-        if data is None:
-            return index, reader
+            return asked.id.index, e
         self._hedging.budget.count()
         return data
 
@@ -284,13 +284,14 @@ class _Asked(NamedTuple):
     node: int
     id: FragmentId
     several: bool  # there are others
+    small: SmallAsk
 
 
 def _asked_first(file: NewFile) -> _Asked:
     [piece] = file.slices
     held = _held(piece, file.policy.k)
-    index = held[0] if held else 0
-    asked = file.kept[_Asked] = _Asked(piece.nodes[index], FragmentId(piece.id, index), len(held) > 1)
+    id = FragmentId(piece.id, held[0] if held else 0)
+    asked = file.kept[_Asked] = _Asked(piece.nodes[id.index], id, len(held) > 1, SmallAsk(id, file.size))
     return asked
 
 
@@ -323,9 +324,21 @@ def _let_go(first: First | None) -> None:
         first[1].close()
 
 
+def _taken(reader: SmallReader, file: NewFile, out: memoryview | None) -> bytes | memoryview | None:
+    """The one block of a file, in ``out`` if there is one, checked; None: its node is late, and is to be read on, all
+    of it. Raises what the reader does, TooSlow, Corrupt."""
+    late = False
+    try:
+        data = _at_once(reader, file) if out is None else _into(reader, file, out)
+        late = data is None
+    finally:
+        if not late:
+            reader.close()
+    return data
+
+
 def _into(reader: LateReader, file: NewFile, out: memoryview) -> memoryview | None:
-    """The one block of a file, checked; None: its node is late, and is to be read on into ``out``. Raises what the
-    reader does, Corrupt."""
+    """As ``_taken``."""
     if not reader.start_or_late():
         return None
     table = reader.table
@@ -341,7 +354,7 @@ def _into(reader: LateReader, file: NewFile, out: memoryview) -> memoryview | No
     if entry.codec != RAW:
         data = memoryview(unpack(data, file.size))
     if checksum(data) != entry.plain:
-        raise Corrupt("cell 0 fails its checksum")
+        raise _damaged()
     return data
 
 
@@ -353,41 +366,37 @@ def _packed(entry: CellEntry, out: memoryview) -> memoryview:
 
 
 def _at_once(reader: SmallReader, file: NewFile) -> bytes | None:
-    """The one block of a small file, checked; None: its node is late, and no byte of it was taken. Raises what the
-    reader does, TooSlow, Corrupt."""
+    """As ``_taken``, of a small file."""
     if not reader.begin_or_late():
         return None
-    if (only := reader.only_cell(file.size)) is None:
-        if not reader.start_or_late():
-            return None
-        only = _in_pieces(reader, file)
-    entry, slice_size, data = only
-    if file.kept.get(_PLAIN) != (entry.plain, slice_size):  # it says other than a read that was good
+    if (only := reader.only_cell(file.size)) is not None:
+        return _good(file, *only)
+    if not reader.start_or_late():
+        return None
+    data = _into(reader, file, memoryview(bytearray(file.size)))
+    if data is None:
+        raise TooSlow("it was late in the middle of a cell")
+    return bytes(data)
+
+
+def _good(file: NewFile, slice_size: int, packed: bytes, data: bytes) -> bytes:
+    """``data``, the one block of a small file; ``packed``: its entry. Raises Corrupt."""
+    known: tuple[int, bytes, int] | None = file.kept.get(_ENTRY)
+    if known is None or known[:2] != (slice_size, packed):  # it says other than a read that was good
+        entry = CellEntry.unpack(packed)
         if slice_digest((entry.plain,), slice_size, file.block_size) != file.slices[0].digest:
             raise Corrupt("its table is not the slice's")
-        file.kept[_PLAIN] = entry.plain, slice_size
-    check_length(entry, file.size, 0)
-    if checksum(data) != entry.plain:
-        raise Corrupt("cell 0 fails its checksum")
+        if entry.codec != RAW:
+            raise _damaged()  # it would be shorter
+        check_length(entry, file.size, 0)
+        known = file.kept[_ENTRY] = slice_size, packed, entry.plain
+    if checksum(data) != known[2]:
+        raise _damaged()
     return data
 
 
-def _in_pieces(reader: SmallReader, file: NewFile) -> OnlyCell:
-    """As ``only_cell``, from the table on."""
-    table = reader.table
-    table.check(file.slices[0].digest, file.block_size)
-    [entry] = table.entries
-    data = memoryview(bytearray(file.size))
-    if entry.codec == RAW:
-        check_length(entry, file.size, 0)
-    else:
-        data = _packed(entry, data)
-    if not reader.read_cell_or_late(data):
-        raise TooSlow("it was late in the middle of a cell")
-    if entry.codec == RAW:
-        return OnlyCell(entry, table.slice_size, bytes(data))
-    plain = unpack(data, file.size)
-    return OnlyCell(entry._replace(codec=RAW, length=len(plain)), table.slice_size, plain)
+def _damaged() -> Corrupt:
+    return Corrupt("cell 0 fails its checksum")
 
 
 def _beginning_with(first: First, wanted: Iterator[SliceReader]) -> Iterator[SliceReader]:

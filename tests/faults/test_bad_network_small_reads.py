@@ -174,7 +174,7 @@ def test_a_healthy_read_takes_few_calls(ways: Proxied) -> None:
     """Python's function calls are most of what a small read costs. One whose node is late takes more, so the best
     of several counts."""
     file = stored(ways)
-    assert min(calls_of(lambda: whole(ways, file)) for _ in range(20)) <= 52
+    assert min(calls_of(lambda: whole(ways, file)) for _ in range(20)) <= 30
 
 
 def calls_of(function: Callable[[], bytes]) -> int:
