@@ -24,7 +24,7 @@ from distfs.process.dial import dial, keep_alive, timeval
 from distfs.tls.contexts import LOOK_EVERY_S, Side
 from distfs.tls.stream import AnySocket, TlsSocket, in_words
 
-_READ_AHEAD = 16 << 10
+READ_AHEAD = 16 << 10
 #: How an exchange went that was tried in one go: see ``WireSocket.ask``.
 ANSWERED, OTHERWISE, LATE, UNSENT = range(4)
 _CLOSE_S = 0.0005  # so near to a limit is at it
@@ -53,7 +53,7 @@ class WireSocket:
         self._decoder = wire.Decoder()
         #: The next so many bytes of the body of the last frame, if all of them have come already.
         self.take_bytes = self._decoder.take_bytes
-        self.scratch = memoryview(bytearray(_READ_AHEAD))
+        self.scratch = memoryview(bytearray(READ_AHEAD))
         # Seconds: what the kernel lets a call wait, maybe less than its limit; the limits; how long it was silent.
         self._timeouts = {_SEND: math.inf, _RECEIVE: math.inf}
         self._send_stall = self._stall = self._notice = self._silent = 0.0

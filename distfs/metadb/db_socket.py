@@ -21,6 +21,8 @@ _KEEPALIVE = 30, 5, 3  # a server behind a firewall that went silent is noticed 
 
 _READ = 16 << 10  # bytes at once
 _SHORTEST_S = 0.05  # is not halved
+#: Of a question that is mostly answered sooner, whose asker may not hear before that nobody wants it any more.
+_SOON_S = 0.1
 _PART = 0.45  # of what is left: two calls end within it, also when the next one has a little less
 
 #: Length 8 and the request's code (https://www.postgresql.org/docs/current/protocol-message-formats.html).
@@ -31,6 +33,7 @@ class DBSocket(socket.socket):
     """While it has a ``limit``, sending and receiving raise TimeoutError as soon as that is over."""
 
     limit: Deadline | None = None
+    times_itself = True  # its time limits are the kernel's
     _waits = 0.0  # seconds that the kernel lets a call wait; 0: for ever
 
     def recv_into(self, *args: Any) -> int:
@@ -69,9 +72,13 @@ class DBSocket(socket.socket):
     def _wait_within(self, left: float) -> None:
         """A call of no more than ``left`` seconds; of a part of them, so that the next one may be as long."""
         if not 0 < self._waits <= left:
-            self._waits = max(left * _PART, min(left, _SHORTEST_S))
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                self.setsockopt(socket.SOL_SOCKET, option, timeval(self._waits))
+            self.wait_seconds(max(left * _PART, min(left, _SHORTEST_S)))
+
+    def wait_seconds(self, seconds: float) -> None:
+        """From now on the kernel lets no call wait longer."""
+        self._waits = seconds
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self.setsockopt(socket.SOL_SOCKET, option, timeval(seconds))
 
     def interrupt(self) -> None:
         """From any thread: whoever waits here fails at once, and the connection is of no more use."""
@@ -113,6 +120,28 @@ class Stream:
             sock._waits = 0.0
             return self.receive()
 
+    def ask_soon(self, data: bytes) -> bytes | None:
+        """As ``ask``, if both go at once and within a moment. None: it did not go so, and all that comes is still to
+        be received; where ``data`` could not be sent, that is the connection's end."""
+        sock = self._sock
+        if sock._waits != _SOON_S:
+            sock.wait_seconds(_SOON_S)
+        try:
+            sent = self._send(data)
+        except OSError:
+            sent = 0
+        if sent != len(data):
+            sock.interrupt()
+            return None
+        try:
+            return bytes(self._scratch[: self._receive(self._scratch)])
+        except OSError:
+            return None
+
+    def put_back(self, data: bytes) -> None:
+        """It is what comes next."""
+        self._come = data + self._come
+
     def read(self, size: int) -> bytes:
         """So many bytes; fewer at the connection's end."""
         data = self._come
@@ -143,6 +172,8 @@ class Stream:
 
 
 class _TLSSocket(DBSocket, ssl.SSLSocket):
+    times_itself = False
+
     def _wait_within(self, left: float) -> None:
         self.settimeout(left)  # a call of TLS is several of the kernel's
 

@@ -87,7 +87,10 @@ class Link:
         """
         self.host = host
         self.reused = False  # set by the pool when it lends this link again
-        self._busy = self._interrupted = False
+        self.broken = self._interrupted = (
+            False  # broken: left in an exchange, interrupted, or ended by the server
+        )
+        self._asked = ""  # the query that was asked, and whose answer ``run`` is to receive
         self._most = self._limit = statement_timeout  # the server's: as agreed, and at present
         self._statements: dict[str, Statement] = {}
         context = url.ssl_context(host)
@@ -129,11 +132,6 @@ class Link:
         return "on" not in (status.get("in_hot_standby"), status.get("default_transaction_read_only"))
 
     @property
-    def broken(self) -> bool:
-        """It was left in the middle of an exchange, or interrupted, or the server ended it: close it."""
-        return self._busy or self._interrupted
-
-    @property
     def idle(self) -> bool:
         """It has heard nothing since it was used: neither the server's goodbye nor the end of the connection."""
         return not self._stale.poll(0)
@@ -149,22 +147,23 @@ class Link:
         """
         sent = False
         left = deadline.remaining("waiting for MetaDB")
-        self._busy = True
+        self.broken = True
         usock = self.raw._usock
         usock.limit = deadline  # every wait for the server ends with it, or when it is cancelled
         unwatch = deadline.watch(self._interrupt)
         began, rows = time.monotonic(), None
         try:
-            if self._limit != self._most or left < self._most + _LISTEN_S:
+            asked, self._asked = self._asked == name, ""
+            if not asked and (self._limit != self._most or left < self._most + _LISTEN_S):
                 self._limit_to(left)
             statement = self._statements.get(name)
             if statement is None:
                 statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
             sent = True
-            rows = statement.run(params, left, answers)
+            rows = statement.run(params, left, answers, asked=asked)
         except DatabaseError as e:
             ended = is_last(e)
-            self._busy = ended or _field(e, "C") in _SPOILED
+            self.broken = self._interrupted or ended or _field(e, "C") in _SPOILED
             self.answered_at = time.monotonic()
             if ended and sent:
                 raise OutcomeUnknown(self._lost(e), public=_UNKNOWN) from e
@@ -180,16 +179,35 @@ class Link:
             if tracing.on:
                 error = sys.exception() if rows is None else None
                 tracing.past(name, began, self._traced, tracing.CLIENT, error)
-        self._busy = False
+        self.broken = self._interrupted
         self.answered_at = time.monotonic()
         METADB_SECONDS.observe(self.answered_at - began)
+        return rows
+
+    def ask_again(
+        self, name: str, left: float, params: dict[str, Any], answers: Answers
+    ) -> Sequence[Sequence[Any]] | None:
+        """``run``, where it goes as it mostly does: the query was run on this connection before, and the answer comes
+        at once and is as ``answers`` has it. None: it is not so; ``run`` goes on where this was."""
+        statement = self._statements.get(name)
+        if statement is None or self._limit != self._most or left < self._most + _LISTEN_S:
+            return None
+        if tracing.on or not self.raw._usock.times_itself:
+            return None
+        self.broken, self._asked = True, name
+        began = time.monotonic()
+        rows = statement.ask_again(params, answers)
+        if rows is not None:
+            self.broken, self._asked = False, ""
+            self.answered_at = time.monotonic()
+            METADB_SECONDS.observe(self.answered_at - began)
         return rows
 
     def _lost(self, error: BaseException) -> str:
         return f"lost the connection to MetaDB at {self.host}: {_reason(error)}"
 
     def _interrupt(self) -> None:
-        self._interrupted = True
+        self.broken = self._interrupted = True
         self.raw._usock.interrupt()
 
     def _limit_to(self, left: float) -> None:
@@ -206,7 +224,7 @@ class Link:
     def close(self) -> None:
         """Never raises. A broken link says no goodbye: its socket may be full."""
         usock, stream = self.raw._usock, self.raw._sock
-        if self._busy and usock is not None:
+        if self.broken and usock is not None:
             usock.interrupt()
         for close in (self.raw.close, getattr(stream, "close", None)):
             with contextlib.suppress(*BROKEN):

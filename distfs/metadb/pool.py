@@ -41,6 +41,8 @@ class Pool:
         limits = Limits(size, size, IDLE_S, inf, "metadb.pool_size")
         self._links: ConnectionPool[Link] = ConnectionPool("MetaDB", self._connect_shared, limits)
         self._closed = False
+        #: One that was just used: nobody looks whether it is still there. None: see ``take``.
+        self.lend = self._links.lend
         self._noting = threading.Lock()
         self._away_since: float | None = None  # the first of the connects that failed, on the monotonic clock
         self._heard_at = float("-inf")  # when a server last answered: to a connect or a statement
@@ -63,7 +65,7 @@ class Pool:
         Raises Unavailable when no server takes writes, Busy when every link stayed lent until the deadline, TooSlow,
         Cancelled.
         """
-        link = self._links.lend() if at_once else None
+        link = self.lend() if at_once else None
         reused = link is not None
         if link is None:
             link, reused = self._links.take(deadline) if not tracing.on else self._take_traced(deadline)
@@ -92,7 +94,7 @@ class Pool:
             self._heard(link)
         elif link.answered_at > self._heard_at:
             self._heard_at = link.answered_at
-        self._links.give_back(link)
+        self._links.give_back(link, link.answered_at)
         return True
 
     def snapshot(self) -> PoolState:

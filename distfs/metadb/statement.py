@@ -72,13 +72,17 @@ class Statement:
             return text
         return _BINARY_READERS.get(oid) or (lambda data: driver(str(data, encoding)))
 
-    def run(
-        self, params: Mapping[str, Any], left: float = 0.0, answers: Answers | None = None
-    ) -> Sequence[Sequence[Any]]:
-        """-> its rows, or what ``answers`` has for them. ``left``: seconds that it may take; 0: nobody has looked.
+    def ask_again(self, params: Mapping[str, Any], answers: Answers) -> Sequence[Sequence[Any]] | None:
+        """What ``answers`` has for an answer that comes at once. None: it is to be waited for, or another: ``run``
+        goes on, as ``asked``."""
+        data = self._stream.ask_soon(self._message(params))
+        if data is None:
+            return None
+        if (known := answers.known(params, data)) is None:
+            self._stream.put_back(data)
+        return known
 
-        Raises as the driver does.
-        """
+    def _message(self, params: Mapping[str, Any]) -> bytes:
         asked = self._head
         for name in self._names:
             value = params[name]
@@ -93,8 +97,24 @@ class Statement:
                 text = value if type(value) is str else self._as_text(value)
                 data = text.encode(self._connection._client_encoding)
                 asked += _LENGTH.pack(len(data)) + data
+        whole: bytes = _MESSAGE.pack(b"B", len(asked) + self._after) + asked + self._tail
+        return whole
+
+    def run(
+        self,
+        params: Mapping[str, Any],
+        left: float = 0.0,
+        answers: Answers | None = None,
+        *,
+        asked: bool = False,
+    ) -> Sequence[Sequence[Any]]:
+        """-> its rows, or what ``answers`` has for them. ``left``: seconds that it may take; 0: nobody has looked.
+        ``asked``: by ``ask_again``.
+
+        Raises as the driver does.
+        """
         try:
-            data = self._stream.ask(_MESSAGE.pack(b"B", len(asked) + self._after) + asked + self._tail, left)
+            data = self._stream.receive() if asked else self._stream.ask(self._message(params), left)
         except OSError as e:
             raise InterfaceError("network error") from e
         if not data:

@@ -95,7 +95,21 @@ class Transactions:
     def read(self, query: str, deadline: Deadline, *, answers: Answers | None = None, **params: Any) -> Rows:
         """Until MetaDB has answered; also if it is restarted meanwhile. One that has been away for longer than that
         takes is not waited for."""
-        return self._run(query, deadline, params, change=False, answers=answers)
+        begun: Link | None = None
+        if answers is not None and not self._waited.__dict__:  # else it has less time
+            left = min(deadline.remaining("waiting for MetaDB"), self._budget)
+            begun = self._pool.lend()
+        if begun is not None and answers is not None:
+            try:
+                rows = begun.ask_again(query, left, params, answers)
+            except BaseException:
+                self._pool.give_back(begun)
+                raise
+            if rows is not None:
+                self._pool.give_back(begun)
+                return rows
+            begun.reused = True
+        return self._run(query, deadline, params, change=False, answers=answers, begun=begun)
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
         """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.
@@ -115,7 +129,9 @@ class Transactions:
         change: bool,
         again: str | None = None,
         answers: Answers | None = None,
+        begun: Link | None = None,
     ) -> Rows:
+        """``begun``: a link that was lent for it; it may have been asked."""
         budget = _Budget(deadline, self._seconds(), self._patience)
         error: DistfsError | None = None  # what failed, if there is no time for another try
         unknown = False  # a change was lost: it may have happened
@@ -125,7 +141,8 @@ class Transactions:
             whole = budget.left.uncancelled() if change else budget.left
             limit = whole if unknown else budget.left
             try:
-                link = self._pool.take(limit, at_once=error is None and not change)
+                link = begun or self._pool.take(limit, at_once=error is None and not change)
+                begun = None
                 try:
                     if limit is not whole:
                         limit.check_cancelled()

@@ -19,7 +19,7 @@ from distfs.peers.remote_fragment import RemoteReader
 from distfs.telemetry import tracing
 from distfs.telemetry.context import current_request_id
 from distfs.telemetry.metrics import RETRIES, node_read
-from distfs.wire_socket import ANSWERED, LATE, UNSENT
+from distfs.wire_socket import ANSWERED, LATE, READ_AHEAD, UNSENT
 
 #: Who waits no longer than so need not hear at once that nobody wants it any more.
 _UNWATCHED_S = 0.1
@@ -48,7 +48,7 @@ def read_small(
 
     ``late``: seconds of silence after which the node is late. Raises TooSlow, Cancelled.
     """
-    if tracing.on or late > _UNWATCHED_S:
+    if tracing.on or late > _UNWATCHED_S or ask.whole > READ_AHEAD:
         return None
     link = client.link
     left = deadline.remaining(link.peer)
