@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from distfs.errors import NotFound
 from distfs.meta import MetaDB
 from distfs.metadb.db_socket import DBSocket
 from distfs.model import NewFile
@@ -89,3 +90,30 @@ def test_a_statement_is_one_message_and_its_answer_another(meta: MetaDB, request
     finally:
         sys.setprofile(None)
     assert calls == ["send", "recv_into"] * (2 if request_of is REQUESTS["delete and undelete"] else 1)
+
+
+def test_a_file_that_is_not_seen_is_looked_for_as_one_that_is_not_there(meta: MetaDB) -> None:
+    """As many rows are fetched: who times the answers learns nothing."""
+    files = committed(meta, 20)
+    there = min(file.id for file in files)
+    between = UUID(int=there.int - 1)
+
+    def fetched(id: UUID) -> tuple[int, int]:
+        before = _looks(meta)
+        for _ in range(PLANNED):
+            with pytest.raises(NotFound):
+                meta.file(id, soon(), "a stranger")
+        scans, rows = (now - then for now, then in zip(_looks(meta), before, strict=True))
+        return scans, rows
+
+    assert fetched(there) == fetched(between) == (PLANNED, PLANNED)
+
+
+def _looks(meta: MetaDB) -> tuple[int, int]:
+    """At files by an index: how often, and how many rows were fetched."""
+    with meta._pool.link(soon()) as link:
+        link.raw.run("SELECT pg_stat_force_next_flush()")
+        [[scans, rows]] = link.raw.run(
+            "SELECT idx_scan, idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'file'"
+        )
+    return int(scans), int(rows)
