@@ -246,6 +246,14 @@ class Full(Unavailable):
     retry_after: int | None = None
 
 
+class NewerFormat(Unavailable):
+    """Written by a newer distfs, in a way that this one does not know. It is not damaged: who gets this neither
+    repairs, puts aside nor deletes it. Another part may read it, or another fragment do; upgrading helps."""
+
+    kind = "newer"
+    retry_after: int | None = None
+
+
 # Clients read these three as they read Unavailable. They are no kinds of it: who looks for another node, waits for
 # MetaDB or does without would do the wrong thing.
 

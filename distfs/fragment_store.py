@@ -16,6 +16,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, ProtocolError
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable, checksum
 from distfs.model import MAX_K, MAX_M, FragmentId
 
@@ -59,9 +60,9 @@ class FragmentWriter(Protocol):
     def write_cell(self, entry: CellEntry, data: memoryview) -> None:
         """Append a cell. Raises Corrupt when ``data`` is not what ``entry`` says (now, or at commit)."""
 
-    def finish(self, slice_size: int, last: bool) -> None:
+    def finish(self, slice_size: int, last: bool, extra: Extra = PLAIN) -> None:
         """No more cells. Does not wait for durability. Raises Corrupt when they cannot be a slice of that size
-        (now, or at commit)."""
+        (now, or at commit). ``extra``: beside the header's, which must have some, too."""
 
     def commit(self) -> None:
         """Wait until the fragment is checked, complete and durable. Raises and leaves nothing otherwise, except
@@ -84,7 +85,11 @@ class FragmentReader(Protocol):
 
 
 class FragmentStore(Protocol):
-    """Keeps fragments by id. Every call may raise NodeUnavailable or TooSlow; the rest as said."""
+    """Keeps fragments by id. Every call may raise NodeUnavailable or TooSlow; the rest as said.
+
+    What reads a fragment, or takes one away by anybody's decision but its file's owner's, raises NewerFormat for one
+    that a newer distfs wrote, and nothing is done: whether it is good cannot be told.
+    """
 
     def put(self, header: FragmentHeader, size_hint: int, deadline: Deadline) -> FragmentWriter:
         """Begin a fragment of about ``size_hint`` bytes (0: not known). Raises Full."""
@@ -96,7 +101,7 @@ class FragmentStore(Protocol):
         Raises NotFound, Corrupt."""
 
     def stat(self, id: FragmentId, deadline: Deadline) -> FragmentTable:
-        """The table, without the cells. Raises NotFound, Corrupt."""
+        """The table, without the cells, and what else the fragment has. Raises NotFound, Corrupt."""
 
     def verify(self, id: FragmentId, deadline: Deadline) -> tuple[int, ...]:
         """Re-read every cell; the numbers of those that fail. Raises NotFound, Corrupt (no cell is good)."""

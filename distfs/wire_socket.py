@@ -49,6 +49,7 @@ class WireSocket:
         self.sock: AnySocket = sock
         self.peer = peer
         self._side: Side | None = None  # without TLS
+        self.features = 0  # what both agreed on
         self.heard = False  # whether anything was received since ``heard`` was last set to False
         self._decoder = wire.Decoder()
         #: The next so many bytes of the body of the last frame, if all of them have come already.
@@ -320,7 +321,7 @@ class WireSocket:
 
     def send_error(self, error: DistfsError) -> None:
         """Answer a request with an error."""
-        self.send(wire.encode_error(error))
+        self.send(wire.encode_error(error, self.features))
 
     def send_file(self, fd: int, offset: int, length: int, limit: Limit) -> None:
         """A run of a file, straight from the page cache. The file must be that long.

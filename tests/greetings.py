@@ -26,14 +26,14 @@ def known_keys(_: Deadline) -> Keys:
 
 def greet_node(wire: NodeSocket, store: DiskStore, keys: Keys = KEYS) -> None:
     """Begin a connection to a node as a service does."""
-    assert Greeting(wire, keys, store.cluster, store.node).go_on(Deadline(LIMIT))
+    assert Greeting(wire, keys, store.cluster, store.node, lambda _: None).go_on(Deadline(LIMIT))
 
 
 def welcome_service(connection: socket.socket, cluster: UUID, node: UUID) -> bool:
     """Begin a connection as a node does; whether a service is there."""
     try:
         sock, deadline = WireSocket(connection, "service", LIMIT), Deadline(LIMIT)
-        welcome = examine(sock, KEYS, cluster, node, deadline)
+        welcome, _ = examine(sock, KEYS, cluster, node, deadline)
         sock.send(welcome, limit=deadline)
     except DistfsError:
         return False

@@ -22,6 +22,8 @@ _AT_ONCE = 16
 #: How many findings of a kind are printed for people; JSON has them all.
 _SHOWN = 20
 
+_KINDS = "missing", "corrupt", "newer", "unknown"
+
 ALL_THERE, NOT_ALL_THERE = DONE, FAILED
 
 
@@ -53,6 +55,10 @@ class Findings:
         return [finding for node in self.nodes for finding in node.corrupt]
 
     @property
+    def newer(self) -> list[Finding]:
+        return [finding for node in self.nodes for finding in node.newer]
+
+    @property
     def unknown(self) -> list[Finding]:
         return [finding for node in self.nodes for finding in node.unknown]
 
@@ -69,7 +75,7 @@ class Findings:
         """What is wrong for certain weighs more than what could not be told."""
         if self.missing or self.corrupt:
             return NOT_ALL_THERE
-        if any(left_out.fragments for left_out in self.not_asked):
+        if self.newer or any(left_out.fragments for left_out in self.not_asked):
             return NOT_TOLD
         return NOT_ALL_THERE if self.unreadable else ALL_THERE
 
@@ -167,7 +173,7 @@ def _text(findings: Findings, deep: bool) -> str:
     asked = len(findings.nodes) - len(findings.not_asked)
     how = "every byte read" if deep else "by name only; --deep reads every byte"
     lines = [f"checked {counted(findings.checked, 'fragment')} on {counted(asked, 'node')} ({how})"]
-    for kind in ("missing", "corrupt", "unknown"):
+    for kind in _KINDS:
         lines += _lines(kind, getattr(findings, kind))
     if findings.recent:
         lines.append(
@@ -223,10 +229,7 @@ def _entry(findings: Findings, deep: bool) -> dict[str, object]:
     return {
         "deep": deep,
         "checked": findings.checked,
-        **{
-            kind: [_fragment(f) for f in getattr(findings, kind)]
-            for kind in ("missing", "corrupt", "unknown")
-        },
+        **{kind: [_fragment(f) for f in getattr(findings, kind)] for kind in _KINDS},
         "recent": findings.recent,
         "not_asked": [
             {

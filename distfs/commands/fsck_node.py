@@ -13,7 +13,7 @@ from uuid import UUID
 
 from distfs.commands.operator import Operator
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, NotFound
+from distfs.errors import Corrupt, NewerFormat, NotFound
 from distfs.fragment_store import FragmentStore, Listed, fault
 from distfs.model import FragmentId, Node
 from distfs.quantity import counted
@@ -48,6 +48,7 @@ class NodeFindings:
     checked: int = 0  # fragments a file needs, in the trash or not, that were looked at
     missing: list[Finding] = field(default_factory=list)
     corrupt: list[Finding] = field(default_factory=list)
+    newer: list[Finding] = field(default_factory=list)  # whether they are good cannot be told
     unknown: list[Finding] = field(default_factory=list)  # kept by the node, and not by MetaDB's word
     recent: int = 0  # the same, but so young that an upload may be about to need them
 
@@ -117,6 +118,8 @@ class NodeCheck:
                 self._verify(task)
             except NotFound:
                 self._suspect_missing(task)
+            except NewerFormat as e:
+                self._report(self._found.newer, task, str(e))
             except Corrupt as e:
                 self._report(self._found.corrupt, task, str(e))
 
@@ -139,6 +142,8 @@ class NodeCheck:
                 self._store.stat(task.fragment, self._operator.deadline())
             except NotFound as e:
                 self._report(self._found.missing, task, str(e))
+            except NewerFormat as e:
+                self._report(self._found.newer, task, str(e))
             except Corrupt as e:
                 self._report(self._found.corrupt, task, str(e))
         self._missing.clear()

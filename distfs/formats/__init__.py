@@ -1,4 +1,4 @@
 """What lies on disks and goes over wires: pure, versioned, no I/O.
 
-Way in: ``fixed``, ``fragment``, ``coding``, ``compression``, ``wire``, ``hello``.
+Way in: ``fixed``, ``fragment``, ``features``, ``coding``, ``compression``, ``wire``, ``hello``.
 """

@@ -7,10 +7,11 @@ what cannot be, is refused. Big-endian, but for what is as in a fragment (see ``
     GET     to · deadline · slice · index · first · many · aside?               · request · trace
     PUT     to · deadline · size hint                                            · fragment's header · request · trace
     WHOLE   to · deadline · slice size · last? · the cell's entry                · fragment's header · request · trace
-    END     slice size · last?
+    END     slice size · last?                        · feature bits · records
     STORED  heard
-    CELLS   slice size · last? · length of the table
+    CELLS   slice size · last? · length of the table  · feature bits · records
 
+Feature bits and records are there only of a fragment that has any; in CELLS only where no cell was asked for.
 ``to`` is the cluster and the node a request is meant for, 16 bytes each. ``trace`` is a traceparent
 (``headers.traceparent``), or nothing where nobody records.
 """
@@ -21,8 +22,9 @@ import struct
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from distfs.errors import ProtocolError
+from distfs.errors import Corrupt, ProtocolError
 from distfs.formats import wire
+from distfs.formats.features import MAX_RECORDS, PLAIN, Extra, Features, read_records
 from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, CellEntry, FragmentHeader, Outline, named, outline
 from distfs.formats.wire import Type
 from distfs.headers.traceparent import PACKED_SIZE
@@ -40,6 +42,7 @@ _WHOLE = struct.Struct(f">{TO_SIZE}sdQ?{ENTRY_SIZE}sBH")
 _END = struct.Struct(">Q?")
 _STORED = struct.Struct(">8s")
 _CELLS = struct.Struct(">Q?Q")
+_FEATURES = struct.Struct(">III")
 
 
 class Get(NamedTuple):
@@ -188,13 +191,16 @@ class End(NamedTuple):
 
     slice_size: int
     last: bool
+    extra: Extra = PLAIN
 
     def encode(self) -> bytes:
-        return _END.pack(*self)
+        return _END.pack(self.slice_size, self.last) + _pack_extra(self.extra)
 
     @classmethod
     def decode(cls, raw: bytes) -> End:
-        found = cls(*_all("END", _END, raw))
+        fields, rest = _cut("END", _END, raw)
+        slice_size, last = fields
+        found = cls(slice_size, last, _read_extra("END", rest, MAX_RECORDS))
         if found.slice_size >= _MAX_COUNT:
             raise _wrong("END")
         return found
@@ -219,18 +225,42 @@ class Cells(NamedTuple):
     slice_size: int
     last: bool
     table: int
+    extra: Extra = PLAIN
 
     def encode(self) -> bytes:
-        return _CELLS.pack(*self)
+        slice_size, last, table, extra = self
+        packed = _CELLS.pack(slice_size, last, table)
+        return packed if extra is PLAIN else packed + _pack_extra(extra)
 
     @classmethod
     def decode(cls, raw: bytes) -> Cells:
+        extra = PLAIN
         if len(raw) != _CELLS.size:
-            raise _wrong("CELLS")
-        found = tuple.__new__(cls, _CELLS.unpack(raw))  # a NamedTuple's own is a function in Python
+            _, rest = _cut("CELLS", _CELLS, raw)
+            extra = _read_extra("CELLS", rest, 2 * MAX_RECORDS)
+        # a NamedTuple's own is a function in Python
+        found = tuple.__new__(cls, (*_CELLS.unpack_from(raw), extra))
         if found.slice_size >= _MAX_COUNT:
             raise _wrong("CELLS")
         return found
+
+
+def _pack_extra(extra: Extra) -> bytes:
+    return b"" if extra is PLAIN else _FEATURES.pack(*extra.features) + extra.records
+
+
+def _read_extra(name: str, rest: bytes, most: int) -> Extra:
+    """``most``: bytes of records. Raises ProtocolError."""
+    if not rest:
+        return PLAIN
+    if not _FEATURES.size <= len(rest) <= _FEATURES.size + most:
+        raise _wrong(name)
+    records = rest[_FEATURES.size :]
+    try:
+        read_records(records)
+    except Corrupt as e:
+        raise _wrong(name) from e
+    return Extra(Features(*_FEATURES.unpack_from(rest)), records)
 
 
 def _wrong(name: str) -> ProtocolError:

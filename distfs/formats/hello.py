@@ -40,8 +40,8 @@ MOST_KEYS = 2
 
 #: Version of the wire that follows; both sides speak all from LOWEST to HIGHEST.
 LOWEST, HIGHEST = wire.VERSION, wire.VERSION
-#: Feature bits this distfs knows.
-FEATURES = 0
+#: Feature bits this distfs knows: of the wire, and of fragments.
+FEATURES = wire.FEATURES
 
 _HEAD = struct.Struct(">4sBB2s")  # magic, kind, format, what the kind says
 #: Versions, features, reserved, key ids, nonce.

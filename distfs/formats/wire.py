@@ -23,6 +23,9 @@ A request is one frame, answered by one frame, but for PUT and LOGS; ERROR {kind
     METRICS {accept}                               ->  OK {type}, body: as Prometheus reads it
     LOGS {wanted}                                  ->  OK {more}, body: bytes of lines of its log; until more is false
 
+What a peer does not know is neither asked of it nor said to it: ``Feature`` has what both agreed on when they greeted
+each other (``hello``).
+
 STORED has the xxh3-64 of the headers of PUT, CELLs and END, or of WHOLE, as the node received them: cells have
 checksums, and by this the caller knows that name, size and table of what was stored are right, too.
 
@@ -45,6 +48,7 @@ from distfs.errors import (
     Corrupt,
     DistfsError,
     Full,
+    NewerFormat,
     NodeUnavailable,
     NotFound,
     OutcomeUnknown,
@@ -53,6 +57,7 @@ from distfs.errors import (
     TooSlow,
     Unavailable,
 )
+from distfs.formats.features import INCOMPAT, PLAIN, Extra
 from distfs.formats.fragment import ENTRY_SIZE, MAX_BLOCK, MAX_CELLS
 from distfs.model import MAX_K, MAX_M, Buffer, FragmentId
 
@@ -65,6 +70,26 @@ MAX_WHOLE = 64 << 10  # a longer cell has a frame of its own
 MAX_CELL = MAX_BLOCK + (64 << 10)  # a coded or badly compressible block may grow a little
 MAX_TABLE = MAX_CELLS * ENTRY_SIZE
 MAX_FRAGMENT = (2 << 30) + MAX_TABLE
+
+
+class Feature(enum.IntFlag):
+    """Bits that both sides of a connection may agree on, beside those of fragments. New ones go below bit 16."""
+
+    EXTRA = 1  # fragments of version 2; STAT tells what they have more; the error "newer"
+
+
+#: From this bit on: the incompat bits of fragments that both read.
+INCOMPAT_AT = 16
+#: All that this distfs knows.
+FEATURES = sum(Feature) | INCOMPAT << INCOMPAT_AT
+
+
+def takes(agreed: int, extra: Extra) -> bool:
+    """Whether a fragment that has ``extra`` may be sent to a peer with whom these features were agreed."""
+    if extra is PLAIN:
+        return True
+    return bool(agreed & Feature.EXTRA) and not extra.features.incompat & ~(agreed >> INCOMPAT_AT)
+
 
 #: One LIST entry: slice, index, stored bytes, age in seconds by the node's clock.
 LISTED = struct.Struct(">16sBQd")
@@ -105,7 +130,7 @@ _MAX_BODY = {
 #: What a node may say went wrong. Everything else is a service's own affair: an answer "cancelled" or "busy" would
 #: be taken for nobody's fault, whatever the node does.
 _SAYABLE = (
-    DistfsError, Refused, NotFound, Unavailable, NodeUnavailable, TooSlow, Full, Corrupt, ProtocolError
+    DistfsError, Refused, NotFound, Unavailable, NodeUnavailable, TooSlow, Full, NewerFormat, Corrupt, ProtocolError
 )  # fmt: skip
 ERRORS: dict[str, type[DistfsError]] = {cls.kind: cls for cls in _SAYABLE}
 
@@ -145,9 +170,11 @@ def encode(type_: Type, header: dict[str, Any] | bytes, body_length: int = 0) ->
     return PREFIX.pack(MAGIC, VERSION, type_, 0, length, body_length) + header
 
 
-def encode_error(error: DistfsError) -> bytes:
-    """An ERROR frame; what may not be said is said as the nearest that may."""
+def encode_error(error: DistfsError, agreed: int = FEATURES) -> bytes:
+    """An ERROR frame; what may not be said, or not to a peer with whom so much was agreed, is said as the nearest
+    that may."""
     later = isinstance(error, Busy | Cancelled | OutcomeUnknown)
+    later |= isinstance(error, NewerFormat) and not agreed & Feature.EXTRA
     kind = Unavailable.kind if later else next(c.kind for c in type(error).__mro__ if c in _SAYABLE)
     return encode(Type.ERROR, {"kind": kind, "message": str(error)[:2000]})
 

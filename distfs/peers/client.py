@@ -16,8 +16,16 @@ from distfs.errors import DistfsError, ProtocolError, TooSlow
 from distfs.formats import wire
 from distfs.formats.fixed import Put, encode_get
 from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable
+from distfs.formats.hello import Agreed
 from distfs.formats.wire import Type
-from distfs.fragment_store import FragmentReader, FragmentWriter, Listed, Page, StoreInfo, check_page
+from distfs.fragment_store import (
+    FragmentReader,
+    FragmentWriter,
+    Listed,
+    Page,
+    StoreInfo,
+    check_page,
+)
 from distfs.model import Address, Buffer, FragmentId
 from distfs.peers.breaker import State
 from distfs.peers.greeting import Greeting, KnownKeys, NodeSocket
@@ -25,13 +33,14 @@ from distfs.peers.late_read import AsksAhead
 from distfs.peers.link import REPLAY_MOST, Exchange, NodeLink
 from distfs.peers.remote_fragment import RemoteReader, RemoteWriter
 from distfs.peers.remote_log import RemoteLog
+from distfs.peers.versioned import Versioned
 from distfs.peers.whole_put import TakesWhole, send_whole
 from distfs.telemetry.context import current_request_id
 from distfs.telemetry.log_search import Wanted
 from distfs.tls.contexts import Peers
 
 
-class NodeClient(AsksAhead, TakesWhole):
+class NodeClient(AsksAhead, TakesWhole, Versioned):
     """FragmentStore over the wire. Thread-safe."""
 
     def __init__(
@@ -46,9 +55,10 @@ class NodeClient(AsksAhead, TakesWhole):
     ) -> None:
         """``number``: the node's id, by which it is measured."""
         self.node, self.address = node, address
+        self.agreed: Agreed | None = None  # with the node, when a connection was last made
 
         def begin(sock: NodeSocket, deadline: Deadline) -> None:
-            Greeting(sock, keys(deadline), cluster, node)
+            Greeting(sock, keys(deadline), cluster, node, self._agree)
 
         self.link = NodeLink(address, config, begin, tls.to_node(cluster, node) if tls else None, number)
         self._names = {"cluster": cluster.hex, "node": node.hex}  # whom a request is for, in JSON
@@ -56,6 +66,14 @@ class NodeClient(AsksAhead, TakesWhole):
 
     def close(self) -> None:
         self.link.pool.close()
+
+    def _agree(self, agreed: Agreed) -> None:
+        self.agreed = agreed
+
+    def features(self, deadline: Deadline) -> int:
+        if self.agreed is None:
+            self.info(deadline)
+        return self.agreed.features if self.agreed is not None else 0
 
     def snapshot(self) -> dict[str, Any]:
         """What is known of the node, for people to look at."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.errors import ProtocolError
 from distfs.formats import hello
-from distfs.formats.hello import Asker, Keys, Kind
+from distfs.formats.hello import Agreed, Asker, Keys, Kind
 from distfs.wire_socket import Limit, WireSocket
 
 #: The cluster's keys, the newest first. Raises Unavailable when they cannot be asked for.
@@ -25,8 +25,12 @@ class NodeSocket(WireSocket):
 class Greeting:
     """Said step by step, so that who reads may ask another node while this one is late with its part."""
 
-    def __init__(self, sock: NodeSocket, keys: Keys, cluster: UUID, node: UUID) -> None:
-        """Begins it. ``node``: that which is meant. Raises NodeUnavailable, ProtocolError without a key."""
+    def __init__(
+        self, sock: NodeSocket, keys: Keys, cluster: UUID, node: UUID, agreed: Callable[[Agreed], object]
+    ) -> None:
+        """Begins it. ``node``: that which is meant; ``agreed`` is told what was agreed on. Raises NodeUnavailable,
+        ProtocolError without a key."""
+        self._agreed = agreed
         self._sock, self._asker = sock, Asker(keys, cluster, node, os.urandom(hello.NONCE_SIZE))
         self._kind, self._message, self._done = Kind.CHALLENGE, bytearray(hello.SIZES[Kind.CHALLENGE]), 0
         sock.send(self._asker.hello)
@@ -52,7 +56,9 @@ class Greeting:
             self._sock.send(self._asker.prove(message), limit=limit)
             self._kind, self._message, self._done = Kind.WELCOME, bytearray(hello.SIZES[Kind.WELCOME]), 0
         else:
-            self._asker.accept(message)
+            agreed = self._asker.accept(message)
+            self._sock.features = agreed.features
+            self._agreed(agreed)
             self._sock.greeting, self._sock.heard = None, False
 
     def _receive(self, limit: Limit | None) -> bool:

@@ -8,6 +8,7 @@ import xxhash
 
 from distfs.errors import DistfsError, ProtocolError
 from distfs.formats import wire
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fixed import Cells, End, Put, Whole
 from distfs.formats.fragment import ENTRY_SIZE, CellEntry, FragmentTable
 from distfs.formats.wire import Type
@@ -47,15 +48,15 @@ class RemoteWriter:
         else:
             self._send_cell(entry, data)
 
-    def finish(self, slice_size: int, last: bool) -> None:
-        if self._held is not None and self._cells == 1:
+    def finish(self, slice_size: int, last: bool, extra: Extra = PLAIN) -> None:
+        if self._held is not None and self._cells == 1 and extra is PLAIN:
             self._send_whole(*self._held, slice_size, last)
             return
         self._begin_once()
         if self._held is not None:
             entry, data = self._held
             self._unsent += self._frame(Type.CELL, entry.pack(), entry.length) + data
-        self._send(self._frame(Type.END, End(slice_size, last).encode()))
+        self._send(self._frame(Type.END, End(slice_size, last, extra).encode()))
 
     def commit(self) -> None:
         check_stored(self._exchange, self._exchange.answer(Type.STORED), self._said.digest())
@@ -109,7 +110,7 @@ class RemoteReader:
         ``late`` or not: that is said once."""
         self._exchange, self._asked_at, self._late = exchange, asked_at, late
         self._timed: bool | None = True if waited else None
-        self._shape: tuple[int, bool] | None = None  # the slice's size, and whether it is the last
+        self._shape: tuple[int, bool, Extra] | None = None  # of the slice: size, last?; what else there is
         self._packed = bytearray()
         self._done = 0  # bytes of the table, then of the present cell, that have come
         self._left = 0  # bytes of cells still to come
@@ -199,8 +200,8 @@ class RemoteReader:
 
     # --- the answer's beginning --------------------------------------------------------------------------
 
-    def _receive_shape(self, now: float | None) -> tuple[int, bool] | None:
-        """The slice's size and whether it is the last; None: late."""
+    def _receive_shape(self, now: float | None) -> tuple[int, bool, Extra] | None:
+        """The slice's size, whether it is the last, and what else its fragment has; None: late."""
         exchange = self._exchange
         frame = exchange.frame_or_late(now)
         if frame is None:
@@ -212,7 +213,7 @@ class RemoteReader:
         if frame.type is not Type.CELLS:
             self._exchange.accept(frame, Type.CELLS)
         try:
-            slice_size, last, size = Cells.decode(frame.raw)
+            slice_size, last, size, extra = Cells.decode(frame.raw)
         except ProtocolError as e:
             raise self._exchange.protocol_error(str(e)) from e
         if size > frame.body_length or size > wire.MAX_TABLE:
@@ -222,11 +223,11 @@ class RemoteReader:
         self._packed = bytearray(size)
         self._left = frame.body_length - size
         NODE_RECEIVED.add(frame.body_length, self._exchange.link.series)
-        return slice_size, last
+        return slice_size, last, extra
 
-    def _accept_table(self, slice_size: int, last: bool) -> None:
+    def _accept_table(self, slice_size: int, last: bool, extra: Extra) -> None:
         try:
-            self.table = FragmentTable.unpack(self._packed, slice_size, last)
+            self.table = FragmentTable.unpack(self._packed, slice_size, last, extra)
         except DistfsError:
             self._exchange.close()
             raise

@@ -14,6 +14,7 @@ import xxhash
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, NodeUnavailable, TooSlow
 from distfs.formats import wire
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fixed import End, Put, Stored, encode_whole
 from distfs.formats.fragment import MAX_HEADER, CellEntry, named
 from distfs.formats.wire import Frame, Type
@@ -119,7 +120,7 @@ class WholePut(Exchange):
     def write_cell(self, entry: CellEntry, data: memoryview) -> None:
         raise NotImplementedError("it has its only cell")
 
-    def finish(self, slice_size: int, last: bool) -> None:
+    def finish(self, slice_size: int, last: bool, extra: Extra = PLAIN) -> None:
         raise NotImplementedError("it was told its end")
 
 

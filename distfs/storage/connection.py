@@ -19,6 +19,7 @@ from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NodeUnavailable, ProtocolError, TooSlow, Unavailable
 from distfs.formats import wire
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import CellEntry
 from distfs.formats.hello import Reason, Unwelcome
@@ -113,13 +114,15 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             with self.node.strangers.waiting(address, self.sock.interrupt) as was_cut:
                 self._secure()
-                welcome = examine(self.sock, store.keys.known, store.cluster, store.node, deadline)
+                known = store.keys.known
+                welcome, agreed = examine(self.sock, known, store.cluster, store.node, deadline)
         except Unwelcome as e:
             reason, detail = (Reason.CROWDED, "") if was_cut() else (e.reason, e.detail)
             self.node.strangers.refused(address, reason, detail)
             return False
         # Said when it holds: who has been welcomed is cut for no stranger.
         self.sock.send(welcome, limit=deadline)
+        self.sock.features = agreed.features
         return True
 
     def _secure(self) -> None:
@@ -403,6 +406,8 @@ class Connection(socketserver.BaseRequestHandler):
             offset, length = reader.extent(first, count)
             table = reader.packed
             answer = Cells(reader.table.slice_size, reader.table.last, len(table))
+            if reader.table.extra is not PLAIN:
+                answer = self._with_extra(answer, reader.table.extra, count)
             head = wire.encode(Type.CELLS, answer.encode(), len(table) + length)
             self.answering = True
             metrics.STORE_SENT.add(length)
@@ -415,6 +420,15 @@ class Connection(socketserver.BaseRequestHandler):
             self._send_cells(reader.fd, offset, length)
         finally:
             reader.close()
+
+    def _with_extra(self, answer: Cells, extra: Extra, count: int) -> Cells:
+        """Tell it to who asks for no cell and may know of it. Raises NewerFormat when cells are asked for by who
+        does not know how to read them: he would take them for damaged."""
+        agreed = self.sock.features
+        if count:
+            extra.features.check_readable(agreed >> wire.INCOMPAT_AT)
+            return answer
+        return answer._replace(extra=extra) if agreed & wire.Feature.EXTRA else answer
 
     def _send_cells(self, fd: int, offset: int, length: int) -> None:
         """A run of a file. The disk is asked for what comes meanwhile: by itself most systems read 128 KiB ahead."""

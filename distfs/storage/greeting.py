@@ -9,18 +9,19 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NodeUnavailable, TooSlow
 from distfs.formats import hello
-from distfs.formats.hello import Answerer, Keys, Kind, Reason, Unwelcome
+from distfs.formats.hello import Agreed, Answerer, Keys, Kind, Reason, Unwelcome
 from distfs.wire_socket import WireSocket
 
 
-def examine(sock: WireSocket, keys: Keys, cluster: UUID, node: UUID, deadline: Deadline) -> bytes:
+def examine(
+    sock: WireSocket, keys: Keys, cluster: UUID, node: UUID, deadline: Deadline
+) -> tuple[bytes, Agreed]:
     """Have who connects prove that he is of this cluster and means this node. Raises Unwelcome; he is told no more
-    than that. -> the welcome, which is still to be sent to him."""
+    than that. -> the welcome, which is still to be sent to him, and what is agreed then."""
     try:
         answerer = Answerer(keys, cluster, node, os.urandom(hello.NONCE_SIZE))
         sock.send(answerer.challenge(_receive(sock, Kind.HELLO, deadline)), limit=deadline)
-        welcome, _ = answerer.welcome(_receive(sock, Kind.PROOF, deadline))
-        return welcome
+        return answerer.welcome(_receive(sock, Kind.PROOF, deadline))
     except Unwelcome:
         with contextlib.suppress(DistfsError):
             sock.send(hello.REFUSED, limit=deadline)

@@ -84,6 +84,10 @@ EVENTS: tuple[Event, ...] = (
         "fragment %s on node %d is left to the orphan sweep: %s|fragment node error",
     ),
     _event(
+        "fragment.newer", "INFO", "A fragment was written by a newer distfs: nothing is done about it here.",
+        "fragment %s on node %d is left as it is: %s|fragment node error",
+    ),
+    _event(
         "download.waits", "WARNING", "A download waits for storage nodes.",
         "file %s: a download waits for storage nodes: %s|file error",
     ),

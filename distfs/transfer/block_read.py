@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from distfs.errors import Corrupt
 from distfs.formats.coding import Code
-from distfs.formats.fragment import RAW, CellEntry, checksum
+from distfs.formats.fragment import RAW, CellEntry, check_codec, checksum
 from distfs.transfer.remains import Remnant
 
 
@@ -109,6 +109,7 @@ class BlockRead:
 
     def _place_packed(self, index: int, entry: CellEntry, whole: memoryview) -> memoryview:
         """Cells of a block that was compressed are smaller than those of the plain one, or it would not be."""
+        check_codec(entry)
         code = self._rooms.code
         coded = code.coded(entry.length)
         if not 0 < coded < len(whole) or code.cell_size(coded) != entry.length:

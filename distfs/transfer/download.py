@@ -10,10 +10,10 @@ from typing import NamedTuple
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, TooSlow, Unavailable
+from distfs.errors import Corrupt, DistfsError, NewerFormat, TooSlow, Unavailable
 from distfs.formats.coding import Code, code_for
 from distfs.formats.compression import unpack
-from distfs.formats.fragment import RAW, CellEntry, checksum, slice_digest
+from distfs.formats.fragment import RAW, CellEntry, check_codec, checksum, slice_digest
 from distfs.fragment_store import check_length
 from distfs.model import FragmentId, NewFile, Node, Slice
 from distfs.peers.directory import NodeDirectory
@@ -217,9 +217,10 @@ class Downloader:
             except (Corrupt, Unavailable) as e:
                 piece = self._moved(file, reader.piece, known, deadline) if stuck.first else None
                 lately = self._directory.may_return(filter(None, reader.piece.nodes), deadline)
-                gone = isinstance(e, Corrupt) or lately < code.policy.k
+                final = isinstance(e, Corrupt | NewerFormat)  # waiting does not help
+                gone = final or lately < code.policy.k
                 if not piece and (gone or stuck.over):
-                    if isinstance(e, Corrupt) or not remains.begin_last_resort():
+                    if final or not remains.begin_last_resort():
                         raise
                 else:
                     if stuck.first:
@@ -348,6 +349,7 @@ def _into(reader: LateReader, file: NewFile, out: memoryview) -> memoryview | No
     if entry.codec == RAW:
         check_length(entry, file.size, 0)
     else:
+        check_codec(entry)
         data = _packed(entry, out)
     if not reader.read_cell_or_late(data):
         return None
@@ -387,6 +389,7 @@ def _good(file: NewFile, slice_size: int, packed: bytes, data: bytes) -> bytes:
         if slice_digest((entry.plain,), slice_size, file.block_size) != file.slices[0].digest:
             raise Corrupt("its table is not the slice's")
         if entry.codec != RAW:
+            check_codec(entry)
             raise _damaged()  # it would be shorter
         check_length(entry, file.size, 0)
         known = file.kept[_ENTRY] = slice_size, packed, entry.plain

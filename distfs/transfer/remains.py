@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from distfs.deadline import Deadline
-from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
+from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NewerFormat, NotFound
 from distfs.model import MAX_K, MAX_M, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
@@ -48,7 +48,7 @@ class Remains:
 
     def after(self, errors: Iterable[DistfsError], deadline: Deadline) -> list[Remnant] | None:
         """Those that may give what the fragments that MetaDB names did not, for these reasons; None: not yet."""
-        wanted = self._last_resort or any(isinstance(e, Corrupt | NotFound) for e in errors)
+        wanted = self._last_resort or any(isinstance(e, Corrupt | NotFound | NewerFormat) for e in errors)
         if self._found is None and wanted:
             self._found = self._search(self._piece, deadline)
         return None if self._found is None else list(self._found)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from distfs.deadline import Deadline
-from distfs.errors import Cancelled, Corrupt, DistfsError, NotFound, TooSlow, Unavailable
+from distfs.errors import Cancelled, Corrupt, DistfsError, NewerFormat, NotFound, TooSlow, Unavailable
 from distfs.formats.coding import Code
 from distfs.formats.compression import library, unpack
 from distfs.formats.fragment import RAW, CellEntry, FragmentTable, checksum
@@ -140,7 +140,7 @@ class SliceReader:
         self._rooms.clear()
 
     def blocks(self, buffer: memoryview) -> Iterator[memoryview]:
-        """The plain blocks, checked; each valid only until the next. Raises Corrupt, Unavailable.
+        """The plain blocks, checked; each valid only until the next. Raises Corrupt, Unavailable, NewerFormat.
 
         Cells have checksums, too, but the block's own covers them: they are looked at when that one fails.
         """
@@ -419,7 +419,7 @@ class SliceReader:
         if isinstance(error, Corrupt):
             CHECKSUMS.add(at=_READ)
         self._deadline.check_cancelled()
-        hopeless = stream and isinstance(error, Corrupt | NotFound)
+        hopeless = stream and isinstance(error, Corrupt | NotFound | NewerFormat)
         self._failures[index] = self._failures.get(index, 0) + (_TRIES if hopeless else stream)
         self._errors[index] = error
         where = f"fragment {self._slice.id}.{index} on node {self._slice.nodes[index]}"
@@ -432,8 +432,13 @@ class SliceReader:
         reasons = "; ".join(f"fragment {i}: {e}" for i, e in sorted(self._errors.items()))
         what = f"slice {self._slice.id} block {number} cannot be read"
         text = f"{what}: {reasons or 'no fragment is left'}"
-        if all(isinstance(e, Corrupt | NotFound) for e in self._errors.values()):
-            gone = not self._remnants and all(isinstance(e, NotFound) for e in self._errors.values())
+        errors = self._errors.values()
+        newer = any(isinstance(e, NewerFormat) for e in errors)
+        if newer and all(isinstance(e, Corrupt | NotFound | NewerFormat) for e in errors):
+            public = f"{what}: it was written by a newer distfs than read it: its operator is to upgrade the others"
+            return NewerFormat(text, public=public)
+        if all(isinstance(e, Corrupt | NotFound) for e in errors):
+            gone = not self._remnants and all(isinstance(e, NotFound) for e in errors)
             left = "nothing is left of it" if gone else "what is left of it is damaged"
             return Corrupt(text, public=f"{what}: {left}; its operator is told")
         return Unavailable(

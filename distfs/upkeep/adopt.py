@@ -11,7 +11,7 @@ import logging
 import time
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, NotFound
+from distfs.errors import Corrupt, NewerFormat, NotFound
 from distfs.upkeep.maker import FragmentMaker
 from distfs.upkeep.model import MoveTask
 
@@ -24,7 +24,7 @@ def adopt(maker: FragmentMaker, task: MoveTask, node: int, deadline: Deadline, *
     Read in full, and checked against MetaDB's digest, before the row is switched by compare-and-set. The holder of
     before may have come back, or been made good in place, since ``task`` was asked for: then there are two good
     ones, and it does not matter which of them the row names. False: it is gone, another has its place, or repair
-    was quicker; nothing is done then. Raises Corrupt, and it is where it was.
+    was quicker; nothing is done then. Raises Corrupt, NewerFormat, and it is where it was.
     """
     id = task.fragment
     limit = maker.time_for(2 * task.fragment_size, deadline)
@@ -35,7 +35,7 @@ def adopt(maker: FragmentMaker, task: MoveTask, node: int, deadline: Deadline, *
         began = time.monotonic()
         try:
             maker.check(task, task.index, node, deadline)
-        except Corrupt:
+        except (Corrupt, NewerFormat):
             if aside:
                 store.quarantine(id, time.monotonic() - began, limit)
             raise

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, NotFound
+from distfs.errors import Corrupt, NewerFormat, NotFound
 from distfs.fragment_store import FragmentStore, Page
 from distfs.model import FragmentId
 from distfs.upkeep.db import UpkeepDB
@@ -59,6 +59,8 @@ def look_for(id: FragmentId, db: UpkeepDB, store: FragmentStore, node: int, dead
     try:
         store.stat(id, deadline)
         return False
+    except NewerFormat:  # it is there
+        return False
     except NotFound:
         if not db.is_kept(
             id, node, deadline
@@ -68,6 +70,8 @@ def look_for(id: FragmentId, db: UpkeepDB, store: FragmentStore, node: int, dead
             if store.release(id, deadline):
                 log.warning("fragment %s on node %d was in quarantine and is wanted", id, node)
                 return False
+        except NewerFormat:
+            return False
         except Corrupt as e:
             reason = str(e)
     except Corrupt as e:

@@ -12,14 +12,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from random import Random
 
 from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
+    Cancelled,
     Corrupt,
     DistfsError,
     Full,
+    NewerFormat,
     NodeUnavailable,
     NotFound,
     ProtocolError,
@@ -27,11 +30,13 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.formats.coding import code_for
+from distfs.formats.features import Extra
 from distfs.formats.fragment import MAX_CELLS, checksum
 from distfs.fragment_store import committed, fault
 from distfs.meta import MetaDB
 from distfs.model import FragmentId, Node
 from distfs.peers.directory import NodeDirectory
+from distfs.peers.versioned import fitting
 from distfs.quantity import size as readable
 from distfs.telemetry.metrics import CHECKSUMS
 from distfs.transfer.blocks import BlockPool
@@ -105,6 +110,7 @@ class FragmentMaker:
         alive = {n.id for n in self.directory.nodes(deadline) if n.alive}
         held = [i for i, node in enumerate(task.piece.nodes) if node]
         order = sorted(held, key=lambda i: (i in lost, task.piece.nodes[i] not in alive))
+        self._check_remakeable(task, order, deadline)
         code = code_for(task.policy)
         identity = self._identity(task, deadline)
         span = 0, -(-task.piece.size // task.block_size)
@@ -126,13 +132,15 @@ class FragmentMaker:
         size = code_for(task.policy).cell_size(min(task.block_size, task.piece.size))
         with contextlib.ExitStack() as held:
             buffer = held.enter_context(self._pool.lent(deadline, size=size))
+            extra = self._extra(id, source, deadline)
             with _reading(id, source):
                 opened = self.directory.store(source, deadline).get(id, 0, MAX_CELLS, deadline)
             reader = held.enter_context(contextlib.closing(opened))
             reader.table.check(task.piece.digest, task.block_size)
             entries = reader.table.entries
-            header = self._identity(task, deadline).header(task.piece.id, task.piece.ordinal, index)
             store = self.directory.store(target, deadline)
+            header = self._identity(task, deadline).header(task.piece.id, task.piece.ordinal, index)
+            header = replace(header, extra=fitting(extra, store, deadline))
             writer = store.put(header, sum(e.length for e in entries), deadline)
             with committed(writer):
                 for entry in entries:
@@ -144,6 +152,28 @@ class FragmentMaker:
                         raise Corrupt(f"fragment {id} on node {source} fails a checksum")
                     writer.write_cell(entry, cell)
                 writer.finish(reader.table.slice_size, reader.table.last)
+
+    def _check_remakeable(self, task: SliceTask, order: Sequence[int], deadline: Deadline) -> None:
+        """Raises NewerFormat when what a fragment is made of has what one made here would lack."""
+        for index in order:
+            limit = deadline.sooner(self._config.stall_timeout)
+            try:
+                store = self.directory.store(task.piece.nodes[index], limit)
+                table = store.stat(FragmentId(task.piece.id, index), limit)
+            except Cancelled:
+                raise
+            except DistfsError:  # it is not read, or its reader says why not
+                continue
+            table.extra.features.check_changeable()
+            return
+
+    def _extra(self, id: FragmentId, source: int, deadline: Deadline) -> Extra:
+        """What a fragment has beside its cells, for one that is made of it. Raises NewerFormat when that must not be
+        made here, and as ``copy`` does."""
+        with _reading(id, source):
+            table = self.directory.store(source, deadline).stat(id, deadline)
+        table.check_changeable()
+        return table.extra
 
     def place(
         self,
@@ -216,5 +246,7 @@ def _reading(id: FragmentId, source: int) -> Iterator[None]:
     """What the source cannot do must not look as if the target could not: the error says whose it is."""
     try:
         yield
+    except NewerFormat:
+        raise
     except (Unavailable, ProtocolError) as e:
         raise SourceUnreadable(f"fragment {id} on node {source} cannot be read now: {e}") from e

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NodeUnavailable, NotFound
+from distfs.errors import Corrupt, DistfsError, NewerFormat, NodeUnavailable, NotFound
 from distfs.fragment_store import FragmentStore, Listed
 from distfs.model import FragmentId
 from distfs.telemetry.tracing import traced
@@ -57,7 +57,7 @@ class Orphans:
         self._backoff = Backoff.of(config.interval)
         self._running: dict[int, Sweep] = {}  # by node, whose turn was longest ago first
         self._bucket = TokenBucket(config.repair_rate)  # an adoption reads what repair would write
-        counted = ("swept", "adopted", "quarantined", "deleted", "released", "missing")
+        counted = ("swept", "adopted", "quarantined", "deleted", "released", "missing", "newer")
         self._counts = dict.fromkeys(counted, 0)
         self._stuck: dict[int, str] = {}  # by node: why its last sweep ended before its end
 
@@ -147,8 +147,16 @@ class Orphans:
             deadline = yield
             self._check_clock(node, store, deadline)
             for id in self._nobodys(node, some, deadline):
-                act(node, store, id, deadline)
+                try:
+                    act(node, store, id, deadline)
+                except NewerFormat as e:
+                    self._leave_newer(id, node, e)
         return len(suspects) == _MOST_SUSPECTS and self._counts[counted] > done
+
+    def _leave_newer(self, id: FragmentId, node: int, error: DistfsError) -> None:
+        """What it is worth cannot be told here."""
+        log.info("fragment %s on node %d is left as it is: %s", id, node, error)
+        self._counts["newer"] += 1
 
     def _put_aside(self, node: int, store: FragmentStore, id: FragmentId, deadline: Deadline) -> None:
         if store.quarantine(id, self._min_age, deadline):
@@ -186,6 +194,8 @@ class Orphans:
             elif aside.age >= self._config.quarantine_ttl and not store.verify(id, deadline):
                 self._check_clock(node, store, deadline)
                 self._discard(node, store, id, deadline)
+        except NewerFormat as e:
+            self._leave_newer(id, node, e)
         except (Corrupt, NotFound) as e:
             # It stays aside until repair has replaced it, here or elsewhere.
             log.debug("fragment %s on node %d: %s", id, node, e)
@@ -214,6 +224,8 @@ class Orphans:
                 deadline = yield
                 try:
                     self._counts["adopted"] += adopt(self._maker, task, node, deadline, aside=aside)
+                except NewerFormat as e:
+                    self._leave_newer(task.fragment, node, e)
                 except Corrupt as e:
                     log.info("stray fragment %s on node %d is not good: %s", task.fragment, node, e)
                     any_bad = True
@@ -247,6 +259,8 @@ class Orphans:
         except (NotFound, Corrupt) as e:
             log.warning("fragment %s on node %d: %s", id, keeper, e)
             self._db.note_damage(id.slice, id.index, keeper, str(e), deadline)
+        except NewerFormat as e:
+            self._leave_newer(id, keeper, e)
         except DistfsError as e:
             log.info("node %d does not say whether it keeps fragment %s: %s", keeper, id, e)
             silent.add(keeper)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NotFound, ProtocolError, Unavailable
+from distfs.errors import Corrupt, DistfsError, NewerFormat, NotFound, ProtocolError, Unavailable
 from distfs.model import FragmentId
 from distfs.telemetry.tracing import traced
 from distfs.upkeep.maker import FragmentMaker
@@ -120,6 +120,8 @@ class Repair:
                 if not store.release(FragmentId(task.piece.id, index), limit):
                     return False
                 self._maker.check(task, index, node.id, deadline)
+        except NewerFormat:
+            raise  # it is not lost, whoever said so: nothing is made in its place
         except (Corrupt, NotFound, ProtocolError, Unavailable) as e:
             log.info("fragment %s.%d on node %d is not proved good: %s", task.piece.id, index, node.id, e)
             return False

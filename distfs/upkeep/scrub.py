@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from distfs.config.settings import PeersConfig, UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NotFound
+from distfs.errors import Busy, Cancelled, Corrupt, DistfsError, NewerFormat, NotFound
 from distfs.fragment_store import FragmentStore, Page, fault
 from distfs.model import FragmentId
 from distfs.peers.directory import NodeDirectory
@@ -59,7 +59,7 @@ class Scrub:
         self._turns: dict[int, int] = {}  # by node: its last turn, counted
         self._backoff = Backoff.of(config.interval)
         self._meter = Meter()
-        self._tally = Tally("checked", "bad")
+        self._tally = Tally("checked", "bad", "newer")
         self._stumbles: Counter[tuple[int, FragmentId]] = Counter()
         self._reach = Reach(db, directory, executor, config.repair_delay)
         self._left: dict[int, _Left] = {}  # by node, of the rounds that run
@@ -204,6 +204,10 @@ class Scrub:
         except NotFound:
             # Listed, it was moved or deleted since; if not, the next listing misses it.
             return not turn.listed and look_for(id, self._db, store, node, deadline)
+        except NewerFormat as e:
+            log.info("fragment %s on node %d is left as it is: %s", id, node, e)
+            self._tally.add("newer")
+            return False
         except DistfsError as e:
             self._stumbles[node, id] += 1
             if self._stumbles[node, id] < _TRIES:

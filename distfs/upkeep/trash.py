@@ -6,7 +6,7 @@ import logging
 
 from distfs.config.settings import UpkeepConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError
+from distfs.errors import DistfsError, NewerFormat
 from distfs.model import FragmentId
 from distfs.peers.directory import NodeDirectory
 from distfs.upkeep.db import UpkeepDB
@@ -69,5 +69,6 @@ def purge(
                     taken += store.quarantine(id, 0.0, limit)
             except DistfsError as e:
                 log.info("fragment %s on node %d is left to the orphan sweep: %s", id, node, e)
-                silent.add(node)
+                if not isinstance(e, NewerFormat):
+                    silent.add(node)
     return taken

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, NodeUnavailable, TooSlow
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable
 from distfs.fragment_store import FragmentReader, FragmentStore, FragmentWriter, Page, StoreInfo
 from distfs.model import FragmentId
@@ -165,9 +166,9 @@ class _FaultyWriter:
         self._store._strike("write_cell")
         self._inner.write_cell(entry, data)
 
-    def finish(self, slice_size: int, last: bool) -> None:
+    def finish(self, slice_size: int, last: bool, extra: Extra = PLAIN) -> None:
         self._store._strike("finish")
-        self._inner.finish(slice_size, last)
+        self._inner.finish(slice_size, last, extra)
 
     def commit(self) -> None:
         try:

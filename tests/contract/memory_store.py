@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from bisect import bisect_right
@@ -9,6 +10,7 @@ from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fragment import (
     MAX_CELLS,
     CellEntry,
@@ -72,6 +74,7 @@ class MemoryStore:
 
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         with self._lock:
+            _check_changeable(self.fragments, id)
             bad = id in self.aside and not _passes(self.fragments, id, deadline)
             if bad and not _passes(self.aside, id, deadline):
                 return False
@@ -87,6 +90,7 @@ class MemoryStore:
 
     def discard(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         with self._lock:
+            _check_changeable(self.aside, id)
             return _move(self.aside, {}, id, min_age)
 
     def list_quarantine(self, cursor: str, limit: int, deadline: Deadline) -> Page:
@@ -137,6 +141,12 @@ def _move(source: _Kept, target: _Kept, id: FragmentId, min_age: float) -> bool:
     return True
 
 
+def _check_changeable(kept: _Kept, id: FragmentId) -> None:
+    with contextlib.suppress(Corrupt):
+        if id in kept:
+            _reader(kept[id][0], 0).table.check_changeable()
+
+
 def _passes(kept: _Kept, id: FragmentId, deadline: Deadline) -> bool:
     try:
         return id in kept and not failing_cells(_reader(kept[id][0], 0), deadline)
@@ -163,13 +173,13 @@ class _MemoryWriter:
         self._data += data
         self._entries.append(entry)
 
-    def finish(self, slice_size: int, last: bool) -> None:
+    def finish(self, slice_size: int, last: bool, extra: Extra = PLAIN) -> None:
         check_counts(len(self._entries), slice_size, self._block_size)
         self._finished = True
         table = FragmentTable(tuple(self._entries), slice_size, last)
         at = len(self._data)
         packed = table.pack()
-        self._data += packed + pack_footer(table, packed, at, self._packed)
+        self._data += packed + pack_footer(table, packed, at, self._packed, extra)
 
     def commit(self) -> None:
         if not self._finished:

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from distfs.errors import Corrupt, Full, NodeUnavailable, NotFound
+from distfs.formats.features import PLAIN, Extra, Features, pack_records, read_records
 from distfs.formats.fragment import CellEntry, FragmentHeader, checksum
 from distfs.fragment_store import FragmentStore, FragmentWriter, fault
 from distfs.model import MAX_NAME_BYTES, FragmentId, Policy
@@ -54,6 +55,21 @@ def test_a_fragment_around_the_write_buffers_size_is_read_back(store: FragmentSt
 def test_a_wrong_size_hint_does_no_harm(store: FragmentStore, hint: int) -> None:
     data = random_bytes(40_000)
     assert whole(store, put(store, header(), data, hint=hint)) == data
+
+
+def test_what_a_fragment_has_beside_its_cells_is_told(store: FragmentStore) -> None:
+    """Known at its beginning, or only at its end; of one that has nothing, nothing."""
+    begin, end = Extra(Features(compat=1 << 30), pack_records({900: b"begin"})), pack_records({901: b"end"})
+    head, data = replace(header(), extra=begin), random_bytes(100)
+    writer = store.put(head, len(data), soon())
+    writer.write_cell(entry_of(data), memoryview(data))
+    writer.finish(len(data), True, Extra(Features(compat=1 << 29), end))
+    writer.commit()
+    told = store.stat(head.id, soon()).extra
+    assert told.features == Features(compat=3 << 29)
+    assert read_records(told.records) == {900: b"begin", 901: b"end"}
+    assert whole(store, head.id) == data
+    assert store.stat(put(store, header(), data), soon()).extra is PLAIN
 
 
 def test_cells_of_a_coded_fragment_may_be_shorter_than_their_blocks(store: FragmentStore) -> None:

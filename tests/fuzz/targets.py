@@ -21,16 +21,16 @@ from distfs.config import file as configuration
 from distfs.config import renamed
 from distfs.config.settings import Bytes, Config, HttpConfig, MetaDBConfig, Seconds
 from distfs.errors import DistfsError, ProtocolError
-from distfs.formats import fixed, fragment, wire
-from distfs.formats.fragment import CellEntry, FragmentHeader
+from distfs.formats import fixed, wire
+from distfs.formats.fragment import CellEntry
 from distfs.host.head import Head
 from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause
 from distfs.http_app import HttpApp
 from distfs.metadb.url import MetaURL
-from distfs.model import FragmentId, Policy
+from distfs.model import FragmentId
 from distfs.routes.messages import Request
 from distfs.services import build
-from tests.fuzz import greeting, headers, links
+from tests.fuzz import fragments, greeting, headers, links
 from tests.fuzz.guard import Target
 
 HTTP = HttpConfig(
@@ -267,57 +267,6 @@ def _written(read: object) -> bytes:
     return read.pack() if isinstance(read, CellEntry) else read.encode()  # type: ignore[attr-defined]
 
 
-HEADER = FragmentHeader(
-    UUID(int=1), UUID(int=2), 0, Policy(1, 1), 65536, UUID(int=3), 0, "a name", "text/plain"
-).pack()
-CELL = b"cell" * 8
-ENTRY = CellEntry(len(CELL), fragment.RAW, fragment.checksum(CELL), fragment.checksum(CELL))
-FRAGMENT = fragment.pack_whole(HEADER, ENTRY, CELL, len(CELL), True)
-
-
-def fragment_file(data: bytes) -> None:
-    """A file as a node finds it. With a first byte that is odd all checksums are made right, so that what is behind
-    them is read."""
-    if data[:1] and data[0] % 2:
-        data = repaired(data[1:])
-
-    def pread(size: int, at: int) -> bytes:
-        assert 0 <= size <= len(data), "no more is asked for than there is"
-        return data[at : at + size]
-
-    for read in (
-        lambda: fragment.read_layout(len(data), pread),
-        lambda: FragmentHeader.unpack(data),
-        lambda: fragment.outline(data),
-        lambda: fragment.named(data),
-        lambda: fragment.FragmentTable.unpack(data, 1, True),
-    ):
-        try:
-            read()
-        except DistfsError as e:
-            of_a_kind(e)
-
-
-def repaired(data: bytes) -> bytes:
-    """With the checksums of header, table and footer as they should be, where they can be told."""
-    if len(data) < fragment.MIN_HEADER + fragment.FOOTER_SIZE:
-        return data
-    made = bytearray(data)
-    foot = len(made) - fragment.FOOTER_SIZE
-    _, _, length, *_, name, kind = fragment._HEADER.unpack_from(made)
-    end = fragment._HEADER.size + name + kind
-    if end + 8 <= foot:
-        made[end : end + 8] = fragment._CHECKSUM.pack(fragment.checksum(bytes(made[:end])))
-    magic, version, last, cells, offset, size, _, _ = fragment._FOOTER.unpack_from(made, foot)
-    sums = (
-        fragment.checksum(bytes(made[: min(length, offset)])),
-        fragment.checksum(bytes(made[offset : offset + cells * fragment.ENTRY_SIZE])),
-    )
-    body = fragment._FOOTER.pack(magic, version, last, cells, offset, size, *sums)
-    made[foot:] = body + fragment._CHECKSUM.pack(fragment.checksum(body))
-    return bytes(made)
-
-
 # --- files of an operator -----------------------------------------------------------------------------
 
 
@@ -376,8 +325,10 @@ _FORM_SEED = (
 _TO = UUID(int=1).bytes + UUID(int=9).bytes
 _FRAMES = (
     wire.encode(wire.Type.GET, fixed.Get(_TO, 1.0, FragmentId(UUID(int=2), 0), 0, 9, False, b"id").encode()),
-    wire.encode(wire.Type.PUT, fixed.Put(_TO, 1.0, 9, HEADER, b"id").encode()),
-    wire.encode(wire.Type.WHOLE, fixed.Whole(_TO, 1.0, 9, True, ENTRY, HEADER, b"id").encode(), 0),
+    wire.encode(wire.Type.PUT, fixed.Put(_TO, 1.0, 9, fragments.HEADER, b"id").encode()),
+    wire.encode(
+        wire.Type.WHOLE, fixed.Whole(_TO, 1.0, 9, True, fragments.ENTRY, fragments.HEADER, b"id").encode(), 0
+    ),
     wire.encode(wire.Type.END, fixed.End(9, True).encode()),
     wire.encode(wire.Type.STORED, fixed.Stored(b"8" * 8).encode()),
     wire.encode(wire.Type.CELLS, fixed.Cells(9, True, 21).encode()),
@@ -443,9 +394,9 @@ TARGETS: dict[str, Fed] = {
         ),
     ),
     "fragment": Fed(
-        fragment_file,
-        (b"\0" + FRAGMENT, b"\x01" + FRAGMENT, b"\x01" + FRAGMENT[:-1]),
-        (HEADER, ENTRY.pack(), FRAGMENT[-fragment.FOOTER_SIZE :], CELL, b"\0" * 8, b"\xff" * 8),
+        fragments.fragment_file,
+        fragments.SEEDS,
+        fragments.PARTS,
     ),
     "headers": Fed(
         headers.readers,

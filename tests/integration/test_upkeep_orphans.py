@@ -62,7 +62,7 @@ def test_what_is_wanted_is_never_touched(cluster: UpkeepCluster) -> None:
     cluster.age_all(400 * DAY)
     before = {n: cluster.on_disk(n) for n in map(cluster.id, cluster.nodes)}
     step = drive(cluster.orphans())
-    done = {"adopted": 0, "quarantined": 0, "deleted": 0, "released": 0, "missing": 0}
+    done = {"adopted": 0, "quarantined": 0, "deleted": 0, "released": 0, "missing": 0, "newer": 0}
     assert step.detail == {"swept": 3, **done}
     assert {n: cluster.on_disk(n) for n in before} == before
     cluster.meta.undelete_file(deleted.id, soon())

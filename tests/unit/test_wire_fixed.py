@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from distfs.errors import Corrupt, DistfsError, ProtocolError
 from distfs.formats import wire
+from distfs.formats.features import PLAIN, Extra, Features, pack_records
 from distfs.formats.fixed import MAX_REQUEST, TO_SIZE, Cells, End, Get, Put, Stored, Whole
 from distfs.formats.fragment import (
     MAX_BLOCK,
@@ -46,13 +47,16 @@ entries = st.builds(
 )
 packed = st.binary(max_size=5000)
 traces = st.just(b"") | st.binary(min_size=PACKED_SIZE, max_size=PACKED_SIZE)
+bits = st.integers(0, 2**32 - 1)
+records = st.dictionaries(st.integers(0, 2**16 - 1), st.binary(max_size=60), max_size=8).map(pack_records)
+extras = st.just(PLAIN) | st.builds(Extra, st.builds(Features, bits, bits, bits), records)
 headers: st.SearchStrategy[Any] = st.one_of(
     st.builds(Get, tos, seconds, ids, counts, counts, st.booleans(), requests, traces),
     st.builds(Put, tos, seconds, counts, packed, requests, traces),
     st.builds(Whole, tos, seconds, counts, st.booleans(), entries, packed, requests, traces),
-    st.builds(End, counts, st.booleans()),
+    st.builds(End, counts, st.booleans(), extras),
     st.builds(Stored, st.binary(min_size=8, max_size=8)),
-    st.builds(Cells, counts, st.booleans(), counts),
+    st.builds(Cells, counts, st.booleans(), counts, extras),
 )
 
 
@@ -65,9 +69,11 @@ def test_a_header_comes_out_as_it_went_in(header: Any) -> None:
 
 @given(headers, st.data())
 def test_a_header_that_is_cut_or_longer_is_refused(header: Any, data: st.DataObject) -> None:
+    assume(getattr(header, "extra", PLAIN) is PLAIN)  # of records each is a few bytes more
     raw = header.encode()
     shorter = raw[: data.draw(st.integers(0, len(raw) - 1))]
-    longer = raw + data.draw(st.binary(min_size=1, max_size=20))
+    most = 11 if isinstance(header, End | Cells) else 20  # feature bits may follow these
+    longer = raw + data.draw(st.binary(min_size=1, max_size=most))
     for wrong in (shorter, longer):
         assume(len(raw) - len(wrong) != PACKED_SIZE)  # as whole, without a trace
         with pytest.raises(ProtocolError, match="wrong length"):

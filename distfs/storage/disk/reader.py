@@ -107,8 +107,14 @@ class DiskReader:
             self.fd = -1
 
 
+def check_changeable(path: Path, id: FragmentId) -> None:
+    """Raises NewerFormat for a fragment that takes a newer distfs to judge. Damaged ones, and none, are not newer."""
+    with contextlib.suppress(Corrupt, NotFound), contextlib.closing(DiskReader(path, id, 0)) as reader:
+        reader.table.check_changeable()
+
+
 def passes(path: Path, id: FragmentId, deadline: Deadline) -> bool:
-    """Whether a file is all of that fragment, every cell good."""
+    """Whether a file is all of that fragment, every cell good. Raises NewerFormat."""
     try:
         with contextlib.closing(DiskReader(path, id, 0)) as reader:
             return not reader.verify(deadline)

@@ -25,10 +25,11 @@ import xxhash
 from distfs.config.settings import NodeConfig
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Corrupt, DistfsError, Full, NodeUnavailable, NotFound
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fragment import (
     ENTRY_SIZE,
-    FOOTER_SIZE,
     MAX_CELLS,
+    MAX_FOOTER,
     MAX_HEADER,
     CellEntry,
     FragmentHeader,
@@ -51,7 +52,7 @@ from distfs.model import Buffer, FragmentId
 from distfs.storage.disk import home
 from distfs.storage.disk.health import DiskHealth
 from distfs.storage.disk.keys import NodeKeys
-from distfs.storage.disk.reader import DiskReader, passes
+from distfs.storage.disk.reader import DiskReader, check_changeable, passes
 from distfs.storage.disk.space import Space, space
 from distfs.storage.disk.tree import FragmentTree, Translated, identity, make_folder, page_of_both
 from distfs.storage.disk.writer import BufferPool, Sink, append, give_up, open_sink, remove, write_new
@@ -249,6 +250,7 @@ class DiskStore:
     def quarantine(self, id: FragmentId, min_age: float, deadline: Deadline) -> bool:
         self._check_home("quarantine", id)
         with Translated("quarantine", id):
+            check_changeable(self.path(id), id)
             judged = self._files.identity(id)
             if judged and self._aside.identity(id) and not passes(self.path(id), id, deadline):
                 good = any(passes(tree.path(id), id, deadline) for tree in self._trees_aside(id))
@@ -270,6 +272,8 @@ class DiskStore:
         self._check_home("discard", id)
         with Translated("discard", id):
             trees = self._trees_aside(id)
+            for tree in trees:
+                check_changeable(tree.path(id), id)
             if len(trees) > 1:  # one step: a kill between two would leave less, or what nobody decided about
                 return self._second.move_to(self._aside, id, over=min_age)
             return any(tree.remove(id, min_age) for tree in trees)
@@ -399,9 +403,9 @@ class DiskWriter:
         # Header, table and footer are part of the file, and a cell is the k-th part of a block, rounded up: leave
         # room for all that, so that one allocation serves all.
         cells = size_hint * header.policy.k // header.block_size + 1
-        room = size_hint + MAX_HEADER + cells * (ENTRY_SIZE + 1) + FOOTER_SIZE if size_hint else 0
+        room = size_hint + MAX_HEADER + cells * (ENTRY_SIZE + 1) + MAX_FOOTER if size_hint else 0
         self._entries: list[CellEntry] = []
-        self._size = 0
+        self._size = self._behind = 0  # bytes of cells; and of what follows them
         self._sink = store.sink(self._path, room)
         try:
             self._packed = header.pack(self._sink.alignment)
@@ -438,17 +442,18 @@ class DiskWriter:
         self._entries.append(entry)
         self._size += entry.length
 
-    def finish(self, slice_size: int, last: bool) -> None:
+    def finish(self, slice_size: int, last: bool, extra: Extra = PLAIN) -> None:
         check_counts(len(self._entries), slice_size, self._header.block_size)
         table = FragmentTable(tuple(self._entries), slice_size, last)
         packed = table.pack()
-        footer = pack_footer(table, packed, len(self._packed) + self._size, self._packed)
+        behind = packed + pack_footer(table, packed, len(self._packed) + self._size, self._packed, extra)
+        self._behind = len(behind)
         with self._store.writing("write", self._id):
-            append(self._sink, packed + footer)
+            append(self._sink, behind)
 
     def commit(self, wanted: Callable[[], object] = go_on) -> None:
         """``wanted`` is called when the fragment is on the disk and has no name yet; what it raises undoes it."""
-        expected = len(self._packed) + self._size + len(self._entries) * ENTRY_SIZE + FOOTER_SIZE
+        expected = len(self._packed) + self._size + self._behind
         try:
             with self._store.writing("store", self._id):
                 with tracing.span("write and fsync"):
