@@ -46,7 +46,7 @@ from distfs.telemetry.tracing import traced
 
 MAX_LISTED = 1000
 
-_OF_FILE = 10  # columns of a row of a file and a slice
+_OF_FILE = 11  # columns of a row of a file and a slice
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -390,6 +390,7 @@ def _facts(file: NewFile) -> dict[str, Any]:
         "sizes": _array(map(str, [piece.size for piece in file.slices])),
         "digests": _array([f'"\\\\x{piece.digest.hex()}"' for piece in file.slices]),
         "nodes": _array(map(str, [node for piece in file.slices for node in piece.nodes])),
+        "stored": None if file.stored is None else str(file.stored),
     }
 
 
@@ -410,6 +411,7 @@ def _committed(file: NewFile, created_at: Any, whose: Ownership) -> File:
         created_at,
         whose.owner,
         whose.visibility,
+        stored=file.stored,
     )
 
 
@@ -421,9 +423,10 @@ def _whole_file(id: UUID, rows: Rows) -> Rows:
 
 
 def _file(row: Sequence[Any], slices: Iterable[Sequence[Any]]) -> File:
-    file_id, name, content_type, size, sha256, k, m, block_size, *rest = row
+    file_id, name, content_type, size, sha256, k, m, block_size, *rest, stored = row
     pieces = tuple(
         Slice(slice_id, ordinal, size, digest, tuple(nodes))
         for slice_id, ordinal, size, digest, nodes in slices
     )
-    return File(file_id, name, content_type, size, sha256, Policy(k, m), block_size, pieces, *rest)
+    shape = Policy(k, m), block_size, pieces
+    return File(file_id, name, content_type, size, sha256, *shape, *rest, stored=stored)

@@ -17,6 +17,8 @@ Buffer = bytes | bytearray | memoryview
 #: Bounds of a policy; the product of every ``k`` and ``m`` within them is tested.
 MAX_K, MAX_M = 8, 8
 
+#: Modes of compression.
+COMPRESSIONS = ("auto", "off", "zstd")
 #: Of zstd: what is higher takes seconds a block.
 MAX_LEVEL = 19
 
@@ -196,6 +198,8 @@ class NewFile:
     policy: Policy
     block_size: int
     slices: tuple[Slice, ...]
+    #: Bytes of its blocks as they are stored, compressed or not, before they are coded; None: as many as ``size``.
+    stored: int | None = field(default=None, kw_only=True)
     #: What others have made of it, each by a key of its own, and need not make again; never what may change.
     kept: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 

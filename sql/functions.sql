@@ -377,11 +377,11 @@ REVOKE ALL ON FUNCTION create_token FROM PUBLIC;
 -- can be read, also if an earlier try has made it so; null: it is in the trash. By statements of their own: of one for
 -- all the planner does not know how few rows go through it, and starting it costs more than these do.
 -- SQLSTATE DF003: the owner would have more than p_quota bytes (0: as many as there is room for). Others who commit
--- files of that owner wait, so none is let in by what two have seen.
+-- files of that owner wait, so none is let in by what two have seen. p_stored: services of before do not name it.
 CREATE FUNCTION commit_file(
     p_id uuid, p_name text, p_content_type text, p_size bigint, p_sha256 bytea, p_k smallint, p_m smallint,
     p_block_size integer, p_slices uuid[], p_sizes bigint[], p_digests bytea[], p_nodes integer[],
-    p_owner text, p_visibility text, p_quota bigint
+    p_owner text, p_visibility text, p_quota bigint, p_stored bigint DEFAULT NULL
 ) RETURNS timestamptz
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -391,8 +391,8 @@ DECLARE
     holders integer[];
     has bigint;
 BEGIN
-    INSERT INTO public.file (id, name, content_type, size, sha256, k, m, block_size, owner, visibility)
-        SELECT p_id, p_name, p_content_type, p_size, p_sha256, p_k, p_m, p_block_size, p_owner, p_visibility
+    INSERT INTO public.file (id, name, content_type, size, sha256, k, m, block_size, owner, visibility, stored)
+        SELECT p_id, p_name, p_content_type, p_size, p_sha256, p_k, p_m, p_block_size, p_owner, p_visibility, p_stored
         WHERE NOT EXISTS (SELECT FROM public.trash WHERE trash.id = p_id)
         ON CONFLICT (id) DO NOTHING RETURNING created_at INTO since;
     IF NOT FOUND THEN

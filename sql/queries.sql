@@ -71,40 +71,40 @@ SELECT node_holds_keys(:uuid, string_to_array(:ids, ','), CAST(:secret AS bytea)
 -- name: commit_files
 -- All files of one request with their slices. A file that is there already is left as it is.
 SELECT id, commit_file(id, name, content_type, size, sha256, k, m, block_size, slices, sizes, digests, nodes,
-    CAST(:owner AS text), :visibility, :quota)
+    CAST(:owner AS text), :visibility, :quota, stored)
 FROM json_to_recordset(CAST(:files AS json)) AS given (
     id uuid, name text, content_type text, size bigint, sha256 bytea, k smallint, m smallint, block_size integer,
-    slices uuid[], sizes bigint[], digests bytea[], nodes integer[]
+    slices uuid[], sizes bigint[], digests bytea[], nodes integer[], stored bigint
 );
 
 -- name: commit_file
 -- The same of one file, as nearly all requests have: its facts need not be read as JSON.
 SELECT commit_file(
     :id, :name, :content_type, :size, :sha256, :k, :m, :block_size, :slices, :sizes, :digests, :nodes,
-    CAST(:owner AS text), :visibility, :quota
+    CAST(:owner AS text), :visibility, :quota, :stored
 );
 
 -- name: file
 -- A row for each of its slices, in no order: nearly all have one, and to sort it costs a sixth. A file of no bytes: one.
-SELECT name, content_type, f.size, sha256, k, m, block_size, created_at, owner, visibility,
+SELECT name, content_type, f.size, sha256, k, m, block_size, created_at, owner, visibility, stored,
     s.id, s.ordinal, s.size, digest, nodes
 FROM file AS f LEFT JOIN slice AS s ON s.file_id = f.id WHERE f.id = :id;
 
 -- name: file_seen
 -- One that is not seen takes as long as none: for that the next one is fetched, and judged in the same order.
-SELECT name, content_type, f.size, sha256, k, m, block_size, created_at, owner, visibility,
+SELECT name, content_type, f.size, sha256, k, m, block_size, created_at, owner, visibility, stored,
     s.id, s.ordinal, s.size, digest, nodes
 FROM (SELECT * FROM file WHERE id >= CAST(:id AS uuid) ORDER BY id LIMIT 1) AS f
     LEFT JOIN slice AS s ON s.file_id = f.id
 WHERE CASE WHEN f.owner = :owner OR f.visibility <> 'private' THEN f.id = :id END;
 
 -- name: files_after
-SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility
+SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility, stored
 FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit;
 
 -- name: files_seen_after
 -- An index for each half: whoever has few files among many does not look through all of them.
-SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility FROM (
+SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility, stored FROM (
     (SELECT * FROM file WHERE owner = :owner AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
     UNION
     (SELECT * FROM file WHERE visibility = 'public' AND id > CAST(:after AS uuid) ORDER BY id LIMIT :limit)
@@ -122,9 +122,10 @@ WITH gone AS (
 ), trashed AS (
     INSERT INTO trash (
         id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at,
-        visibility
+        visibility, stored
     )
-    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at, visibility FROM gone
+    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at, visibility,
+        stored FROM gone
     RETURNING id
 ), trashed_slice AS (
     INSERT INTO trash_slice (id, file_id, ordinal, size, digest, nodes)
@@ -140,9 +141,10 @@ WITH back AS (
 ), restored AS (
     INSERT INTO file (
         id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at,
-        visibility
+        visibility, stored
     )
-    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at, visibility FROM back
+    SELECT id, name, content_type, size, sha256, k, m, block_size, owner, created_at, expires_at, visibility,
+        stored FROM back
     RETURNING id
 ), restored_slice AS (
     INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)

@@ -146,6 +146,9 @@ ALTER TABLE file ADD COLUMN visibility text NOT NULL DEFAULT 'private'
     CHECK (visibility IN ('private', 'link', 'public'));
 ALTER TABLE trash ADD COLUMN visibility text NOT NULL DEFAULT 'private'
     CHECK (visibility IN ('private', 'link', 'public'));
+ALTER TABLE file ADD COLUMN stored bigint CHECK (stored >= 0);
+ALTER TABLE trash ADD COLUMN stored bigint CHECK (stored >= 0);
+COMMENT ON COLUMN file.stored IS 'Bytes of its blocks as they are stored, before they are coded; null: as many as size.';
 COMMENT ON COLUMN file.visibility IS 'Who may read it while auth is on: its owner; link: who knows its id; public: everybody, and it is listed.';
 CREATE INDEX file_owner ON file (owner, id) WHERE owner IS NOT NULL;
 CREATE INDEX file_public ON file (id) WHERE visibility = 'public';

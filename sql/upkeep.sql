@@ -296,7 +296,7 @@ FROM marked ORDER BY for_good DESC, deleted_at, id;
 
 -- name: trash_after
 -- What is in the trash, oldest first. bytes: on all nodes together.
-SELECT id, name, size, k, m, deleted_at, extract(epoch FROM now() - deleted_at)::double precision, purge_at IS NOT NULL
+SELECT id, name, size, coalesce(stored, size), k, m, deleted_at, extract(epoch FROM now() - deleted_at)::double precision, purge_at IS NOT NULL
 FROM trash WHERE (deleted_at, id) > (coalesce(CAST(:after_at AS timestamptz), '-infinity'), CAST(:after_id AS uuid))
 ORDER BY deleted_at, id LIMIT :limit;
 
@@ -305,7 +305,7 @@ ORDER BY deleted_at, id LIMIT :limit;
 WITH marked AS (
     UPDATE trash SET purge_at = coalesce(purge_at, now()), erase_at = coalesce(erase_at, now() + make_interval(secs => :settle))
     WHERE CAST(:id AS uuid) IS NULL OR id = :id
-    RETURNING size * (k + m) / k AS bytes
+    RETURNING coalesce(stored, size) * (k + m) / k AS bytes
 )
 SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM marked;
 
@@ -369,18 +369,20 @@ WHERE id = ANY(CAST(:silent AS integer[]))
 RETURNING id, given_up;
 
 -- name: file_totals
--- Of the next :limit files, by id: the last one, how many, and their bytes.
+-- Of the next :limit files, by id: the last one, how many, their bytes, and those that are stored of them.
 WITH page AS MATERIALIZED (
-    SELECT id, size FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
+    SELECT id, size, stored FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
 )
-SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), count(*), coalesce(sum(size), 0)::bigint FROM page;
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), count(*), coalesce(sum(size), 0)::bigint,
+    coalesce(sum(coalesce(stored, size)), 0)::bigint FROM page;
 
 -- name: trash_totals
 -- The same of files in the trash.
 WITH page AS MATERIALIZED (
-    SELECT id, size FROM trash WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
+    SELECT id, size, stored FROM trash WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit
 )
-SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), count(*), coalesce(sum(size), 0)::bigint FROM page;
+SELECT (SELECT id FROM page ORDER BY id DESC LIMIT 1), count(*), coalesce(sum(size), 0)::bigint,
+    coalesce(sum(coalesce(stored, size)), 0)::bigint FROM page;
 
 -- name: slice_totals
 -- Of the next :limit slices, by id: the last one, and of each m how many. No row when there is none.

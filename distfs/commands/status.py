@@ -67,8 +67,11 @@ def told(
         entry = _entry(status, backlog, drains) | {"strangers": [asdict(met) for met in strangers]}
         return json.dumps(entry | {"services": answers, "check": asdict(found)}, indent=2), code
     lines = [
-        ("files", f"{counted(status.files, 'file')}, {size(status.bytes)}"),
-        ("trash", f"{counted(status.trash_files, 'file')}, {size(status.trash_bytes)}"),
+        ("files", f"{counted(status.files, 'file')}, {_bytes(status.bytes, status.stored)}"),
+        (
+            "trash",
+            f"{counted(status.trash_files, 'file')}, {_bytes(status.trash_bytes, status.trash_stored)}",
+        ),
         ("nodes", _nodes(status)),
         ("slices", _slices(status.slices)),
         ("damage", f"{counted(status.damaged, 'fragment')} known to be corrupt or missing"),
@@ -296,12 +299,17 @@ def _said(key: str, value: object) -> str:
     return f"{key} {value}"
 
 
+def _bytes(plain: int, stored: int) -> str:
+    return size(plain) if plain == stored else f"{size(plain)}, compressed to {size(stored)}"
+
+
 def _entry(status: ClusterStatus, backlog: Backlog, drains: Sequence[_Drain]) -> dict[str, object]:
     rate = _rate_of("repair", status.workers)
     return {
         "files": status.files,
         "bytes": status.bytes,
-        "trash": {"files": status.trash_files, "bytes": status.trash_bytes},
+        "stored": status.stored,
+        "trash": {"files": status.trash_files, "bytes": status.trash_bytes, "stored": status.trash_stored},
         "nodes": {"known": len(status.nodes), "up": sum(node.alive for node in status.nodes)},
         "slices_by_redundancy_left": {str(left): count for left, count in status.slices.items()},
         "damaged_fragments": status.damaged,

@@ -31,6 +31,7 @@ def facts(request: Request, file: File) -> dict[str, object]:
         "uuid": str(file.id),
         "name": file.name,
         "size": file.size,
+        "stored": file.size if file.stored is None else file.stored,
         "sha256": file.sha256.hex(),
         "content_type": str(media_type.read(file.content_type)),
         "policy": str(file.policy),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 from werkzeug.exceptions import MethodNotAllowed
 
@@ -18,11 +19,12 @@ from distfs.body.ingest import (
 from distfs.body.multipart import FormLimits
 from distfs.body.source import Source
 from distfs.deadline import Deadline
-from distfs.errors import Encoded, Forbidden, LengthRequired, OverQuota, Refused
+from distfs.errors import Encoded, Forbidden, LengthRequired, OverQuota, Refused, Unsupported
+from distfs.formats.compression import REMEDY, library
 from distfs.headers import fields as header_fields
 from distfs.headers import media_type
 from distfs.limits.promises import Promise
-from distfs.model import NOBODYS, Ownership, Policy
+from distfs.model import COMPRESSIONS, NOBODYS, Compression, Ownership, Policy
 from distfs.quantity import compared
 from distfs.routes import traced
 from distfs.routes.body_digests import BodyDigests
@@ -87,6 +89,7 @@ def _store(
         check_nothing_there(request.headers)
     digests, known = BodyDigests(request), {}
     policy = _policy(services, request)  # a name nobody knows is refused before anything is read
+    how = _compression(services, request)
     announced = announced_size(request.environ) if size is None and is_chunked(request.environ) else size
     deadline = services.upload_deadline(size, request.hang_up)
     _check_quota(services, request, announced, deadline)
@@ -114,6 +117,7 @@ def _store(
                     name=file.name,
                     content_type=file.content_type,
                     policy=policy,
+                    compression=_compression(services, request, file.fields) if file.fields else how,
                     size_hint=file.size,
                 )
                 if is_the_file:
@@ -203,17 +207,36 @@ def _refuse_encoded(request: Request) -> None:
         )
 
 
+def _policy_name(request: Request, fields: Mapping[str, str] | None) -> str | None:
+    """The one that is asked for."""
+    of_form = (fields or {}).get(POLICY_FIELD)
+    return of_form or request.argument("policy") or request.environ.get("HTTP_X_DISTFS_POLICY")
+
+
+def _compression(
+    services: Services, request: Request, fields: Mapping[str, str] | None = None
+) -> Compression:
+    """How this file is compressed: by ``?compression=``, or as its policy says. The level is the operator's: a high
+    one takes a second of a processor for a megabyte. Raises Refused."""
+    link, storage = request.actor.link, services.config.storage
+    name = link.policy if link is not None else _policy_name(request, fields)
+    usual = storage.compression_of(name or "default")
+    if not (asked := request.argument("compression")):
+        return usual
+    if asked not in COMPRESSIONS:
+        raise Refused(f"?compression={asked[:40]}: it is one of {', '.join(COMPRESSIONS)}")
+    if asked == "zstd" and library() is None:
+        raise Unsupported(f"this service cannot compress: its operator can {REMEDY}")
+    return replace(usual, mode=asked)
+
+
 def _policy(services: Services, request: Request, fields: Mapping[str, str] | None = None) -> Policy:
     """How this file is to be kept: by the form's field ``policy``, ``?policy=`` or a header, in this order.
 
     A name of ``storage.policies``. Raises Refused for another, naming those there are; Forbidden for one that is not
     for the token.
     """
-    named = (
-        (fields or {}).get(POLICY_FIELD)
-        or request.argument("policy")
-        or request.environ.get("HTTP_X_DISTFS_POLICY")
-    )
+    named = _policy_name(request, fields)
     known, token, link = services.config.storage.policies, request.actor.token, request.actor.link
     if link is not None:
         if named and named != (link.policy or "default"):

@@ -95,6 +95,8 @@ class Downloader:
         byte that fails its check.
         """
         beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
+        if file.stored is not None:  # and for the block that is unpacked
+            beside += file.block_size
         with self._pool.lent(deadline, beside, file.block_size) as buffer:
             if start < stop and is_one_block(file):
                 yield self._one_block(file, buffer[: file.size], deadline)[start:stop]

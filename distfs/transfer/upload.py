@@ -122,6 +122,7 @@ class UploadSession:
         self.is_short = False  # all of it is in memory before a node is asked to take anything
         self.small = 0  # bytes of a body whose files need no block of the pool; 0: it is larger
         self._keep = self._committed = False
+        self._saved: dict[UUID, int] = {}  # bytes of slices that were compressed
         self._made_anew = False  # a slice or a fragment, so that there may be more than is committed
         self._sent_at = 0.0  # the commit, on the monotonic clock
 
@@ -162,7 +163,10 @@ class UploadSession:
         else:
             digest, slices = self._add_in_blocks(identity, source, size_hint)
         size = sum([piece.size for piece in slices])
-        file = NewFile(identity.id, name, content_type, size, digest, policy, block_size, tuple(slices))
+        saved = sum([self._saved.get(piece.id, 0) for piece in slices]) if self._saved else 0
+        stored = size - saved if saved else None
+        said = identity.id, name, content_type, size, digest, policy, block_size, tuple(slices)
+        file = NewFile(*said, stored=stored)
         self._files.append((identity, file))
         return file
 
@@ -239,6 +243,8 @@ class UploadSession:
         Raises Unavailable when less than k + min_redundancy of it is safe in the end.
         """
         self._landed(plan)
+        if plan.saved:
+            self._saved[plan.id] = sum(plan.saved)
         if not failed and len(plan.nodes) == plan.file.code.policy.width:
             return plan.done()
         for error in failed.values():

@@ -321,8 +321,8 @@ class UpkeepDB:
         at, id = (after.deleted_at, after.id) if after else (None, UUID(int=0))
         rows = self._meta.read("trash_after", deadline, after_at=at, after_id=id, limit=limit)
         return [
-            Deleted(file, name, size, Policy(k, m), at, age, ending)
-            for file, name, size, k, m, at, age, ending in rows
+            Deleted(file, name, size, stored, Policy(k, m), at, age, ending)
+            for file, name, size, stored, k, m, at, age, ending in rows
         ]
 
     def empty_trash(self, id: UUID | None, deadline: Deadline) -> tuple[int, int]:
@@ -454,20 +454,23 @@ class UpkeepDB:
 
     def status(self, deadline: Deadline) -> ClusterStatus:
         """Everything at a glance. Looks at all that is lost: for people."""
-        files, size, slices, trash_files, trash_bytes = in_pages.totals(self._meta, deadline)
+        totals = in_pages.totals(self._meta, deadline)
+        slices = totals.slices
         hurt = list(self._hurt_counts(self._meta.down_after, True, deadline))
         for each in hurt:
             if not each.trashed:
                 slices[each.m] -= each.slices
                 slices[max(each.redundancy_left, -1)] += each.slices
         return ClusterStatus(
-            files=files,
-            bytes=size,
+            files=totals.files,
+            bytes=totals.bytes,
+            stored=totals.stored,
             slices=dict(sorted((+slices).items())),
             lacking=Backlog.of(hurt),
             damaged=self.damage_count(deadline),
-            trash_files=trash_files,
-            trash_bytes=trash_bytes,
+            trash_files=totals.trash_files,
+            trash_bytes=totals.trash_bytes,
+            trash_stored=totals.trash_stored,
             nodes=tuple(self._meta.nodes(deadline)),
             workers=tuple(self.workers(deadline)),
         )

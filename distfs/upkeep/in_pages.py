@@ -28,9 +28,11 @@ class Totals(NamedTuple):
 
     files: int
     bytes: int
+    stored: int  # of these bytes, after compression
     slices: Counter[int]  # of files that can be read, by m
     trash_files: int
     trash_bytes: int
+    trash_stored: int
 
 
 def totals(meta: MetaDB, deadline: Deadline) -> Totals:
@@ -45,14 +47,14 @@ def totals(meta: MetaDB, deadline: Deadline) -> Totals:
     return Totals(*_sums(meta, "file_totals", deadline), slices, *_sums(meta, "trash_totals", deadline))
 
 
-def _sums(meta: MetaDB, query: str, deadline: Deadline) -> tuple[int, int]:
-    files = size = 0
+def _sums(meta: MetaDB, query: str, deadline: Deadline) -> tuple[int, int, int]:
+    files = size = stored = 0
     after: UUID | None = _START
     while after is not None:
-        [[last, count, more]] = meta.read(query, deadline, after=after, limit=_COUNTED)
-        files, size = files + count, size + more
+        [[last, count, more, kept]] = meta.read(query, deadline, after=after, limit=_COUNTED)
+        files, size, stored = files + count, size + more, stored + kept
         after = last if count == _COUNTED else None
-    return files, size
+    return files, size, stored
 
 
 class _Named(NamedTuple):

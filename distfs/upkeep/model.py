@@ -118,6 +118,7 @@ class Deleted:
     id: UUID
     name: str
     size: int
+    stored: int  # after compression
     policy: Policy
     deleted_at: datetime
     age: float  # seconds since
@@ -126,7 +127,7 @@ class Deleted:
     @property
     def bytes(self) -> int:
         """On all nodes together."""
-        return self.size * self.policy.width // self.policy.k
+        return self.stored * self.policy.width // self.policy.k
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +199,13 @@ class ClusterStatus:
 
     files: int
     bytes: int
+    stored: int  # of these bytes, after compression: what is kept of them, but for redundancy
     slices: Mapping[int, int]  # redundancy left -> how many slices; -1: those that cannot be read
     lacking: Backlog  # what has fewer fragments than it should, whether or not repair has begun with it
     damaged: int  # fragments
     trash_files: int
     trash_bytes: int
+    trash_stored: int
     nodes: tuple[Node, ...]
     workers: tuple[WorkerState, ...]
 

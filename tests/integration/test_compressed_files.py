@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -16,8 +17,10 @@ from distfs.errors import ConfigError
 from distfs.formats import compression
 from distfs.formats.coding import code_for
 from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentTable, checksum
-from distfs.model import Compression, File, FragmentId, Policy
+from distfs.model import Compression, File, FragmentId, Policy, Slice
 from distfs.transfer.download import is_one_block
+from distfs.transfer.rebuild import rebuild
+from distfs.transfer.slice_plan import FileIdentity
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes
 from tests.integration.byte_ways import Source, Ways, byte_ways
@@ -263,16 +266,21 @@ def test_a_small_file_that_another_service_compressed_is_read(
         assert ways.download(file) == TEXT[:50_000]
 
 
-def test_a_node_lost_while_it_is_written_is_made_up_for(ways: Ways) -> None:
+def test_a_node_lost_while_it_is_written_is_made_up_for(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the other, as it was compressed."""
-    data = (TEXT + TEXT)[: 5 * LARGE]
-    doomed: list[int] = []
+    data, made = (TEXT + TEXT)[: 5 * LARGE], []
+
+    def counted(file: FileIdentity, piece: Slice, index: int, *how: Any) -> None:
+        rebuild(file, piece, index, *how)
+        made.append(index)
+
+    monkeypatch.setattr("distfs.transfer.upload.rebuild", counted)
 
     def kill() -> None:
-        doomed.append(next(iter(ways.services.uploader.placement._in_flight)))
-        ways.kill(doomed[0])
+        flying = ways.services.uploader.placement._in_flight
+        ways.kill(next(node for node, size in flying.items() if size))
 
     file = ways.upload(Source(data, {4 * LARGE: kill}))
-    assert all(doomed[0] not in piece.nodes for piece in file.slices)
+    assert made
     assert all(min(piece.nodes) > 0 for piece in file.slices)
     assert ways.download(file) == data

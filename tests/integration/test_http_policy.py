@@ -14,7 +14,7 @@ import pytest
 
 from distfs.deadline import Deadline
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from distfs.model import Policy
+from distfs.model import Compression, Policy
 from distfs.upkeep.db import UpkeepDB
 from tests.forms import FORM, file_part, form, some_bytes
 from tests.postgres import database_url, run_sql
@@ -26,6 +26,7 @@ NAMED = {
     "archive": Policy(2, 1),
     "wide": Policy(4, 2),
 }
+JSON = {"Accept": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,8 @@ def service(postgres: EmbeddedPostgres) -> Iterator[TestService]:
     """Three nodes, and more than one policy."""
     run_sql(postgres.url, "CREATE DATABASE policies TEMPLATE migrated")
     config = small_config(database_url(postgres, "policies"))
-    config = replace(config, storage=replace(config.storage, policies=NAMED))
+    own = {"three copies": Compression("off")}
+    config = replace(config, storage=replace(config.storage, policies=NAMED, policy_compression=own))
     with tempfile.TemporaryDirectory(prefix="distfs-test-") as folder:
         with running_service(config, Path(folder)) as running:
             yield running
@@ -48,6 +50,49 @@ def facts(service: TestService, uuid: str) -> dict[str, Any]:
     assert answer.status == 200, answer.text
     entry: dict[str, Any] = json.loads(answer.body)
     return entry
+
+
+TEXT = b"".join(b"line %d of many\n" % n for n in range(30_000))
+
+
+@pytest.mark.parametrize("policy", ["default", "archive"])
+@pytest.mark.parametrize("way", ["form", "raw"])
+def test_an_upload_says_whether_it_is_compressed(service: TestService, policy: str, way: str) -> None:
+    stored = {}
+    for how in ("", "auto", "off", "zstd"):
+        query = f"?policy={policy}" + (f"&compression={how}" if how else "")
+        if way == "raw":
+            answer = service.ask("PUT", f"/upload/text{query}", TEXT, JSON)
+        else:
+            answer = service.ask("POST", f"/upload{query}", form(file_part("t", TEXT)), FORM | JSON)
+        entry = json.loads(answer.body)
+        assert answer.status == 201
+        assert entry["size"] == len(TEXT)
+        assert facts(service, entry["uuid"])["stored"] == entry["stored"]
+        assert service.ask("GET", f"/download/{entry['uuid']}").body == TEXT
+        stored[how] = entry["stored"]
+    assert stored["off"] == len(TEXT)
+    assert len(set(stored.values())) == 2
+    assert stored["zstd"] < len(TEXT) / 2
+
+
+def test_a_policy_may_have_a_compression_of_its_own(service: TestService) -> None:
+    entry = json.loads(service.ask("PUT", "/upload/t?policy=three%20copies", TEXT, JSON).body)
+    assert entry["stored"] == len(TEXT)
+    entry = json.loads(
+        service.ask("PUT", "/upload/t?policy=three%20copies&compression=auto", TEXT, JSON).body
+    )
+    assert entry["stored"] < len(TEXT) / 2
+    body = form(field("policy", "three copies"), file_part("t", TEXT))
+    entry = json.loads(service.ask("POST", "/upload", body, FORM | JSON).body)
+    assert entry["stored"] == len(TEXT)
+
+
+def test_a_compression_that_is_none_is_refused(service: TestService) -> None:
+    for wrong in ("gzip", "zstd:19", "ZSTD"):
+        answer = service.ask("PUT", f"/upload/t?compression={wrong}", TEXT)
+        assert answer.status == 400
+        assert "it is one of auto, off, zstd" in answer.text
 
 
 def field(name: str, value: str) -> tuple[str, bytes]:

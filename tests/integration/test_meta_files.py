@@ -34,7 +34,7 @@ def test_slices_are_in_their_order_however_the_server_comes_upon_them(meta: Meta
     with meta._pool.link(soon()) as link:
         link.raw.run("SET enable_indexscan = off; SET enable_bitmapscan = off; SET enable_seqscan = on")
         found = link.run("file", soon(), {"id": committed.id})
-    assert [row[11] for row in found] == [1, 2, 0]
+    assert [row[12] for row in found] == [1, 2, 0]
     assert meta.file(committed.id, soon()) == committed
 
 
