@@ -80,7 +80,6 @@ EVENTS: tuple[Event, ...] = (
     ),
     _event(
         "fragment.left", "INFO", "A fragment that nobody needs could not be deleted; the orphan sweep does it later.",
-        "fragment %s of a failed upload is left to the orphan sweep: %s|fragment error",
         "fragment %s on node %d is left to the orphan sweep: %s|fragment node error",
     ),
     _event(

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Container, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -20,7 +19,6 @@ from distfs.body.source import Source
 from distfs.config.settings import StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import (
-    Busy,
     Cancelled,
     DistfsError,
     Full,
@@ -35,9 +33,9 @@ from distfs.meta import MetaDB
 from distfs.model import NOBODYS, Compression, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
-from distfs.telemetry.context import in_context
 from distfs.telemetry.tracing import traced
 from distfs.transfer.blocks import Block, BlockPool
+from distfs.transfer.discard import discard, finish
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
 from distfs.transfer.rebuild import rebuild
@@ -48,8 +46,6 @@ from distfs.transfer.small_file import SMALL_BODY, Behind, hash_small, read_smal
 
 log = logging.getLogger("distfs.upload")
 
-#: How long removing the fragments of a failed upload may take; the orphan sweep finds what is left.
-DISCARD_LIMIT_S = 5.0
 #: What they do not come to within that limit is left to it, too.
 _THREADS_AFTER_COMMITS = 4
 #: Nodes that were there so short a while ago are believed to be there when the file is committed.
@@ -132,10 +128,12 @@ class UploadSession:
     def __exit__(self, *exc: object) -> None:
         for plan in list(self._unsettled):
             self._landed(plan)
+        directory = self._uploader.directory
         if self._committed and self._made_anew:
-            self._discard(self._unneeded(), self._uploader.after_commits)
+            kept = {piece.id for _, file in self._files for piece in file.slices}
+            discard(directory, self._unneeded(), self._uploader.after_commits, kept, self._sent_at)
         elif not self._keep:
-            wait(self._discard(self._stored, self._uploader.resources.executor), DISCARD_LIMIT_S)
+            finish(discard(directory, self._stored, self._uploader.resources.executor))
 
     def add(
         self,
@@ -467,34 +465,6 @@ class UploadSession:
             for node, fragment in self._stored
             if (node, fragment) not in kept and fragment not in nowhere and node not in self._failed_nodes
         ]
-
-    def _discard(self, those: Sequence[tuple[int, FragmentId]], executor: Threads) -> list[Future[None]]:
-        """Take away fragments that this session may have stored, on all nodes at once, within a bound."""
-        deadline = Deadline(DISCARD_LIMIT_S)
-        committed = {piece.id for _, file in self._files for piece in file.slices if self._committed}
-        jobs = []
-        for node, fragment in those:
-            take = self._put_aside if fragment.slice in committed else self._remove
-            try:
-                jobs.append(executor.submit(in_context(take), node, fragment, deadline))
-            except Busy:  # no thread to be had: one after the other
-                take(node, fragment, deadline)
-        return jobs
-
-    def _remove(self, node: int, fragment: FragmentId, deadline: Deadline) -> None:
-        try:
-            self._uploader.directory.store(node, deadline).delete(fragment, deadline)
-        except DistfsError as e:
-            log.info("fragment %s of a failed upload is left to the orphan sweep: %s", fragment, e)
-
-    def _put_aside(self, node: int, fragment: FragmentId, deadline: Deadline) -> None:
-        """Not deleted: MetaDB may name it here by now, if what was made anew elsewhere was lost soon. Then the sweep
-        brings it back. What was written since the commit is another's, and stays."""
-        try:
-            store = self._uploader.directory.store(node, deadline)
-            store.quarantine(fragment, time.monotonic() - self._sent_at, deadline)
-        except DistfsError as e:
-            log.info("fragment %s on node %d is left to the orphan sweep: %s", fragment, node, e)
 
 
 def _moved(piece: Slice, index: int, to: int) -> Slice:

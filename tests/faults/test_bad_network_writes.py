@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import distfs.transfer.upload
+import distfs.transfer.discard
 from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import ClientGone, Unavailable
@@ -158,7 +158,7 @@ def test_a_client_that_hangs_up_ends_the_wait_for_a_node_that_stalls(
     metadb_url: str, tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        distfs.transfer.upload, "DISCARD_LIMIT_S", 0.2
+        distfs.transfer.discard, "DISCARD_LIMIT_S", 0.2
     )  # those that stall delete nothing either
     with proxied(metadb_url, tmp_path, **PATIENT) as ways:
         ways.upload(DATA, policy)
@@ -188,7 +188,7 @@ def test_a_slice_that_fails_wakes_who_waits_for_its_siblings(
 ) -> None:
     """Two nodes are lost, the third stalls for ever: with k = 2 that is the end, and it comes at once."""
     monkeypatch.setattr(
-        distfs.transfer.upload, "DISCARD_LIMIT_S", 0.2
+        distfs.transfer.discard, "DISCARD_LIMIT_S", 0.2
     )  # the one that stalls deletes nothing either
     with proxied(metadb_url, tmp_path, **PATIENT) as ways:
         stalls, *lost = ways.proxies.values()
