@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import http.client
 import random
+import resource
+import select
 import socket
 import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -264,21 +266,39 @@ def test_a_handshake_has_no_more_time_than_a_head(service: TestService, certific
         assert secure.ask("GET", "/healthz")[0] == 200
 
 
-def test_three_hundred_half_open_handshakes_stop_no_request(
-    secure: Secure, certificates: Certificates
+def test_a_thousand_handshakes_that_trickle_stop_nobody_and_are_ended(
+    service: TestService, certificates: Certificates
 ) -> None:
+    """Each sends a byte now and then, of a message that would take minutes."""
     first = hello(certificates)
-    open_ = []
-    for number in range(300):
-        sock = secure.raw()
-        sock.sendall(first[: number % len(first)] if number % 2 else first)
-        open_.append(sock)
-    try:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))  # both ends are here
+        secure = stack.enter_context(
+            under_tls(service, certificates, "many", client_stall_timeout=Seconds(2))
+        )
         uuid = secure.ask("PUT", "/upload/x", DATA)[1].decode().strip()
+        trickling = {sock.fileno(): sock for sock in (stack.enter_context(secure.raw()) for _ in range(1000))}
+        poll = select.poll()
+        for number in trickling:
+            poll.register(number, select.POLLIN | select.POLLRDHUP)
+        answered_beside = 0
+        for byte in first[:-1]:
+            for sock in trickling.values():
+                with suppress(OSError):
+                    sock.sendall(bytes([byte]))
+            everyone = len(trickling) == 1000
+            assert secure.ask("GET", f"/download/{uuid}") == (200, DATA)
+            answered_beside += everyone
+            for number, _ in poll.poll(100):
+                poll.unregister(number)
+                del trickling[number]
+            if not trickling:
+                break
+        assert not trickling
+        assert answered_beside
         assert secure.ask("GET", f"/download/{uuid}") == (200, DATA)
-    finally:
-        for sock in open_:
-            sock.close()
 
 
 def test_the_certificate_is_that_of_the_name(service: TestService, certificates: Certificates) -> None:
