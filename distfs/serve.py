@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from uuid import uuid4, uuid5
 
 from distfs.access.failures import Failures
-from distfs.alerting.worker import Alerts
+from distfs.alerting.beside import Beside
+from distfs.alerting.rules import check_names
+from distfs.alerting.worker import EVERY_S, Alerts, Lead
 from distfs.config.processes import count_of, part_of
 from distfs.config.reach import check_reach
 from distfs.config.settings import Config
@@ -38,6 +42,7 @@ from distfs.telemetry import metrics
 from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import https
 from distfs.together import Together
+from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.runner import Upkeep
 
 log = logging.getLogger("distfs.serve")
@@ -68,6 +73,7 @@ def serve(settings: Settings, *, exit_with_parent: bool) -> int:
     """Writes its URL on standard output when it listens; SIGTERM and SIGINT end it, running requests first; the
     second one does not wait for them. SIGHUP reads the configuration anew. -> the exit code."""
     check_reach(settings.config)
+    check_names(settings.config.alerting.ignore)
     descriptors.raise_limit()
     count = count_of(settings.config)
     metrics.share(count)
@@ -139,7 +145,8 @@ def _serve(
         start(services.admission.forget_dead, "forget", together.before)
     shared = None if sibling is None else Shared(lambda: not sibling.all_stop, sibling.others_work)
     server = Server(app, config.http, services.pool, listener, shared, services.https)
-    alerts = {Alerts.name: lambda db: Alerts(db, config.alerting, lambda: looked_at(services))}
+    lead = Lead()
+    alerts = {Alerts.name: partial(_alerts, services, lead)}
     parts = services.directory, services.pool, services.damage, services.agreement.require
     upkeep = Upkeep(config, *parts, alerts)
     on_stop(server.drain)
@@ -154,14 +161,29 @@ def _serve(
         services.history.begin()
     if together is not None:
         together.keep_saying(services.status)
+    stopping = threading.Event()
     if sibling is None or sibling.number == 0:  # one of them, and its successors
         upkeep.start()
+        start(_beside(services, lead, server.address).run, "alerts", stopping)
     try:
         server.run()
     finally:
+        stopping.set()
         upkeep.close()
         app.close()
         flush_log()
+
+
+def _alerts(services: Services, lead: Lead, db: UpkeepDB) -> Alerts:
+    config = services.config
+    silence = 4 * max(EVERY_S, config.upkeep.interval)
+    return Alerts(db, config.alerting, lambda: looked_at(services), lead=lead, silence=silence)
+
+
+def _beside(services: Services, lead: Lead, address: tuple[str, int]) -> Beside:
+    place = f"{socket.gethostname()}:{address[1]}"
+    config, meta = services.config, services.meta
+    return Beside(config.alerting, lambda: looked_at(services), lambda: meta.is_there, lead, place)
 
 
 def _agree(services: Services) -> None:

@@ -1,4 +1,4 @@
 """What is wrong with a cluster, by what is counted: one table of alerts, for Prometheus and those who have none.
 
-Way in: ``worker``.
+Way in: ``beside``, ``rules``, ``worker``.
 """

@@ -226,6 +226,26 @@ class Rest:
 
 
 @dataclass(frozen=True, slots=True)
+class Less:
+    """The whole without a part of it."""
+
+    whole: Expression
+    part: Expression
+
+    @property
+    def promql(self) -> str:
+        return f"({self.whole.promql} - {self.part.promql})"
+
+    @property
+    def parts(self) -> tuple[Expression, ...]:
+        return self.whole, self.part
+
+    def at(self, history: History) -> Series:
+        part = self.part.at(history)
+        return {key: value - part[key] for key, value in self.whole.at(history).items() if key in part}
+
+
+@dataclass(frozen=True, slots=True)
 class Until:
     """Seconds until a moment."""
 

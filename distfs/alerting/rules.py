@@ -6,12 +6,14 @@ SLOs"): the long one says that it matters, the short one that it goes on.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from distfs.alerting.expression import Both, Expression, Is, Of, Over, Rest, Said, Share, Until, in_time
+from distfs.alerting.expression import Both, Expression, Is, Less, Of, Over, Rest, Said, Share, Until, in_time
+from distfs.errors import ConfigError
 from distfs.telemetry import metrics as m
 
 CRITICAL, WARNING = "critical", "warning"
@@ -20,6 +22,8 @@ RUNBOOK = "docs/runbook.md"
 
 #: Of all requests so many may fail, and so many reads of nodes be late, for as long as there is a month for it.
 ERRORS_ALLOWED, LATE_ALLOWED = 0.001, 0.01
+#: Of fewer in the time that is looked at no share is taken.
+MANY = 100
 _LATE_S, _SLOW_S = 0.5, 0.25  # bounds of buckets
 
 
@@ -33,6 +37,7 @@ class Rule:
     holds: float  # seconds that it is so before somebody is told
     summary: str
     command: str
+    own: bool = False  # it is about one service, which judges it of itself; else about all
 
     @property
     def section(self) -> str:
@@ -60,13 +65,33 @@ def _errors(window: float, times: float) -> Is:
     return Is(Share(_requests(window, "5xx"), _requests(window)), ">", times * ERRORS_ALLOWED)
 
 
-def _slower(metric: m.Metric, bound: float, window: float) -> Rest:
-    soon = Over("rate", Of(metric, "sum", where={"le": f"{bound}"}, suffix="_bucket"), window)
-    return Rest(Share(soon, Over("rate", Of(metric, "sum", suffix="_count"), window)))
+def _within(metric: m.Metric, bound: float, window: float, where: Mapping[str, str]) -> Over:
+    return Over("rate", Of(metric, "sum", where={**where, "le": f"{bound}"}, suffix="_bucket"), window)
 
 
-def _late(window: float, times: float) -> Is:
-    return Is(_slower(m.NODE_SECONDS, _LATE_S, window), ">", times * LATE_ALLOWED)
+def _times(metric: m.Metric, window: float, where: Mapping[str, str], function: str = "rate") -> Over:
+    return Over(function, Of(metric, "sum", where=where, suffix="_count"), window)
+
+
+def _slower(metric: m.Metric, bound: float, window: float, where: Mapping[str, str]) -> Rest:
+    return Rest(Share(_within(metric, bound, window, where), _times(metric, window, where)))
+
+
+def _late(
+    window: float, times: float, metric: m.Metric = m.NODE_SECONDS, where: Mapping[str, str] | None = None
+) -> Is:
+    return Is(_slower(metric, _LATE_S, window, where or {}), ">", times * LATE_ALLOWED)
+
+
+def _waited(window: float) -> Share:
+    """For its turn, of all requests."""
+    soon = _within(m.QUEUE_SECONDS, _LATE_S, window, {})
+    return Share(Less(_times(m.QUEUE_SECONDS, window, {}), soon), _requests(window))
+
+
+def _many(metric: m.Metric, window: float, where: Mapping[str, str] | None = None) -> Is:
+    """Where there are few, one that is late is no trend."""
+    return Is(_times(metric, window, where or {}, "increase"), ">", MANY)
 
 
 def _grew(
@@ -84,10 +109,15 @@ _LACKING = Is(Of(m.TO_REPAIR_BYTES), ">", 0)
 _OFTEN = Is(Over("increase", _requests(HOUR, "5xx").of, HOUR), ">", 10)
 _REFUSALS = "too_many|too_much|busy|full|over_quota"
 
+#: Of requests whose answer is small and comes from MetaDB, however slow the client.
+_SMALL = {"route": "/files.*|/links.*|/tokens.*"}
+#: The one that whoever leads cannot judge, since it leads by MetaDB.
+AWAY = "DistfsMetaDBAway"
+
 RULES = (
     Rule(
         "DistfsServiceDown", CRITICAL, Said('up{job="distfs"} == 0'), 2 * MINUTE,
-        "the service at {instance} does not answer Prometheus", "status --service http://{instance}",
+        "the service at {instance} does not answer Prometheus", "status --service {instance}",
     ),
     Rule(
         "DistfsNodeDown", WARNING, Is(Of(m.NODE_UP, "min", ("node",)), "==", 0), MINUTE,
@@ -125,7 +155,7 @@ RULES = (
     ),
     Rule(
         "DistfsChecksumFailures", WARNING, _grew(m.CHECKSUMS, "where", HOUR), 0,
-        "bytes failed their check: {where}", "fsck --deep",
+        "bytes failed their check: {where}", "fsck --deep", own=True,
     ),
     Rule(
         "DistfsNodeChecksumFailures", WARNING, _grew(m.STORE_CHECKSUMS, "instance", HOUR), 0,
@@ -134,33 +164,55 @@ RULES = (
     Rule(
         "DistfsErrorsFast", CRITICAL, Both((_errors(HOUR, 14.4), _errors(5 * MINUTE, 14.4), _OFTEN)), 2 * MINUTE,
         "so many requests fail that a month's allowance is gone within two days",
-        "logs --level ERROR --since 1h",
+        "logs --level ERROR --since 1h", own=True,
     ),
     Rule(
         "DistfsErrorsSlow", WARNING, Both((_errors(6 * HOUR, 6), _errors(30 * MINUTE, 6), _OFTEN)), 15 * MINUTE,
         "so many requests fail that a month's allowance is gone within five days",
-        "logs --level ERROR --since 6h",
+        "logs --level ERROR --since 6h", own=True,
     ),
     Rule(
-        "DistfsLatencyFast", CRITICAL, Both((_late(HOUR, 14.4), _late(5 * MINUTE, 14.4))), 2 * MINUTE,
-        "one of seven reads begins later than half a second", "status",
+        "DistfsLatencyFast", CRITICAL,
+        Both((_late(HOUR, 14.4), _late(5 * MINUTE, 14.4), _many(m.NODE_SECONDS, HOUR))), 2 * MINUTE,
+        "one of seven reads begins later than half a second", "status", own=True,
     ),
     Rule(
-        "DistfsLatencySlow", WARNING, Both((_late(6 * HOUR, 6), _late(30 * MINUTE, 6))), 15 * MINUTE,
-        "one of sixteen reads begins later than half a second", "status",
+        "DistfsLatencySlow", WARNING,
+        Both((_late(6 * HOUR, 6), _late(30 * MINUTE, 6), _many(m.NODE_SECONDS, 6 * HOUR))), 15 * MINUTE,
+        "one of sixteen reads begins later than half a second", "status", own=True,
     ),
     Rule(
-        "DistfsMetaDBAway", CRITICAL, Is(Of(m.METADB_UP, "min"), "==", 0), MINUTE,
-        "a service cannot connect to MetaDB", "doctor",
+        "DistfsAnswersLate", WARNING,
+        Both((
+            _late(HOUR, 6, m.SECONDS, _SMALL), _late(5 * MINUTE, 6, m.SECONDS, _SMALL),
+            _many(m.SECONDS, HOUR, _SMALL),
+        )), 5 * MINUTE,
+        "one of sixteen answers that move no file takes longer than half a second", "status", own=True,
     ),
     Rule(
-        "DistfsMetaDBSlow", WARNING, Is(_slower(m.METADB_SECONDS, _SLOW_S, 10 * MINUTE), ">", 0.05), 10 * MINUTE,
-        "one of twenty statements of MetaDB takes longer than a quarter of a second", "doctor",
+        "DistfsRequestsWait", WARNING,
+        Both((
+            Is(_waited(10 * MINUTE), ">", 0.05),
+            Is(Over("increase", _requests(10 * MINUTE).of, 10 * MINUTE), ">", MANY),
+        )), 10 * MINUTE,
+        "one of twenty requests waits longer than half a second for its turn", "status", own=True,
+    ),
+    Rule(
+        AWAY, CRITICAL, Is(Of(m.METADB_UP, "min"), "==", 0), MINUTE,
+        "a service cannot connect to MetaDB", "doctor", own=True,
+    ),
+    Rule(
+        "DistfsMetaDBSlow", WARNING,
+        Both((
+            Is(_slower(m.METADB_SECONDS, _SLOW_S, 10 * MINUTE, {}), ">", 0.05),
+            _many(m.METADB_SECONDS, 10 * MINUTE),
+        )), 10 * MINUTE,
+        "one of twenty statements of MetaDB takes longer than a quarter of a second", "doctor", own=True,
     ),
     Rule(
         "DistfsClusterUnseen", WARNING, Is(Of(m.FACTS_AGE, "min"), ">", 5 * MINUTE), 5 * MINUTE,
         "how the cluster is cannot be found out, so other alerts may be missing",
-        "status",
+        "status", own=True,
     ),
     Rule(
         "DistfsBackupOld", WARNING, Is(Of(m.BACKUP_AGE, "min"), ">", 2 * DAY), HOUR,
@@ -168,11 +220,11 @@ RULES = (
     ),
     Rule(
         "DistfsCertificateEnds", WARNING, Is(Until(Of(m.CERTIFICATE, "min")), "<", 14 * DAY), HOUR,
-        "a certificate of the service ends within two weeks", "tls show DIR",
+        "a certificate of the service ends within two weeks", "tls show DIR", own=True,
     ),
     Rule(
         "DistfsClockSkew", WARNING, Is(Of(m.CLOCK_OFFSET, absolute=True), ">", 1), 5 * MINUTE,
-        "the clock of a service and that of MetaDB differ by more than a second", "doctor",
+        "the clock of a service and that of MetaDB differ by more than a second", "doctor", own=True,
     ),
     Rule(
         "DistfsUpkeepAway", CRITICAL, Is(Of(m.WORKER_AGE, "min", ("worker",)), ">", 100), 5 * MINUTE,
@@ -185,7 +237,7 @@ RULES = (
     ),
     Rule(
         "DistfsLogDrops", WARNING, _grew(m.LOG_DROPPED, "", 15 * MINUTE), 0,
-        "lines of the log were dropped", "doctor",
+        "lines of the log were dropped", "doctor", own=True,
     ),
     Rule(
         "DistfsStrangers", WARNING, Is(Of(m.NODE_STRANGERS, "max", ("node",)), ">", 20), 0,
@@ -193,9 +245,21 @@ RULES = (
     ),
     Rule(
         "DistfsRefusals", WARNING, _grew(m.ERRORS, "kind", 15 * MINUTE, 100, {"kind": _REFUSALS}), 5 * MINUTE,
-        "a limit refuses many requests: {kind}", "status",
+        "a limit refuses many requests: {kind}", "status", own=True,
     ),
 )  # fmt: skip
+
+
+def check_names(ignored: Iterable[str]) -> None:
+    """Raises ConfigError for one that is no alert: who meant another would not be told of it, or would be."""
+    known = {rule.name for rule in RULES}
+    for name in ignored:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ConfigError(
+                f"config: alerting.ignore: there is no alert {name}{meant}; known: {', '.join(sorted(known))}"
+            )
 
 
 def page() -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import smtplib
+import socket
 import ssl
+import threading
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from distfs.config.reach import is_loopback
@@ -19,7 +23,8 @@ from distfs.config.settings import AlertingConfig
 
 log = logging.getLogger("distfs.alerts")
 
-_LIMIT_S = 10.0
+#: Of silence, and of all it takes to tell somebody: who sends a byte now and then must not hold up the others.
+_LIMIT_S, _ALL_S = 10.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,66 @@ def _post(url: str, fresh: Sequence[Told], over: Sequence[Told]) -> None:
         head = {"Content-Type": "application/json", "User-Agent": "distfs"}
         try:
             request = urllib.request.Request(url, json.dumps(message).encode(), head)  # noqa: S310 - checked: http
-            urllib.request.urlopen(request, timeout=_LIMIT_S).close()  # noqa: S310
+            with _cut_in_time() as dialled:
+                _opener(dialled).open(request, timeout=_LIMIT_S).close()
         except (HTTPException, ValueError) as e:
             raise OSError("its answer is no HTTP, or its URL is none") from e
+
+
+@contextmanager
+def _cut_in_time() -> Iterator[Callable[[socket.socket], None]]:
+    """-> to be given each socket: after ``_ALL_S`` seconds nothing more comes from it."""
+    dialled: list[socket.socket] = []
+    over = threading.Event()
+
+    def add(sock: socket.socket) -> None:
+        dialled.append(sock)
+        if over.is_set():
+            _cut(sock)
+
+    def cut() -> None:
+        over.set()
+        for sock in dialled:
+            _cut(sock)
+
+    timer = threading.Timer(_ALL_S, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield add
+    finally:
+        timer.cancel()
+    if over.is_set():  # what ends in the middle may look like an answer
+        raise TimeoutError("it took too long")
+
+
+def _cut(sock: socket.socket) -> None:
+    with suppress(OSError):  # by an SSLSocket's own, who reads would go on without TLS
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _opener(dialled: Callable[[socket.socket], None]) -> urllib.request.OpenerDirector:
+    """As urllib's own, proxies and all; ``dialled`` is given each socket."""
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            dialled(self.sock)
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            dialled(self.sock)
+
+    class OfPlain(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+            return self.do_open(Plain, req)
+
+    class OfSecure(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+            return self.do_open(Secure, req, context=ssl.create_default_context())
+
+    return urllib.request.build_opener(OfPlain, OfSecure)
 
 
 def _entry(status: str, told: Told) -> dict[str, object]:
@@ -108,18 +170,40 @@ def _mail(config: AlertingConfig, fresh: Sequence[Told], over: Sequence[Told]) -
     ]
     lines += [f"{each.alert} is over: {each.summary}\n" for each in over]
     message.set_content("\n".join(lines))
-    server = urlsplit(config.smtp)
-    host, port = server.hostname or "", server.port or 0
-    believed = ssl.create_default_context()
-    secure = server.scheme == "smtps"
-    made = smtplib.SMTP_SSL(host, port, timeout=_LIMIT_S, context=believed) if secure else None
-    with made or smtplib.SMTP(host, port, timeout=_LIMIT_S) as smtp:
+    with _cut_in_time() as dialled, _mail_server(config.smtp, dialled) as smtp:
+        smtp.send_message(message)
+
+
+def _mail_server(url: str, dialled: Callable[[socket.socket], None]) -> smtplib.SMTP:
+    """Connected, and logged in to where the URL has a password. Raises OSError."""
+
+    class Plain(smtplib.SMTP):
+        def _get_socket(self, *place: Any) -> socket.socket:
+            sock: socket.socket = super()._get_socket(*place)  # type: ignore[misc]
+            dialled(sock)
+            return sock
+
+    class Secure(smtplib.SMTP_SSL):
+        def _get_socket(self, *place: Any) -> socket.socket:
+            sock: socket.socket = super()._get_socket(*place)  # type: ignore[misc]
+            dialled(sock)
+            return sock
+
+    server, believed = urlsplit(url), ssl.create_default_context()
+    host, port, secure = server.hostname or "", server.port or 0, server.scheme == "smtps"
+    made = Secure(host, port, timeout=_LIMIT_S, context=believed) if secure else None
+    with ExitStack() as stack:
+        smtp = made or Plain(host, port, timeout=_LIMIT_S)
+        stack.callback(smtp.close)
         smtp.ehlo_or_helo_if_needed()
         if not secure and smtp.has_extn("starttls"):
             smtp.starttls(context=believed)
             secure = True
+            if smtp.sock is not None:
+                dialled(smtp.sock)
         if server.username:
             if not (secure or is_loopback(host)):
                 raise OSError("it has no TLS, and the password is told to nobody in plain text")
             smtp.login(unquote(server.username), unquote(server.password or ""))
-        smtp.send_message(message)
+        stack.pop_all()
+        return smtp

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
-from distfs.commands.running_service import ask_lines, service_url
+from distfs.commands.running_service import as_url, ask_lines, service_place
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Unavailable
@@ -43,7 +43,7 @@ def add_logs(commands: argparse._SubParsersAction[Parser]) -> None:
         metavar="URL",
         action="append",
         default=[],
-        type=service_url,
+        type=service_place,
         help="ask a service for its log and its nodes', wherever they run; may be given for each service",
     )
     logs.add_argument("--request", metavar="ID", default="", help="of one request, by its X-Request-Id")
@@ -76,7 +76,10 @@ def _show(config: Config, given: argparse.Namespace) -> int:
     show = _as_written if given.json else _in_words
     if given.service:
         return _show_again(
-            partial(_of_services, given.service, config.tls.ca), wanted, show, follow=given.follow
+            partial(_of_services, [as_url(each, config) for each in given.service], config.tls.ca),
+            wanted,
+            show,
+            follow=given.follow,
         )
     if in_metadb:
         return _show_again(partial(_stored, config), wanted, show, follow=given.follow)

@@ -16,7 +16,7 @@ from distfs.commands.nodes import show_nodes
 from distfs.commands.operator import Operator, run
 from distfs.commands.rebalance import plan_rebalance, rebalance
 from distfs.commands.repair import repair
-from distfs.commands.running_service import service_url
+from distfs.commands.running_service import service_place, service_url
 from distfs.commands.settings import settings
 from distfs.commands.status import show_status, watch_status
 from distfs.commands.token import create, list_tokens, revoke, rotate
@@ -209,7 +209,7 @@ def _service(parser: argparse.ArgumentParser) -> None:
         "--service",
         metavar="URL",
         action="append",
-        type=service_url,
+        type=service_place,
         help="ask this one; repeatable (default: http.host, http.port)",
     )
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -34,6 +35,7 @@ _HEADS = ["NODE", "ADDRESS", *map(str.upper, _COUNTS), "LATENCY", "P95", "BREAKE
 
 
 _SCHEMES = ("http", "https")
+_PLACE = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 
 
 def service_url(text: str) -> str:
@@ -49,6 +51,20 @@ def service_url(text: str) -> str:
             f"{text!r} is no URL such as http://127.0.0.1:8080 or http://[::1]:8080"
         )
     return text
+
+
+def service_place(text: str) -> str:
+    """The same, or HOST:PORT as an alert names a service. Raises argparse.ArgumentTypeError."""
+    if "://" not in text and _PLACE.fullmatch(text):
+        service_url(f"http://{text}")
+        return text
+    return service_url(text)
+
+
+def as_url(place: str, config: Config) -> str:
+    """What ``service_place`` took; one without a scheme has that of our own service, so that no token goes in plain
+    text where that does not."""
+    return place if "://" in place else f"{'https' if config.tls.mode == 'on' else 'http'}://{place}"
 
 
 def configured_url(config: Config) -> str:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from distfs.commands.display import counted, duration, leaving_in_words, size, table
 from distfs.commands.operator import Operator
-from distfs.commands.running_service import ask_service, configured_url, in_words
+from distfs.commands.running_service import as_url, ask_service, configured_url, in_words
 from distfs.errors import DistfsError
 from distfs.limits.db import ReservationDB
 from distfs.limits.refusal import full
@@ -58,7 +58,9 @@ def told(
     backlog = _backlog(operator, status)
     drains = _drains(operator, status)
     config = operator.config
-    answers = [ask_service(url, config.tls.ca) for url in services or [configured_url(config)]]
+    answers = [
+        ask_service(as_url(url, config), config.tls.ca) for url in services or [configured_url(config)]
+    ]
     found = verdict(status, answers, _full(operator))
     asked_in_vain = bool(services) and any("error" in each for each in answers)
     code = found.code if check else NOT_TOLD if asked_in_vain else DONE

@@ -133,7 +133,7 @@ def test_status_asks_what_is_no_service_and_says_so(cluster: Cluster) -> None:
     told = distfs(cluster, "status", "--service", f"{cluster.url}/files")
     assert told.code == 3
     assert "tells nothing: it answers 40" in told.out
-    for wrong in ("localhost:80", "http://", "http://x:port", "http://[::1"):
+    for wrong in ("localhost", "http://", "http://x:port", "http://[::1"):
         told = distfs(cluster, "status", "--service", wrong)
         assert (told.code, told.out) == (2, "")
         assert f"{wrong!r} is no URL such as http://127.0.0.1:8080" in told.err

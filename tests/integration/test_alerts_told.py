@@ -6,15 +6,21 @@ import socket
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distfs.alerting.worker import EVERY_S, RETRY_S, Alerts, Clocks
+from distfs.alerting import tell
+from distfs.alerting.beside import Beside
+from distfs.alerting.telling import RETRY_S
+from distfs.alerting.worker import EVERY_S, Alerts, Clocks, Lead
+from distfs.cli import main
 from distfs.config.settings import AlertingConfig, MetaDBConfig, Secret, Words
 from distfs.meta import MetaDB
+from distfs.process.output import USAGE
 from distfs.telemetry import metrics
 from distfs.telemetry.metrics import Sample
 from distfs.upkeep.db import UpkeepDB
@@ -172,3 +178,108 @@ def test_it_is_told_by_mail(db: UpkeepDB) -> None:
     assert "To: ops@example.org" in mail
     assert "Subject: distfs: storage node 3 is down" in mail
     assert "run: distfs nodes" in mail
+
+
+@contextmanager
+def dripping(scheme: str) -> Iterator[tuple[str, list[bytes]]]:
+    """-> the URL of a server that begins to answer and goes on, a byte at a time; what it sent."""
+    sent: list[bytes] = []
+    ends = threading.Event()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                one, _ = listener.accept()
+                with one, suppress(OSError):
+                    one.sendall(b"HTTP/1.1 200 OK\r\nX: " if scheme == "http" else b"220 ")
+                    while not ends.wait(0.02):
+                        one.sendall(b"x")
+                        sent.append(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/", sent
+        ends.set()
+
+
+@pytest.mark.parametrize("scheme", ["http", "smtp"])
+def test_who_sends_a_byte_now_and_then_holds_up_nobody(
+    db: UpkeepDB, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, scheme: str
+) -> None:
+    monkeypatch.setattr(tell, "_ALL_S", 0.5)
+    name = "webhook" if scheme == "http" else "mail"
+    with dripping(scheme) as (url, sent):
+        to = (
+            {"webhook": Secret(url)}
+            if name == "webhook"
+            else {"mail_to": "ops@example.org", "smtp": Secret(url)}
+        )
+        leader = Leader(db, AlertingConfig(**to))
+        leader.up = 0
+        leader.looks(75)
+    assert sent, "it dripped"
+    assert f"could not be told by {name}" in caplog.text
+
+
+class Alone:
+    """A service, on a clock of the test, with MetaDB or without."""
+
+    def __init__(self, config: AlertingConfig) -> None:
+        self.now, self.there, self.lead = 1000.0, True, Lead()
+        clocks = Clocks(lambda: self.now, lambda: self.now)
+        self.beside = Beside(config, list, lambda: self.there, self.lead, "files:8080", clocks)
+
+    def looks(self, seconds: float) -> None:
+        ends = self.now + seconds
+        while self.now < ends:
+            self.now += EVERY_S
+            self.beside.step()
+
+
+def test_a_service_tells_by_itself_that_metadb_is_away_once_and_that_it_is_back() -> None:
+    with webhook() as (url, came):
+        service = Alone(AlertingConfig(webhook=Secret(url)))
+        service.looks(120)
+        service.there = False
+        service.looks(600)
+        assert [message["status"] for message in came] == ["firing"]
+        [alert] = came[0]["alerts"]
+        assert alert["labels"] == {
+            "alertname": "DistfsMetaDBAway",
+            "severity": "critical",
+            "service": "files:8080",
+        }
+        service.there = True
+        service.looks(60)
+        assert [message["status"] for message in came] == ["firing", "resolved"]
+
+
+def test_a_service_that_does_not_lead_tells_what_only_it_counts() -> None:
+    metrics.share()
+    with webhook() as (url, came):
+        service = Alone(AlertingConfig(webhook=Secret(url)))
+        service.lead.until = float("inf")
+        service.looks(60)
+        metrics.LOG_DROPPED.add(5)
+        service.looks(60)
+        assert came == [], "who leads tells it"
+        service.lead.until = 0
+        service.looks(60)
+        metrics.LOG_DROPPED.add(5)
+        service.looks(60)
+        [alert] = came[0]["alerts"]
+        assert (alert["labels"]["alertname"], alert["labels"]["service"]) == ("DistfsLogDrops", "files:8080")
+        assert len(came) == 1
+
+
+def test_a_name_that_is_no_alert_is_refused_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text("alerting: {ignore: [DistfsNodDown]}")
+    assert main(["serve", "--config", str(config)]) == USAGE
+    told = capsys.readouterr().err
+    assert "DistfsNodDown" in told
+    assert "did you mean DistfsNodeDown?" in told
+    assert "DistfsBackupOld" in told

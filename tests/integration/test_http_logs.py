@@ -133,7 +133,7 @@ def test_what_cannot_be_asked_is_said_and_the_rest_is_told(
 
 
 def test_the_command_asks_services_for_it(machines: Machines, capsys: pytest.CaptureFixture[str]) -> None:
-    both = ["logs", "--service", machines.url, "--service", machines.url]
+    both = ["logs", "--service", machines.url, "--service", machines.url.removeprefix("http://")]
     assert main([*both, "--request", "r1"]) == DONE
     told = capsys.readouterr().out.splitlines()
     assert [text.split(" ")[-1] for text in told] == ["first", "second", "third", "fourth"]

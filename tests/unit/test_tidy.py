@@ -43,6 +43,7 @@ MAX_FUNCTION_LINES = 50
 
 #: Where everything is caught, because nobody is above to catch it: "module:function" -> why.
 OUTERMOST_EDGES = {
+    "alerting.beside:Beside.run": "who stumbled over one look tells of the next",
     "body.ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
     "host.connection:Connection._answer": "any WSGI app may raise anything; a worker thread must outlive it",
     "host.loop:Loop._handle": "one connection's fault must not end all the others",
