@@ -185,8 +185,7 @@ class SliceReader:
         """The plain block; what cannot be one, when it is none. Raises ConfigError where nothing can unpack it."""
         try:
             return memoryview(unpack(self._code.unwrapped(block.out), len(block.whole)))
-        except Corrupt as e:
-            log.info("slice %s block %d: %s", self._slice.id, block.number, e)
+        except Corrupt:
             return memoryview(b"")
 
     def _sort_out(self, block: BlockRead) -> None:
@@ -215,8 +214,7 @@ class SliceReader:
                     return
                 while first is None and not late.advance():
                     pass  # its stall limit ends it
-        except Stranger as e:
-            log.warning("fragment %s.%d: %s", self._slice.id, index, e)
+        except Stranger:
             reader.close()
             self._open.pop(index, None)
             block.strangers.add(index)
