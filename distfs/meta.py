@@ -87,14 +87,14 @@ class MetaDB(Transactions):
         self._cluster_id: UUID | None = None
         self._answers = Answers(_whole_file)
 
-    def migrate(self, roles: Path | None = None) -> list[int]:
+    def migrate(self, roles: Path | None = None, cluster: UUID | None = None) -> list[int]:
         """Bring the schema to this version's; -> the numbers of the migrations applied now. ``roles``: make those of
-        a cluster's parts first, with the passwords in that folder.
+        a cluster's parts first, with the passwords in that folder. ``cluster``: whose MetaDB an empty one becomes.
 
         Safe to run at any time and by several at once. Raises Unavailable, ConfigError.
         """
         with self._unhurried() as connection:
-            return meta_schema.apply_migrations(connection, roles)
+            return meta_schema.apply_migrations(connection, roles, cluster=cluster)
 
     def copy_to(self, out: Callable[[bytes], object]) -> copies.Header:
         """Write all of it, as it is at one moment; everything may run meanwhile. Raises Unavailable, and what ``out``
@@ -109,7 +109,7 @@ class MetaDB(Transactions):
         """
         header = copies.check(copy)
         with self._unhurried() as connection:  # which holds the lock of migrations until it is closed
-            meta_schema.apply_migrations(connection, upto=header.schema)
+            meta_schema.apply_migrations(connection, upto=header.schema, cluster=header.cluster)
             [[number]] = connection.run("SELECT max(number) FROM migration")
             if number != header.schema:
                 raise Refused(

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID
 
 from distfs.commands.backup import note, require_one, running
+from distfs.commands.metadb_rebuild import rebuild
 from distfs.config import file as configuration
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
@@ -42,9 +44,18 @@ def add_metadb(commands: argparse._SubParsersAction[output.Parser]) -> None:
     )
     loaded = _add(acts, "restore", "make an empty MetaDB what a copy is of, all or nothing", _restore)
     loaded.add_argument("file", metavar="FILE", type=Path, help="what `distfs metadb backup` wrote")
+    made = _add(acts, "rebuild", "make a lost MetaDB anew from what the storage nodes keep", rebuild)
+    made.add_argument("--from-nodes", action="store_true", required=True, help="the only way there is")
+    made.add_argument(
+        "--cluster", metavar="UUID", type=UUID, help="whose (default: of the storage nodes in local.data)"
+    )
+    made.add_argument("--dry-run", action="store_true", help="read the nodes and tell, but write no file")
+    made.add_argument(
+        "--finish", action="store_true", help="let upkeep put aside again what no file in MetaDB names"
+    )
 
 
-def _add(acts: Any, name: str, what: str, act: Callable[[Config, Given], None]) -> output.Parser:
+def _add(acts: Any, name: str, what: str, act: Callable[[Config, Given], int | None]) -> output.Parser:
     parser: output.Parser = acts.add_parser(name, help=what, description=f"{what}.", epilog=_CODES)
     parser.add_argument(
         "--metadb", metavar="URL", help="postgresql://..., or embedded:DIR/metadb (metadb.url)"

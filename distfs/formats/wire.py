@@ -20,6 +20,7 @@ A request is one frame, answered by one frame, but for PUT and LOGS; ERROR {kind
     QUARANTINE, DISCARD {slice, index, min_age}    ->  OK {done}: put aside; delete from what was put aside
     RELEASE {slice, index}                         ->  OK {done}: back from there, when it is good
     INFO {}                                        ->  OK {node, cluster, capacity, used, free, state, clock}
+    HEADS {cursor, limit}                          ->  OK {cursor}, body: as ``heads`` has it
     METRICS {accept}                               ->  OK {type}, body: as Prometheus reads it
     LOGS {wanted}                                  ->  OK {more}, body: bytes of lines of its log; until more is false
 
@@ -76,6 +77,7 @@ class Feature(enum.IntFlag):
     """Bits that both sides of a connection may agree on, beside those of fragments. New ones go below bit 16."""
 
     EXTRA = 1  # fragments of version 2; STAT tells what they have more; the error "newer"
+    HEADS = 2
 
 
 #: From this bit on: the incompat bits of fragments that both read.
@@ -112,6 +114,7 @@ class Type(enum.IntEnum):
     WHOLE = 13
     METRICS = 14
     LOGS = 15
+    HEADS = 16
     OK = 64
     ERROR = 65
     STORED = 66

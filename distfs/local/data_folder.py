@@ -192,9 +192,10 @@ def _check_same(data: Path, ours: UUID, theirs: UUID | None, meta: MetaDB, other
     if ours == theirs:
         return
     whose = f"is of cluster {theirs}" if theirs else "is empty"
+    lost = "" if theirs else "; one that was lost is made anew by `distfs metadb rebuild --from-nodes`"
     raise ConfigError(
         f"the storage nodes in {data} are of cluster {ours}, and the MetaDB {meta.place} {whose}: "
-        f"{_remedy()}, or {otherwise}"
+        f"{_remedy()}, or {otherwise}{lost}"
     )
 
 

@@ -50,7 +50,8 @@ SELECT c.oid::integer, c.relname::text, (
 )
 FROM pg_class c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relpersistence = 'p'
-AND NOT c.relispartition AND c.relname NOT LIKE 'log\\_day\\_%' AND c.relname <> 'migration'
+AND NOT c.relispartition AND c.relname <> 'migration'
+AND c.relname NOT LIKE 'log\\_day\\_%' AND c.relname NOT LIKE 'rebuild\\_%'
 ORDER BY c.relname"""
 _SEQUENCES = """
 SELECT c.relname::text FROM pg_class c

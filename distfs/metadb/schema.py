@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from distfs.errors import ConfigError, Unavailable
 from distfs.metadb.roles import make_roles
@@ -61,7 +62,7 @@ def sql_folder() -> Path:
 def queries() -> Mapping[str, str]:
     """What ``sql/`` holds beside migrations, by name: each query follows a line ``-- name: <name>``."""
     found: dict[str, str] = {}
-    for file in ("queries.sql", "upkeep.sql", "admission.sql", "access.sql"):
+    for file in ("queries.sql", "upkeep.sql", "admission.sql", "access.sql", "recovery.sql"):
         text = (sql_folder() / file).read_text("utf-8")
         parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
         found |= {name: sql.strip().rstrip(";") for name, sql in zip(parts[::2], parts[1::2], strict=True)}
@@ -103,10 +104,13 @@ def latest() -> int:
     return len(migrations())
 
 
-def apply_migrations(connection: Any, roles: Path | None = None, upto: int | None = None) -> list[int]:
+def apply_migrations(
+    connection: Any, roles: Path | None = None, upto: int | None = None, cluster: UUID | None = None
+) -> list[int]:
     """Bring MetaDB to ``latest()``; -> the numbers applied now. Each migration is one transaction, or as good as one.
 
     ``roles``: make those of a cluster's parts, with the passwords in that folder. ``upto``: no further than this one.
+    ``cluster``: whose MetaDB an empty one becomes, from its first transaction on: nodes that see another's id end.
     ``connection`` is a pg8000 native connection that is closed afterwards (which frees the lock). Of several
     that migrate at once, one does and the others wait for it. Raises ConfigError when MetaDB is not a
     beginning of this series (a changed migration, or one from a newer distfs), or older than OLDEST_POSTGRES;
@@ -126,6 +130,8 @@ def apply_migrations(connection: Any, roles: Path | None = None, upto: int | Non
         connection.run("BEGIN")
         if not step.one_by_one:
             connection.run(step.sql)
+        if step.number == 1 and cluster is not None:
+            connection.run("UPDATE cluster SET id = :id", id=cluster)
         connection.run(
             "INSERT INTO migration (number, name, sha256) VALUES (:number, :name, :sha256)",
             number=step.number,

@@ -12,10 +12,11 @@ from uuid import UUID
 
 from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, ProtocolError, TooSlow
-from distfs.formats import wire
+from distfs.errors import DistfsError, ProtocolError, Refused, TooSlow
+from distfs.formats import heads, wire
 from distfs.formats.fixed import Put, encode_get
 from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable
+from distfs.formats.heads import HeadPage
 from distfs.formats.hello import Agreed
 from distfs.formats.wire import Type
 from distfs.fragment_store import (
@@ -25,6 +26,7 @@ from distfs.fragment_store import (
     Page,
     StoreInfo,
     check_page,
+    parse_name,
 )
 from distfs.model import Address, Buffer, FragmentId
 from distfs.peers.breaker import State
@@ -208,6 +210,24 @@ class NodeClient(AsksAhead, TakesWhole, Versioned):
             sizes = int(a["capacity"]), int(a["used"]), int(a["free"])
             ids = UUID(a["node"]), UUID(a["cluster"])
             return StoreInfo(*ids, *sizes, str(a["state"]), float(a["clock"]))
+
+    def heads(self, cursor: str, limit: int, deadline: Deadline) -> HeadPage:
+        """What at most ``limit`` fragments after ``cursor`` ("" is the start) say of themselves; also those that
+        cannot be read."""
+        if not self.features(deadline) & wire.Feature.HEADS:
+            raise Refused(
+                f"{self.link.peer} is of an earlier release, which does not tell what it keeps: upgrade it"
+            )
+        answer, body = self._call(Type.HEADS, {"cursor": cursor, "limit": limit}, deadline, patient=True)
+        with self._understood():
+            after = None if answer["cursor"] is None else str(answer["cursor"])
+            page = HeadPage(tuple(heads.decode(bytes(body))), after)
+            listed = tuple(Listed(each.id, each.stored, each.age) for each in page.fragments)
+            # What was deleted meanwhile is left out, so a page may have fewer, or none, and yet not be the last.
+            check_page(Page(listed, after if listed else None), cursor, limit)
+            if after is not None and not listed and (parse_name(after) is None or after <= cursor):
+                raise ProtocolError(f"a cursor that does not go on: {after[:100]!r}")
+        return page
 
     def metrics(self, accept: str, deadline: Deadline) -> tuple[str, bytes]:
         """What the node is measured by: its type, and the text. Raises Unsupported where it has no library for it."""

@@ -27,6 +27,7 @@ from distfs.formats.wire import Frame, Type
 from distfs.headers.traceparent import TraceParent, parse, unpack
 from distfs.model import FragmentId
 from distfs.storage import told_log
+from distfs.storage.disk.heads import heads_page
 from distfs.storage.disk.store import DiskStore, DiskWriter
 from distfs.storage.greeting import examine
 from distfs.storage.metrics_port import node_samples
@@ -277,6 +278,8 @@ class Connection(socketserver.BaseRequestHandler):
                 self._ok({"done": self.store.release(wire.decode_id(header), self.deadline)})
             case Type.LIST:
                 self._list(header)
+            case Type.HEADS:
+                self._heads(header)
             case Type.INFO:
                 self._info()
             case Type.METRICS:
@@ -448,6 +451,11 @@ class Connection(socketserver.BaseRequestHandler):
         pack = wire.LISTED.pack
         body = b"".join(pack(f.id.slice.bytes, f.id.index, f.size, f.age) for f in page.fragments)
         self._ok({"cursor": page.cursor}, body)
+
+    def _heads(self, header: dict[str, Any]) -> None:
+        limit = min(max(1, _count(header, "limit")), wire.MAX_LISTED)
+        cursor, body = heads_page(self.store, str(header.get("cursor", "")), limit, self.deadline)
+        self._ok({"cursor": cursor}, body)
 
     def _logs(self, header: dict[str, Any]) -> None:
         for piece, more in told_log.pieces(self.node.log_files, header.get("wanted"), self._between):

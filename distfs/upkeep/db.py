@@ -67,9 +67,7 @@ class UpkeepDB:
 
     def work_to_repair(self, repair_delay: float, limit: int, deadline: Deadline) -> list[RepairTask]:
         """Slices with a lost fragment: least redundancy left first, then the oldest file; the hopeless last. Looks at
-        all that is lost: for people; repair has its ``RepairQueue``.
-
-        Slices of files in the trash that can be undeleted come after those of files that can be read.
+        all that is lost: for people; repair has its ``RepairQueue``. Those in the trash come after those of files.
 
         Lost is what nobody keeps (0), what is noted as damage, and what is on a node that was forgotten, given
         up, or silent for ``repair_delay`` seconds. Fragments on draining nodes are not lost.
@@ -430,6 +428,9 @@ class UpkeepDB:
     def backup_age(self, deadline: Deadline) -> float:
         """Seconds since ``distfs backup`` saved that it was done, as a worker does; infinite: it never did."""
         return next((float(age) for [age] in self._meta.read("backup_age", deadline)), math.inf)
+
+    def is_rebuilding(self, deadline: Deadline) -> bool:
+        return bool(self._meta.read("is_rebuilding", deadline)[0][0])  # as ``recovery.db`` says it
 
     def wake_worker(self, name: str, deadline: Deadline) -> None:
         """Ask a worker to try at once what it has postponed; it looks at ``woken_at`` now and then."""

@@ -45,6 +45,9 @@ Sweep = Generator[None, Deadline, bool]
 Adopting = Generator[None, Deadline, None]
 
 
+REBUILDING = "MetaDB is made anew from the nodes: `distfs metadb rebuild --from-nodes --finish` ends that"
+
+
 class Orphans:
     """A step reads one page of one node's listing, acts on one page of suspects, or checks one stray."""
 
@@ -68,6 +71,9 @@ class Orphans:
         node = self._next(deadline)
         if node is None:
             return paced(0.0, False, self._detail())
+        if self._db.is_rebuilding(deadline):  # what no row names yet may be all there is of a file
+            self._running.clear()
+            return paced(0.0, False, self._detail() | {"stuck": REBUILDING})
         sweep = self._running.pop(node, None)
         if sweep is None:
             sweep = self._sweep(node)

@@ -26,6 +26,7 @@ LAYERS = """
     host meta
     agreement log_store peers
     storage transfer
+    recovery
     limits storage_server upkeep
     access readiness
     together

@@ -1,0 +1,252 @@
+"""A MetaDB that was lost, made anew from the disks of the nodes: exact where it can be, told where it cannot."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from distfs.deadline import Deadline
+from distfs.formats.fragment import FOOTER_SIZE
+from distfs.metadb.link import Link
+from distfs.metadb.url import MetaURL
+from distfs.storage.disk.home import require_identity
+from tests.cluster import Cluster, MakeCluster, eventually
+from tests.cluster.harness import ROOT, clean_environment
+from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, url_of
+from tests.postgres import run_sql
+
+REBUILD = ("metadb", "rebuild", "--from-nodes")
+FILES = int(os.environ.get("DISTFS_TEST_FILES", "120"))
+#: What a row has that a disk does not tell exactly.
+ROWS = """
+SELECT f.id, name, content_type, f.size, sha256, k, m, block_size, s.id, ordinal, s.size, digest, nodes
+FROM file AS f JOIN slice AS s ON s.file_id = f.id ORDER BY f.id, ordinal"""
+POLICIES = {"default": "1+1", "three": "1+2", "coded": "2+1"}
+WITH_POLICIES = {**BY_HAND, "storage": {**BY_HAND["storage"], "policies": POLICIES}}
+
+
+def erase(cluster: Cluster) -> None:
+    """All of MetaDB is lost; the nodes run on, and ask an empty database."""
+    run_sql(url_of(cluster), "DROP SCHEMA public CASCADE")
+    run_sql(url_of(cluster), "CREATE SCHEMA public")
+
+
+def rebuild(cluster: Cluster, *flags: str) -> Ended:
+    return distfs(cluster, *REBUILD, "--cluster", str(cluster_of(cluster)), *flags)
+
+
+def cluster_of(cluster: Cluster) -> UUID:
+    of = require_identity(cluster.node_folder(0)).cluster
+    assert of is not None
+    return of
+
+
+def fill(cluster: Cluster, count: int) -> dict[str, bytes]:
+    """Files of mixed sizes, policies and names, over one connection; -> what each holds, by UUID."""
+    numbers = random.Random(1)
+    files = {}
+    connection = cluster.connect()
+    try:
+        for i in range(count):
+            size = numbers.choice([1, 500, 16 * 1024, 16 * 1024 + 1, SLICE, SLICE + 1, 3 * SLICE + 100])
+            policy = numbers.choice(list(POLICIES))
+            data = numbers.randbytes(size)
+            connection.request(
+                "PUT",
+                f"/upload/gr%C3%BC%C3%9Fe%20{i}.bin?policy={policy}",
+                data,
+                {"Content-Type": "text/plain; charset=utf-8" if i % 2 else "image/png"},
+            )
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            assert answer.status == 201, text
+            files[text.strip()] = data
+    finally:
+        connection.close()
+    return files
+
+
+def nodes_of(cluster: Cluster) -> dict[UUID, int]:
+    return dict(run_sql(url_of(cluster), "SELECT uuid, id FROM node"))
+
+
+def same_nodes(rows: list[list[Any]], before: dict[UUID, int], after: dict[UUID, int]) -> list[list[Any]]:
+    """Rows of before as they are by the ids that nodes have after."""
+    now = {before[uuid]: after[uuid] for uuid in before} | {0: 0}
+    return [[*row[:-1], [now[node] for node in row[-1]]] for row in rows]
+
+
+def test_a_lost_metadb_is_made_anew_from_the_nodes_exactly(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(nodes=4, config=WITH_POLICIES)
+    files = fill(cluster, FILES)
+    rows, nodes = run_sql(url_of(cluster), ROWS), nodes_of(cluster)
+    [[cluster_id]] = run_sql(url_of(cluster), "SELECT id FROM cluster")
+    cluster.stop_service()
+    erase(cluster)
+    dry = rebuild(cluster, "--dry-run")
+    assert dry.code == 0, dry.out + dry.err
+    assert f"{len(files)} files of " in dry.out
+    assert run_sql(url_of(cluster), "SELECT count(*) FROM file") == [[0]]
+    told = rebuild(cluster)
+    assert told.code == 0, told.out + told.err
+    assert run_sql(url_of(cluster), "SELECT id FROM cluster") == [[cluster_id]]
+    assert run_sql(url_of(cluster), ROWS) == same_nodes(rows, nodes, nodes_of(cluster))
+    again = rebuild(cluster)
+    assert (again.code, "0 files of" in again.out) == (0, True), again.out
+    cluster.start_service()
+    assert {uuid: cluster.download(uuid) for uuid in files} == files
+    fsck = distfs(cluster, "fsck", "--json")
+    assert fsck.code == 0, fsck.out
+    assert fsck.entry["unknown"] == [], "nothing is left over"
+    assert cluster.download(cluster.upload(b"more")) == b"more"
+    assert rebuild(cluster, "--finish").code == 0
+    assert rebuild(cluster, "--finish").code == 1
+
+
+def test_what_is_not_whole_or_disagrees_is_told_and_not_made(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config=BY_HAND)
+    whole, cut, headless, torn, short = (
+        cluster.upload(os.urandom(2 * SLICE), name) for name in ("whole", "cut", "headless", "torn", "short")
+    )
+    slices = {
+        (str(file), ordinal): str(id)
+        for file, ordinal, id in run_sql(url_of(cluster), "SELECT file_id, ordinal, id FROM slice")
+    }
+    cluster.stop_service()
+
+    def on_disks(file: str, ordinal: int) -> list[Path]:
+        found = [
+            p for i in range(3) for p in cluster.fragments(i) if p.name.startswith(slices[file, ordinal])
+        ]
+        assert len(found) == 2
+        return found
+
+    for path in on_disks(cut, 1):  # both copies of the last slice: as an upload that never ended
+        path.unlink()
+    for path in on_disks(headless, 0):
+        path.unlink()
+    for path in on_disks(torn, 0):
+        path.write_bytes(path.read_bytes()[:-FOOTER_SIZE])
+    on_disks(short, 1)[0].unlink()
+    erase(cluster)
+    told = rebuild(cluster)
+    assert told.code == 1, told.out
+    assert told.err == ""
+    lines = told.out.splitlines()
+    listed = {line.split()[1]: line for line in lines if line.startswith("incomplete: ")}
+    assert listed.keys() == {cut, headless, torn}
+    assert "its end is not there, only its first 1 slice" in listed[cut]
+    assert "slice 0 has 0 of the 1 fragment" in listed[headless]
+    assert sum(line.startswith("unreadable: ") for line in lines) == 2
+    assert "of them, 1 lack" in told.out
+    cluster.start_service()
+    assert len(cluster.download(whole)) == len(cluster.download(short)) == 2 * SLICE
+    assert cluster.request("GET", f"/download/{cut}").status == 404
+
+
+def test_a_node_that_comes_later_completes_what_was_not_there(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config=BY_HAND)
+    files = {cluster.upload(data): data for data in [os.urandom(3 * SLICE) for _ in range(8)]}
+    cluster.stop_service()
+    cluster.stop_node(1)
+    cluster.stop_node(2)
+    erase(cluster)
+    first = rebuild(cluster)
+    assert (first.code, "incomplete: " in first.out) == (1, True), first.out
+    for i in (1, 2):
+        cluster.nodes[i].start()
+    told = rebuild(cluster)
+    assert told.code == 0, told.out + told.err
+    cluster.start_service()
+    assert {uuid: cluster.download(uuid) for uuid in files} == files
+
+
+def test_upkeep_takes_nothing_for_garbage_until_it_is_told_that_all_is_there(
+    make_cluster: MakeCluster,
+) -> None:
+    upkeep = {"interval": "50ms", "upload_ttl": "1s", "sweep_margin": "0s", "sweep_interval": "100ms"}
+    cluster = make_cluster(config={**QUICK, "upkeep": {**upkeep, "quarantine_ttl": "1h"}})
+    lost = cluster.upload(os.urandom(2 * SLICE))
+    [[last]] = run_sql(url_of(cluster), "SELECT id FROM slice WHERE ordinal = 1")
+    cluster.stop_service()
+    for i in range(3):
+        for path in cluster.fragments(i):
+            if path.name.startswith(str(last)):
+                path.unlink()
+    erase(cluster)
+    assert rebuild(cluster).code == 1
+    cluster.start_service()
+
+    def swept() -> str:
+        rows = run_sql(url_of(cluster), "SELECT detail::text FROM worker WHERE name = 'orphans'")
+        return str(rows[0][0]) if rows else ""
+
+    eventually(lambda: "--finish" in swept(), "the sweep says why it stands still")
+    assert sum(len(cluster.fragments(i)) for i in range(3)) == 2, lost
+    assert rebuild(cluster, "--finish").code == 0
+    eventually(
+        lambda: sum(len(cluster.fragments(i)) for i in range(3)) == 0, "what no file names is put aside"
+    )
+
+
+def test_another_clusters_metadb_is_not_taken(
+    make_cluster: MakeCluster, make_database: Callable[[str], str]
+) -> None:
+    cluster = make_cluster(config=BY_HAND)
+    cluster.upload(b"here")
+    other = make_database("migrated")
+    run_sql(other, "UPDATE cluster SET id = gen_random_uuid()")
+    run_sql(
+        other,
+        "INSERT INTO node (uuid, address, zone, capacity, used, free, state)"
+        " VALUES (gen_random_uuid(), 'a:1', 'z', 1, 0, 1, 'active')",
+    )
+    told = rebuild(cluster, "--metadb", other)
+    assert (told.code, "another cluster's than" in told.err) == (1, True), told.err
+    empty = make_database("template1")
+    told = distfs(cluster, *REBUILD, "--metadb", empty)
+    assert told.code == 2
+    assert "Name the cluster of its storage nodes with --cluster" in told.err
+    assert run_sql(empty, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [[0]]
+
+
+@pytest.mark.parametrize("at", ["scan", "write"])
+def test_a_rebuild_that_is_killed_goes_on_where_it_was(make_cluster: MakeCluster, at: str) -> None:
+    """It is stopped at a row of MetaDB that it wants to write, and killed there."""
+    cluster = make_cluster(config=BY_HAND)
+    files = {cluster.upload(data): data for data in [os.urandom(2 * SLICE) for _ in range(5)]}
+    cluster.stop_service()
+    erase(cluster)
+    assert rebuild(cluster, "--dry-run").code == 0
+    url = url_of(cluster)
+    if at == "scan":
+        run_sql(url, "DELETE FROM rebuild_node WHERE node_id > 1")
+        run_sql(url, "UPDATE rebuild_node SET cursor = ''")
+    table = "rebuild_node" if at == "scan" else "file"
+    command = [sys.executable, "-m", "distfs", *REBUILD, "--cluster", str(cluster_of(cluster))]
+    command += ["--config", str(cluster.folder / "config.yml")]
+    parsed = MetaURL.parse(url)
+    with closing(Link(parsed, parsed.hosts[0], Deadline(60), statement_timeout=120)) as link:
+        link.raw._usock.settimeout(120)
+        link.raw.run("BEGIN")
+        link.raw.run(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
+        running = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL)
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = CAST(:t AS text)::regclass"
+        eventually(lambda: run_sql(url, waits, t=table), "it wants to write")
+        running.send_signal(signal.SIGKILL)
+        running.wait(60)
+        link.raw.run("ROLLBACK")
+    told = rebuild(cluster)
+    assert told.code == 0, told.out + told.err
+    cluster.start_service()
+    assert {uuid: cluster.download(uuid) for uuid in files} == files
