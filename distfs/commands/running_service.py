@@ -108,7 +108,7 @@ def ask_text(url: str, path: str, ca: str = "") -> str:
 def ask_lines(url: str, path: str, ca: str = "") -> Iterator[bytes]:
     """The lines that ``GET path`` answers, as they come. Raises Unavailable."""
     try:
-        with _answer(url, path, ca, LINES_WITHIN_S) as response:
+        with _answer(url, path, ca, LINES_WITHIN_S, asks=True) as response:
             rest = b""
             while piece := response.read1(_PIECE):
                 *lines, rest = (rest + piece).split(b"\n")
@@ -128,15 +128,16 @@ def _ask(url: str, path: str, ca: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _answer(url: str, path: str, ca: str, within: float) -> Iterator[HTTPResponse]:
-    """Raises OSError, HTTPException, ValueError, _Refused. ``within``: of silence."""
+def _answer(url: str, path: str, ca: str, within: float, *, asks: bool = False) -> Iterator[HTTPResponse]:
+    """Raises OSError, HTTPException, ValueError, _Refused. ``within``: of silence; ``asks``: what it is asked may be
+    refused, in words."""
     place = urlsplit(url)
     with contextlib.closing(_connect(url, ca, within)) as connection:
         connection.request("GET", f"{place.path.rstrip('/')}{path}", headers=_login())
         response = connection.getresponse()
         if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise _Refused(f"it tells administrators: set {_TOKEN} to the token of one")
-        if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE):
+        if asks and response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE):
             raise _Refused(visible(response.read(_PIECE).decode("utf-8", "replace").strip()))
         if response.status != HTTPStatus.OK:
             raise _Refused(f"it answers {response.status}, as no distfs service does")
