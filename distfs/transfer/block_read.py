@@ -77,10 +77,8 @@ class BlockRead:
     def __init__(self, number: int, whole: memoryview, rooms: Rooms) -> None:
         self.number, self.whole = number, whole  # ``whole``: room for the plain block, which is so long
         self._rooms = rooms
-        self.out, self.codec = (
-            whole,
-            RAW,
-        )  # what was coded, of the cells that came: never longer than the block
+        self.out = whole  # what was coded, of the cells that came: never longer than the block
+        self.codec = RAW
         self.cells: dict[int, memoryview] = {}
         self.sums: dict[int, int] = {}  # what the cells' checksums should be
         self.spent: set[int] = set()  # fragments whose cell of this block is no good

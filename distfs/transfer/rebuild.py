@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, islice
 
 from distfs.deadline import Deadline
+from distfs.formats.features import PLAIN
 from distfs.formats.fragment import RAW, CellEntry, checksum
 from distfs.fragment_store import FragmentStore, committed
 from distfs.model import Slice
-from distfs.transfer.slice_plan import FileIdentity
+from distfs.peers.versioned import fitting
+from distfs.transfer.slice_plan import PACKED, FileIdentity
 from distfs.transfer.slice_read import SliceReader
 
 
@@ -30,9 +33,12 @@ def rebuild(
     then on it may keep the fragment, whatever it answers. Raises what reading and writing raise.
     """
     hint = file.code.cell_size(piece.size)
-    writer = target.put(file.header(piece.id, piece.ordinal, index), hint, deadline)
+    blocks = reader.stored_blocks(buffer)
+    first = list(islice(blocks, 1))  # from then on it is known whether some are compressed
+    extra = fitting(PACKED if reader.compressed else PLAIN, target, deadline)
+    writer = target.put(file.header(piece.id, piece.ordinal, index, extra), hint, deadline)
     with committed(writer):
-        for coded, codec, plain in reader.stored_blocks(buffer):
+        for coded, codec, plain in chain(first, blocks):
             cell = file.code.encode(coded)[index]
             own = plain if cell is coded and codec == RAW else checksum(cell)
             writer.write_cell(CellEntry(len(cell), codec, own, plain), memoryview(cell))

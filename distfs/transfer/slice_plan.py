@@ -12,15 +12,17 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.formats.coding import Code
 from distfs.formats.compression import Packer
+from distfs.formats.features import COMPRESSED, PLAIN, Extra, Features
 from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentHeader, checksum, pack_headers, slice_digest
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.whole_put import TakesWhole
 from distfs.telemetry.metrics import RETRIES
-from distfs.transfer.small_file import SMALL_BODY
 
 _HOUR_S = 3600
+#: Of a fragment whose blocks may be compressed.
+PACKED = Extra(Features(incompat=COMPRESSED))
 _WRITE = RETRIES.index("write")
 
 #: Nobody else seeds it. The system does, once for each process.
@@ -46,9 +48,9 @@ class FileIdentity:
         packed = self.block_size if self.packer is not None else 0
         return packed + self.code.beside(self.block_size)
 
-    def header(self, slice_id: UUID, ordinal: int, index: int) -> FragmentHeader:
+    def header(self, slice_id: UUID, ordinal: int, index: int, extra: Extra = PLAIN) -> FragmentHeader:
         shape = slice_id, index, self.code.policy, self.block_size
-        return FragmentHeader(self.cluster, *shape, self.id, ordinal, self.name, self.content_type)
+        return FragmentHeader(self.cluster, *shape, self.id, ordinal, self.name, self.content_type, extra)
 
 
 def new_id(now: float) -> UUID:
@@ -68,9 +70,18 @@ def new_id(now: float) -> UUID:
 class SlicePlan:
     """A slice to be: its id, who gets which fragment, and what has been written so far."""
 
-    def __init__(self, file: FileIdentity, ordinal: int, nodes: Sequence[int], size_hint: int) -> None:
-        """``nodes``: for the first fragments; when they are fewer than k+m, nobody gets the others."""
+    def __init__(
+        self,
+        file: FileIdentity,
+        ordinal: int,
+        nodes: Sequence[int],
+        size_hint: int,
+        packer: Packer | None = None,
+    ) -> None:
+        """``nodes``: for the first fragments; when they are fewer than k+m, nobody gets the others. ``packer``: what
+        compresses its blocks."""
         self.file, self.ordinal, self.size_hint = file, ordinal, size_hint
+        self.packer = packer
         self.id = new_id(time.time())
         self.nodes = list(nodes)
         self.size = 0
@@ -83,11 +94,20 @@ class SlicePlan:
         return self._raw_cells(block, self.take(block))
 
     def cells_at_once(self, block: memoryview) -> list[tuple[CellEntry, Buffer]]:
-        """Of the only block of a file, compressed if that pays: a small one is not."""
-        packer = self.file.packer
-        if packer is None or len(block) <= SMALL_BODY or not packer.worth(block):
-            return self.cells(block)
-        return self.packed_cells(block, self.take(block), packer)
+        """Of the only block of a file, compressed if that pays."""
+        packer = self.packer
+        if packer is None or not packer.worth(block):
+            cells = self.cells(block)
+        else:
+            cells = self.packed_cells(block, self.take(block), packer)
+        if not self.saved:
+            self.packer = None  # its fragments need not say that it may be compressed
+        return cells
+
+    @property
+    def extra(self) -> Extra:
+        """What each of its fragments says at its beginning."""
+        return PLAIN if self.packer is None else PACKED
 
     def take(self, block: memoryview) -> int:
         """The next block -> its checksum, of the plain bytes: they enter here."""
@@ -119,11 +139,13 @@ class SlicePlan:
         """Of all its fragments."""
         file, indexes = self.file, range(len(self.nodes))
         shape = file.id, self.ordinal, file.code.policy, file.block_size
-        return pack_headers(file.cluster, self.id, *shape, file.name, file.content_type, indexes)
+        return pack_headers(
+            file.cluster, self.id, *shape, file.name, file.content_type, indexes, 1, self.extra
+        )
 
     def begin(self, index: int, stores: Stores, deadline: Deadline) -> FragmentWriter:
         """Start the PUT of fragment ``index``."""
-        header = self.file.header(self.id, self.ordinal, index)
+        header = self.file.header(self.id, self.ordinal, index, self.extra)
         hint = self.file.code.cell_size(self.size_hint)
         return stores(self.nodes[index], deadline).put(header, hint, deadline)
 

@@ -79,6 +79,7 @@ class SliceReader:
         self._note_damage, self._hedging, self._remains = note_damage, hedging, remains
         self._remnants: list[Remnant] | None = None  # None: not looked for
         self.last = False  # whether the slice is its file's last; known from the first block on
+        self._table: FragmentTable | None = None  # one that is the slice's
         self._plains: list[int] = []  # the plain blocks' checksums, from the same tables
         self._open: dict[int, LateReader] = {}  # by fragment index, all before the same block
         self._vouched: set[LateReader] = set()  # those whose tables are the slice's
@@ -103,6 +104,11 @@ class SliceReader:
     def span(self) -> tuple[int, int]:
         """The first block and the one after the last."""
         return self._first, self._stop
+
+    @property
+    def compressed(self) -> bool:
+        """Whether some block of the slice is; known from the first block on."""
+        return self._table is not None and any(entry.codec != RAW for entry in self._table.entries)
 
     def open(self) -> None:
         """Ask k nodes for their fragments, so that bytes are on their way; answers and failures are left to
@@ -240,6 +246,7 @@ class SliceReader:
     def _accept(self, table: FragmentTable) -> None:
         """Raises Corrupt unless a fragment's table is the slice's."""
         table.check(self._slice.digest, self._block_size)
+        self._table = table
         self._plains = [entry.plain for entry in table.entries]
         self.last = table.last
 

@@ -244,7 +244,7 @@ class SliceUpload:
 
     def _coded(self, block: Block) -> _Coded | Future[_Coded]:
         """Its cells. Another thread compresses it, if there is one: the next block is received meanwhile."""
-        plan, packer = self.plan, self.plan.file.packer
+        plan, packer = self.plan, self.plan.packer
         if packer is None or not packer.worth(block.view):
             return plan.cells(block.view)
         asked = block.view, plan.take(block.view), packer

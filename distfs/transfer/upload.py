@@ -27,11 +27,14 @@ from distfs.errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from distfs.formats import wire
 from distfs.formats.coding import code_for
 from distfs.formats.compression import packer
+from distfs.formats.features import Extra
 from distfs.meta import MetaDB
 from distfs.model import NOBODYS, Compression, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
+from distfs.peers.versioned import features_of
 from distfs.process.threads import Threads
 from distfs.telemetry.tracing import traced
 from distfs.transfer.blocks import Block, BlockPool
@@ -39,7 +42,7 @@ from distfs.transfer.discard import discard, finish
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
 from distfs.transfer.rebuild import rebuild
-from distfs.transfer.slice_plan import FileIdentity, SlicePlan
+from distfs.transfer.slice_plan import PACKED, FileIdentity, SlicePlan
 from distfs.transfer.slice_read import SliceReader
 from distfs.transfer.slice_upload import write_small
 from distfs.transfer.small_file import SMALL_BODY, Behind, hash_small, read_small
@@ -201,9 +204,22 @@ class UploadSession:
         share = file.code.cell_size(size_hint)
         if self._placed_at is None:
             self._placed_at = time.monotonic()
-        plan = SlicePlan(file, ordinal, self._place_patiently(file, share), size_hint)
+        nodes = self._place_patiently(file, share)
+        small = not ordinal and size_hint <= SMALL_BODY  # which saves little, and is to be quick
+        packs = file.packer is not None and not small and self._all_take(PACKED, nodes)
+        plan = SlicePlan(file, ordinal, nodes, size_hint, file.packer if packs else None)
         self._unsettled.append(plan)
         return plan
+
+    def _all_take(self, extra: Extra, nodes: Sequence[int]) -> bool:
+        """Whether fragments with that may be sent to these nodes: not to one of an older release."""
+        try:
+            stores = [self._uploader.directory.store(node, self._deadline) for node in nodes]
+            return all(wire.takes(features_of(store, self._deadline), extra) for store in stores)
+        except Cancelled:
+            raise
+        except DistfsError:  # it is told when it is sent to
+            return False
 
     def patient_until(self) -> float:
         """Until when nodes are waited for from now on, on the monotonic clock."""

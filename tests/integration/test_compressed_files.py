@@ -13,14 +13,17 @@ from uuid import UUID
 import pytest
 import zstandard
 
+from distfs.deadline import Deadline
 from distfs.errors import ConfigError
-from distfs.formats import compression
+from distfs.formats import compression, wire
 from distfs.formats.coding import code_for
-from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentTable, checksum
+from distfs.formats.features import COMPRESSED, PLAIN, Extra
+from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentHeader, FragmentTable, checksum
 from distfs.model import Compression, File, FragmentId, Policy, Slice
+from distfs.peers.client import NodeClient
 from distfs.transfer.download import is_one_block
 from distfs.transfer.rebuild import rebuild
-from distfs.transfer.slice_plan import FileIdentity
+from distfs.transfer.slice_plan import PACKED, FileIdentity
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes
 from tests.integration.byte_ways import Source, Ways, byte_ways
@@ -108,6 +111,52 @@ def test_blocks_that_save_enough_are_kept_compressed(
     kept = sum(sum(map(len, cells)) for cells in stored(cluster, file).values())
     assert kept < 0.65 * len(MIXED) * policy.width / policy.k
     assert cluster.pool.usage().blocks == 0
+
+
+def extras(cluster: UpkeepCluster, file: File) -> set[Extra]:
+    """What the fragments say that they have more than the first format, at the beginning and in all."""
+    paths = [cluster.path(id, node) for id, node in cluster.fragments(file)]
+    said = {FragmentHeader.unpack(path.read_bytes())[0].extra for path in paths}
+    assert said == {table.extra for table in tables(cluster, file).values()}
+    return said
+
+
+@pytest.mark.parametrize("policy", [COPIES, CODED])
+def test_who_does_not_know_it_is_told_by_each_fragment(cluster: UpkeepCluster, policy: Policy) -> None:
+    file = upload(cluster, MIXED, policy, Compression("zstd"))
+    assert extras(cluster, file) == {PACKED}
+    cluster.stop_node(cluster.node(cluster.fragments(file)[0][1]))
+    assert drive(cluster.repair()).detail["made"] != 0
+    assert extras(cluster, file) == {PACKED}
+    for data, how in ((MIXED, Compression("off")), (TEXT[:BLOCK], Compression("zstd"))):
+        assert extras(cluster, upload(cluster, data, policy, how)) == {PLAIN}
+
+
+@pytest.mark.parametrize("policy", [COPIES, CODED])
+def test_what_goes_to_an_older_node_is_not_compressed(
+    cluster: UpkeepCluster, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = wire.FEATURES & ~(COMPRESSED << wire.INCOMPAT_AT)
+    old = cluster.id(0)
+    address = cluster.nodes[0].server.address
+    features = NodeClient.features
+
+    def told(client: NodeClient, deadline: Deadline) -> int:
+        agreed = features(client, deadline)
+        return agreed & known if client.address == address else agreed
+
+    monkeypatch.setattr(NodeClient, "features", told)
+    met = set()
+    for _ in range(20):
+        file = upload(cluster, TEXT, policy, Compression("zstd"))
+        for piece in file.slices:
+            some = [(id, node) for id, node in cluster.fragments(file) if id.slice == piece.id]
+            found = {
+                entry.codec for id, node in some for entry in cluster.store(node).stat(id, soon()).entries
+            }
+            assert found == ({RAW} if old in piece.nodes else {ZSTD})
+            met |= found
+    assert met == {RAW, ZSTD}
 
 
 @pytest.mark.parametrize("policy", [COPIES, CODED])
@@ -256,7 +305,7 @@ def test_a_file_of_one_block_is_compressed_by_itself(ways: Ways, policy: Policy,
 def test_a_small_file_that_another_service_compressed_is_read(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distfs.transfer.slice_plan.SMALL_BODY", 0)
+    monkeypatch.setattr("distfs.transfer.upload.SMALL_BODY", 0)
     file = ways.upload(TEXT[:50_000])
     assert all(path.stat().st_size < 40_000 for path in ways.fragments())
     for hurt in (False, True):
