@@ -247,9 +247,9 @@ class WireSocket:
 
         Raises what ``receive_frame`` does.
         """
-        if not self._decoder.buffered:
-            self._decoder.feed(self.scratch[: self._receive_first(idle)])
-        frame = self._decoder.next_frame()
+        decoder = self._decoder
+        more = b"" if decoder.buffered else self.scratch[: self._receive_first(idle)]
+        frame = decoder.next_frame(more)
         if frame is None:
             self.set_receive_stall(within)
             frame = self.receive_frame(Deadline(within))
@@ -258,7 +258,10 @@ class WireSocket:
     def _receive_first(self, idle: float) -> int:
         """Bytes of a request, within ``idle`` seconds. Under TLS, as long as its certificates are believed."""
         if self._side is None:
-            self.set_receive_stall(idle)
+            self._stall = self._notice = idle  # as set_receive_stall does
+            self._silent = 0.0
+            if self._timeouts[_RECEIVE] > idle:
+                self._set_timeout(_RECEIVE, idle)
             return self._receive(self.scratch, 0)
         until = time.monotonic() + idle
         while True:

@@ -155,11 +155,16 @@ class Whole(NamedTuple):
 
     @classmethod
     def decode(cls, raw: bytes) -> Whole:
-        (to, deadline, slice_size, last, entry, *lengths), rest = _cut("WHOLE", _WHOLE, raw)
-        if slice_size >= _MAX_COUNT:
+        if len(raw) < _WHOLE.size:
             raise _wrong("WHOLE")
-        texts = _texts("WHOLE", rest, *lengths)
-        return cls(to, deadline, slice_size, last, CellEntry.unpack(entry), *texts)
+        to, deadline, slice_size, last, packed_entry, request, packed = _WHOLE.unpack_from(raw)
+        begin = _WHOLE.size + packed
+        end = begin + request
+        if slice_size >= _MAX_COUNT or (len(raw) != end and len(raw) != end + PACKED_SIZE):
+            raise _wrong("WHOLE")
+        entry, texts = CellEntry.unpack(packed_entry), (raw[_WHOLE.size : begin], raw[begin:end], raw[end:])
+        # A NamedTuple's own is a function in Python.
+        return tuple.__new__(cls, (to, deadline, slice_size, last, entry, *texts))
 
     def fragment(self) -> Outline:
         """Raises ProtocolError, Corrupt."""

@@ -185,6 +185,13 @@ class Outline(NamedTuple):
     def id(self) -> FragmentId:
         return FragmentId(UUID(bytes=self.slice), self.number)
 
+    @property
+    def name(self) -> str:
+        """Its ``id`` as text, without making one."""
+        digits = self.slice.hex()
+        parts = digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]
+        return f"{'-'.join(parts)}.{self.number}"
+
 
 def outline(packed: bytes) -> Outline:
     """Of the header that these bytes are, to the last of them. Raises Corrupt, NewerFormat."""
@@ -194,7 +201,7 @@ def outline(packed: bytes) -> Outline:
     if not end + _CHECKSUM.size == length == len(packed):
         raise Corrupt("a fragment header with something behind it")
     cluster, slice_, _, _, index, k, m, block_size, *_ = fields
-    return Outline(cluster, slice_, index, k, m, block_size)
+    return tuple.__new__(Outline, (cluster, slice_, index, k, m, block_size))
 
 
 def named(packed: bytes) -> str:

@@ -52,6 +52,8 @@ _MOVING = frozenset((Type.GET, Type.PUT, Type.WHOLE))
 _NAMES = {type_: type_.name for type_ in Type}  # an enum takes two calls to say it
 _RECEIVED, _DISK = (metrics.STORE_CHECKSUMS.index(where) for where in ("received", "disk"))
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20  # of a caller that is refused while it sends
+_HEARD = 8  # bytes, with which STORED ends
+_STORED = wire.encode(Type.STORED, Stored(bytes(_HEARD)).encode())[:-_HEARD]
 
 
 #: A request, as far as it is understood.
@@ -201,19 +203,19 @@ class Connection(socketserver.BaseRequestHandler):
                 self.asked = get = Get.decode(frame.raw)
                 if tracing.on:
                     self._begin_span(frame.type, unpack(get.trace))
-                self._check_for_us(get.to, get.deadline)
+                self._bound(get.to, get.deadline)
                 self._get(get.id, get.first, get.many, get.aside)
             elif frame.type is Type.PUT:
                 self.asked = put = Put.decode(frame.raw)
                 if tracing.on:
                     self._begin_span(frame.type, unpack(put.trace))
-                self._check_for_us(put.to, put.deadline)
+                self._bound(put.to, put.deadline)
                 return self._put(put, frame)
             elif frame.type is Type.WHOLE:
                 self.asked = whole = Whole.decode(frame.raw)
                 if tracing.on:
                     self._begin_span(frame.type, unpack(whole.trace))
-                self._check_for_us(whole.to, whole.deadline)
+                self._bound(whole.to, whole.deadline)
                 return self._put_whole(whole, frame)
             else:
                 self.asked = header = frame.header()
@@ -231,14 +233,8 @@ class Connection(socketserver.BaseRequestHandler):
             self.sock.send_error(e)
         return True
 
-    def _check_for_us(self, to: bytes, seconds: float) -> None:
-        # A stranger who learned our ids could name them, and read and delete everything.
-        if to != self.to:
-            raise _stranger() if to[:16] != self.to[:16] else _astray()
-        self._bound(seconds)
-
     def _check_addressee(self, header: dict[str, Any]) -> None:
-        """The same, of a header in JSON."""
+        """As ``_bound``, by a header in JSON."""
         cluster, node = self.names
         if header.get("cluster") != cluster:
             raise _stranger()
@@ -248,10 +244,13 @@ class Connection(socketserver.BaseRequestHandler):
             seconds = float(header["deadline"])
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ProtocolError("the request has no deadline") from e
-        self._bound(seconds)
+        self._bound(self.to, seconds)
 
-    def _bound(self, seconds: float) -> None:
-        """By the time that the caller will still wait."""
+    def _bound(self, to: bytes, seconds: float) -> None:
+        """The request is for us; it is bound by the time that the caller will still wait. Raises ProtocolError."""
+        # A stranger who learned our ids could name them, and read and delete everything.
+        if to != self.to:
+            raise _stranger() if to[:16] != self.to[:16] else _astray()
         if not seconds > 0:  # no number is no time, too
             raise ProtocolError(f"the request's deadline is {seconds} s")
         seconds = min(seconds, MAX_DEADLINE_S)
@@ -342,7 +341,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _stored(self, heard: bytes) -> None:
         self.answering = True
-        self.sock.send(wire.encode(Type.STORED, Stored(heard).encode()), limit=self.deadline)
+        self.sock.send(_STORED + heard, limit=self.deadline)
 
     def _receive(self, writer: DiskWriter) -> None:
         while (frame := self.sock.receive_frame(self.deadline)).type is Type.CELL:

@@ -8,7 +8,7 @@ from random import Random
 from uuid import UUID, uuid4
 
 from distfs.deadline import Deadline
-from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum
+from distfs.formats.fragment import RAW, CellEntry, FragmentHeader, checksum, outline
 from distfs.fragment_store import FragmentStore
 from distfs.model import FragmentId, Policy
 from distfs.storage.disk.store import DiskStore
@@ -67,7 +67,7 @@ def put(store: FragmentStore, head: FragmentHeader, data: bytes, *, hint: int | 
 
 def keep(store: DiskStore, head: FragmentHeader, data: bytes) -> FragmentId:
     """As ``put``, of one cell, in one go."""
-    store.keep(head, head.pack(), entry_of(data), data, len(data), True)
+    store.keep(outline(head.pack()), head.pack(), entry_of(data), data, len(data), True)
     return head.id
 
 

@@ -21,7 +21,7 @@ from distfs.errors import (
 )
 from distfs.formats import wire
 from distfs.formats.fixed import End
-from distfs.formats.fragment import FragmentHeader
+from distfs.formats.fragment import Outline
 from distfs.formats.wire import Type
 from distfs.model import FragmentId, Policy
 from distfs.peers.remote_fragment import RemoteWriter
@@ -332,7 +332,7 @@ def test_a_small_fragment_is_sent_in_one_frame_and_a_larger_one_in_several(
     kept: list[FragmentId] = []
     keep = DiskStore.keep
 
-    def noted(store: DiskStore, head: FragmentHeader, *rest: Any) -> None:
+    def noted(store: DiskStore, head: Outline, *rest: Any) -> None:
         kept.append(head.id)
         keep(store, head, *rest)
 

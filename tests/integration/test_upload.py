@@ -319,6 +319,7 @@ def test_a_full_node_is_left_out(ways: Ways, monkeypatch: pytest.MonkeyPatch) ->
     store = ways.nodes[full].store
     nothing = Space(1 << 40, 1 << 40, left=0, reserve=0, files=None, metadb=False)
     monkeypatch.setattr(store, "_space", lambda: nothing)
+    store._spare = 0  # of a look before
     for size in (10, 3 * SLICE):
         file = ways.upload(random_bytes(size))
         assert all(full not in piece.nodes and 0 not in piece.nodes for piece in file.slices)
@@ -413,8 +414,8 @@ def test_a_node_that_is_drained_while_another_is_made_up_for_is_not_named(
         publish = store.publish
         take_away(ways, kept, "draining")
 
-        def publish_late(temp: str, id: FragmentId) -> None:
-            publish(temp, id)
+        def publish_late(*what: Any) -> None:
+            publish(*what)
             run_sql(url, "UPDATE node SET state = 'active' WHERE id = :id", id=kept)
             take_away(ways, other, "draining")
             began_to_drain.append(other)

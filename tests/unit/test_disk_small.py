@@ -12,8 +12,9 @@ from uuid import UUID
 
 import pytest
 
-from distfs.errors import Corrupt, NodeUnavailable
+from distfs.errors import Corrupt, Full, NodeUnavailable
 from distfs.storage.disk.reader import DiskReader
+from distfs.storage.disk.space import Space
 from distfs.storage.disk.store import DiskStore
 from tests.contract.litter import assert_no_litter
 from tests.contract.samples import MIB, header, keep, listed, put, random_bytes, soon, whole
@@ -102,3 +103,44 @@ def test_a_damaged_fragment_is_the_same_read_in_one_go_or_in_parts(
         with monkeypatch.context() as patch:
             patch.setattr(DiskReader, "_read_small", unplanned(lambda: None))
             assert is_read() == at_once
+
+
+@pytest.mark.parametrize(
+    ("left", "files", "looks"),
+    [
+        (1 << 40, None, 1),
+        (1 << 40, 1 << 20, 1),
+        (1 << 40, 100, 8),
+        ((1 << 30) + 20_000, None, 2),  # four of them, and what is beside their cells
+        (1 << 30, None, 8),
+    ],
+)
+def test_the_room_on_the_disk_is_looked_at_each_time_only_where_it_is_scarce(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch, left: int, files: int | None, looks: int
+) -> None:
+    seen: list[int] = []
+
+    def look() -> Space:
+        seen.append(left)
+        return Space(1 << 41, 0, left, reserve=0, files=files, metadb=False)
+
+    monkeypatch.setattr(store, "_space", look)
+    monkeypatch.setattr("distfs.storage.disk.store._SPARE_S", float("inf"))
+    for _ in range(8):
+        keep(store, header(block_size=MIB), random_bytes(4096))
+    assert len(seen) == looks
+
+
+def test_a_disk_that_fills_up_is_seen_when_the_last_look_is_old(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [1 << 40]
+    monkeypatch.setattr(
+        store, "_space", lambda: Space(1 << 41, 0, left[0], reserve=0, files=None, metadb=False)
+    )
+    keep(store, header(block_size=MIB), b"some")
+    left[0] = 0
+    monkeypatch.setattr(store, "_spare_until", 0.0)
+    with pytest.raises(Full):
+        keep(store, header(block_size=MIB), b"some")
+    assert_no_litter(store)

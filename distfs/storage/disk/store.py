@@ -54,13 +54,15 @@ from distfs.storage.disk.health import DiskHealth
 from distfs.storage.disk.keys import NodeKeys
 from distfs.storage.disk.reader import DiskReader, check_changeable, passes
 from distfs.storage.disk.space import Space, space
-from distfs.storage.disk.tree import FragmentTree, Translated, identity, make_folder, page_of_both
+from distfs.storage.disk.tree import FragmentTree, Translated, make_folder, page_of_both
 from distfs.storage.disk.writer import BufferPool, Sink, append, give_up, open_sink, remove, write_new
 from distfs.telemetry import tracing
 
 log = logging.getLogger("distfs.disk")
 
 _PROBE = 4096  # bytes
+#: For so long a look at a disk's room is believed, and only while it has more than this: others write there, too.
+_SPARE_S, _SCARCE, _SCARCE_FILES = 0.25, 1 << 30, 1 << 16
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -85,6 +87,7 @@ class DiskStore:
         self.folder = Path(folder)
         self.cluster = cluster
         self._config, self._metadb = config, metadb
+        self._spare, self._spare_until = 0, 0.0  # see _look_for_room
         self._shared: bool | None = None  # whether MetaDB is on the same disk; None: to be looked at
         self._root = str(folder)
         self._temp = self.folder / "tmp"
@@ -176,7 +179,7 @@ class DiskStore:
 
     def keep(
         self,
-        header: FragmentHeader | Outline,
+        header: Outline,
         packed: bytes,
         entry: CellEntry,
         cell: Buffer,
@@ -189,32 +192,45 @@ class DiskStore:
         ``packed``: the header's bytes; ``wanted``: as ``commit`` has it. Raises what ``put`` and its writer raise,
         and leaves nothing then.
         """
-        id = header.id
+        name = header.name
         check_counts(1, slice_size, header.block_size)
         check_cell(entry, checksum(cell), 0)
-        data, temp = pack_whole(packed, entry, cell, slice_size, last), self.temp_path(id)
+        data, temp = pack_whole(packed, entry, cell, slice_size, last), self.temp_path(name)
         try:
-            with self.writing("put", id):
-                self._check_room(id, len(data))
-                began = time.monotonic() if tracing.on else 0.0
-                self._in_temp(write_new, temp, data)
-                if began:
-                    tracing.past("write and fsync", began, {})
-                wanted()
-                began = time.monotonic() if tracing.on else 0.0
-                self.publish(temp, id)
-                if began:
-                    tracing.past("publish", began, {})
+            began = time.monotonic()
+            left = self._spare - len(data)
+            if left < 0 or began > self._spare_until:
+                left = self._look_for_room(name, len(data), began)
+            self._spare = left
+            self._in_temp(write_new, temp, data)
+            if tracing.on:
+                tracing.past("write and fsync", began, {})
+            wanted()
+            began = time.monotonic() if tracing.on else 0.0
+            self.publish(temp, header, self._files.where_named(name))
+            if began:
+                tracing.past("publish", began, {})
+        except OSError as e:
+            remove(temp)
+            raise _Writing(self.health, "put", header.id).translated(e) from e
         except BaseException:
             remove(temp)
             raise
         self.health.wrote()
 
-    def _check_room(self, id: FragmentId, size: int) -> None:
+    def _look_for_room(self, name: str, size: int, now: float) -> int:
+        """Raises Full. -> so many bytes may be written for a moment without another look: none near the end."""
+        room = self._check_room(name, size)
+        plenty = room.files is None or room.files > _SCARCE_FILES
+        self._spare_until = now + _SPARE_S
+        return max(0, room.free - _SCARCE - size) if plenty else 0
+
+    def _check_room(self, id: FragmentId | str, size: int) -> Space:
         room = self._space()
         free = room.free
         if size > free or free <= 0:
             raise Full(f"put {id}: {room.refusal(size)}")
+        return room
 
     def get(
         self, id: FragmentId, first: int, count: int, deadline: Deadline, *, aside: bool = False
@@ -339,7 +355,7 @@ class DiskStore:
     def path(self, id: FragmentId) -> Path:
         return self._files.path(id)
 
-    def temp_path(self, id: FragmentId) -> str:
+    def temp_path(self, id: FragmentId | str) -> str:
         return f"{self._temp_root}/{id}.{next(self._serial)}"
 
     def sink(self, path: str, size_hint: int) -> Sink:
@@ -356,20 +372,21 @@ class DiskStore:
             make_folder(self._temp)
             return make(*args, **kwargs)
 
-    def publish(self, temp: str, id: FragmentId) -> None:
+    def publish(self, temp: str, of: FragmentHeader | Outline, path: str = "") -> None:
         """Give a finished, fsynced temp file its name, durably. Raises NodeUnavailable when it was deleted.
 
         The one it replaces is put aside: what is made anew in place may have been healed from it. Two are kept, whose
         good cells may be different ones; of more it is not.
         """
-        self._check_home("store", id)
-        path = self._files.where(id)
-        if identity(path) and Path(temp).exists():
-            any(self._files.move_to(tree, id, over=math.inf) for tree in (self._aside, self._second))
+        if self.away:
+            self._check_home("store", of.id)
+        path = path or self._files.where(of.id)
+        if os.access(path, os.F_OK) and Path(temp).exists():
+            any(self._files.move_to(tree, of.id, over=math.inf) for tree in (self._aside, self._second))
         try:
             self._files.take_in_at(temp, path)
         except FileNotFoundError:
-            raise NodeUnavailable(f"store {id}: deleted while it was written") from None
+            raise NodeUnavailable(f"store {of.id}: deleted while it was written") from None
 
     def _space(self) -> Space:
         if self._shared is None:
@@ -387,11 +404,14 @@ class _Writing(Translated):
         self._health = health
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, FileNotFoundError):  # a folder of ours: no answer to who asks for a fragment
-            raise NodeUnavailable(f"{self.doing}: {error.strerror}: {error.filename}") from error
         if isinstance(error, OSError):
-            self._health.failed(error)
-            raise self._ours(error) from error
+            raise self.translated(error) from error
+
+    def translated(self, error: OSError) -> DistfsError:
+        if isinstance(error, FileNotFoundError):  # a folder of ours: no answer to who asks for a fragment
+            return NodeUnavailable(f"{self.doing}: {error.strerror}: {error.filename}")
+        self._health.failed(error)
+        return self._ours(error)
 
 
 class DiskWriter:
@@ -462,7 +482,7 @@ class DiskWriter:
                     raise NodeUnavailable(f"store {self._id}: {written} bytes on disk, {expected} expected")
                 wanted()
                 with tracing.span("publish"):
-                    self._store.publish(self._path, self._id)
+                    self._store.publish(self._path, self._header)
             self._store.health.wrote()
         except DistfsError:
             self.abort()

@@ -33,6 +33,7 @@ _DAMAGE = frozenset(
         errno.ELOOP,
     )
 )
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _LEVEL = re.compile(r"[0-9a-f]{2}")
 
 
@@ -88,7 +89,10 @@ class FragmentTree:
 
     def where(self, id: FragmentId) -> str:
         """The same as text: to put a Path together takes longer than to open what is there."""
-        name = str(id)
+        return self.where_named(str(id))
+
+    def where_named(self, name: str) -> str:
+        """By the id as text."""
         return f"{self._root}/{name[:2]}/{name[2:4]}/{name}"
 
     def take_in(self, source: str | Path, id: FragmentId) -> None:
@@ -165,6 +169,12 @@ class FragmentTree:
         """The folder of a file to come, opened and durable; made where it is missing, also when it was removed."""
         folder = path.rpartition("/")[0]
         upper = folder.rpartition("/")[0]
+        if upper in self._known:  # mostly that is all
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(folder, _FOLDER)
+                if folder not in self._fresh:
+                    return fd
+                os.close(fd)
         try:
             return self._make_and_open(upper, folder)
         except FileNotFoundError:  # what is known is not so any more
@@ -260,7 +270,7 @@ def _closing(fd: int) -> Iterator[int]:
 
 
 def _open(folder: str | Path) -> int:
-    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    return os.open(folder, _FOLDER)
 
 
 def _too_young(path: Path, min_age: float) -> bool:

@@ -56,7 +56,8 @@ def write_new(path: str, data: bytes) -> None:
     """A new, durable file of these bytes, which are few. When it fails, what there is of it may be left."""
     fd = os.open(path, _NEW, 0o644)
     try:
-        _write_all(fd, data)
+        if (written := os.write(fd, data)) < len(data):
+            _write_all(fd, data[written:])
         os.fsync(fd)
     finally:
         os.close(fd)
