@@ -31,6 +31,7 @@ class Span:
     began: int
     ended: int
     resource: dict[str, Value]
+    state: str = ""
 
 
 #: Has an endpoint do as it likes with a request.
@@ -112,6 +113,7 @@ def _spans(body: bytes) -> list[Span]:
             span.start_time_unix_nano,
             span.end_time_unix_nano,
             {each.key: _value(each.value) for each in of.resource.attributes},
+            span.trace_state,
         )
         for of in ExportTraceServiceRequest.FromString(body).resource_spans
         for scope in of.scope_spans

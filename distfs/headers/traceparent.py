@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 #: Of version 0 all there is; a later one may have more behind it.
 _TEXT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.{0,400})?", re.ASCII)
+_MEMBER = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,256}", re.ASCII)
+_MOST_STATE, _MOST_MEMBERS = 512, 32
 _PACKED = struct.Struct(">16s8sB")
 PACKED_SIZE = _PACKED.size
 _SAMPLED = 1
@@ -40,6 +42,13 @@ def parse(text: str) -> TraceParent | None:
     if version == "ff" or (version == "00" and more):
         return None
     return _valid(int(trace, 16), int(span, 16), int(flags, 16))
+
+
+def read_state(text: str) -> str:
+    """What ``tracestate`` says, for whoever reads our spans; empty: it is none, or too long to be passed on."""
+    members = [member.strip(" \t") for member in text.split(",")] if len(text) <= _MOST_STATE else []
+    fits = len(members) <= _MOST_MEMBERS and all(not each or _MEMBER.fullmatch(each) for each in members)
+    return ",".join(filter(None, members)) if fits else ""
 
 
 def unpack(packed: bytes) -> TraceParent | None:

@@ -156,9 +156,7 @@ class Link:
             asked, self._asked = self._asked == name, ""
             if not asked and (self._limit != self._most or left < self._most + _LISTEN_S):
                 self._limit_to(left)
-            statement = self._statements.get(name)
-            if statement is None:
-                statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
+            statement = self._statement(name, asked)
             sent = True
             rows = statement.run(params, left, answers, asked=asked)
         except DatabaseError as e:
@@ -180,9 +178,29 @@ class Link:
                 error = sys.exception() if rows is None else None
                 tracing.past(name, began, self._traced, tracing.CLIENT, error)
         self.broken = self._interrupted
+        if statement.once:
+            self._forget(statement)
         self.answered_at = time.monotonic()
         METADB_SECONDS.observe(self.answered_at - began)
         return rows
+
+    def _statement(self, name: str, asked: bool) -> Statement:
+        """Prepared, on each connection once; of a trace that is sent each time, with the trace in its text."""
+        if tracing.on and not asked and (carried := tracing.sampled()) is not None:
+            return Statement(
+                self.raw, f"/*traceparent='{carried}'*/ {meta_schema.queries()[name]}", once=True
+            )
+        statement = self._statements.get(name)
+        if statement is None:
+            statement = self._statements[name] = Statement(self.raw, meta_schema.queries()[name])
+        return statement
+
+    def _forget(self, statement: Statement) -> None:
+        """It is not run again. What it answered is known, whatever comes now."""
+        try:
+            statement.close()
+        except (DatabaseError, *BROKEN):
+            self.broken = True
 
     def ask_again(
         self, name: str, left: float, params: dict[str, Any], answers: Answers

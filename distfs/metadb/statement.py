@@ -44,8 +44,9 @@ _ARRAY_HEAD, _HAS_NULLS = (
 class Statement:
     """Of one connection."""
 
-    def __init__(self, connection: Connection, sql: str) -> None:
-        """Raises as the driver does."""
+    def __init__(self, connection: Connection, sql: str, *, once: bool = False) -> None:
+        """``once``: it is run once, and closed then. Raises as the driver does."""
+        self.once = once
         self._connection, self._prepared = connection, connection.prepare(sql)
         self._stream: Stream = connection._sock
         self._names: tuple[str, ...] = self._prepared.make_vals(_Itself())
@@ -58,6 +59,10 @@ class Statement:
             1 + len(oids)
         )  # bytes: its own length, and the formats
         self._readers = [self._reader(*of) for of in zip(oids, self._prepared.input_funcs, strict=True)]
+
+    def close(self) -> None:
+        """The server forgets it. Raises as the driver does."""
+        self._prepared.close()
 
     def _reader(self, oid: int, driver: Callable[[str], Any]) -> Callable[[bytes], Any]:
         """Of a column's values; ``driver``: pg8000's."""

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from distfs.body.source import Source
-from distfs.headers.traceparent import parse
+from distfs.headers.traceparent import parse, read_state
 from distfs.routes.messages import Request
 from distfs.telemetry import tracing
 from distfs.telemetry.tracing import Span
@@ -25,7 +25,9 @@ ASKS = "HTTP_X_DISTFS_TIMING"
 def enter(request: Request) -> Span:
     """From its head on, also while it waited for a thread."""
     header, ready = request.environ.get("HTTP_TRACEPARENT"), request.environ.get("distfs.ready")
-    span = tracing.enter(request.method, tracing.SERVER, parse(header) if header else None, {})
+    parent = parse(header) if header else None
+    state = read_state(request.environ.get("HTTP_TRACESTATE", "")) if parent else ""
+    span = tracing.enter(request.method, tracing.SERVER, parent, {}, state)
     if ready and ready < span.began - _NOTABLE_S:
         span.began = ready
         tracing.past("receive", ready, {})

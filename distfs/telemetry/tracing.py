@@ -65,10 +65,11 @@ _current: ContextVar[Span | None] = ContextVar("span", default=None)
 class Trace:
     """What belongs together, of this process: a request, or a step of upkeep."""
 
-    __slots__ = ("failed", "id", "kept", "over", "sampled", "spans", "wall")
+    __slots__ = ("failed", "id", "kept", "over", "sampled", "spans", "state", "wall")
 
-    def __init__(self, id: int, sampled: bool) -> None:
-        self.id, self.sampled = id, sampled
+    def __init__(self, id: int, sampled: bool, state: str = "") -> None:
+        """``state``: its ``tracestate``, as a caller sent it."""
+        self.id, self.sampled, self.state = id, sampled, state
         self.failed = self.over = self.kept = False
         self.spans: list[Span] = []
         self.wall = time.time() - time.monotonic()  # a clock that is set meanwhile bends no span
@@ -185,13 +186,20 @@ def current() -> Span | None:
     return _current.get()
 
 
-def enter(name: str, kind: int, parent: TraceParent | None, facts: dict[str, Any]) -> Span:
-    """The first span of a trace in this process, which is the current one from now on; ``leave`` ends it."""
+def sampled() -> TraceParent | None:
+    """Of the current span, where its trace is sent for certain."""
+    found = _current.get()
+    return found.carried if found is not None and found.trace.sampled else None
+
+
+def enter(name: str, kind: int, parent: TraceParent | None, facts: dict[str, Any], state: str = "") -> Span:
+    """The first span of a trace in this process, which is the current one from now on; ``leave`` ends it. ``state``:
+    the ``tracestate`` that came with ``parent``."""
     if parent is None:
         id = random.getrandbits(128) or 1
         trace = Trace(id, (id & _RATIO_BITS) < _drawn)
     else:
-        trace = Trace(parent.trace, parent.sampled)
+        trace = Trace(parent.trace, parent.sampled, state)
     span = Span(trace, name, kind, parent.span if parent else 0, facts)
     _current.set(span)
     return span
@@ -438,10 +446,11 @@ def _readable(span: Span, resource: Any) -> ReadableSpan:
     """As OpenTelemetry has it."""
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-    from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+    from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
     trace, wall = span.trace, span.trace.wall
     flags = TraceFlags(trace.sampled)
+    state = TraceState.from_header([trace.state]) if trace.state else None
     above = span.parent.id if isinstance(span.parent, Span) else span.parent
     parent = SpanContext(trace.id, above, is_remote=above is span.parent) if above else None
     facts = {key: text(value) for key, value in span.facts.items() if value is not None}
@@ -453,7 +462,7 @@ def _readable(span: Span, resource: Any) -> ReadableSpan:
         status = Status(StatusCode.ERROR, str(text(str(span.error))))
     return ReadableSpan(
         span.name,
-        SpanContext(trace.id, span.id, is_remote=False, trace_flags=flags),
+        SpanContext(trace.id, span.id, is_remote=False, trace_flags=flags, trace_state=state),
         parent,
         resource,
         facts,

@@ -25,7 +25,7 @@ from distfs.upkeep.step import traced_step
 from tests.contract.litter import eventually
 from tests.integration.upkeep_cluster import UpkeepCluster, bytes_of
 from tests.otlp import ROOT, Collector, Span, assert_one_tree, below, collector, takes_it
-from tests.postgres import databases
+from tests.postgres import databases, run_sql
 from tests.service import TestService, _wait_for_nodes, listening, running_node, running_service, small_config
 
 SPAN = "00f067aa0ba902b7"
@@ -87,7 +87,7 @@ def test_an_upload_is_one_tree_over_service_nodes_and_metadb(
     for _ in range(10):  # there are connections to all nodes then
         assert service.ask("PUT", "/upload/x", data).status == 201
     id, header = asked()
-    answer = service.ask("PUT", "/upload/a%0Ab", data, header)
+    answer = service.ask("PUT", "/upload/a%0Ab", data, header | {"tracestate": "vendor=1"})
     assert answer.status == 201
     endpoint.awaited(id, {"PUT /upload/<name>"})
     # A node ends its span when it has answered.
@@ -112,6 +112,9 @@ def test_an_upload_is_one_tree_over_service_nodes_and_metadb(
     assert len({s.facts["distfs.node"] for s in stored}) >= 2
     assert {s.name for s in spans if s.parent in {s.id for s in stored}} >= {"write and fsync", "publish"}
     assert {s.resource["service.name"] for s in spans} == {"distfs"}
+    assert {s.state for s in spans if s not in stored and s.parent not in {each.id for each in stored}} == {
+        "vendor=1"
+    }
     assert set(endpoint.paths) == {"/v1/traces"}
 
 
@@ -377,3 +380,33 @@ def test_spans_are_bounded_in_each_trace_and_in_all(monkeypatch: pytest.MonkeyPa
         assert tracing._open == 0
     finally:
         tracing.close()
+
+
+def test_a_statement_of_a_trace_that_is_sent_says_so_to_metadb(
+    service: TestService, endpoint: Collector
+) -> None:
+    """As `pg_stat_activity` and PostgreSQL's log show it."""
+    uuid = service.ask("PUT", "/upload/x", b"x").text.strip()
+    shown = "SELECT query FROM pg_stat_activity WHERE query LIKE '%traceparent%' AND pid <> pg_backend_pid()"
+    id, header = asked()
+    prepared = "SELECT count(*) FROM pg_prepared_statements"
+    meta = service.app.services.meta
+    for _ in range(3):
+        assert service.ask("DELETE", f"/files/{uuid}", headers=header).status in (200, 204, 404)
+        assert service.ask("GET", f"/files/{uuid}", headers=header).status == 404
+    told = [str(row[0]) for row in run_sql(service.config.metadb.url, shown)]
+    [spans] = [[s for s in endpoint.awaited(id, {"GET /files/<uuid>"}) if "db.system.name" in s.facts]]
+    assert any(f"traceparent='00-{id}-" in text for text in told), told
+    assert any(span.parent in text for text in told for span in spans), "below the span that asked"
+    with meta._pool.link(Deadline(10)) as link:
+        [[count]] = link.raw.run(prepared)
+        assert count == len(link._statements), "none is kept by the server"
+
+
+def test_a_statement_that_nobody_looks_at_is_prepared_once(service: TestService, endpoint: Collector) -> None:
+    id = uuid4().hex
+    assert (
+        service.ask("GET", f"/files/{uuid4()}", headers={"traceparent": f"00-{id}-{SPAN}-00"}).status == 404
+    )
+    shown = "SELECT query FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    assert not [query for [query] in run_sql(service.config.metadb.url, shown) if id in str(query)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distfs.headers.traceparent import PACKED_SIZE, TraceParent, parse, unpack
+from distfs.headers.traceparent import PACKED_SIZE, TraceParent, parse, read_state, unpack
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 HERE = TraceParent(int(TRACE, 16), int(SPAN, 16), True)
@@ -56,6 +56,24 @@ def test_what_is_none_is_ignored(text: str) -> None:
 def test_it_comes_out_as_it_went_in(parent: TraceParent) -> None:
     assert parse(str(parent)) == parent
     assert unpack(parent.pack()) == parent
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("vendor=a:1;b", "vendor=a:1;b"),
+        ("a=1 , \tt@v=2,,", "a=1,t@v=2"),
+        ("", ""),
+        ("A=1", ""),
+        ("a=1\n", ""),
+        ("a=b=c", ""),
+        ("no value", ""),
+        ("a=" + "x" * 600, ""),
+        (",".join(f"k{n}=1" for n in range(33)), ""),
+    ],
+)
+def test_a_state_is_passed_on_if_it_is_one(text: str, read: str) -> None:
+    assert read_state(text) == read
 
 
 @given(st.binary(max_size=2 * PACKED_SIZE))
