@@ -191,7 +191,7 @@ def test_a_good_token_is_found_while_others_change(db: TokenDB, tokens: Tokens) 
 
     def look() -> int:
         count = 0
-        while not stop.is_set():
+        while not stop.wait(0.002):
             assert tokens.find(digest(text), soon()) is not None
             count += 1
         return count
