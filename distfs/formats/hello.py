@@ -4,7 +4,12 @@
     CHALLENGE  node -> asker   which of the keys counts, a nonce: nothing else, for the asker may be anybody
     PROOF      asker -> node   HMAC-SHA-256 under that key
     WELCOME    node -> asker   the version and the features that hold from now on, and HMAC-SHA-256 of its own
+    NAME       node -> asker   of which release it is, the versions it speaks; with HMAC-SHA-256, too
     REFUSED    node -> asker   in the place of either: no reason, since it may be a stranger who asks
+
+NAME is said to who says by a feature that he knows it, and he says his own in his first frame (``wire``): a release
+is nothing for strangers. To who has proved himself and speaks none of the node's versions WELCOME has version 0, and
+NAME is why.
 
 Messages have fixed lengths, so nobody reads more than 112 bytes of a stranger. A MAC is over a label of its side, the
 UUIDs of the cluster and of the node that is meant, and every byte that was said before, the reserved ones included:
@@ -29,6 +34,7 @@ from hashlib import sha256
 from typing import NamedTuple
 from uuid import UUID
 
+from distfs import __version__
 from distfs.errors import ProtocolError
 from distfs.formats import wire
 
@@ -47,6 +53,7 @@ _HEAD = struct.Struct(">4sBB2s")  # magic, kind, format, what the kind says
 #: Versions, features, reserved, key ids, nonce.
 _HELLO = struct.Struct(">HHI8s8s8s32s")
 _WELCOME = struct.Struct(">HHI")  # version, reserved, features
+_NAME = struct.Struct(">HHI32s")  # versions, reserved, software
 HEAD_SIZE = _HEAD.size
 _ZEROS = bytes(8)
 _MAC_SIZE = sha256().digest_size
@@ -58,6 +65,7 @@ class Kind(enum.IntEnum):
     PROOF = 3
     WELCOME = 4
     REFUSED = 5
+    NAME = 6
 
 
 #: Bytes of a message of each kind.
@@ -67,6 +75,7 @@ SIZES = {
     Kind.PROOF: HEAD_SIZE + _MAC_SIZE,
     Kind.WELCOME: HEAD_SIZE + _WELCOME.size + _MAC_SIZE,
     Kind.REFUSED: HEAD_SIZE,
+    Kind.NAME: HEAD_SIZE + _NAME.size + _MAC_SIZE,
 }
 
 
@@ -121,7 +130,7 @@ Keys = Sequence[Key]
 class Agreed(NamedTuple):
     """What holds on the connection from now on."""
 
-    version: int
+    version: int  # 0: none, the connection ends
     features: int
     role: int  # of the asker
     key: bytes  # the id of that which counted
@@ -131,14 +140,20 @@ class Asker:
     """The side that connects. ``nonce``: 32 fresh random bytes. The methods are called in order, once each."""
 
     def __init__(
-        self, keys: Keys, cluster: UUID, node: UUID, nonce: bytes, role: Role = Role.SERVICE
+        self,
+        keys: Keys,
+        cluster: UUID,
+        node: UUID,
+        nonce: bytes,
+        role: Role = Role.SERVICE,
+        speaks: tuple[int, int] = (LOWEST, HIGHEST),
     ) -> None:
-        """``node``: that which is meant."""
+        """``node``: that which is meant; ``speaks``: which versions."""
         if not keys:
             raise ProtocolError("this process has no cluster key to prove itself with")
-        self._keys, self._role = keys[:MOST_KEYS], role
+        self._keys, self._role, self._speaks = keys[:MOST_KEYS], role, speaks
         ids = [key.id for key in self._keys] + [_ZEROS] * (MOST_KEYS - len(self._keys))
-        said = _HELLO.pack(LOWEST, HIGHEST, FEATURES, _ZEROS, *ids, nonce)
+        said = _HELLO.pack(*speaks, FEATURES, _ZEROS, *ids, nonce)
         self.hello = _head(Kind.HELLO, bytes([role, 0])) + said
         self._transcript = cluster.bytes + node.bytes + self.hello
 
@@ -154,21 +169,52 @@ class Asker:
         return proof
 
     def accept(self, welcome: bytes) -> Agreed:
-        """What the node proves itself with. Raises ProtocolError for one that has not the key, or another node."""
+        """What the node proves itself with. Raises ProtocolError for one that has not the key, or another node.
+
+        With the feature NAMES its NAME follows, for ``named``.
+        """
         said = welcome[: HEAD_SIZE + _WELCOME.size]
         mac = _mac(self._key, b"answers", self._transcript + said)
         if _body(Kind.WELCOME, welcome) != b"\0\0" or not hmac.compare_digest(mac, welcome[len(said) :]):
             raise ProtocolError("it has not proved that it is the node that is meant")
         version, zero, features = _WELCOME.unpack_from(said, HEAD_SIZE)
-        if not LOWEST <= version <= HIGHEST or zero or features & ~FEATURES:
+        lowest, highest = self._speaks
+        why_follows = not version and features & wire.Feature.NAMES
+        if not (lowest <= version <= highest or why_follows) or zero or features & ~FEATURES:
             raise ProtocolError("it agreed to what nobody offered")
+        self._version, self._transcript = version, self._transcript + said
         return Agreed(version, features, self._role, self._key.id)
+
+    def named(self, name: bytes) -> str:
+        """-> of which release the node is. Raises ProtocolError when the two have no version in common."""
+        said, mac = name[:-_MAC_SIZE], name[-_MAC_SIZE:]
+        right = hmac.compare_digest(mac, _mac(self._key, b"is named", self._transcript + said))
+        if _body(Kind.NAME, name) != b"\0\0" or not right:
+            raise ProtocolError("a NAME that is not the node's")
+        lowest, highest, zero, packed = _NAME.unpack_from(said, HEAD_SIZE)
+        if zero:
+            raise ProtocolError("a NAME that makes no sense")
+        software = name_of(packed)
+        if not self._version:
+            raise ProtocolError(
+                f"it is distfs {software} and speaks {_versions(lowest, highest)}, this is distfs {__version__} and "
+                f"speaks {_versions(*self._speaks)}: upgrade the older one"
+            )
+        return software
 
 
 class Answerer:
     """The node's side of one connection. ``nonce``: 32 fresh random bytes."""
 
-    def __init__(self, keys: Keys, cluster: UUID, node: UUID, nonce: bytes) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        cluster: UUID,
+        node: UUID,
+        nonce: bytes,
+        speaks: tuple[int, int] = (LOWEST, HIGHEST),
+    ) -> None:
+        self._speaks, self.no_version = speaks, ""  # why there is none in common, in words
         self._keys, self._ours, self._nonce = keys, cluster.bytes + node.bytes, nonce
 
     def challenge(self, hello: bytes) -> bytes:
@@ -180,10 +226,13 @@ class Answerer:
             raise Unwelcome(Reason.FORM) from None
         if self._role not in _ROLES or zero or any(zeros) or lowest > highest:
             raise Unwelcome(Reason.FORM)
-        self._version = min(highest, HIGHEST)
-        if self._version < max(lowest, LOWEST):
-            raise Unwelcome(Reason.VERSION)
         self._features = features & FEATURES
+        self._version = min(highest, self._speaks[1])
+        if self._version < max(lowest, self._speaks[0]):
+            self.no_version = f"{_versions(lowest, highest)}, this node {_versions(*self._speaks)}"
+            self._version = 0
+            if not features & wire.Feature.NAMES:
+                raise Unwelcome(Reason.VERSION, self.no_version)
         ours = {key.id: key for key in self._keys}
         for which, id in enumerate(ids):
             if id in ours:
@@ -205,8 +254,24 @@ class Answerer:
         if any(zeros):
             raise Unwelcome(Reason.FORM)
         said = _head(Kind.WELCOME) + _WELCOME.pack(self._version, 0, self._features)
-        welcome = said + _mac(self._key, b"answers", self._transcript + proof + said)
+        self._transcript += proof + said
+        welcome = said + _mac(self._key, b"answers", self._transcript)
         return welcome, Agreed(self._version, self._features, self._role, self._key.id)
+
+    def name(self) -> bytes:
+        """NAME, behind WELCOME where NAMES is agreed on."""
+        said = _head(Kind.NAME) + _NAME.pack(*self._speaks, 0, __version__.encode()[:32])
+        return said + _mac(self._key, b"is named", self._transcript + said)
+
+
+def name_of(packed: bytes) -> str:
+    """A release, from whatever its bytes are, for people."""
+    text = packed[:32].rstrip(b"\0").decode("ascii", "replace")
+    return "".join(c if c.isprintable() and c.isascii() else "?" for c in text)
+
+
+def _versions(lowest: int, highest: int) -> str:
+    return f"wire version {lowest}" if lowest == highest else f"wire versions {lowest} to {highest}"
 
 
 REFUSED = _HEAD.pack(MAGIC, Kind.REFUSED, FORMAT, b"\0\0")

@@ -22,6 +22,7 @@ A request is one frame, answered by one frame, but for PUT and LOGS; ERROR {kind
     INFO {}                                        ->  OK {node, cluster, capacity, used, free, state, clock}
     HEADS {cursor, limit}                          ->  OK {cursor}, body: as ``heads`` has it
     METRICS {accept}                               ->  OK {type}, body: as Prometheus reads it
+    NAME {software}                                ->  nothing: of which release the caller is
     LOGS {wanted}                                  ->  OK {more}, body: bytes of lines of its log; until more is false
 
 What a peer does not know is neither asked of it nor said to it: ``Feature`` has what both agreed on when they greeted
@@ -78,6 +79,8 @@ class Feature(enum.IntFlag):
 
     EXTRA = 1  # fragments of version 2; STAT tells what they have more; the error "newer"
     HEADS = 2
+    NAMES = 4  # both say of which release they are, as a connection begins
+    LOGS = 8
 
 
 #: From this bit on: the incompat bits of fragments that both read.
@@ -115,6 +118,7 @@ class Type(enum.IntEnum):
     METRICS = 14
     LOGS = 15
     HEADS = 16
+    NAME = 17
     OK = 64
     ERROR = 65
     STORED = 66
@@ -275,7 +279,7 @@ class Decoder:
 
 
 def _check_prefix(
-    magic: bytes, version: int, type_: int, _: int, header: int, body: int
+    magic: bytes, version: int, type_: int, zero: int, header: int, body: int
 ) -> tuple[Type, int, int]:
     if magic != MAGIC:
         raise ProtocolError("the peer does not speak the distfs wire: is this a storage node's port?")
@@ -287,6 +291,8 @@ def _check_prefix(
     if known is None:
         raise ProtocolError(f"unknown frame type {type_}")
     kind, most = known
+    if zero:
+        raise ProtocolError(f"{kind.name} frame: its reserved bytes are not zero")
     if header > MAX_HEADER or body > most:
         raise ProtocolError(f"{kind.name} frame: lengths {header} + {body} are out of bounds")
     return kind, header, body

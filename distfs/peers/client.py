@@ -12,7 +12,7 @@ from uuid import UUID
 
 from distfs.config.settings import PeersConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, ProtocolError, Refused, TooSlow
+from distfs.errors import DistfsError, ProtocolError, Refused, TooSlow, Unavailable
 from distfs.formats import heads, wire
 from distfs.formats.fixed import Put, encode_get
 from distfs.formats.fragment import CellEntry, FragmentHeader, FragmentTable
@@ -58,6 +58,7 @@ class NodeClient(AsksAhead, TakesWhole, Versioned):
         """``number``: the node's id, by which it is measured."""
         self.node, self.address = node, address
         self.agreed: Agreed | None = None  # with the node, when a connection was last made
+        self.software = ""  # of which release it is
 
         def begin(sock: NodeSocket, deadline: Deadline) -> None:
             Greeting(sock, keys(deadline), cluster, node, self._agree)
@@ -69,8 +70,8 @@ class NodeClient(AsksAhead, TakesWhole, Versioned):
     def close(self) -> None:
         self.link.pool.close()
 
-    def _agree(self, agreed: Agreed) -> None:
-        self.agreed = agreed
+    def _agree(self, agreed: Agreed, software: str) -> None:
+        self.agreed, self.software = agreed, software
 
     def features(self, deadline: Deadline) -> int:
         if self.agreed is None:
@@ -82,6 +83,7 @@ class NodeClient(AsksAhead, TakesWhole, Versioned):
         link = self.link
         return {
             "address": str(self.address),
+            "software": self.software,
             "connections": link.pool.snapshot().as_dict(),
             "breaker": link.breaker.state.value,
             "breaker_opened": link.breaker.opened,
@@ -237,6 +239,10 @@ class NodeClient(AsksAhead, TakesWhole, Versioned):
 
     def log(self, wanted: Wanted, deadline: Deadline) -> RemoteLog:
         """Ask for lines of its log; they are waited for when they are taken. Raises as any request."""
+        if not self.features(deadline) & wire.Feature.LOGS:
+            raise Unavailable(
+                f"{self.link.peer} is of an older distfs, which tells nobody its log: upgrade it"
+            )
         exchange = Exchange(self.link, deadline, patient=True, what="LOGS")
         with exchange:
             request = self._request(Type.LOGS, {"wanted": asdict(wanted)}, exchange)

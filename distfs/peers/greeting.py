@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from uuid import UUID
 
+from distfs import __version__
 from distfs.deadline import Deadline
 from distfs.errors import ProtocolError
 from distfs.formats import hello
 from distfs.formats.hello import Agreed, Asker, Keys, Kind
+from distfs.formats.wire import Feature, Type, encode
 from distfs.wire_socket import Limit, WireSocket
 
 #: The cluster's keys, the newest first. Raises Unavailable when they cannot be asked for.
@@ -26,9 +28,10 @@ class Greeting:
     """Said step by step, so that who reads may ask another node while this one is late with its part."""
 
     def __init__(
-        self, sock: NodeSocket, keys: Keys, cluster: UUID, node: UUID, agreed: Callable[[Agreed], object]
+        self, sock: NodeSocket, keys: Keys, cluster: UUID, node: UUID, agreed: Callable[[Agreed, str], object]
     ) -> None:
-        """Begins it. ``node``: that which is meant; ``agreed`` is told what was agreed on. Raises NodeUnavailable,
+        """Begins it. ``node``: that which is meant; ``agreed`` is told what was agreed on, and of which release the
+        node is ("": it does not say). Raises NodeUnavailable,
         ProtocolError without a key."""
         self._agreed = agreed
         self._sock, self._asker = sock, Asker(keys, cluster, node, os.urandom(hello.NONCE_SIZE))
@@ -55,11 +58,23 @@ class Greeting:
         if self._kind is Kind.CHALLENGE:
             self._sock.send(self._asker.prove(message), limit=limit)
             self._kind, self._message, self._done = Kind.WELCOME, bytearray(hello.SIZES[Kind.WELCOME]), 0
-        else:
+        elif self._kind is Kind.WELCOME:
             agreed = self._asker.accept(message)
             self._sock.features = agreed.features
-            self._agreed(agreed)
-            self._sock.greeting, self._sock.heard = None, False
+            if agreed.features & Feature.NAMES:
+                self._told = agreed
+                self._kind, self._message, self._done = Kind.NAME, bytearray(hello.SIZES[Kind.NAME]), 0
+            else:
+                self._end(agreed, "")
+        else:
+            software = self._asker.named(message)
+            # It leaves with the request, for which the connection is made.
+            self._sock.send(encode(Type.NAME, {"software": __version__}), more=True, limit=limit)
+            self._end(self._told, software)
+
+    def _end(self, agreed: Agreed, software: str) -> None:
+        self._agreed(agreed, software)
+        self._sock.greeting, self._sock.heard = None, False
 
     def _receive(self, limit: Limit | None) -> bool:
         """Whether the whole message has come."""

@@ -27,9 +27,10 @@ from distfs.formats.wire import Frame, Type
 from distfs.headers.traceparent import TraceParent, parse, unpack
 from distfs.model import FragmentId
 from distfs.storage import told_log
+from distfs.storage.asked import astray, count, seconds, stranger
 from distfs.storage.disk.heads import heads_page
 from distfs.storage.disk.store import DiskStore, DiskWriter
-from distfs.storage.greeting import examine
+from distfs.storage.greeting import examine, other_release
 from distfs.storage.metrics_port import node_samples
 from distfs.storage.strangers import Strangers, network_of
 from distfs.telemetry import metrics, tracing
@@ -44,7 +45,6 @@ log = logging.getLogger("distfs.node")
 
 IDLE_LIMIT_S = 300.0  # a connection without a request for this long is closed
 MAX_DEADLINE_S = 86400.0  # the longest a caller may ask for
-MAX_AGE_S = 1e10  # of a fragment, in a request
 #: How far ahead of what is sent the disk is asked for what comes, and for how much at once.
 READ_AHEAD, READ_STEP = 8 << 20, 2 << 20
 #: Requests with bytes of a fragment, to or from somebody.
@@ -158,6 +158,8 @@ class Connection(socketserver.BaseRequestHandler):
             self._refuse(e)
             return False
         moves, began = frame.type in _MOVING, time.monotonic()
+        if not moves and frame.type is Type.NAME:
+            return self._named(frame)
         if self.node.begin_request(moves):
             try:
                 return self._serve(frame)
@@ -170,6 +172,11 @@ class Connection(socketserver.BaseRequestHandler):
                     self._tell(frame, seconds, trace)
         self._refuse(Unavailable("this node is stopping"))
         return False
+
+    def _named(self, frame: Frame) -> bool:
+        """Of which release the caller is: what is said of him says so, if it is another than this."""
+        self.sock.peer += other_release(frame)
+        return True
 
     def _tell(self, frame: Frame, seconds: float, trace: str) -> None:
         """That it was served. Of each fragment of each request: nobody is to pay for it who does not want it."""
@@ -237,9 +244,9 @@ class Connection(socketserver.BaseRequestHandler):
         """As ``_bound``, by a header in JSON."""
         cluster, node = self.names
         if header.get("cluster") != cluster:
-            raise _stranger()
+            raise stranger()
         if header.get("node") != node:
-            raise _astray()
+            raise astray()
         try:
             seconds = float(header["deadline"])
         except (KeyError, TypeError, ValueError, OverflowError) as e:
@@ -250,7 +257,7 @@ class Connection(socketserver.BaseRequestHandler):
         """The request is for us; it is bound by the time that the caller will still wait. Raises ProtocolError."""
         # A stranger who learned our ids could name them, and read and delete everything.
         if to != self.to:
-            raise _stranger() if to[:16] != self.to[:16] else _astray()
+            raise stranger() if to[:16] != self.to[:16] else astray()
         if not seconds > 0:  # no number is no time, too
             raise ProtocolError(f"the request's deadline is {seconds} s")
         seconds = min(seconds, MAX_DEADLINE_S)
@@ -268,10 +275,10 @@ class Connection(socketserver.BaseRequestHandler):
                 metrics.STORE_CHECKSUMS.add(len(bad), _DISK)
                 self._ok({"bad": bad})
             case Type.QUARANTINE:
-                age = _seconds(header, "min_age")
+                age = seconds(header, "min_age")
                 self._ok({"done": self.store.quarantine(wire.decode_id(header), age, self.deadline)})
             case Type.DISCARD:
-                age = _seconds(header, "min_age")
+                age = seconds(header, "min_age")
                 self._ok({"done": self.store.discard(wire.decode_id(header), age, self.deadline)})
             case Type.RELEASE:
                 self._ok({"done": self.store.release(wire.decode_id(header), self.deadline)})
@@ -444,7 +451,7 @@ class Connection(socketserver.BaseRequestHandler):
             offset += piece
 
     def _list(self, header: dict[str, Any]) -> None:
-        limit = min(max(1, _count(header, "limit")), wire.MAX_LISTED)
+        limit = min(max(1, count(header, "limit")), wire.MAX_LISTED)
         listing = self.store.list_quarantine if header.get("quarantine") else self.store.list
         page = listing(str(header.get("cursor", "")), limit, self.deadline)
         pack = wire.LISTED.pack
@@ -452,7 +459,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._ok({"cursor": page.cursor}, body)
 
     def _heads(self, header: dict[str, Any]) -> None:
-        limit = min(max(1, _count(header, "limit")), wire.MAX_LISTED)
+        limit = min(max(1, count(header, "limit")), wire.MAX_LISTED)
         cursor, body = heads_page(self.store, str(header.get("cursor", "")), limit, self.deadline)
         self._ok({"cursor": cursor}, body)
 
@@ -464,30 +471,6 @@ class Connection(socketserver.BaseRequestHandler):
         info = self.store.info(self.deadline)
         facts = {"capacity": info.capacity, "used": info.used, "free": info.free, "clock": info.clock}
         self._ok({"node": info.node.hex, "cluster": info.cluster.hex, "state": info.state} | facts)
-
-
-def _count(header: dict[str, Any], key: str) -> int:
-    value = header.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise ProtocolError(f"the request's {key} is not a count: {value!r}")
-    return value
-
-
-def _seconds(header: dict[str, Any], key: str) -> float:
-    value = header.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_AGE_S:
-        raise ProtocolError(f"the request's {key} is not a time in seconds: {value!r}")
-    return float(value)
-
-
-def _stranger() -> ProtocolError:
-    return ProtocolError(
-        "this node is of another cluster than the request: is the service's MetaDB that of its nodes?"
-    )
-
-
-def _astray() -> ProtocolError:
-    return ProtocolError("the request is for another node than this one: has a port changed hands?")
 
 
 def _named(asked: Asked) -> tuple[str, str]:

@@ -6,10 +6,12 @@ import contextlib
 import os
 from uuid import UUID
 
+from distfs import __version__
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NodeUnavailable, TooSlow
+from distfs.errors import DistfsError, NodeUnavailable, ProtocolError, TooSlow
 from distfs.formats import hello
 from distfs.formats.hello import Agreed, Answerer, Keys, Kind, Reason, Unwelcome
+from distfs.formats.wire import Feature, Frame
 from distfs.wire_socket import WireSocket
 
 
@@ -21,7 +23,7 @@ def examine(
     try:
         answerer = Answerer(keys, cluster, node, os.urandom(hello.NONCE_SIZE))
         sock.send(answerer.challenge(_receive(sock, Kind.HELLO, deadline)), limit=deadline)
-        return answerer.welcome(_receive(sock, Kind.PROOF, deadline))
+        welcome, agreed = answerer.welcome(_receive(sock, Kind.PROOF, deadline))
     except Unwelcome:
         with contextlib.suppress(DistfsError):
             sock.send(hello.REFUSED, limit=deadline)
@@ -30,6 +32,22 @@ def examine(
         raise Unwelcome(Reason.SLOW) from e
     except NodeUnavailable as e:
         raise Unwelcome(Reason.GONE) from e
+    if agreed.features & Feature.NAMES:
+        welcome += answerer.name()
+    if not agreed.version:  # he has proved who he is: he is told why
+        with contextlib.suppress(DistfsError):
+            sock.send(welcome, limit=deadline)
+        raise Unwelcome(Reason.VERSION, answerer.no_version)
+    return welcome, agreed
+
+
+def other_release(name: Frame) -> str:
+    """To be said behind a caller's address: of which release he is, if it is another than this."""
+    try:
+        software = hello.name_of(str(name.header().get("software", "")).encode())
+    except ProtocolError:
+        software = "?"
+    return "" if software == __version__ else f" (distfs {software})"
 
 
 def _receive(sock: WireSocket, kind: Kind, deadline: Deadline) -> bytes:

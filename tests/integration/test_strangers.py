@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from distfs import __version__
 from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError, ProtocolError, TooSlow
@@ -126,7 +127,8 @@ def a_downgrade(server: KillableServer, sock: socket.socket) -> Reason:
 
 def no_version_in_common(server: KillableServer, sock: socket.socket) -> Reason:
     said = asker_of(server).hello
-    sock.sendall(said[: hello.HEAD_SIZE] + b"\xff\xfe\xff\xff" + said[hello.HEAD_SIZE + 4 :])
+    none = b"\xff\xfe\xff\xff" + bytes(4)  # versions, and features: who knows of none is not told why
+    sock.sendall(said[: hello.HEAD_SIZE] + none + said[hello.HEAD_SIZE + 8 :])
     return Reason.VERSION
 
 
@@ -229,6 +231,43 @@ def test_a_service_tells_a_node_of_another_cluster_nothing(tmp_path: Path) -> No
         thread.join()
     assert len(heard) == hello.SIZES[Kind.HELLO] + hello.SIZES[Kind.PROOF]
     assert not any(id.bytes in heard or id.hex.encode() in heard for id in (node, cluster))
+
+
+def test_a_service_and_a_node_without_a_version_in_common_tell_both(
+    server: KillableServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service its operator, in words that name both; the node its log, and no stranger a thing."""
+    later = partial(hello.Answerer, speaks=(hello.HIGHEST + 1, hello.HIGHEST + 2))
+    monkeypatch.setattr("distfs.storage.greeting.Answerer", later)
+    with client_of(server) as client:
+        with pytest.raises(ProtocolError) as refused:
+            client.info(soon())
+    theirs = f"wire versions {hello.HIGHEST + 1} to {hello.HIGHEST + 2}"
+    for words in (
+        theirs,
+        f"this is distfs {__version__}",
+        f"wire version {hello.HIGHEST}:",
+        "upgrade the older one",
+    ):
+        assert words in str(refused.value)
+    counted(server, Reason.VERSION)
+
+
+def test_each_side_knows_of_which_release_the_other_is(
+    server: KillableServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By what they said when the connection began, which a reused one need not say again."""
+    with client_of(server) as client:
+        assert client.features(soon()) == hello.FEATURES
+        client.info(soon())
+        assert client.snapshot()["software"] == __version__
+        assert client.link.pool.snapshot().made == 1
+    monkeypatch.setattr("distfs.peers.greeting.__version__", "9.9.9\x1b")
+    raw = Raw(server)
+    raw.sock.sendall(b"no frame of the wire")
+    rest(raw.sock)
+    raw.sock.close()
+    assert "(distfs 9.9.9?): the peer does not speak the distfs wire" in caplog.text
 
 
 def test_a_node_that_takes_its_time_to_greet_is_too_slow() -> None:

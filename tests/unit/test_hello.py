@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distfs import __version__
 from distfs.errors import ProtocolError
 from distfs.formats import hello
 from distfs.formats.hello import REFUSED, SIZES, Agreed, Answerer, Asker, Key, Keys, Kind, Reason, Unwelcome
@@ -150,8 +151,9 @@ VERSIONS, FEATURES, RESERVED, ROLE = hello.HEAD_SIZE, hello.HEAD_SIZE + 4, hello
 @pytest.mark.parametrize(
     ("at", "value", "why"),
     [
-        (VERSIONS, b"\xff\xff\xff\xff", Reason.VERSION),
-        (VERSIONS, b"\0\0\0\1", Reason.VERSION),
+        # Versions, and no feature: who knows of none is not told why.
+        (VERSIONS, b"\xff\xff\xff\xff\0\0\0\0", Reason.VERSION),
+        (VERSIONS, b"\0\0\0\1\0\0\0\0", Reason.VERSION),
         (VERSIONS, b"\0\3\0\2", Reason.FORM),
         (RESERVED, b"\1", Reason.FORM),
         (RESERVED + 7, b"\1", Reason.FORM),
@@ -196,8 +198,54 @@ def test_the_bytes_on_the_wire_have_not_changed(monkeypatch: pytest.MonkeyPatch)
     )
     assert REFUSED.hex() == "4446534805010000"
     assert {kind.name: size for kind, size in SIZES.items()} == {
-        "HELLO": 72, "CHALLENGE": 40, "PROOF": 40, "WELCOME": 48, "REFUSED": 8,
+        "HELLO": 72, "CHALLENGE": 40, "PROOF": 40, "WELCOME": 48, "REFUSED": 8, "NAME": 80,
     }  # fmt: skip
+
+
+def speaking(ours: tuple[int, int], theirs: tuple[int, int]) -> tuple[Asker, Answerer]:
+    asker = Asker((NEW,), CLUSTER, NODE, bytes(32), speaks=ours)
+    return asker, Answerer((NEW,), CLUSTER, NODE, b"\1" * 32, theirs)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "used"),
+    [((2, 2), (2, 5), 2), ((2, 4), (3, 5), 4), ((1, 9), (2, 5), 5), ((3, 3), (3, 3), 3)],
+)
+def test_the_newest_version_that_both_speak_is_used(
+    ours: tuple[int, int], theirs: tuple[int, int], used: int
+) -> None:
+    asker, answerer = speaking(ours, theirs)
+    here, there = talk(asker, answerer)
+    assert here == there
+    assert here.version == used
+    assert asker.named(answerer.name()) == __version__
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((2, 2), (3, 4)), ((5, 6), (3, 4))])
+def test_without_a_version_in_common_both_are_told_both(
+    ours: tuple[int, int], theirs: tuple[int, int]
+) -> None:
+    asker, answerer = speaking(ours, theirs)
+    here, there = talk(asker, answerer)
+    assert here.version == there.version == 0
+    with pytest.raises(ProtocolError) as refused:
+        asker.named(answerer.name())
+    both = [f"{a} to {b}" if a != b else f"wire version {a}" for a, b in (ours, theirs)]
+    for words in (*both, f"it is distfs {__version__}", "upgrade the older one"):
+        assert words in str(refused.value)
+    assert all(str(version) in answerer.no_version for version in (*ours, *theirs))
+
+
+def test_a_name_that_is_not_the_nodes_is_refused() -> None:
+    asker, answerer = pair()
+    talk(asker, answerer)
+    name = answerer.name()
+    for at in range(len(name)):
+        with pytest.raises(ProtocolError):
+            asker.named(with_fields(name, at, bytes([name[at] ^ 1])))
+    with pytest.raises(ProtocolError):
+        asker.named(name[:-1])
+    assert hello.name_of(b"1.2\x1b[31m\xff\0\0") == "1.2?[31m?"
 
 
 def test_a_key_is_shown_by_its_id_alone() -> None:
