@@ -19,13 +19,15 @@ from distfs.errors import Corrupt, NewerFormat
 
 #: Bits this distfs knows. A new feature is a constant of its own here, and part of its union.
 COMPRESSED = 1 << 0  # blocks of it may be compressed
+FILE_RECORD = 1 << 0  # compat: the end of its file's last slice has a record of the file
 
-COMPAT = 0
+COMPAT = FILE_RECORD
 INCOMPAT = COMPRESSED
 READ_ONLY = 0
 
 MAX_RECORDS = 1024  # bytes in a header, and as many in a footer
 _RECORD = struct.Struct("<HH")  # type, length
+SHA256 = 1  # a record's type; it is of the whole file
 
 
 class Features(NamedTuple):
@@ -90,3 +92,22 @@ def read_records(packed: bytes) -> dict[int, bytes]:
         records[kind] = packed[at : at + length]
         at += length
     return records
+
+
+#: Of a fragment whose end may tell of its file.
+TELLS_OF_FILE = Extra(Features(compat=FILE_RECORD))
+
+
+def file_record(sha256: bytes) -> Extra:
+    """What the end of a file's last slice says of the file."""
+    return Extra(TELLS_OF_FILE.features, pack_records({SHA256: sha256}))
+
+
+def sha256_in(extra: Extra) -> bytes | None:
+    """Of the file; None: it is not said. Raises Corrupt."""
+    if not extra.records:
+        return None
+    said = read_records(extra.records).get(SHA256)
+    if said is not None and len(said) != 32:
+        raise Corrupt(f"a sha-256 of {len(said)} bytes")
+    return said

@@ -16,6 +16,7 @@ from distfs.body.source import Source
 from distfs.config.settings import StorageConfig
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, DistfsError, Full, Unavailable
+from distfs.formats.features import PLAIN, file_record
 from distfs.model import Slice
 from distfs.peers.directory import Stores
 from distfs.process.threads import Threads, as_ours
@@ -93,7 +94,7 @@ class _Digest:
         self._queue.put(block)
 
     def finish(self) -> bytes:
-        """Raises what went wrong."""
+        """When it is told all; each time the same. Raises what went wrong."""
         self._queue.put(None)
         digest = self._future.result()
         if self._error is not None:
@@ -170,7 +171,8 @@ class FileUpload:
                 self._request.collect(self._config.slice_size if full else self._config.block_size, full)
                 block = self._next(source)
                 if not sending.ended and (full or block is None):
-                    sending.finish(last=block is None)
+                    # The hash is all but there, since the nodes take longer; so each disk has it before the commit.
+                    sending.finish(block is None, PLAIN if block else file_record(digest.finish()))
                 elif block is None:
                     raise DistfsError(
                         f"the source ended {counted(self._left or 0, 'byte')} before the size it was said to have"
@@ -207,6 +209,7 @@ class FileUpload:
         until = self._request.patient_until()
         while True:
             plan = self._request.plan(self._identity, ordinal, max(size, least))
+            plan.tells = True
             sending = SliceUpload(plan, *shared, lambda failed: self._give_up(failed.values()))
             try:
                 again = not sending.begun(self._scope) and self._request.again(plan, sending.failed, until)

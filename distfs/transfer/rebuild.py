@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import chain, islice
 
 from distfs.deadline import Deadline
-from distfs.formats.features import PLAIN
+from distfs.formats.features import PLAIN, Extra, Features
 from distfs.formats.fragment import RAW, CellEntry, checksum
 from distfs.fragment_store import FragmentStore, committed
 from distfs.model import Slice
@@ -24,18 +24,21 @@ def rebuild(
     buffer: memoryview,
     deadline: Deadline,
     ended: Callable[[], object] | None = None,
+    extra: Extra = PLAIN,
 ) -> None:
     """Write fragment ``index`` to ``target`` from the checked blocks of ``reader``, which spans the slice. What was
     compressed is not so anew: another zstd may make another frame, and parity of that fits no cell there is.
 
     A copy is copied, a coded cell is computed; either way from bytes that MetaDB's digest vouches for, and it
     is durable on return. ``buffer`` has room for a block. ``ended``: called when the node was told the end; from
-    then on it may keep the fragment, whatever it answers. Raises what reading and writing raise.
+    then on it may keep the fragment, whatever it answers. ``extra``: what another fragment has beside its cells, of
+    which it gets what an older distfs may ignore. Raises what reading and writing raise.
     """
     hint = file.code.cell_size(piece.size)
     blocks = reader.stored_blocks(buffer)
     first = list(islice(blocks, 1))  # from then on it is known whether some are compressed
-    extra = fitting(PACKED if reader.compressed else PLAIN, target, deadline)
+    extra = Extra(Features(compat=extra.features.compat), extra.records)
+    extra = fitting(extra | PACKED if reader.compressed else extra, target, deadline)
     writer = target.put(file.header(piece.id, piece.ordinal, index, extra), hint, deadline)
     with committed(writer):
         for coded, codec, plain in chain(first, blocks):

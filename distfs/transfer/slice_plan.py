@@ -12,11 +12,12 @@ from uuid import UUID
 from distfs.deadline import Deadline
 from distfs.formats.coding import Code
 from distfs.formats.compression import Packer
-from distfs.formats.features import COMPRESSED, PLAIN, Extra, Features
+from distfs.formats.features import COMPRESSED, PLAIN, TELLS_OF_FILE, Extra, Features
 from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentHeader, checksum, pack_headers, slice_digest
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
+from distfs.peers.versioned import fitting
 from distfs.peers.whole_put import TakesWhole
 from distfs.telemetry.metrics import RETRIES
 
@@ -87,6 +88,8 @@ class SlicePlan:
         self.size = 0
         self.plains: list[int] = []
         self.saved: list[int] = []  # bytes, of each block that was compressed
+        self.tells = False  # whether its fragments' ends may tell of the file
+        self.telling: set[int] = set()  # those whose nodes take that
         self.ended: set[int] = set()  # whose nodes were told the end: no other node can keep its fragment
 
     def cells(self, block: memoryview) -> list[tuple[CellEntry, Buffer]]:
@@ -145,9 +148,12 @@ class SlicePlan:
 
     def begin(self, index: int, stores: Stores, deadline: Deadline) -> FragmentWriter:
         """Start the PUT of fragment ``index``."""
-        header = self.file.header(self.id, self.ordinal, index, self.extra)
-        hint = self.file.code.cell_size(self.size_hint)
-        return stores(self.nodes[index], deadline).put(header, hint, deadline)
+        store, extra = stores(self.nodes[index], deadline), self.extra
+        if self.tells and fitting(TELLS_OF_FILE, store, deadline) is not PLAIN:
+            self.telling.add(index)
+            extra |= TELLS_OF_FILE
+        header = self.file.header(self.id, self.ordinal, index, extra)
+        return store.put(header, self.file.code.cell_size(self.size_hint), deadline)
 
     def send_whole(
         self, index: int, packed: bytes, cell: tuple[CellEntry, Buffer], stores: Stores, deadline: Deadline

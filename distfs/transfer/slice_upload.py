@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from distfs.deadline import Deadline
 from distfs.errors import Busy, DistfsError
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fragment import CellEntry
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer
@@ -90,6 +91,7 @@ class _Cells:
 class _End:
     size: int
     last: bool
+    of_file: Extra
 
 
 class _Abort:
@@ -165,7 +167,8 @@ class _Sender:
         """All nodes are told before one is waited for: they make it durable at once."""
 
         def finish(fragment: _Fragment) -> None:
-            self._writers[fragment].finish(end.size, end.last)
+            of_file = end.of_file if fragment.index in self._plan.telling else PLAIN
+            self._writers[fragment].finish(end.size, end.last, of_file)
             self._plan.ended.add(fragment.index)
 
         self._each(finish)
@@ -256,9 +259,9 @@ class SliceUpload:
         made.add_done_callback(lambda _: block.release())
         return made
 
-    def finish(self, last: bool) -> None:
-        """No more blocks."""
-        self._end(_End(self.plan.size, last))
+    def finish(self, last: bool, of_file: Extra = PLAIN) -> None:
+        """No more blocks. ``of_file``: what the last slice tells of it."""
+        self._end(_End(self.plan.size, last, of_file))
 
     def abort(self) -> None:
         """Give up: every sender ends, and what nodes have of unfinished fragments is removed."""

@@ -30,7 +30,7 @@ from distfs.errors import (
     Unavailable,
 )
 from distfs.formats.coding import code_for
-from distfs.formats.features import Extra
+from distfs.formats.features import PLAIN, Extra
 from distfs.formats.fragment import MAX_CELLS, checksum
 from distfs.fragment_store import committed, fault
 from distfs.meta import MetaDB
@@ -110,7 +110,7 @@ class FragmentMaker:
         alive = {n.id for n in self.directory.nodes(deadline) if n.alive}
         held = [i for i, node in enumerate(task.piece.nodes) if node]
         order = sorted(held, key=lambda i: (i in lost, task.piece.nodes[i] not in alive))
-        self._check_remakeable(task, order, deadline)
+        extra = self._remakeable(task, order, deadline)
         code = code_for(task.policy)
         identity = self._identity(task, deadline)
         span = 0, -(-task.piece.size // task.block_size)
@@ -120,7 +120,16 @@ class FragmentMaker:
         reader = SliceReader(*shape, stores, order, span, deadline, self._note_damage, remains=remains)
         size = min(task.block_size, task.piece.size)
         with self._pool.lent(deadline, code.beside(size), size) as buffer, contextlib.closing(reader):
-            rebuild(identity, task.piece, index, reader, stores(target, deadline), buffer, deadline)
+            rebuild(
+                identity,
+                task.piece,
+                index,
+                reader,
+                stores(target, deadline),
+                buffer,
+                deadline,
+                extra=extra,
+            )
 
     def copy(self, task: SliceTask, index: int, source: int, target: int, deadline: Deadline) -> None:
         """The very cells of fragment ``index`` from one node to another.
@@ -153,8 +162,9 @@ class FragmentMaker:
                     writer.write_cell(entry, cell)
                 writer.finish(reader.table.slice_size, reader.table.last)
 
-    def _check_remakeable(self, task: SliceTask, order: Sequence[int], deadline: Deadline) -> None:
-        """Raises NewerFormat when what a fragment is made of has what one made here would lack."""
+    def _remakeable(self, task: SliceTask, order: Sequence[int], deadline: Deadline) -> Extra:
+        """What a fragment has beside its cells, of which others are made. Raises NewerFormat when it has what one
+        made here would lack."""
         for index in order:
             limit = deadline.sooner(self._config.stall_timeout)
             try:
@@ -165,7 +175,8 @@ class FragmentMaker:
             except DistfsError:  # it is not read, or its reader says why not
                 continue
             table.extra.features.check_changeable()
-            return
+            return table.extra
+        return PLAIN
 
     def _extra(self, id: FragmentId, source: int, deadline: Deadline) -> Extra:
         """What a fragment has beside its cells, for one that is made of it. Raises NewerFormat when that must not be

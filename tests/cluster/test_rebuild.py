@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -16,7 +17,8 @@ from uuid import UUID
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.formats.fragment import FOOTER_SIZE
+from distfs.formats.features import sha256_in
+from distfs.formats.fragment import FOOTER_SIZE, read_layout
 from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
 from distfs.storage.disk.home import require_identity
@@ -152,6 +154,52 @@ def test_what_is_not_whole_or_disagrees_is_told_and_not_made(make_cluster: MakeC
     cluster.start_service()
     assert len(cluster.download(whole)) == len(cluster.download(short)) == 2 * SLICE
     assert cluster.request("GET", f"/download/{cut}").status == 404
+
+
+def said_of_file(path: Path) -> bytes | None:
+    """The sha-256 that a fragment's end has."""
+    data = path.read_bytes()
+    layout = read_layout(len(data), lambda length, offset: data[offset : offset + length])
+    return sha256_in(layout.table.extra)
+
+
+def test_the_sha_256_is_on_the_disks_of_the_last_slice_also_of_fragments_made_anew(
+    make_cluster: MakeCluster,
+) -> None:
+    """So no byte of a file need be read to make MetaDB anew."""
+    cluster = make_cluster(nodes=4, config={**QUICK, "storage": WITH_POLICIES["storage"]})
+    data = os.urandom(2 * SLICE + 5)
+    files = {}
+    for policy in POLICIES:
+        answer = cluster.request("PUT", f"/upload/x?policy={policy}", data)
+        assert answer.status == 201, answer.text
+        files[answer.text.strip()] = policy
+    last = {
+        str(id): files[str(file)]
+        for file, id in run_sql(url_of(cluster), "SELECT file_id, id FROM slice WHERE ordinal = 2")
+    }
+
+    def kept(policy: str) -> dict[str, Path]:
+        slices = [id for id, of in last.items() if of == policy]
+        found = [p for i in range(4) for p in cluster.fragments(i) if p.name.split(".")[0] in slices]
+        return {path.name: path for path in found}
+
+    for policy, width in (("default", 2), ("three", 3), ("coded", 3)):
+        before = kept(policy)
+        assert len(before) == width
+        assert {said_of_file(path) for path in before.values()} == {hashlib.sha256(data).digest()}
+        lost = before[min(before)]
+        lost.unlink()
+        assert distfs(cluster, "fsck").code == 1
+        eventually(lambda of=policy, count=width: len(kept(of)) == count, "it is made anew")  # type: ignore[misc]
+        assert {said_of_file(path) for path in kept(policy).values()} == {hashlib.sha256(data).digest()}
+    cluster.stop_service()
+    erase(cluster)
+    told = rebuild(cluster)
+    assert told.code == 0, told.out
+    assert "sha-256" not in told.out
+    shas = run_sql(url_of(cluster), "SELECT DISTINCT sha256 FROM file")
+    assert shas == [[hashlib.sha256(data).digest()]]
 
 
 def test_a_node_that_comes_later_completes_what_was_not_there(make_cluster: MakeCluster) -> None:

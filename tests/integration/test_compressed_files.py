@@ -17,13 +17,13 @@ from distfs.deadline import Deadline
 from distfs.errors import ConfigError
 from distfs.formats import compression, wire
 from distfs.formats.coding import code_for
-from distfs.formats.features import COMPRESSED, PLAIN, Extra
+from distfs.formats.features import COMPRESSED
 from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentHeader, FragmentTable, checksum
 from distfs.model import Compression, File, FragmentId, Policy, Slice
 from distfs.peers.client import NodeClient
 from distfs.transfer.download import is_one_block
 from distfs.transfer.rebuild import rebuild
-from distfs.transfer.slice_plan import PACKED, FileIdentity
+from distfs.transfer.slice_plan import FileIdentity
 from tests.contract.litter import eventually
 from tests.contract.samples import random_bytes
 from tests.integration.byte_ways import Source, Ways, byte_ways
@@ -113,23 +113,23 @@ def test_blocks_that_save_enough_are_kept_compressed(
     assert cluster.pool.usage().blocks == 0
 
 
-def extras(cluster: UpkeepCluster, file: File) -> set[Extra]:
-    """What the fragments say that they have more than the first format, at the beginning and in all."""
+def incompat(cluster: UpkeepCluster, file: File) -> set[int]:
+    """What must be known to read the fragments, as they say at the beginning and in all."""
     paths = [cluster.path(id, node) for id, node in cluster.fragments(file)]
-    said = {FragmentHeader.unpack(path.read_bytes())[0].extra for path in paths}
-    assert said == {table.extra for table in tables(cluster, file).values()}
+    said = {FragmentHeader.unpack(path.read_bytes())[0].extra.features.incompat for path in paths}
+    assert said == {table.extra.features.incompat for table in tables(cluster, file).values()}
     return said
 
 
 @pytest.mark.parametrize("policy", [COPIES, CODED])
 def test_who_does_not_know_it_is_told_by_each_fragment(cluster: UpkeepCluster, policy: Policy) -> None:
     file = upload(cluster, MIXED, policy, Compression("zstd"))
-    assert extras(cluster, file) == {PACKED}
+    assert incompat(cluster, file) == {COMPRESSED}
     cluster.stop_node(cluster.node(cluster.fragments(file)[0][1]))
     assert drive(cluster.repair()).detail["made"] != 0
-    assert extras(cluster, file) == {PACKED}
+    assert incompat(cluster, file) == {COMPRESSED}
     for data, how in ((MIXED, Compression("off")), (TEXT[:BLOCK], Compression("zstd"))):
-        assert extras(cluster, upload(cluster, data, policy, how)) == {PLAIN}
+        assert incompat(cluster, upload(cluster, data, policy, how)) == {0}
 
 
 @pytest.mark.parametrize("policy", [COPIES, CODED])
