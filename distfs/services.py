@@ -161,8 +161,8 @@ def _lookers(meta: MetaDB, directory: NodeDirectory) -> tuple[Finder[Facts], Fin
     """Who looks at the cluster for those that measure it."""
     facts, inventory = finders(meta, UpkeepDB(meta))
 
-    def known() -> tuple[int | None, Mapping[str, int] | None]:
-        nodes, counted = directory.seen(), inventory.known()
+    def known(watched: bool) -> tuple[int | None, Mapping[str, int] | None]:
+        nodes, counted = directory.seen(), inventory.last() if watched else inventory.known()
         slices = None if counted is None else {str(left): n for left, n in counted.status.slices.items()}
         return sum(node.alive for node in nodes) if nodes else None, slices
 

@@ -74,6 +74,7 @@ class StorageServer(socketserver.ThreadingTCPServer):
         self._moving = 0  # of the requests, those with bytes of a fragment on their way
         self.strangers = Strangers()
         self.log_files: OwnFiles | None = None
+        self.certificate = tls.certificate if tls else ""
         self._draining = False
         self._lock = threading.Lock()
         self._accept_trouble = descriptors.AcceptTrouble(log)
@@ -228,7 +229,9 @@ def _tell_metrics(config: NodeConfig, server: StorageServer) -> Callable[[], obj
     """-> what ends it. That nobody can measure a node is no reason to keep its fragments from all."""
     try:
         if config.metrics_port:
-            return MetricsPort(config.host, config.metrics_port, server.store, server.strangers).close
+            return MetricsPort(
+                config.host, config.metrics_port, server.store, server.strangers, server.certificate
+            ).close
     except OSError as e:
         log.warning("no metrics: port %d cannot be listened on: %s", config.metrics_port, e.strerror)
     return lambda: None

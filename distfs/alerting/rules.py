@@ -223,6 +223,11 @@ RULES = (
         "a certificate of the service ends within two weeks", "tls show DIR", own=True,
     ),
     Rule(
+        "DistfsNodeCertificateEnds", WARNING,
+        Is(Until(Of(m.NODE_CERTIFICATE, "min", ("instance",))), "<", 14 * DAY), HOUR,
+        "the certificate of the node at {instance} ends within two weeks", "tls show DIR",
+    ),
+    Rule(
         "DistfsClockSkew", WARNING, Is(Of(m.CLOCK_OFFSET, absolute=True), ">", 1), 5 * MINUTE,
         "the clock of a service and that of MetaDB differ by more than a second", "doctor", own=True,
     ),

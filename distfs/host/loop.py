@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +34,7 @@ from distfs.host.turned_away import TurnedAway
 from distfs.host.workers import LATE_S
 from distfs.process import descriptors
 from distfs.process.dial import timeval
+from distfs.telemetry.metrics import CONNECTION_STATES, CONNECTIONS_BY_STATE
 from distfs.tls.contexts import FromFiles
 from distfs.tls.stream import AnySocket, TlsSocket
 
@@ -309,6 +310,7 @@ class Loop(Host):
         """Those who wait for a worker for too long are told so. And while a request waits or is served, nobody else
         looks whether its client is still there: those that have come a while ago are looked at."""
         self.workers.measure()
+        self._measure()
         self._refuse_waiting(now - (host.WAIT_LIMIT_S if self.workers.no_thread else host.TURN_LIMIT_S))
         poll, served = select.poll(), {}
         for connection in self.workers.busy():
@@ -323,6 +325,12 @@ class Loop(Host):
                     connection.refuse_busy(ClientGone("the client hung up"))
             elif events & select.POLLRDHUP or connection.stands_still():
                 connection.ask_client()
+
+    def _measure(self) -> None:
+        """Tell the metrics what the connections do."""
+        counts = Counter(map(_state_of, self.connections.values()))
+        for at, state in enumerate(CONNECTION_STATES):
+            CONNECTIONS_BY_STATE.set(counts[state], at)
 
     def _refuse_waiting(self, since: float) -> None:
         """Those that have waited for a worker since then, or longer."""
@@ -380,6 +388,15 @@ class Loop(Host):
             if not self.connections or left <= 0:
                 return
             self.turn(min(left, DRAIN_LOOK_S))
+
+
+def _state_of(connection: Connection) -> str:
+    """As metrics call it."""
+    if connection.with_worker:
+        return "served"
+    if connection.unsent:
+        return "sending"
+    return "handshake" if connection.shakes_hands else "receiving" if connection.begun else "idle"
 
 
 def _host_of(address: Any) -> str:

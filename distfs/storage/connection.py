@@ -70,6 +70,8 @@ class NodeServer(Protocol):
     strangers: Strangers
     #: Of its log; None: it writes none.
     log_files: OwnFiles | None
+    #: The file of its certificate; empty: it has none.
+    certificate: str
 
     def admit(self) -> DistfsError | None:
         """Count a connection whose peer has proved who he is; what to tell him if there are too many."""
@@ -289,7 +291,7 @@ class Connection(socketserver.BaseRequestHandler):
             case Type.INFO:
                 self._info()
             case Type.METRICS:
-                looked_at = node_samples(self.store, self.node.strangers)
+                looked_at = node_samples(self.store, self.node.strangers, self.node.certificate)
                 kind, data = rendered(str(header.get("accept", "")), looked_at, metrics.NODE)
                 self._ok({"type": kind}, data)
             case Type.LOGS:

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from distfs.storage.strangers import Strangers
 from distfs.telemetry import metrics
 from distfs.telemetry.metrics import NODE, Sample
 from distfs.telemetry.metrics_told import rendered
+from distfs.tls.contexts import first_end
 
 MOST_AT_ONCE, LIMIT_S = 8, 5.0
 
@@ -28,9 +30,11 @@ class MetricsPort(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, host: str, port: int, store: DiskStore, strangers: Strangers) -> None:
-        """Raises OSError."""
-        self.store, self.strangers = store, strangers
+    def __init__(
+        self, host: str, port: int, store: DiskStore, strangers: Strangers, certificate: str = ""
+    ) -> None:
+        """``certificate``: its file. Raises OSError."""
+        self.looks = partial(node_samples, store, strangers, certificate)
         self._places = threading.BoundedSemaphore(MOST_AT_ONCE)
         self.address_family, address = to_listen(host, port)
         super().__init__(address, _Scrape)
@@ -74,9 +78,7 @@ class _Scrape(BaseHTTPRequestHandler):
             status, data = 404, b"there is nothing at this path: GET /metrics\n"
         else:
             try:
-                kind, data = rendered(
-                    self.headers.get("Accept", ""), node_samples(server.store, server.strangers), NODE
-                )
+                kind, data = rendered(self.headers.get("Accept", ""), server.looks(), NODE)
             except DistfsError as e:
                 status, data = e.status, f"{e}\n".encode()
         self.send_response(status)
@@ -89,11 +91,13 @@ class _Scrape(BaseHTTPRequestHandler):
         """Nothing: who scrapes comes often."""
 
 
-def node_samples(store: DiskStore, strangers: Strangers) -> Iterator[Sample]:
+def node_samples(store: DiskStore, strangers: Strangers, certificate: str = "") -> Iterator[Sample]:
     """What a node holds at this moment. A disk that cannot be asked is one in trouble, and no more is told of it."""
     yield Sample(metrics.THREADS, threading.active_count())
     for reason, count in strangers.counts.items():
         yield Sample(metrics.STRANGERS, count, (reason.value,))
+    if certificate and (ends := first_end([certificate])) is not None:
+        yield Sample(metrics.NODE_CERTIFICATE, ends)
     yield Sample(metrics.DISK_TROUBLE, bool(store.trouble))
     try:
         info = store.info(Deadline(LIMIT_S))

@@ -51,6 +51,10 @@ EVENTS: tuple[Event, ...] = (
     ),
     _event("tracing.back", "INFO", "The endpoint of traces takes spans again.", "spans are sent again|"),
     _event(
+        "history.failed", "ERROR", "A row of /status/history is missing.",
+        "a row of the history is missing, by a bug|",
+    ),
+    _event(
         "log.missing", "WARNING", "Somebody asked for the log, and it could not all be had.",
         "what was asked for of the log is not all here: %s|error",
     ),
@@ -226,6 +230,10 @@ EVENTS: tuple[Event, ...] = (
     _event(
         "alert.untold", "WARNING", "The webhook or the mail server of alerting could not be told; it is tried again.",
         "alerts could not be told by %s: %s|- error",
+    ),
+    _event(
+        "alert.failed", "ERROR", "A look for alerts of this service failed; the next comes.",
+        "alerts of this service stumbled over a bug; they go on|",
     ),
     _event(
         "metadb", "ERROR", "What MetaDB's own process does: it died, was started, says something.",

@@ -5,6 +5,7 @@ Counts are of all processes, since their cells are shared: so each keeps the who
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -18,8 +19,12 @@ EVERY_S, ROWS = 10, 360
 COLUMNS = ("time", "requests", "errors", "received", "sent", "in_flight", "nodes_up", "slices")
 _FAILED = metrics.CLASSES.index("5xx")
 
-#: -> nodes that are up, and slices by redundancy left; None: that is not known.
-Look = Callable[[], tuple[int | None, Mapping[str, int] | None]]
+#: Seconds for which who has asked is thought to ask again.
+WATCHED_S = 300.0
+#: Is told whether somebody watches -> nodes that are up, and slices by redundancy left; None: that is not known.
+Look = Callable[[bool], tuple[int | None, Mapping[str, int] | None]]
+
+log = logging.getLogger("distfs.history")
 
 
 class History:
@@ -32,6 +37,7 @@ class History:
         self._before = [0.0] * 4
         self._lock = threading.Lock()
         self._runs = False
+        self._asked_at = float("-inf")
 
     def begin(self) -> None:
         """Keep it from now on; does nothing the second time. Raises Busy."""
@@ -43,6 +49,7 @@ class History:
 
     def as_json(self) -> dict[str, Any]:
         """``requests`` to ``sent`` are of the seconds up to ``time``, the others as they were then."""
+        self._asked_at = time.monotonic()
         return {"every_s": EVERY_S, "columns": list(COLUMNS), "rows": list(self._rows)}
 
     def add(self) -> None:
@@ -51,7 +58,7 @@ class History:
         counts = _counts(sums)
         grown = [round(max(0.0, now - before)) for now, before in zip(counts, self._before, strict=True)]
         self._before = counts
-        nodes, slices = self._look()
+        nodes, slices = self._look(time.monotonic() - self._asked_at < WATCHED_S)
         in_flight = round(sums[metrics.IN_FLIGHT.first])
         self._rows.append([round(time.time()), *grown, in_flight, nodes, slices])
 
@@ -59,7 +66,10 @@ class History:
         pause = threading.Event()
         while True:
             pause.wait(EVERY_S)
-            self.add()
+            try:
+                self.add()
+            except Exception:  # the thread's outermost edge
+                log.exception("a row of the history is missing, by a bug")
 
 
 def _counts(sums: list[float]) -> list[float]:

@@ -132,6 +132,14 @@ QUEUE_SECONDS = _counted(
     "How long a request waited for its turn or a thread, of those that had to.",
 )
 CONNECTIONS = _counted("http_connections", GAUGE, "Connections of clients that are open.")
+CONNECTION_STATES = ("idle", "handshake", "receiving", "served", "sending")
+CONNECTIONS_BY_STATE = _counted(
+    "http_connections_state",
+    GAUGE,
+    "Those connections by what they do, as it was within the last seconds: nothing; a handshake of TLS; a request "
+    "comes, and nobody works for it yet; it is served; the rest of a small answer goes out.",
+    {"state": CONNECTION_STATES},
+)
 IN_FLIGHT = _counted("http_requests_in_flight", GAUGE, "Requests that are being answered.")
 HTTP_THREADS = _counted(
     "http_threads", GAUGE, "Threads that serve a request, or have none to serve.", {"state": ("busy", "idle")}
@@ -349,6 +357,9 @@ DISK_TROUBLE = Metric("disk_trouble", GAUGE, "1 while the disk takes nothing, bu
 DISK_SIZE = Metric("disk_capacity_bytes", GAUGE, "Size of the disk.", part=NODE)
 DISK_USED = Metric("disk_used_bytes", GAUGE, "Used of it, by whatever.", part=NODE)
 DISK_FREE = Metric("disk_free_bytes", GAUGE, "What fragments may still take.", part=NODE)
+NODE_CERTIFICATE = Metric(
+    "storage_certificate_end_timestamp_seconds", GAUGE, "When the node's own certificate ends.", part=NODE
+)
 
 _ROUTE = {name: at for at, name in enumerate(ROUTES)}
 _METHOD = {name: at for at, name in enumerate(METHODS)}

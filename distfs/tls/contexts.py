@@ -134,6 +134,7 @@ class Peers:
     def __init__(self, config: TlsConfig) -> None:
         """Raises ConfigError."""
         c = config
+        self.certificate = c.cert  # its file
         files = [file for file in (c.ca, c.cert, c.key, c.crl) if file]
         self._files = FromFiles("tls.ca, cert, key and crl", files, lambda: (_client(c), _node(c)))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,10 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families as families
 from distfs.config.settings import MetricsConfig
 from distfs.deadline import Deadline
 from distfs.http_app import create_app
-from distfs.telemetry import metrics
+from distfs.storage.metrics_port import node_samples
+from distfs.storage.strangers import Strangers
+from distfs.telemetry import history, metrics
 from distfs.upkeep.db import UpkeepDB
 from tests.certificates import Certificates, at
 from tests.contract.litter import eventually
+from tests.contract.nodes import new_store
 from tests.integration.guarded import guarded_config, user
 from tests.postgres import run_sql
 from tests.service import BLOCK, HttpAddress, TestService, listening, running_service, small_config
@@ -51,7 +55,7 @@ def service(metadb_url: str, tmp_path: Path) -> Iterator[TestService]:
 
 
 def test_a_scrape_tells_of_requests_memory_and_nodes(service: TestService) -> None:
-    data = bytes(100_000)
+    data = os.urandom(100_000)
     uuid = service.ask("PUT", "/upload/x", data).text.strip()
     assert service.ask("GET", f"/download/{uuid}").body == data
     assert service.ask("GET", "/download/x").status == 400
@@ -196,7 +200,7 @@ def test_who_waits_for_a_thread_is_told_of(metadb_url: str, tmp_path: Path) -> N
 
 
 def test_what_fails_its_check_is_counted(service: TestService) -> None:
-    data = bytes(range(256)) * 1000
+    data = os.urandom(256_000)  # which no compression makes shorter
     uuid = service.ask("PUT", "/upload/x", data).text.strip()
     for path in service.fragments():  # one cell of each copy, and not of the same block
         damaged = bytearray(path.read_bytes())
@@ -257,7 +261,7 @@ def test_how_long_the_first_loss_waits_for_repair_is_told(service: TestService) 
 
 
 def test_bytes_and_failures_are_told_by_node(service: TestService) -> None:
-    uuid = service.ask("PUT", "/upload/x", bytes(100_000)).text.strip()
+    uuid = service.ask("PUT", "/upload/x", os.urandom(100_000)).text.strip()
     [*pieces] = service.app.services.meta.file(UUID(uuid), Deadline(60)).slices
     for node in {node for piece in pieces for node in piece.nodes}:
         assert told(service, node=str(node))["distfs_node_sent_bytes_total"] > 10_000
@@ -299,6 +303,32 @@ def test_threads_and_pools_are_told_of(service: TestService) -> None:
     assert told(service)["distfs_http_connections_waiting"] == 0
 
 
+def test_connections_are_told_of_by_what_they_do(service: TestService) -> None:
+    with ExitStack() as stack:
+        for begun in (b"", b"GET /healthz HTTP/1.1\r\nHost: x"):
+            sock = stack.enter_context(socket.create_connection((service.host, service.port)))
+            sock.sendall(begun)
+
+        def are(**states: int) -> bool:
+            return all(
+                told(service, state=state).get("distfs_http_connections_state", 0) >= count
+                for state, count in states.items()
+            )
+
+        eventually(lambda: are(idle=1, receiving=1), "one says nothing, one is in its head")
+    eventually(lambda: not are(receiving=1), "it has gone")
+
+
+def test_a_node_tells_when_its_certificate_ends(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    store = new_store(tmp_path / "node")
+    looked = node_samples(store, Strangers(), certificates.service("node").cert)
+    [ends] = [sample.value for sample in looked if sample.metric is metrics.NODE_CERTIFICATE]
+    assert ends > datetime.now(UTC).timestamp()
+    assert metrics.NODE_CERTIFICATE not in [s.metric for s in node_samples(store, Strangers())]
+    store.close()
+
+
 def test_when_the_first_certificate_ends_is_told(metadb_url: str, tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     later = certificates.service("later")
@@ -324,6 +354,30 @@ def test_the_last_hour_is_told(service: TestService) -> None:
     assert last_row()["time"] > 0
     eventually(lambda: last_row()["nodes_up"] == 3, "the nodes are known")
     eventually(lambda: last_row()["requests"] >= 1, "what was asked is counted")
+    assert service.ask("PUT", "/upload/x", b"x").status == 201
+    eventually(
+        lambda: last_row()["slices"] is not None, "who watches it has slices counted, without /metrics"
+    )
+
+
+def test_a_row_that_cannot_be_made_does_not_end_the_history(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics.share()
+    looks: list[bool] = []
+
+    def look(watched: bool) -> tuple[int | None, None]:
+        looks.append(watched)
+        if len(looks) == 1:
+            raise RuntimeError("once")
+        return 3, None
+
+    monkeypatch.setattr(history, "EVERY_S", 0.01)
+    kept = history.History(look)
+    kept.begin()
+    eventually(lambda: len(kept.as_json()["rows"]) > 1, "it goes on")
+    assert "a row of the history is missing" in caplog.text
+    eventually(lambda: looks[-1], "it knows that somebody watches")
 
 
 def test_a_service_that_nobody_uses_hears_of_a_node_that_is_lost(service: TestService) -> None:

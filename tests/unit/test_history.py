@@ -20,7 +20,7 @@ def rows(history: History) -> list[dict[str, object]]:
 
 
 def test_a_row_has_what_all_processes_did_since_the_row_before() -> None:
-    history = History(lambda: (3, {"1": 7}))
+    history = History(lambda watched: (3, {"1": 7}))
     metrics.answered("/upload", "POST", 201, 1000, 37, 0.1)
     metrics.mine(1)  # as another process
     metrics.IN_FLIGHT.add(3)
@@ -44,7 +44,7 @@ def test_a_row_has_what_all_processes_did_since_the_row_before() -> None:
 
 
 def test_it_keeps_an_hour_and_no_more() -> None:
-    history = History(lambda: (None, None))
+    history = History(lambda watched: (None, None))
     for _ in range(ROWS + 5):
         history.add()
     assert len(rows(history)) * EVERY_S == 3600

@@ -65,6 +65,7 @@ OUTERMOST_EDGES = {
     "storage.membership:Membership._run": "without heartbeats a healthy node counts as lost",
     "storage_server:StorageServer.accept": "a node that accepts nothing would go on heartbeating",
     "telemetry.tracing:Exporter._run": "spans are sent after a batch that could not be, too",
+    "telemetry.history:History._run": "the history goes on after a row that could not be made",
     "together:Together._say": "the others would be told of a process as it once was",
     "transfer.file_upload:_Digest._run": "others wait for the blocks that it holds",
     "transfer.slice_upload:_Sender._each": "others wait for the blocks that it holds",
