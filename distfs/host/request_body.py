@@ -246,7 +246,8 @@ class StreamedBody(io.RawIOBase):
             self._give_back_place()
             if self._put.enter():
                 self._leave = self._put.leave
-                return
+                if not self._put.crowded or self._comes_fast():
+                    return
         elif not self._put.crowded or (self._leave is not None and self._comes_fast()):
             return  # all of what is no longer than a block is put aside: who is quick at first may be slow then
         aside = self._aside = self._aside or self._put.open()

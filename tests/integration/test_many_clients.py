@@ -232,7 +232,9 @@ def test_half_sent_uploads_keep_nobody_out_and_are_stored_in_the_end(service: Te
 
 
 @pytest.mark.parametrize(
-    ("direct", "first"), [(0, 1000), (1000, BLOCK + 1000)], ids=["too many", "little memory"]
+    ("direct", "first"),
+    [(0, 1000), (1000, BLOCK + 1000), (1000, 1000)],
+    ids=["too many", "little memory", "from the beginning"],
 )
 def test_bodies_that_come_slowly_are_put_aside(
     service: TestService, spool: Path, direct: int, first: int, monkeypatch: pytest.MonkeyPatch
