@@ -312,11 +312,11 @@ def test_strangers_that_wait_hold_no_thread_that_a_service_needs(server: Killabl
         assert_serves(server)
         counted(server, Reason.CROWDED)
         assert rest(held[0]) == b"", "the oldest was cut"
-        more = [stack.enter_context(connected(server)) for _ in range(20)]
+        more = [stack.enter_context(connected(server)) for _ in range(30)]  # some held may have left by now
         eventually(lambda: refusals(server)[Reason.CROWDED] >= 20, "those that were too many are cut")
         assert_serves(server)
         assert len(server.strangers._waiting) <= 5
-        assert len(more) == 20
+        assert len(more) == 30
 
 
 def test_of_many_that_wait_one_from_the_most_crowded_address_is_cut() -> None:

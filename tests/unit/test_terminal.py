@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Takes its standard input, if that is one, as its controlling terminal; says at each SIGHUP what it thinks of it.
 _CHILD = """
 import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 if os.isatty(0):
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from distfs.process.terminal import Terminal
