@@ -17,6 +17,7 @@ from bench import (
     access,
     admission,
     cold,
+    compression,
     deadlines,
     decisions,
     fairness,
@@ -70,6 +71,10 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
     "hedge": (hedge.run, "1 MiB downloads with one of three nodes 200 ms late, beside a healthy cluster"),
     "decisions": (decisions.run, "upkeep's and placement's decisions on a large cluster, without any I/O"),
     "forms": (forms.run, "forms of 32 MiB, whatever their bytes: within 3 times of random ones"),
+    "compression": (
+        compression.run,
+        "text, logs, code, pictures: what compression saves, and MB/s beside none",
+    ),
     "heads": (heads.run, "the head of a request, read by our parser and by those of others"),
     "lost": (
         lost.run,
@@ -110,6 +115,7 @@ DEFAULT = (
     "forms",
     "heads",
     "lost",
+    "compression",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

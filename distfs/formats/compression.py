@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ REMEDY = "pip install 'distfs[compression]'"
 _PIECE, _PIECES = 8 << 10, 3
 #: A block that is shorter saves no page of a disk, or one.
 LEAST = 16 << 10
+#: With less of the processors to spare a block is left as it is: to compress it takes as long as all else together.
+_SPARE = 0.25
 #: So many blocks are left alone at most, after others that were not worth it.
 _MOST_LEFT_ALONE = 32
 
@@ -80,12 +82,14 @@ class Packer:
     """Compresses what is worth it of one file, block by block. ``worth`` is asked in the blocks' order, by one
     thread; ``pack`` is called by any.
 
-    Most files are alike all through. So after a block that was not worth it more and more are left alone, and one is
-    looked at now and then.
+    By itself (``auto``) it is not to make an upload slower: while nobody has a processor to spare, blocks are kept
+    as they are. Most files are alike all through, so after a block that was not worth it more and more are left
+    alone, and one is looked at now and then.
     """
 
-    def __init__(self, zstd: Zstd, how: Compression, min_saving: float) -> None:
+    def __init__(self, zstd: Zstd, how: Compression, min_saving: float, spare: Callable[[], float]) -> None:
         self._zstd, self._level, self._looks = zstd, how.level, how.mode == "auto"
+        self._spare = spare
         self._keep = 1 - min_saving
         self._alone = self._next_alone = (
             0  # blocks not to be looked at from now on, and after the next bad one
@@ -99,6 +103,8 @@ class Packer:
             return True
         if self._alone:
             self._alone -= 1
+            return False
+        if self._spare() < _SPARE:
             return False
         step = (len(block) - _PIECE) // (_PIECES - 1)
         pieces = b"".join([block[at : at + _PIECE] for at in range(0, step * _PIECES, step)])
@@ -116,12 +122,13 @@ class Packer:
         return frame if len(frame) <= self._keep * len(block) else None
 
 
-def packer(how: Compression, min_saving: float) -> Packer | None:
-    """For one file; None: nothing of it is compressed. Raises ConfigError where zstd is asked for and not there."""
+def packer(how: Compression, min_saving: float, spare: Callable[[], float]) -> Packer | None:
+    """For one file; None: nothing of it is compressed. ``spare``: the share of the processors that nobody uses.
+    Raises ConfigError where zstd is asked for and not there."""
     if how.mode == "off":
         return None
     zstd = library() if how.mode == "auto" else required()
-    return Packer(zstd, how, min_saving) if zstd is not None else None
+    return Packer(zstd, how, min_saving, spare) if zstd is not None else None
 
 
 class _FromExtra:

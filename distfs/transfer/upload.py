@@ -35,6 +35,7 @@ from distfs.meta import MetaDB
 from distfs.model import NOBODYS, Compression, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.peers.versioned import features_of
+from distfs.process.idle import Idle
 from distfs.process.threads import Threads
 from distfs.telemetry.tracing import traced
 from distfs.transfer.blocks import Block, BlockPool
@@ -58,6 +59,8 @@ _LOOK_S = 0.25
 #: How often MetaDB may say at the commit that yet another node is leaving.
 _COMMITS = 5
 
+
+_idle = Idle()
 
 #: See ``Uploader.begin``.
 Collect = Callable[[int, bool], object]
@@ -153,7 +156,13 @@ class UploadSession:
         block_size, how = config.block_size, compression or config.compression
         cluster = self._uploader.meta.cluster_id(self._deadline)
         identity = FileIdentity(
-            cluster, uuid4(), name, content_type, code_for(policy), block_size, packer(how, config.min_saving)
+            cluster,
+            uuid4(),
+            name,
+            content_type,
+            code_for(policy),
+            block_size,
+            packer(how, config.min_saving, _idle.share),
         )
         self.collect(config.slice_size, not self.is_short)
         small = None

@@ -12,7 +12,7 @@ from distfs.config.settings import Bytes, Config, HttpConfig, MetaDBConfig, Seco
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
 from distfs.formats.fragment import FragmentHeader
-from distfs.model import File, FragmentId, NodeReport, Policy
+from distfs.model import Compression, File, FragmentId, NodeReport, Policy
 from distfs.services import Services, build
 from tests.contract.litter import assert_no_litter, eventually
 from tests.contract.nodes import NODE, PEERS, KillableServer, serving
@@ -69,11 +69,17 @@ class Ways:
     nodes: dict[int, KillableServer]
 
     def upload(
-        self, source: Source | bytes, policy: Policy = COPIES, name: str = "a file", hint: int | None = None
+        self,
+        source: Source | bytes,
+        policy: Policy = COPIES,
+        name: str = "a file",
+        hint: int | None = None,
+        how: Compression | None = None,
     ) -> File:
         with self.services.uploader.begin(soon()) as session:
             given = Source(source) if isinstance(source, bytes) else source
-            session.add(given, name=name, content_type="text/x", policy=policy, size_hint=hint)
+            said = {"name": name, "content_type": "text/x"}
+            session.add(given, **said, policy=policy, size_hint=hint, compression=how)
             [file] = session.commit()
             return file
 

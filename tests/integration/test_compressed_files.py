@@ -31,6 +31,7 @@ from tests.integration.meta_examples import soon
 from tests.integration.upkeep_cluster import BytesSource, UpkeepCluster, drive, flip
 from tests.service import BLOCK, SLICE
 
+ZIPPED = Compression("zstd")
 COPIES, CODED, WIDE = Policy(1, 1), Policy(2, 1), Policy(4, 2)
 CHANCE = random.Random(5)
 TEXT = b"".join(
@@ -292,7 +293,7 @@ def ways(tmp_path: Path, metadb_url: str) -> Iterator[Ways]:
 @pytest.mark.parametrize("policy", [COPIES, CODED])
 @pytest.mark.parametrize("size", [LARGE, LARGE - 5000, LARGE + 30_000])
 def test_a_file_of_one_block_is_compressed_by_itself(ways: Ways, policy: Policy, size: int) -> None:
-    file = ways.upload(TEXT[:size], policy)
+    file = ways.upload(TEXT[:size], policy, how=ZIPPED)
     assert sum(path.stat().st_size for path in ways.fragments()) < 0.6 * size * policy.width / policy.k
     assert ways.download(file) == TEXT[:size]
     assert ways.download(file, 7, size - 7) == TEXT[7 : size - 7]
@@ -306,7 +307,7 @@ def test_a_small_file_that_another_service_compressed_is_read(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distfs.transfer.upload.SMALL_BODY", 0)
-    file = ways.upload(TEXT[:50_000])
+    file = ways.upload(TEXT[:50_000], how=ZIPPED)
     assert all(path.stat().st_size < 40_000 for path in ways.fragments())
     for hurt in (False, True):
         if hurt:
@@ -329,7 +330,7 @@ def test_a_node_lost_while_it_is_written_is_made_up_for(ways: Ways, monkeypatch:
         flying = ways.services.uploader.placement._in_flight
         ways.kill(next(node for node, size in flying.items() if size))
 
-    file = ways.upload(Source(data, {4 * LARGE: kill}))
+    file = ways.upload(Source(data, {4 * LARGE: kill}), how=ZIPPED)
     assert made
     assert all(min(piece.nodes) > 0 for piece in file.slices)
     assert ways.download(file) == data

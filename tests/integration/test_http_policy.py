@@ -59,8 +59,8 @@ TEXT = b"".join(b"line %d of many\n" % n for n in range(30_000))
 @pytest.mark.parametrize("way", ["form", "raw"])
 def test_an_upload_says_whether_it_is_compressed(service: TestService, policy: str, way: str) -> None:
     stored = {}
-    for how in ("", "auto", "off", "zstd"):
-        query = f"?policy={policy}" + (f"&compression={how}" if how else "")
+    for how in ("auto", "off", "zstd"):
+        query = f"?policy={policy}&compression={how}"
         if way == "raw":
             answer = service.ask("PUT", f"/upload/text{query}", TEXT, JSON)
         else:
@@ -72,7 +72,7 @@ def test_an_upload_says_whether_it_is_compressed(service: TestService, policy: s
         assert service.ask("GET", f"/download/{entry['uuid']}").body == TEXT
         stored[how] = entry["stored"]
     assert stored["off"] == len(TEXT)
-    assert len(set(stored.values())) == 2
+    assert stored["zstd"] <= stored["auto"] <= len(TEXT)
     assert stored["zstd"] < len(TEXT) / 2
 
 
@@ -80,7 +80,7 @@ def test_a_policy_may_have_a_compression_of_its_own(service: TestService) -> Non
     entry = json.loads(service.ask("PUT", "/upload/t?policy=three%20copies", TEXT, JSON).body)
     assert entry["stored"] == len(TEXT)
     entry = json.loads(
-        service.ask("PUT", "/upload/t?policy=three%20copies&compression=auto", TEXT, JSON).body
+        service.ask("PUT", "/upload/t?policy=three%20copies&compression=zstd", TEXT, JSON).body
     )
     assert entry["stored"] < len(TEXT) / 2
     body = form(field("policy", "three copies"), file_part("t", TEXT))

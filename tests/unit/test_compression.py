@@ -6,6 +6,8 @@ import random
 import struct
 import sys
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -20,6 +22,7 @@ from distfs.formats.compression import LEAST, Packer, packer, required, unpack
 from distfs.http_app import create_app
 from distfs.local.machine import Level
 from distfs.model import Compression, Policy
+from distfs.process.idle import Idle
 from tests.contract.samples import random_bytes
 
 MIB = 1 << 20
@@ -27,8 +30,12 @@ TEXT = b"".join(b"line %d of a log, as there are many: %d\n" % (n, n * n) for n 
 NOISE = random_bytes(MIB)
 
 
-def a_packer(mode: str = "auto", level: int = 1) -> Packer:
-    made = packer(Compression(mode, level), 0.1)
+def all_idle() -> float:
+    return 1.0
+
+
+def a_packer(mode: str = "auto", level: int = 1, spare: Callable[[], float] = all_idle) -> Packer:
+    made = packer(Compression(mode, level), 0.1, spare)
     assert made is not None
     return made
 
@@ -50,7 +57,41 @@ def test_auto_looks_and_zstd_tries_each() -> None:
     assert not a_packer("auto").worth(memoryview(NOISE))
     assert a_packer("zstd").worth(memoryview(NOISE))
     assert not a_packer("zstd").worth(memoryview(TEXT)[: LEAST - 1])
-    assert packer(Compression("off"), 0.1) is None
+    assert packer(Compression("off"), 0.1, all_idle) is None
+
+
+def test_where_nobody_has_a_processor_to_spare_only_what_is_asked_for_is_compressed() -> None:
+    spare = 1.0
+    made = a_packer("auto", spare=lambda: spare)
+    assert made.worth(memoryview(TEXT))
+    spare = 0.1
+    assert not made.worth(memoryview(TEXT))
+    assert a_packer("zstd", spare=lambda: spare).worth(memoryview(TEXT))
+    spare = 0.9
+    assert made.worth(memoryview(TEXT))
+
+
+def test_how_idle_the_processors_are_is_looked_at_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat, now = tmp_path / "stat", 1000.0
+    monkeypatch.setattr("distfs.process.idle._PATH", str(stat))
+    monkeypatch.setattr("distfs.process.idle.time.monotonic", lambda: now)
+    idle = Idle()
+    assert idle.share() == 1.0, "nobody can tell"
+    stat.write_text("cpu  100 0 100 1000 50 0 0 0 0 0\ncpu0 1 2 3\n")
+    now += 1
+    idle.share()
+    stat.write_text("cpu  160 0 120 1015 55 0 0 0 0 0\n")
+    now += 0.05
+    before = idle.share()
+    now += 0.06
+    assert idle.share() == 0.2 != before
+    stat.write_text("cpu  260 0 220 1015 55 0 0 0 0 0\n")
+    now += 1
+    assert idle.share() == 0.0
+    now += 10
+    assert idle.share() == 1.0, "it says nothing of now"
 
 
 def test_what_is_compressed_already_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +203,11 @@ def test_without_zstd_auto_is_off_and_zstd_is_a_line_that_says_what_to_install(
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
     compression.library.cache_clear()
     try:
-        assert packer(Compression("auto"), 0.1) is None
+        assert packer(Compression("auto"), 0.1, all_idle) is None
         with pytest.raises(
             ConfigError, match=r"^compressed blocks need zstd: pip install 'distfs\[compression\]'$"
         ):
-            packer(Compression("zstd"), 0.1)
+            packer(Compression("zstd"), 0.1, all_idle)
         told = [f for f in _configured(Config()) if "compress" in f.what]
         assert [(f.level, f.remedy) for f in told] == [
             (Level.NOTE, "pip install 'distfs[compression]', or storage.compression: off")
