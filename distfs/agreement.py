@@ -15,7 +15,7 @@ from typing import Any
 
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
-from distfs.errors import Busy, OtherSettings, OutcomeUnknown, Unavailable
+from distfs.errors import Busy, OtherSettings, OutcomeUnknown, Outdated, Unavailable
 from distfs.meta import MetaDB
 from distfs.quantity import exactly
 
@@ -42,15 +42,19 @@ class Agreement:
         self._known = False  # whether they agreed when it was last told
 
     def require(self, deadline: Deadline) -> None:
-        """Raises OtherSettings when they differ, naming both; Unavailable when it cannot be told, unless they agreed
-        when it was told last."""
+        """Raises OtherSettings when they differ, naming both, or when this release is too old for MetaDB; Unavailable
+        when it cannot be told, unless they agreed when it was told last."""
         now = time.monotonic()
         if now < self._agreed_until:
             return
         if self._known:
             self._agreed_until = now + 1.0  # one asks, the others go on
         try:
+            self._meta.check_release(deadline)
             agreed = agree(self._meta, self._times, deadline)
+        except Outdated:
+            self._known, self._agreed_until = False, float("-inf")
+            raise
         except (Unavailable, Busy, OutcomeUnknown):
             if not self._known:
                 raise

@@ -16,6 +16,7 @@ from distfs.commands.display import size
 from distfs.commands.doctor import add_doctor
 from distfs.commands.logs import add_logs
 from distfs.commands.metadb import add_metadb
+from distfs.commands.migrate import add_migrate, check_schema
 from distfs.commands.parser import add_commands, operate
 from distfs.commands.status import or_not_told
 from distfs.commands.tls import add_tls
@@ -77,7 +78,7 @@ def _run_command(words: Sequence[str]) -> int:
         case "serve":
             return _serve(config, given)
         case "migrate":
-            audited(config, given, lambda: _migrate(config, given))
+            return _migrate(config, given)
         case "backup":
             backup(_metadb(config, given), given.file)
         case "restore":
@@ -100,19 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(parent_watch.FLAG, action="store_true", help=parent_watch.FLAG_HELP)
 
-    migrate = commands.add_parser(
-        "migrate",
-        help="bring MetaDB's schema to this version's",
-        epilog=f"exit code: 0: done; {output.COMMON_CODES}",
-    )
-
-    migrate.add_argument(
-        "--roles",
-        metavar="DIR",
-        type=Path,
-        help="make a role in MetaDB for each part; their passwords are read from DIR/<role>, or made there",
-    )
-
+    migrate = add_migrate(commands)
     saving = [_add_saving(commands, *each) for each in _SAVING]
 
     node = commands.add_parser("node", help="make a folder a storage node's")
@@ -240,13 +229,24 @@ def _metadb(config: Config, given: argparse.Namespace) -> MetaDBConfig:
     return configuration.override(config, "metadb", url=given.metadb).metadb
 
 
-def _migrate(config: Config, given: argparse.Namespace) -> None:
+def _migrate(config: Config, given: argparse.Namespace) -> int:
     config = configuration.override(config, "metadb", url=given.metadb)
     setup_logging(config.log)
+    if given.check:
+        return check_schema(config)
+    audited(config, given, lambda: _change_schema(config, given))
+    return output.DONE
+
+
+def _change_schema(config: Config, given: argparse.Namespace) -> None:
     meta = MetaDB(config.metadb)
     try:
         data, limit = Path(config.local.data), Deadline(config.metadb.statement_timeout)
         check_is_meant(data, meta, limit, url=given.metadb, config=given.config)
+        if given.finish:
+            meta.finish()
+            output.tell("no service of an older release may run from now on")
+            return
         applied = meta.migrate(given.roles)
     finally:
         meta.close()

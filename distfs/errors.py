@@ -203,6 +203,12 @@ class OtherSettings(Unavailable):
     kind = "other_settings"
 
 
+class Outdated(OtherSettings):
+    """MetaDB takes no service as old as this one any more."""
+
+    kind = "outdated"
+
+
 class SchemaBehind(Unavailable):
     """MetaDB lacks a table or function that this version knows: it was not migrated, or is an older version's."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from uuid import UUID
 
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused, SchemaBehind, Unavailable
+from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Outdated, Refused, SchemaBehind, Unavailable
 from distfs.formats.hello import Key
 from distfs.metadb import copies, embedded_postgres
 from distfs.metadb import schema as meta_schema
@@ -47,6 +48,8 @@ from distfs.telemetry.tracing import traced
 MAX_LISTED = 1000
 
 _OF_FILE = 11  # columns of a row of a file and a slice
+
+_LOOK_AGAIN_S = 10.0  # whether older services may run
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -85,6 +88,7 @@ class MetaDB(Transactions):
         super().__init__(config)
         self.down_after = down_after
         self._cluster_id: UUID | None = None
+        self._asked_of_services, self._looked_at = 0, float("-inf")  # the highest min_version, and since when
         self._answers = Answers(_whole_file)
 
     def migrate(self, roles: Path | None = None, cluster: UUID | None = None) -> list[int]:
@@ -95,6 +99,17 @@ class MetaDB(Transactions):
         """
         with self._unhurried() as connection:
             return meta_schema.apply_migrations(connection, roles, cluster=cluster)
+
+    def finish(self) -> None:
+        """No service of a release before may run from now on. Raises Unavailable, ConfigError."""
+        with self._unhurried() as connection:
+            meta_schema.finish(connection)
+
+    def pending(self) -> tuple[list[meta_schema.Migration], int]:
+        """What ``migrate`` would do, and how many migrations MetaDB has that this distfs does not know. Raises
+        ConfigError when it must not run with it; Unavailable."""
+        with self._unhurried() as connection:
+            return meta_schema.pending(connection)
 
     def copy_to(self, out: Callable[[bytes], object]) -> copies.Header:
         """Write all of it, as it is at one moment; everything may run meanwhile. Raises Unavailable, and what ``out``
@@ -147,11 +162,25 @@ class MetaDB(Transactions):
 
     def ping(self, deadline: Deadline) -> None:
         """Raises Unavailable, saying what is missing, unless MetaDB answers and has our schema."""
-        [[version]] = self.read("schema_version", deadline)
+        version = self.check_release(deadline)
         if version < meta_schema.latest():
             raise Unavailable(
                 f"MetaDB is at migration {version}, not {meta_schema.latest()}: run `distfs migrate`"
             )
+
+    def check_release(self, deadline: Deadline) -> int:
+        """-> at which migration MetaDB is. Raises Outdated when it takes no service as old as this one."""
+        [[version, needs]] = self.read("schema_version", deadline)
+        self._asked_of_services, self._looked_at = needs, time.monotonic()
+        if why := meta_schema.too_old(needs):
+            raise Outdated(why)
+        return int(version)
+
+    def all_know(self, migration: int, deadline: Deadline) -> bool:
+        """Whether no service may run that does not know it: what came with it can be read by all."""
+        if self._asked_of_services < migration and time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
+            self.check_release(deadline)
+        return self._asked_of_services >= migration
 
     @property
     def place(self) -> str:

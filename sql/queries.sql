@@ -2,7 +2,8 @@
 -- again without harm: when a connection is lost, running it once more on a new one settles what became of it.
 
 -- name: schema_version
-SELECT coalesce(max(number), 0) FROM migration;
+-- As JSON, since the column came later.
+SELECT coalesce(max(number), 0), coalesce(max((to_jsonb(migration) ->> 'min_version')::integer), 0) FROM migration;
 
 -- name: server_facts
 -- Of settings, those that are off and let a crash lose what was acknowledged.

@@ -7,8 +7,11 @@ CREATE TABLE migration (
     number integer PRIMARY KEY,
     name text NOT NULL,
     sha256 bytea NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now()
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    min_version integer NOT NULL DEFAULT 0
 );
+COMMENT ON COLUMN migration.min_version IS
+    'From it on, services must know the migration of this number: an older one neither starts nor goes on.';
 
 CREATE TABLE cluster (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from distfs import __version__
 from distfs.errors import ConfigError, Unavailable
 from distfs.metadb.roles import make_roles
 
@@ -31,6 +32,8 @@ _LOCK_POLL_S = 0.1
 #: statement on, so each may be repeated: an index is dropped, whole or half made, before it is made. They wait for
 #: transactions that began before, such as a backup, and nobody waits behind them: so there is no limit.
 _ONE_BY_ONE = "-- No transaction"
+
+_MIN_VERSION = re.compile(r"^-- min_version: (\d+)$", re.MULTILINE)
 
 #: The first PostgreSQL with idle_session_timeout, which ends a leader of upkeep that is frozen, and that tells each
 #: connection whether it takes writes.
@@ -82,6 +85,15 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).digest()
 
     @property
+    def min_version(self) -> int:
+        """The migration that every service must know before this one is applied; 0: those of before go on with it.
+
+        ``-- min_version: N`` in a file that takes something away. What comes new asks nothing.
+        """
+        said = _MIN_VERSION.search(self.sql)
+        return int(said[1]) if said else 0
+
+    @property
     def one_by_one(self) -> list[str]:
         """Its statements, where it is not one transaction: each ends a line, and is no function. Empty: it is one."""
         if not self.sql.startswith(_ONE_BY_ONE):
@@ -112,18 +124,19 @@ def apply_migrations(
     ``roles``: make those of a cluster's parts, with the passwords in that folder. ``upto``: no further than this one.
     ``cluster``: whose MetaDB an empty one becomes, from its first transaction on: nodes that see another's id end.
     ``connection`` is a pg8000 native connection that is closed afterwards (which frees the lock). Of several
-    that migrate at once, one does and the others wait for it. Raises ConfigError when MetaDB is not a
-    beginning of this series (a changed migration, or one from a newer distfs), or older than OLDEST_POSTGRES;
-    Unavailable while another migrates.
+    that migrate at once, one does and the others wait for it. A MetaDB that a newer distfs has migrated stays as it
+    is, as long as it takes services as old as this. Raises ConfigError when it does not, when a migration was
+    changed, or PostgreSQL is older than OLDEST_POSTGRES; Unavailable while another migrates.
     """
     _check_server(connection)
     connection.run("SET enable_seqscan = on")  # what a migration changes is often all of a table
     _limit_locks(connection, _LOCK_WAIT_S)
     _lock(connection)
     connection.run(_BOOKKEEPING)
-    applied = connection.run("SELECT number, name, sha256 FROM migration ORDER BY number")
-    _check_applied(applied)
-    now = []
+    applied = _applied(connection)
+    now: list[int] = []
+    if _check_applied(applied):
+        return now
     for step in migrations()[len(applied) : upto]:
         if step.one_by_one:
             _run_one_by_one(connection, step)
@@ -138,14 +151,66 @@ def apply_migrations(
             name=step.name,
             sha256=step.sha256,
         )
+        if step.min_version:
+            _require_of_services(connection, step.number, step.min_version)
         connection.run("COMMIT")
         _log.info("MetaDB: applied migration %04d %s", step.number, step.name)
         now.append(step.number)
+    if not applied and upto in (None, latest()):  # nobody older can be there
+        _require_of_services(connection, latest(), latest())
     if roles is not None:
         make_roles(connection, roles)
     for rights in ("roles.sql", "node_role.sql") if upto is None else ():  # which name what later ones make
         _grant(connection, rights)
     return now
+
+
+def finish(connection: Any) -> None:
+    """From now on no service may run that knows less than ``latest()``, which MetaDB is at. Raises ConfigError."""
+    applied = _applied(connection)
+    if _check_applied(applied) or len(applied) < latest():
+        raise ConfigError(
+            f"MetaDB is at migration {len(applied)}, this distfs is of {latest()}: "
+            + ("finish with the newest release" if len(applied) > latest() else "run `distfs migrate` first")
+        )
+    _require_of_services(connection, latest(), latest())
+
+
+def pending(connection: Any) -> tuple[list[Migration], int]:
+    """-> what ``apply_migrations`` would apply, and how many MetaDB has that this distfs does not know; nothing is
+    changed. Raises ConfigError as that does."""
+    _check_server(connection)
+    [[there]] = connection.run("SELECT to_regclass('migration') IS NOT NULL")
+    applied = _applied(connection) if there else []
+    ahead = _check_applied(applied)
+    return list(migrations()[len(applied) :]), ahead
+
+
+def too_old(needs: int) -> str:
+    """Why a service as old as this one may not run; empty: it may. ``needs``: the highest ``min_version``."""
+    if needs <= latest():
+        return ""
+    return (
+        f"MetaDB takes no service that knows fewer than {needs} migrations, distfs {__version__} knows {latest()}: "
+        "upgrade distfs"
+    )
+
+
+def _applied(connection: Any) -> list[list[Any]]:
+    """Number, name, sha256 and min_version of each; the last is a column that came later."""
+    rows: list[list[Any]] = connection.run(
+        "SELECT number, name, sha256, coalesce((to_jsonb(migration) ->> 'min_version')::integer, 0) "
+        "FROM migration ORDER BY number"
+    )
+    return rows
+
+
+def _require_of_services(connection: Any, number: int, version: int) -> None:
+    connection.run(
+        "UPDATE migration SET min_version = greatest(min_version, :version) WHERE number = :number",
+        version=version,
+        number=number,
+    )
 
 
 def _run_one_by_one(connection: Any, step: Migration) -> None:
@@ -189,18 +254,19 @@ def _check_server(connection: Any) -> None:
         )
 
 
-def _check_applied(applied: list[tuple[int, str, bytes]]) -> None:
+def _check_applied(applied: list[list[Any]]) -> int:
+    """-> how many there are that this distfs does not know. Raises ConfigError when it must not run with them, or is
+    of another series."""
     known = migrations()
-    if len(applied) > len(known):
-        raise ConfigError(
-            f"MetaDB is at migration {applied[-1][0]} and this distfs knows {len(known)}: upgrade distfs"
-        )
-    for (number, name, digest), step in zip(applied, known, strict=False):
+    for (number, name, digest, _), step in zip(applied, known, strict=False):
         if number != step.number or digest != step.sha256:
             raise ConfigError(
                 f"migration {number:04d} {name} was changed after it was applied to MetaDB: restore its "
                 "file, and put the change into a new migration"
             )
+    if why := too_old(max((row[3] for row in applied), default=0)):
+        raise ConfigError(why)
+    return max(0, len(applied) - len(known))
 
 
 def _grant(connection: Any, rights: str) -> None:

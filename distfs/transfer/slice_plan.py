@@ -24,6 +24,7 @@ from distfs.telemetry.metrics import RETRIES
 _HOUR_S = 3600
 #: Of a fragment whose blocks may be compressed.
 PACKED = Extra(Features(incompat=COMPRESSED))
+PACKED_SINCE = 29  # services that know this migration read them
 _WRITE = RETRIES.index("write")
 
 #: Nobody else seeds it. The system does, once for each process.

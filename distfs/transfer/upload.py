@@ -43,7 +43,7 @@ from distfs.transfer.discard import discard, finish
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
 from distfs.transfer.rebuild import rebuild
-from distfs.transfer.slice_plan import PACKED, FileIdentity, SlicePlan
+from distfs.transfer.slice_plan import PACKED, PACKED_SINCE, FileIdentity, SlicePlan
 from distfs.transfer.slice_read import SliceReader
 from distfs.transfer.slice_upload import write_small
 from distfs.transfer.small_file import SMALL_BODY, Behind, hash_small, read_small
@@ -215,14 +215,17 @@ class UploadSession:
             self._placed_at = time.monotonic()
         nodes = self._place_patiently(file, share)
         small = not ordinal and size_hint <= SMALL_BODY  # which saves little, and is to be quick
-        packs = file.packer is not None and not small and self._all_take(PACKED, nodes)
+        packs = file.packer is not None and not small and self._all_take(PACKED, PACKED_SINCE, nodes)
         plan = SlicePlan(file, ordinal, nodes, size_hint, file.packer if packs else None)
         self._unsettled.append(plan)
         return plan
 
-    def _all_take(self, extra: Extra, nodes: Sequence[int]) -> bool:
-        """Whether fragments with that may be sent to these nodes: not to one of an older release."""
+    def _all_take(self, extra: Extra, since: int, nodes: Sequence[int]) -> bool:
+        """Whether fragments with that may be sent to these nodes: not to one of an older release, nor while a service
+        that does not know migration ``since`` may be asked for the file."""
         try:
+            if not self._uploader.meta.all_know(since, self._deadline):
+                return False
             stores = [self._uploader.directory.store(node, self._deadline) for node in nodes]
             return all(wire.takes(features_of(store, self._deadline), extra) for store in stores)
         except Cancelled:

@@ -188,12 +188,6 @@ def test_a_migration_changed_after_it_was_applied_is_refused(meta: MetaDB, metad
         meta.migrate()
 
 
-def test_a_metadb_of_a_newer_distfs_is_refused(meta: MetaDB, metadb_url: str) -> None:
-    run_sql(metadb_url, "INSERT INTO migration (number, name, sha256) VALUES (999, 'later', '')")
-    with pytest.raises(ConfigError, match="upgrade distfs"):
-        meta.migrate()
-
-
 def test_a_server_that_is_too_old_is_refused_before_anything_is_done() -> None:
     class Old:
         """A connection to PostgreSQL 13, of which there is none here."""
