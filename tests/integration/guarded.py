@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,15 +107,17 @@ def admin(service: TestService) -> User:
 def statements_for_requests(service: TestService) -> Iterator[list[str]]:
     """What MetaDB is asked for requests; not what the service asks by itself, whenever that is."""
     meta, asked = service.app.services.meta, list[str]()
-    run = meta._run
 
-    def noting(query: str, *rest: Any, **more: Any) -> Any:
-        if query not in {"tokens_since", "nodes", "cluster_keys"}:
-            asked.append(query)
-        return run(query, *rest, **more)
+    def noting(run: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(query: str, *rest: Any, **more: Any) -> Any:
+            if query not in {"tokens_since", "nodes", "cluster_keys"}:
+                asked.append(query)
+            return run(query, *rest, **more)
 
-    meta._run = noting  # type: ignore[method-assign]
+        return noted
+
+    meta.read, meta.write = noting(meta.read), noting(meta.write)  # type: ignore[method-assign]
     try:
         yield asked
     finally:
-        del meta._run
+        del meta.read, meta.write
