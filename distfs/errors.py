@@ -119,6 +119,10 @@ class TooMany(Refused):
     retry_after: int | None = 5
 
 
+class TooManyWrong(TooMany):
+    """Too many tokens, or links, from there were not good."""
+
+
 class TooMuch(Refused):
     """The answer would have more bytes than the client said it wants: a precondition of its own (412)."""
 

@@ -20,7 +20,7 @@ from distfs.config.callers import Caller, Identity, direct
 from distfs.config.file import load
 from distfs.config.settings import CallersConfig, Config, TokenCaller
 from distfs.deadline import Deadline
-from distfs.errors import BadToken, DistfsError, Encoded, Refused, Unauthorized
+from distfs.errors import BadToken, DistfsError, Encoded, Refused, TooManyWrong, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
@@ -86,6 +86,8 @@ _ROUTES: list[tuple[str, str, Action, View]] = [
     ("GET", "/debug/profile", Action.STATUS, profile.get_profile),
     ("GET", "/", Action.USAGE, admin.get_usage),
 ]
+#: What a proxy says of itself.
+_BY_PROXY = frozenset(("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_VIA"))
 #: As metrics name it.
 _ROUTE_OF = {view: re.sub(r"<\w+:", "<", path) for _, path, _, view in _ROUTES}
 
@@ -250,6 +252,8 @@ class HttpApp:
             response = view(self.services, request, **arguments)
         except Exception as e:  # noqa: BLE001 - the request's outermost edge
             error = as_ours(e) if isinstance(e, MemoryError) else e
+            if isinstance(e, TooManyWrong):
+                _let_rest(request.environ)
             response = _refusal(request, request.because_given_up(error) or error)
         return response
 
@@ -300,7 +304,15 @@ def who(identity: Identity, caller: Caller) -> dict[str, str]:
     )
 
 
-def _refusal(request: Request, error: Exception) -> Response:
+def _let_rest(environ: WSGIEnvironment) -> None:
+    """Of a connection by which too many wrong tokens came nothing is read for a while. One of a proxy's is others',
+    too: who says that he comes by one is only answered."""
+    rest = environ.get("distfs.rest")  # by our own host
+    if rest is not None and environ.keys().isdisjoint(_BY_PROXY):
+        rest()
+
+
+def _refusal(request: Request, error: Exception) -> Answer:
     """An error as an answer: one line, or problem+json (RFC 9457) for who asks for it; never a traceback."""
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
@@ -326,9 +338,8 @@ def _refusal(request: Request, error: Exception) -> Response:
     request.error_class = getattr(error, "kind", type(error).__name__)
     counted.failed(error)
     kind, body = explained(request.headers.get("Accept", ""), status, detail, current_request_id())
-    response = Response(body, f"{status} {phrase(status)}", content_type=kind)
-    response.headers.update(headers)
-    return response
+    data = body.encode()
+    return Answer(status, {"Content-Type": kind, "Content-Length": str(len(data)), **headers}, [data])
 
 
 def _in_words(request: Request, error: HTTPException) -> str:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from distfs.config.callers import IPAddress, whose_is
-from distfs.errors import TooMany
+from distfs.errors import TooManyWrong
 from distfs.telemetry.metrics import BAD_LOGINS
 
 #: So many may be wrong before anybody is told to wait; one more is free after each so many seconds.
@@ -40,7 +40,7 @@ class Failures:
         self.total = 0  # of this process
 
     def failed(self, address: IPAddress | None) -> None:
-        """One more. Raises TooMany when there were too many: after how many seconds there will not have been."""
+        """One more. Raises TooManyWrong when there were too many: after how many seconds there will not have been."""
         now, who = self._clock(), whose_is(address)
         with self._lock:
             self.total += 1
@@ -50,7 +50,7 @@ class Failures:
             self._until[place] = now + min(left, FREE * FORGIVE_S + MOST_S)
         if left > FREE * FORGIVE_S:
             seconds = max(1, min(MOST_S, round(left - FREE * FORGIVE_S)))
-            error = TooMany(
+            error = TooManyWrong(
                 f"too many tokens from {who} were not good: show one that is, or wait {seconds} s"
             )
             error.retry_after = seconds

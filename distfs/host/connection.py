@@ -19,7 +19,7 @@ from distfs.host.client_socket import FULL_CROWDED_S, FULL_S, Bytes, ClientSocke
 from distfs.host.ending import Ending
 from distfs.host.hang_up import CONTINUE, HangUp
 from distfs.host.head import Head
-from distfs.host.host import Host
+from distfs.host.host import REST_FIRST_S, REST_MOST_S, Host
 from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause, State
 from distfs.host.request import Request
 from distfs.host.request_body import CUT_SHORT, StreamedBody
@@ -39,27 +39,19 @@ class Connection:
     """See the module."""
 
     __slots__ = (
-        "_has_answered",
-        "_has_turn",
-        "address",
-        "answered",
-        "began",
-        "check_at",
-        "ending",
-        "fd",
-        "full",
-        "hang_up",
-        "host",
-        "loop",
-        "parser",
-        "request",
-        "serving",
-        "since",
-        "socket",
-        "thrown_away",
-        "unsent",
-        "waits",
-        "with_worker",
+        *(
+            "_has_answered",
+            "_has_turn",
+            "_rested",
+            "address",
+            "answered",
+            "began",
+            "check_at",
+            "ending",
+            "fd",
+        ),
+        *("full", "hang_up", "host", "loop", "parser", "request", "rests", "serving", "since", "socket"),
+        *("thrown_away", "unsent", "waits", "with_worker"),
     )
 
     def __init__(self, loop: Host, sock: AnySocket, address: Any, host: str) -> None:
@@ -79,6 +71,7 @@ class Connection:
         )  # the last byte, the first of a request, an answer
         self.check_at = float("inf")  # when the loop looks at its time limits
         self._has_answered = self._has_turn = False
+        self.rests = self._rested = 0.0  # seconds before more is read; how many the last time, if just now
         self.waits: ClientSocket | None = None
         self.hang_up: HangUp | None = None  # while something is done for its client
 
@@ -101,9 +94,12 @@ class Connection:
     # --- the loop has it ------------------------------------------------------------------------
 
     def handle(self, scratch: memoryview) -> None:
-        """Something came, or the socket takes more."""
+        """Something came, or the socket takes more, or it has rested."""
         if self.unsent:
             self._handle_write()
+        elif self.rests:  # which is over
+            self._rested, self.rests = self.rests, 0.0
+            self._go_on(self._next_ready())
         else:
             self._handle_read(scratch)
 
@@ -145,7 +141,7 @@ class Connection:
         self.unsent = self.unsent[sent:]
         if sent:
             self.since = time.monotonic()
-        ready = not self.unsent and self.ending is None and self._next_ready()
+        ready = not (self.unsent or self.ending or self.rests) and self._next_ready()
         self._go_on(ready)
 
     def _go_on(self, ready: bool) -> None:
@@ -322,7 +318,9 @@ class Connection:
         """Whether another request may follow at once."""
         ending = self._serve()
         self.ending = self.ending or ending
-        return not (self.ending or self.unsent)
+        if not self.rests:
+            self._rested = 0.0
+        return not (self.ending or self.unsent or self.rests)
 
     def _serve_all(self) -> bool:
         """Whether another request is ready, and others wait."""
@@ -382,6 +380,10 @@ class Connection:
             self._has_answered = True
             self.since = self.answered = time.monotonic()
             leave_request()
+
+    def rest(self) -> None:
+        """For the app: once this request is answered nothing is read for a while, for longer each time."""
+        self.rests = min(2 * self._rested, REST_MOST_S) or REST_FIRST_S
 
     def _end_turn(self, *, done: bool = False) -> None:
         """It is answered (``done``), or waits for its client."""

@@ -19,6 +19,9 @@ LINGER_SECONDS = 5.0
 #: How long a request may wait for a thread, or only for its turn, before it is told to come again.
 WAIT_LIMIT_S, TURN_LIMIT_S = 20.0, 60.0
 
+#: How long nothing is read of a connection the first time that the app wants it so, and at most.
+REST_FIRST_S, REST_MOST_S = 1.0, 8.0
+
 #: An app's word against a body before any of it came: from whom, its headers by name, bytes (0: not said).
 CheckBody = Callable[[str, Callable[[str], str | None], int], None]
 #: An app's word on a large body: to be entered at its head, which may raise, and left at its answer.

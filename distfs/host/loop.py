@@ -28,6 +28,7 @@ from distfs.host.ending import RESET, Ending
 from distfs.host.host import Host
 from distfs.host.request_body import Memory, PutAside
 from distfs.host.response import logger
+from distfs.host.resting import Resting
 from distfs.host.shared import Shared
 from distfs.host.time_limits import check
 from distfs.host.turned_away import TurnedAway
@@ -77,6 +78,7 @@ class Loop(Host):
         self._serial = itertools.count()
         self._to_close: deque[Connection] = deque()
         self._at_hand: deque[Connection] = deque()  # with bytes that the socket has given already
+        self._resting = Resting()
         self._scratch = memoryview(bytearray(RECEIVE))
         self._looked = 0.0
         self._looks_soon = False  # for who is late
@@ -99,6 +101,10 @@ class Loop(Host):
         """The loop has it: tell when something comes, or when the socket takes what is unsent."""
         if self._has_ended:
             connection.socket.close()
+            return
+        if connection.rests and not connection.unsent:
+            self._resting.add(connection)
+            self.wake()
             return
         if not connection.unsent and isinstance(connection.socket, TlsSocket) and connection.socket.pending:
             self._at_hand.append(connection)
@@ -165,7 +171,7 @@ class Loop(Host):
 
     def _idle_for(self, now: float, seconds: float) -> float:
         """How long it may wait for something to do: at most so many seconds."""
-        until = min(now + seconds, self._looked + self.tick)
+        until = min(now + seconds, self._looked + self.tick, self._resting.first())
         if now < self._accept_after:
             until = min(until, self._accept_after)
         if self._times:
@@ -187,7 +193,11 @@ class Loop(Host):
             self._schedule(connection)
 
     def _handle_at_hand(self) -> None:
-        """Those that TLS has more of; each once, or one that sends without an end would have the loop to itself."""
+        """Those that have rested. And those that TLS has more of; each once, or one that sends without an end would
+        have the loop to itself."""
+        for rested in self._resting.rested(time.monotonic()):
+            if self.connections.get(rested.fd) is rested:
+                self._handle(rested)
         for _ in range(len(self._at_hand)):
             connection = self._at_hand.popleft()
             if self.connections.get(connection.fd) is connection and not connection.with_worker:

@@ -74,6 +74,9 @@ class Connection(Protocol):
 
     def who(self, request: Request) -> dict[str, str]: ...
 
+    def rest(self) -> None:
+        """Nothing is read for a while once this is answered."""
+
     def may_go_on(self, request: Request) -> bool:
         """Whether another request may follow on this connection once this one is answered."""
 
@@ -268,6 +271,7 @@ class Response:
             "distfs.admitted": self.request.admitted is not None,
             "distfs.trailers": self.request.trailers,
             "distfs.hang_up": connection.hang_up,
+            "distfs.rest": connection.rest,
             "distfs.ready": connection.serving,  # since when, on the monotonic clock
             "distfs.draining": connection.loop.draining and connection.loop.service_stops,
         }

@@ -23,7 +23,7 @@ from distfs.errors import Cancelled, DistfsError, Refused, TooLarge
 from distfs.headers import host, safety
 from distfs.headers.composed import Base, Composed
 from distfs.model import Address
-from distfs.problem import JSON, asks_for
+from distfs.problem import JSON, asks_for, phrase
 from distfs.quantity import size
 from distfs.telemetry.metrics import OTHER
 
@@ -224,7 +224,7 @@ class Answer:
         return self.body  # type: ignore[return-value]  # views, to a server that writes them
 
 
-_STATUS = {each.value: f"{each.value} {each.phrase}" for each in HTTPStatus}
+_STATUS = {each: f"{each} {phrase(each)}" for each in (*HTTPStatus, 499)}
 
 
 def text(body: str, status: int = 200) -> Answer:
