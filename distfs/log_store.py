@@ -112,7 +112,8 @@ class LogStore:
         if self._forgets and time.monotonic() - self._forgot_at > _FORGET_S:
             self._forgot_at = time.monotonic()
             with contextlib.suppress(DistfsError):  # in an hour it is tried again
-                meta.write("log_forget", Deadline(_LIMIT_S), keep=float(self._config.keep_for))
+                keep, most = float(self._config.keep_for), int(self._config.max_bytes)
+                meta.write("log_forget", Deadline(_LIMIT_S), keep=keep, most=most)
 
     def _next(self) -> list[str]:
         """The next lines to tell, after a moment for more to come; none: it is closed."""

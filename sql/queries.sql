@@ -168,7 +168,7 @@ SELECT log_add(
 );
 
 -- name: log_forget
-SELECT log_forget(:keep);
+SELECT log_forget(:keep, CAST(:most AS bigint));
 
 -- name: log_lines
 -- Of the last :age seconds, in order of their own times; after one that was told.

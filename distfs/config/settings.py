@@ -301,7 +301,9 @@ class LogConfig:
     level: str = "INFO"
     format: str = "text"  # or 'json': one object a line
     dir: str = "auto"  # each process's own files; 'auto': `distfs up`: logs in its data folder, else 'off'
-    max_bytes: Bytes = Bytes(512 * MIB)  # of all files of the folder; the oldest go first
+    max_bytes: Bytes = Bytes(
+        512 * MIB
+    )  # of all files of the folder, and of all lines in MetaDB; the oldest go first
     keep_for: Seconds = Seconds(14 * 24 * 3600)
     store: str = "files"  # or 'metadb': those of all parts there, too
     syslog: str = "off"  # or 'journal', 'unix:/dev/log', 'udp://host:514': lines go there, too

@@ -2,8 +2,8 @@
 
 ``NAME.log`` is being written. It has one writer, by a lock of flock(2), which the kernel takes from the dead; who
 finds it taken has ``NAME.1.log``, and so on. A file that is full is put aside as ``NAME.log-TIME`` and compressed to
-``NAME.log-TIME.gz``, where TIME is that of its end; ``NAME.log-TIME.ids`` tells which requests it is of, so that who
-looks for one opens few files. Whoever writes looks after all that was put aside in the folder.
+``NAME.log-TIME.gz``, where TIME is that of its end; ``NAME.log-TIME.ids`` tells which requests and files it is of, so
+that who looks for one opens few of them. Whoever writes looks after all that was put aside in the folder.
 
 What cannot be written is dropped and counted; nobody waits for it. A folder or file that was moved away is made anew.
 """
@@ -38,8 +38,9 @@ _SHARE, _MOST = 8, 64 * MIB
 _LOOK_S = 1.0
 _LOWEST_PRIORITY = 19
 _LONGEST = 64 << 10  # of a line whose ids are looked for
-#: The id of a request or a trace in a line, if no character of it is written as another.
+#: The id of a request or a trace in a line, if no character of it is written as another; or a UUID, of whatever.
 _ID, _PLAIN_ID = re.compile(rb'"(?:request_id|trace)": "([\w.-]{1,64})"'), re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_UUID = re.compile(rb"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _ASIDE = re.compile(r".+\.log-\d{8}T\d{6}\.\d{6}Z(\.gz)?")
 
 
@@ -193,12 +194,13 @@ def put_aside(folder: Path) -> list[Path]:
 
 
 def ids_of(path: Path) -> Path:
-    """Where it stands which requests and traces a file that was put aside is of: hashes of 32 bits, in order."""
+    """Where it stands which requests, traces, files and slices a file that was put aside is of: hashes of 32 bits, in
+    order."""
     return path.with_name(f"{path.name.removesuffix('.gz')}.ids")
 
 
 def may_have(path: Path, id: str) -> bool:
-    """Whether there may be lines of a request or trace in a file that was put aside."""
+    """Whether there may be lines of a request or trace, or with a UUID, in a file that was put aside."""
     if not _PLAIN_ID.fullmatch(id):
         return True
     hashes = array("I")
@@ -246,7 +248,7 @@ def _compress(path: Path) -> None:
             while piece := plain.read(MIB):
                 packed.write(piece)
                 rest += piece
-                ids.update(_ID.findall(rest))
+                ids.update(_ID.findall(rest), _UUID.findall(rest))
                 rest = rest[rest.rfind(b"\n") + 1 :][-_LONGEST:]
         _write_ids(ids_of(path), ids)
         os.utime(making, (found.st_atime, found.st_mtime))

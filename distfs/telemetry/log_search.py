@@ -26,6 +26,7 @@ _READ = 1 << 20
 #: Seconds by which lines of a file may be out of order.
 _ASTRAY_S = 60.0
 _TIME = re.compile(rb'"time": "([\w.:-]{1,40})"')
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
 _LEVELS = logging.getLevelNamesMapping()
 #: A line's time, the line as it was written, and what it says.
 Line = tuple[str, bytes, dict[str, object]]
@@ -44,6 +45,11 @@ class Wanted:
     since: str = ""
     until: str = ""
     trace: str = ""
+
+    @property
+    def id(self) -> str:
+        """What is in the index of a file that was put aside, if that has it; empty: nothing is asked for by one."""
+        return self.request or self.trace or (self.file if _UUID.fullmatch(self.file) else "")
 
     def needle(self) -> bytes:
         """What is in each line that is wanted, the rarest of it."""
@@ -109,7 +115,7 @@ def _opened(
                 made_of_another = path.name.removesuffix(".gz") in plain and path.suffix == ".gz"
                 if found.st_mtime < since or found.st_ino in by_number or made_of_another:
                     continue
-                if path.suffix == ".gz" and (id := wanted.request or wanted.trace) and not may_have(path, id):
+                if path.suffix == ".gz" and (id := wanted.id) and not may_have(path, id):
                     continue
                 by_number[found.st_ino] = opened.enter_context(path.open("rb"))
             except FileNotFoundError:  # it was put aside or compressed just now

@@ -99,6 +99,29 @@ def test_days_that_are_too_old_go_with_all_they_have(metadb_url: str, store: Log
     assert sorted(told(metadb_url)) == ["more", "of a service", "today"]
 
 
+def test_the_oldest_days_go_where_all_have_more_than_they_may(metadb_url: str, store: LogStore) -> None:
+    """As the oldest files do."""
+    store.write(line("today"))
+    store.flush()
+    [[today]] = run_sql(metadb_url, DAYS)
+    for day in ("2020-01-01", "2020-01-02", "2020-01-03"):
+        name = f"log_day_{day.replace('-', '')}"
+        run_sql(
+            metadb_url,
+            f"CREATE TABLE {name} PARTITION OF log_line FOR VALUES FROM ('{day} 00:00+00') TO ('{day} 24:00+00')",
+        )
+        fill = "INSERT INTO %s SELECT '%s 12:00+00', '', '-', repeat(md5(n::text), 60) FROM generate_series(1, 300) n"
+        run_sql(metadb_url, fill.replace("%s", name, 1).replace("%s", day, 1))
+    [[each]] = run_sql(metadb_url, "SELECT pg_total_relation_size('log_day_20200103')")
+    forever = f"SELECT log_forget(1e10, {int(2.5 * float(str(each)))})"
+    run_sql(metadb_url, forever)
+    assert run_sql(metadb_url, DAYS) == [["log_day_20200102"], ["log_day_20200103"], [today]]
+    run_sql(metadb_url, "SELECT log_forget(1e10)")
+    assert len(run_sql(metadb_url, DAYS)) == 3, "the release before keeps all"
+    run_sql(metadb_url, "SELECT log_forget(1e10, 0)")
+    assert run_sql(metadb_url, DAYS) == [[today]]
+
+
 def test_a_backup_that_runs_into_a_new_day_holds_up_no_line(metadb_url: str, store: LogStore) -> None:
     store.write(line("before"))
     store.flush()

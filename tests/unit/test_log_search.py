@@ -5,12 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from distfs.cli import main
+from distfs.config.settings import LogConfig
 from distfs.process.output import DONE, FAILED, USAGE
+from distfs.telemetry import log_search
+from distfs.telemetry.log_files import LogFile, may_have
 from distfs.telemetry.log_search import Follower, Wanted, search
 
 
@@ -82,6 +87,37 @@ def test_a_file_and_its_compressed_form_are_one(tmp_path: Path) -> None:
     (tmp_path / name).write_text(line(1, "once"))
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(line(1, "once").encode()))
     assert found(tmp_path) == ["once"]
+
+
+def test_a_file_that_was_put_aside_is_opened_only_for_what_its_ids_have(tmp_path: Path) -> None:
+    """By the UUID of a file or a slice, too; what is no UUID is looked for in all."""
+    one, other = str(uuid4()), str(uuid4())
+    log = LogFile(replace(LogConfig(), dir=str(tmp_path)), "service", aside=False)
+    log.write(
+        line(1, "up", file=one) + line(2, "down", path=f"/download/{one}") + line(3, "slice", slice=one)
+    )
+    log._rotate()
+    log.close()
+    [packed] = tmp_path.glob("*.gz")
+    assert found(tmp_path, file=one) == ["up", "down", "slice"]
+    assert found(tmp_path, file=one[:8]) == ["up", "down", "slice"]
+    assert may_have(packed, one)
+    assert not may_have(packed, other)
+    packed.write_bytes(gzip.compress(line(1, "not looked at", file=other).encode()))
+    assert found(tmp_path, file=other) == []
+    assert found(tmp_path, file=other[:8]) == ["not looked at"]
+
+
+def test_of_a_file_that_is_written_only_the_end_is_read_that_is_young_enough(tmp_path: Path) -> None:
+    old = line(1, "old " + "x" * 500).replace("2026-01-31", "2026-01-30")
+    (tmp_path / "service.log").write_text(old * 6000 + line(30, "young") + line(29, "a moment before"))
+    file = (tmp_path / "service.log").open("rb")
+    since = "2026-01-31T12:00:29.000Z"
+    with file:
+        assert 0 < log_search._beginning(file, since) < 3_000_000
+        assert log_search._beginning(file, "") == 0
+    assert found(tmp_path, since=since) == ["young", "a moment before"]
+    assert len(found(tmp_path)) == 6002
 
 
 def test_what_is_written_from_now_on_is_followed_over_a_rotation(folder: Path) -> None:
