@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import itemgetter
+from itertools import chain
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from uuid import UUID
@@ -50,7 +51,8 @@ MAX_LISTED = 1000
 _OF_FILE = 11  # columns of a row of a file and a slice
 
 _LOOK_AGAIN_S = 10.0  # whether older services may run
-
+_SLICE_ID, _SLICE_SIZE, _SLICE_NODES = attrgetter("id"), attrgetter("size"), attrgetter("nodes")
+_DIGEST = '"\\\\x%s"'
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -314,7 +316,7 @@ class MetaDB(Transactions):
             return []
         owned: dict[str, Any] = {"owner": whose.owner, "visibility": whose.visibility, "quota": whose.quota}
         if len(stored) == 1:
-            [[since]] = self.write("commit_file", deadline, **_facts(stored[0]), **owned)
+            [[since]] = self.repeat("commit_file", deadline, **_facts(stored[0]), **owned)
             created = {stored[0].id: since}
         else:
             facts = json.dumps([_facts(file) for file in stored])
@@ -376,6 +378,8 @@ class MetaDB(Transactions):
 
 
 def _storable(what: str, text: str, most: int) -> str:
+    if text.isascii() and "\0" not in text and len(text) <= most:  # as most are
+        return text
     text = _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
     if len(text.encode()) > most:
         raise Refused(f"the {what} is longer than {counted(most, 'byte')} of UTF-8")
@@ -415,16 +419,12 @@ def _facts(file: NewFile) -> dict[str, Any]:
         "k": str(file.policy.k),
         "m": str(file.policy.m),
         "block_size": str(file.block_size),
-        "slices": _array(map(str, [piece.id for piece in file.slices])),
-        "sizes": _array(map(str, [piece.size for piece in file.slices])),
-        "digests": _array([f'"\\\\x{piece.digest.hex()}"' for piece in file.slices]),
-        "nodes": _array(map(str, [node for piece in file.slices for node in piece.nodes])),
+        "slices": f"{{{','.join(map(str, map(_SLICE_ID, file.slices)))}}}",
+        "sizes": f"{{{','.join(map(str, map(_SLICE_SIZE, file.slices)))}}}",
+        "digests": f"{{{','.join([_DIGEST % piece.digest.hex() for piece in file.slices])}}}",
+        "nodes": f"{{{','.join(map(str, chain.from_iterable(map(_SLICE_NODES, file.slices))))}}}",
         "stored": None if file.stored is None else str(file.stored),
     }
-
-
-def _array(elements: Iterable[str]) -> str:
-    return f"{{{','.join(elements)}}}"
 
 
 def _committed(file: NewFile, created_at: Any, whose: Ownership) -> File:

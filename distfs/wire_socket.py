@@ -200,6 +200,25 @@ class WireSocket:
             self._decoder.feed(self.scratch[:count])
         return OTHERWISE
 
+    def hear(self, answer: bytes) -> bool:
+        """Whether the answer to what was sent is this, as nearly always; it has come in one go then.
+
+        False: go on by ``receive_frame``, which is told what came, if something did. Raises TooSlow after a silence
+        that is too long.
+        """
+        try:
+            count = self.sock.recv_into(self.scratch)
+        except BlockingIOError:
+            self.count_silence(self._timeouts[_RECEIVE])
+            return False
+        except OSError:
+            return False  # as whoever receives next is told, too
+        self.heard = self.heard or count > 0
+        if count == len(answer) and self.scratch[:count] == answer:
+            return True
+        self._decoder.feed(self.scratch[:count])
+        return False
+
     def send(self, *buffers: Buffer, more: bool = False, limit: Limit | None = None) -> None:
         """Send them in order, as few packets as may be. ``more``: further bytes follow at once.
 

@@ -37,8 +37,10 @@ _MAX_COUNT = 1 << 63
 _GET = struct.Struct(f">{TO_SIZE}sd16sBQQ?B")
 _SMALL = struct.Struct(wire.PREFIX.format + _GET.format.removeprefix(">"))  # a frame's prefix, too
 _GET_BEGINS = wire.MAGIC, wire.VERSION, Type.GET, 0
+_WHOLE_BEGINS = wire.MAGIC, wire.VERSION, Type.WHOLE, 0
 _PUT = struct.Struct(f">{TO_SIZE}sdQBH")
 _WHOLE = struct.Struct(f">{TO_SIZE}sdQ?{ENTRY_SIZE}sBH")
+_WHOLE_FRAME = struct.Struct(wire.PREFIX.format + _WHOLE.format.removeprefix(">"))
 _END = struct.Struct(">Q?")
 _STORED = struct.Struct(">8s")
 _CELLS = struct.Struct(">Q?Q")
@@ -175,6 +177,17 @@ class Whole(NamedTuple):
         return named(self.packed)
 
 
+def frame_of_whole(
+    to: bytes, deadline: float, slice_size: int, entry: CellEntry, packed: bytes, request: bytes
+) -> bytes:
+    """The frame of a ``Whole`` of a last slice, in one go; the cell is to follow."""
+    request = request[:MAX_REQUEST]
+    size, more = len(packed), len(request)
+    said = to, deadline, slice_size, True, entry.pack(), more, size
+    length = _WHOLE.size + size + more
+    return _WHOLE_FRAME.pack(*_WHOLE_BEGINS, length, entry.length, *said) + packed + request
+
+
 def encode_whole(
     to: bytes,
     deadline: float,
@@ -222,6 +235,10 @@ class Stored(NamedTuple):
     @classmethod
     def decode(cls, raw: bytes) -> Stored:
         return cls(*_all("STORED", _STORED, raw))
+
+
+#: The frame of a ``Stored`` up to what was heard.
+STORED_BEGINS = wire.encode(Type.STORED, Stored(bytes(_STORED.size)).encode())[: -_STORED.size]
 
 
 class Cells(NamedTuple):

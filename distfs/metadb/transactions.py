@@ -109,7 +109,7 @@ class Transactions:
                 self._pool.give_back(begun)
                 return rows
             begun.reused = True
-        return self._run(query, deadline, params, change=False, answers=answers, begun=begun)
+        return self._run(query, deadline, params, change=False, at_once=True, answers=answers, begun=begun)
 
     def write(self, query: str, deadline: Deadline, *, again: str | None = None, **params: Any) -> Rows:
         """Until MetaDB has answered or there is no time left. Cancelled only as long as nothing was sent.
@@ -120,6 +120,11 @@ class Transactions:
         """
         return self._run(query, deadline, params, change=True, again=again)
 
+    def repeat(self, query: str, deadline: Deadline, **params: Any) -> Rows:
+        """``write`` of what does nothing when it was done already: it may leave on a connection that was just used,
+        without a look whether that is still there."""
+        return self._run(query, deadline, params, change=True, at_once=True)
+
     def _run(
         self,
         query: str,
@@ -128,20 +133,20 @@ class Transactions:
         *,
         change: bool,
         again: str | None = None,
+        at_once: bool = False,
         answers: Answers | None = None,
         begun: Link | None = None,
     ) -> Rows:
         """``begun``: a link that was lent for it; it may have been asked."""
-        budget = _Budget(deadline, self._seconds(), self._patience)
+        budget, pause = _Budget(deadline, self._seconds(), self._patience), _RETRY_FIRST_S
         error: DistfsError | None = None  # what failed, if there is no time for another try
         unknown = False  # a change was lost: it may have happened
-        pause = _RETRY_FIRST_S
         while True:
             lost = stale = False  # a connection broke; one that had been kept, as after a restart
             whole = budget.left.uncancelled() if change else budget.left
             limit = whole if unknown else budget.left
             try:
-                link = begun or self._pool.take(limit, at_once=error is None and not change)
+                link = begun or self._pool.take(limit, at_once=at_once and error is None)
                 begun = None
                 try:
                     if limit is not whole:

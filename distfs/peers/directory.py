@@ -153,7 +153,7 @@ class NodeDirectory:
         for node in nodes:
             before = self._known.get(node.id)  # most were asked before
             asked = before[1] if before is not None and before[0] is node else self._clients.get(node.uuid)
-            if asked is None or asked.trusted:
+            if asked is None or asked.link.breaker.state is State.CLOSED:
                 well.append(node)
         enough = len(well) == len(nodes) or sum(node.writable for node in well) >= width
         return well if enough else list(nodes)

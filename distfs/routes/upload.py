@@ -51,9 +51,10 @@ def get_form(services: Services, request: Request) -> Answer:
 
 def post_form(services: Services, request: Request) -> Answer:
     """Store every file of a form, or none of them."""
-    limits = FormLimits(_largest(services, request), services.config.http.max_form_overhead)
+    largest = _largest(services, request)
+    limits = FormLimits(largest, services.config.http.max_form_overhead)
     kind, size = request.environ.get("CONTENT_TYPE", ""), declared_size(request.environ)
-    return _store(services, request, lambda body: files_in_form(body, kind, limits, size), size)
+    return _store(services, request, lambda body: files_in_form(body, kind, limits, size), largest, size)
 
 
 def put_raw(services: Services, request: Request, name: str = "") -> Answer:
@@ -76,20 +77,25 @@ def put_raw(services: Services, request: Request, name: str = "") -> Answer:
             [IncomingFile(body, name, content_type, max_size=largest, size=size, announced=announced)]
         )
 
-    return _store(services, request, the_body, size, is_the_file=True)
+    return _store(services, request, the_body, largest, size, is_the_file=True)
 
 
 def _store(
-    services: Services, request: Request, files_in: Files, size: int | None, *, is_the_file: bool = False
+    services: Services,
+    request: Request,
+    files_in: Files,
+    largest: int,
+    size: int | None,
+    *,
+    is_the_file: bool = False,
 ) -> Answer:
-    """Keep all files of the body, or none. ``size``: its Content-Length; ``is_the_file``: it has one, and nothing
-    else."""
+    """Keep all files of the body, or none. ``size``: its Content-Length; ``is_the_file``: it is one, and no more."""
     _refuse_encoded(request)
     if has_conditions(request.environ):
         check_nothing_there(request.headers)
-    digests, known = BodyDigests(request), {}
-    policy = _policy(services, request)  # a name nobody knows is refused before anything is read
-    how = _compression(services, request)
+    digests, known, collect = BodyDigests(request), {}, request.environ.get("distfs.collect")
+    # A name nobody knows is refused before anything is read.
+    policy, how = _policy(services, request), _compression(services, request)
     announced = announced_size(request.environ) if size is None and is_chunked(request.environ) else size
     deadline = services.upload_deadline(size, request.hang_up)
     _check_quota(services, request, announced, deadline)
@@ -103,10 +109,8 @@ def _store(
         incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
         with (
             _counted(services, request, announced),
-            _room(services, request, policy, deadline, size, announced) as promise,
-            services.uploader.begin(
-                deadline, request.environ.get("distfs.collect"), size, _whose(request)
-            ) as session,
+            _room(services, request, policy, deadline, largest, size, announced) as promise,
+            services.uploader.begin(deadline, collect, size, _whose(request)) as session,
         ):
             for number, file in enumerate(incoming):
                 check_number(request, number)
@@ -120,8 +124,7 @@ def _store(
                     compression=_compression(services, request, file.fields) if file.fields else how,
                     size_hint=file.size,
                 )
-                if is_the_file:
-                    known["sha-256"] = stored.sha256
+                known = {"sha-256": stored.sha256} if is_the_file else {}
             digests.check(known)
             files = session.commit()
             promise.keep()
@@ -184,12 +187,13 @@ def _room(
     request: Request,
     policy: Policy,
     deadline: Deadline,
+    largest: int,
     size: int | None,
     announced: int | None,
 ) -> Promise:
     """Room for the body, found before any of it is read. ``size``: its Content-Length."""
     admission, caller = services.admission, request.caller
-    largest, declared = _largest(services, request), size is not None
+    declared = size is not None
     small = size is not None and size <= admission.storage.block_size  # it has come before more is promised
     whose = () if small else admission.callers.whose(caller)
     with tracing.span("admit"):

@@ -20,7 +20,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NodeUnavailable, ProtocolError, TooSlow, Unavailable
 from distfs.formats import wire
 from distfs.formats.features import PLAIN, Extra
-from distfs.formats.fixed import Cells, End, Get, Put, Stored, Whole
+from distfs.formats.fixed import STORED_BEGINS, Cells, End, Get, Put, Whole
 from distfs.formats.fragment import CellEntry
 from distfs.formats.hello import Reason, Unwelcome
 from distfs.formats.wire import Frame, Type
@@ -52,8 +52,6 @@ _MOVING = frozenset((Type.GET, Type.PUT, Type.WHOLE))
 _NAMES = {type_: type_.name for type_ in Type}  # an enum takes two calls to say it
 _RECEIVED, _DISK = (metrics.STORE_CHECKSUMS.index(where) for where in ("received", "disk"))
 LINGER_S, LINGER_BYTES = 2.0, 64 << 20  # of a caller that is refused while it sends
-_HEARD = 8  # bytes, with which STORED ends
-_STORED = wire.encode(Type.STORED, Stored(bytes(_HEARD)).encode())[:-_HEARD]
 
 
 #: A request, as far as it is understood.
@@ -350,7 +348,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _stored(self, heard: bytes) -> None:
         self.answering = True
-        self.sock.send(_STORED + heard, limit=self.deadline)
+        self.sock.send(STORED_BEGINS + heard, limit=self.deadline)
 
     def _receive(self, writer: DiskWriter) -> None:
         while (frame := self.sock.receive_frame(self.deadline)).type is Type.CELL:

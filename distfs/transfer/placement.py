@@ -69,8 +69,7 @@ def choose(zones: Mapping[str, Mapping[int, float]], width: int) -> list[int]:
     """
     if len(zones) == 1:
         [credit] = zones.values()
-        best = sorted([(each, node) for node, each in credit.items()], reverse=True)
-        return [node for _, node in best[:width]]
+        return sorted(credit, key=credit.__getitem__, reverse=True)[:width]
     offers = (  # of each zone its best, then its second, which counts for less than any zone's best ...
         (-turn, credit[node], node)
         for credit in zones.values()
@@ -159,10 +158,13 @@ class Placement:
         """The fragments placed on ``nodes`` are stored, or given up."""
         with self._lock:
             for node in nodes:
-                moved = min(fragment_size, self._in_flight.get(node, 0))
-                self._in_flight[node] = self._in_flight.get(node, 0) - moved
-                if self._deal:
-                    self._deal.moved((node,), -moved)
+                has = self._in_flight.get(node, 0)
+                moved = min(has, fragment_size)
+                self._in_flight[node] = has - moved
+                if moved != fragment_size and self._deal:  # it was placed before this service began to count
+                    self._deal.moved((node,), fragment_size - moved)
+            if self._deal:
+                self._deal.moved(nodes, -fragment_size)
 
     def _deal_anew(self, nodes: Sequence[Node], width: int, fragment_size: int) -> _Deal:
         if (before := self._deal) and before.slices:

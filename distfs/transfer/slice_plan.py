@@ -18,7 +18,6 @@ from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer, Slice
 from distfs.peers.directory import Stores
 from distfs.peers.versioned import fitting
-from distfs.peers.whole_put import TakesWhole
 from distfs.telemetry.metrics import RETRIES
 
 _HOUR_S = 3600
@@ -155,16 +154,6 @@ class SlicePlan:
             extra |= TELLS_OF_FILE
         header = self.file.header(self.id, self.ordinal, index, extra)
         return store.put(header, self.file.code.cell_size(self.size_hint), deadline)
-
-    def send_whole(
-        self, index: int, packed: bytes, cell: tuple[CellEntry, Buffer], stores: Stores, deadline: Deadline
-    ) -> FragmentWriter | None:
-        """The PUT of fragment ``index`` with its only cell, in one go. None: its store is not such, or not ready."""
-        entry, data = cell
-        store = stores(self.nodes[index], deadline)
-        if not isinstance(store, TakesWhole):
-            return None
-        return store.send_whole(packed, entry, data, self.size, deadline)
 
     def done(self, failed: Collection[int] = ()) -> Slice:
         """The row for MetaDB. ``failed``: indexes of fragments that are nowhere, and are to be made anew."""

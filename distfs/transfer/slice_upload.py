@@ -16,6 +16,7 @@ from distfs.formats.fragment import CellEntry
 from distfs.fragment_store import FragmentWriter
 from distfs.model import Buffer
 from distfs.peers.directory import Stores
+from distfs.peers.whole_put import TakesWhole
 from distfs.process.threads import as_ours
 from distfs.telemetry.context import in_context
 from distfs.transfer.blocks import Block
@@ -47,7 +48,10 @@ def write_small(
         for index in range(len(plan.nodes)):
             entry, cell = cells[index]
             try:
-                whole = plan.send_whole(index, heads[index], cells[index], stores, deadline)
+                store = stores(plan.nodes[index], deadline)
+                whole = None
+                if isinstance(store, TakesWhole):
+                    whole = store.send_whole(heads[index], entry, cell, plan.size, deadline)
                 if whole is not None:
                     writers[index] = whole
                 else:

@@ -32,7 +32,7 @@ from distfs.formats.coding import code_for
 from distfs.formats.compression import packer
 from distfs.formats.features import Extra
 from distfs.meta import MetaDB
-from distfs.model import NOBODYS, Compression, File, FragmentId, NewFile, Node, Ownership, Policy, Slice
+from distfs.model import NOBODYS, Compression, File, FragmentId, NewFile, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.peers.versioned import features_of
 from distfs.process.idle import Idle
@@ -84,7 +84,7 @@ class Uploader:
         threads = uploads * (1 + width * config.parallel_slices)
         executor = Threads(threads, thread_name_prefix="fragment")
         packers = Threads(len(os.sched_getaffinity(0)), thread_name_prefix="packer")
-        self.resources = UploadResources(pool, executor, directory.store, config, packers)
+        self.resources = UploadResources(pool, executor, directory.client, config, packers)
         # What is taken away after a commit waits for nodes that hang; the threads above are the next upload's.
         self.after_commits = Threads(_THREADS_AFTER_COMMITS, thread_name_prefix="after-commit")
 
@@ -365,13 +365,14 @@ class UploadSession:
     @traced("place")
     def _place_patiently(self, file: FileIdentity, share: int) -> list[int]:
         """As ``_place``, for a new slice. Nodes that stopped and may only be restarting are waited for."""
-        fewest, ends = self._fewest(file), self.patient_until()
+        fewest, ends = self._fewest(file), 0.0
         while True:
             try:
                 return self._place(file, share, (), fewest)
             except Full:
                 raise
             except Unavailable as e:
+                ends = ends or self.patient_until()
                 if self._may_return((), self._failed_nodes) < fewest or time.monotonic() >= ends:
                     raise
                 log.info("an upload waits for storage nodes: %s", e)
@@ -380,16 +381,19 @@ class UploadSession:
     def _place(
         self, file: FileIdentity, share: int, taken: Sequence[int], fewest: int, width: int = 0
     ) -> list[int]:
-        def place(nodes: list[Node]) -> list[int]:
-            able = [n for n in nodes if n.id not in taken and n.id not in self._failed_nodes]
-            wanted = width or file.code.policy.width
-            return self._uploader.placement.place(directory.willing(able, wanted), wanted, share, fewest)
-
-        directory = self._uploader.directory
-        try:
-            return place(directory.nodes(self._deadline))
-        except Unavailable:  # perhaps the nodes that are missing have come since the list was read
-            return place(directory.nodes(self._deadline, fresh=True))
+        directory, failed = self._uploader.directory, self._failed_nodes
+        wanted, fresh = width or file.code.policy.width, False
+        while True:
+            able = directory.nodes(self._deadline, fresh=fresh)
+            if taken or failed:
+                able = [n for n in able if n.id not in taken and n.id not in failed]
+            willing = directory.willing(able, wanted)
+            try:
+                return self._uploader.placement.place(willing, wanted, share, fewest)
+            except Unavailable:
+                if fresh:
+                    raise
+                fresh = True  # perhaps the nodes that are missing have come since the list was read
 
     def _restore(self, file: FileIdentity, piece: Slice, index: int) -> Slice:
         """The slice with fragment ``index`` rebuilt on a node of its own; as it was when that cannot be."""
@@ -471,10 +475,11 @@ class UploadSession:
         if not len(view):
             return digest.digest(), []
         beside: list[Callable[[], object]] = [lambda: hash_small(digest, view)]  # while the nodes write
-        stores, until = self._uploader.resources.stores, self.patient_until()
+        stores, until = self._uploader.resources.stores, 0.0
         while True:
             plan = self.plan(identity, 0, len(view))
             failed = write_small(plan, view, stores, self._deadline, beside)
+            until = until or (self.patient_until() if failed else 0.0)
             lost = failed and len(plan.nodes) - len(failed) < identity.code.policy.k
             if not (lost and self.again(plan, failed, until)):
                 return digest.digest(), [self.settle(plan, failed)]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Cancelled, Corrupt, DistfsError, Full, NodeUnavailable, ProtocolError, TooSlow
 from distfs.formats import wire
-from distfs.formats.fixed import Stored
+from distfs.formats.fixed import STORED_BEGINS, Stored
 from distfs.formats.fragment import FragmentHeader
 from distfs.formats.wire import Type
 from distfs.fragment_store import FragmentWriter
@@ -67,6 +72,12 @@ def until(connection: socket.socket, left: int) -> None:
     """About so many bytes have come."""
     while left > 0 and (data := connection.recv(1 << 16)):
         left -= len(data)
+
+
+def until_taken(connection: socket.socket) -> None:
+    """Whoever receives has all that was sent."""
+    while struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]:
+        threading.Event().wait(0.001)
 
 
 def until_closed(connection: socket.socket) -> None:
@@ -128,6 +139,34 @@ def test_a_node_that_closes_before_it_answers_gets_it_again_once(size: int) -> N
             sent(client, b"x" * size).commit()
         assert asked, "the second got it, too"
         assert client.link.pool.snapshot().lent == 0
+
+
+@pytest.mark.parametrize("cuts", [[5], [20], list(range(1, 28))])
+def test_an_acknowledgement_may_come_in_pieces(cuts: list[int]) -> None:
+    answers: list[bytes] = []
+
+    def acknowledge(connection: socket.socket) -> None:
+        request = connection.recv(1 << 16)
+        until(connection, 4096 - len(request))
+        length = wire.PREFIX.unpack_from(request)[4]
+        said = request[wire.PREFIX_SIZE : wire.PREFIX_SIZE + length]
+        answer = STORED_BEGINS + xxhash.xxh3_64_digest(said)
+        answers.append(answer)
+        for begin, end in pairwise([0, *cuts, len(answer)]):
+            connection.sendall(answer[begin:end])
+            until_taken(connection)
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(ok({"cursor": None}))
+        acknowledge(connection)
+        until_closed(connection)
+
+    with scripted(script) as client:
+        sent(client, b"x" * 4096).commit()
+        [answer] = answers
+        assert len(answer) == 28
+        assert client.link.pool.snapshot().idle == 1
 
 
 ANSWERS = [
