@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from distfs.deadline import Deadline
@@ -163,3 +163,8 @@ class SlicePlan:
         kept = [0 if i in failed else node for i, node in enumerate(self.nodes)]
         nodes = tuple(kept + [0] * (self.file.code.policy.width - len(kept)))
         return Slice(self.id, self.ordinal, self.size, digest, nodes)
+
+
+def moved(piece: Slice, index: int, to: int) -> Slice:
+    """The slice with fragment ``index`` on node ``to``; 0: on none."""
+    return replace(piece, nodes=tuple(to if i == index else node for i, node in enumerate(piece.nodes)))

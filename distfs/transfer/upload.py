@@ -43,7 +43,7 @@ from distfs.transfer.discard import discard, finish
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
 from distfs.transfer.rebuild import rebuild
-from distfs.transfer.slice_plan import PACKED, PACKED_SINCE, FileIdentity, SlicePlan
+from distfs.transfer.slice_plan import PACKED, PACKED_SINCE, FileIdentity, SlicePlan, moved
 from distfs.transfer.slice_read import SliceReader
 from distfs.transfer.slice_upload import write_small
 from distfs.transfer.small_file import SMALL_BODY, Behind, hash_small, read_small
@@ -352,7 +352,7 @@ class UploadSession:
             log.warning("fragment %s.%d: node %d is gone since", piece.id, index, piece.nodes[index])
             anew = self._restore(identity, piece, index)
             lost = anew.nodes[index] == piece.nodes[index]
-            piece = _moved(piece, index, 0) if lost else anew
+            piece = moved(piece, index, 0) if lost else anew
         if leaving:
             text = "storage nodes were lost while the file was written, and nobody can take their part"
             self._require_safe(identity, piece, Unavailable(text))
@@ -382,18 +382,18 @@ class UploadSession:
         self, file: FileIdentity, share: int, taken: Sequence[int], fewest: int, width: int = 0
     ) -> list[int]:
         directory, failed = self._uploader.directory, self._failed_nodes
-        wanted, fresh = width or file.code.policy.width, False
-        while True:
+        wanted = width or file.code.policy.width
+
+        def place(*, fresh: bool) -> list[int]:
             able = directory.nodes(self._deadline, fresh=fresh)
             if taken or failed:
                 able = [n for n in able if n.id not in taken and n.id not in failed]
-            willing = directory.willing(able, wanted)
-            try:
-                return self._uploader.placement.place(willing, wanted, share, fewest)
-            except Unavailable:
-                if fresh:
-                    raise
-                fresh = True  # perhaps the nodes that are missing have come since the list was read
+            return self._uploader.placement.place(directory.willing(able, wanted), wanted, share, fewest)
+
+        try:
+            return place(fresh=False)
+        except Unavailable:  # perhaps the nodes that are missing have come since the list was read
+            return place(fresh=True)
 
     def _restore(self, file: FileIdentity, piece: Slice, index: int) -> Slice:
         """The slice with fragment ``index`` rebuilt on a node of its own; as it was when that cannot be."""
@@ -406,7 +406,7 @@ class UploadSession:
             whole = self._rebuilt(file, piece, index, target)
         finally:
             self._uploader.placement.landed([target], share)
-        return _moved(piece, index, target) if whole else piece
+        return moved(piece, index, target) if whole else piece
 
     def _rebuilt(self, file: FileIdentity, piece: Slice, index: int, target: int) -> bool:
         """Whether fragment ``index`` is on ``target`` now. Raises Cancelled, and Unavailable when MetaDB is away."""
@@ -479,9 +479,8 @@ class UploadSession:
         while True:
             plan = self.plan(identity, 0, len(view))
             failed = write_small(plan, view, stores, self._deadline, beside)
-            until = until or (self.patient_until() if failed else 0.0)
             lost = failed and len(plan.nodes) - len(failed) < identity.code.policy.k
-            if not (lost and self.again(plan, failed, until)):
+            if not (lost and self.again(plan, failed, until := until or self.patient_until())):
                 return digest.digest(), [self.settle(plan, failed)]
 
     def _unneeded(self) -> list[tuple[int, FragmentId]]:
@@ -498,8 +497,3 @@ class UploadSession:
             for node, fragment in self._stored
             if (node, fragment) not in kept and fragment not in nowhere and node not in self._failed_nodes
         ]
-
-
-def _moved(piece: Slice, index: int, to: int) -> Slice:
-    """The slice with fragment ``index`` on node ``to``; 0: on none."""
-    return replace(piece, nodes=tuple(to if i == index else node for i, node in enumerate(piece.nodes)))
