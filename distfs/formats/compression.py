@@ -8,6 +8,7 @@ content is, and needs no dictionary.
 from __future__ import annotations
 
 import importlib
+import struct
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -17,6 +18,11 @@ from distfs.errors import ConfigError, Corrupt
 from distfs.model import Buffer, Compression
 
 REMEDY = "pip install 'distfs[compression]'"
+
+#: Bytes of a frame that a client must be able to hold (RFC 9659): a larger one is not for it.
+MAX_WINDOW = 8 << 20
+_RAW_FRAME = struct.Struct("<4sBI")  # magic, descriptor, size of the content
+_MAGIC, _ONE_SEGMENT, _RAW_PIECE = b"\x28\xb5\x2f\xfd", 0xA0, 128 << 10
 
 #: Bytes of a block that are tried at each of so many places, to see whether it is worth all of it.
 _PIECE, _PIECES = 8 << 10, 3
@@ -76,6 +82,15 @@ def unpack(frame: Buffer, size: int) -> bytes:
     if told != size:  # before anything is unpacked: a few bytes may stand for any number of them
         raise Corrupt(f"a compressed block says it has {told} bytes, {size} expected")
     return zstd.decompress(frame, size)
+
+
+def as_frame(block: memoryview) -> memoryview:
+    """A block that is not compressed, as a frame (RFC 8878, 3.1.1) of raw pieces."""
+    parts: list[Buffer] = [_RAW_FRAME.pack(_MAGIC, _ONE_SEGMENT, len(block))]
+    for at in range(0, len(block), _RAW_PIECE):
+        piece = block[at : at + _RAW_PIECE]
+        parts += [(len(piece) << 3 | (at + _RAW_PIECE >= len(block))).to_bytes(3, "little"), piece]
+    return memoryview(b"".join(parts))
 
 
 class Packer:

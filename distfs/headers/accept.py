@@ -36,6 +36,19 @@ def names(text: str, kind: str, instead_of: str) -> bool:
     return weight > 0 and weight >= _weight(weights, instead_of)
 
 
+def likes_coding(text: str, coding: str) -> bool:
+    """Whether Accept-Encoding (12.5.3) names ``coding``, and likes it no less than what is not encoded."""
+    weights: dict[str, float] = {}
+    for element in fields.elements(text):
+        name, *rest = fields.split(element, ";")
+        parameters = fields.parameters(rest)
+        weight = dict(parameters or ()).get("q", "1")
+        if fields.is_token(name) and parameters is not None and _WEIGHT.fullmatch(weight):
+            weights[name.lower()] = float(weight[:9])
+    weight_of = weights.get(coding, 0.0)
+    return weight_of > 0 and weight_of >= weights.get("identity", 0.0)
+
+
 def _is_range(text: str) -> bool:
     kind, slash, subtype = text.partition("/")
     return (

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from base64 import b64encode
+from collections.abc import Iterable
+from contextlib import closing
+from hashlib import sha256
 from typing import NamedTuple
 
 from werkzeug.wrappers import Response
 
 from distfs.access.authorize import Visibility
-from distfs.deadline import Deadline
 from distfs.errors import Refused, TooMuch
-from distfs.headers import dates, disposition, lengths, safety
+from distfs.formats.compression import MAX_WINDOW, library
+from distfs.headers import accept, dates, disposition, lengths, safety
 from distfs.headers.composed import Base
 from distfs.model import File
 from distfs.quantity import counted
 from distfs.routes import links
+from distfs.routes.body_out import FileBody, FramesBody
 from distfs.routes.conditions import asks_for_less, has_conditions, precondition, same_as_before
 from distfs.routes.file_facts import etag, repr_digest, served_type
 from distfs.routes.messages import Answer, Request
@@ -37,15 +40,23 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
     uuid = request.argument("uuid") if uuid is None else uuid
     if not uuid:
         raise Refused("which file? GET /download/UUID or /download?uuid=UUID")
-    body: Iterable[bytes | memoryview]
     file = the_file(services, request, uuid, services.answer_deadline(request.hang_up))
     request.safety = safety.PUBLIC if file.visibility == _PUBLIC else safety.STORED
     said = _said_of(file, services.door.guarded)
     link = request.actor.link
+    if file.stored is not None and link is None and _takes_frames(request, file):
+        return _encoded(services, request, file, said)
     if (link is None or link.is_plain) and not asks_for_less(request.environ, link is not None):
-        body = _bytes(services, request, file, said, said.whole, None) if request.method == "GET" else ()
+        get = request.method == "GET"
+        body = _bytes(services, request, file, said, said.whole, None) if get else ()
         request.safety = safety.SAID
         return Answer(200, {}, body, said.all if link is None else said.by_link)
+    return _as_asked(services, request, file, said)
+
+
+def _as_asked(services: Services, request: Request, file: File, said: _Said) -> Answer | Response:
+    """By its conditions, in its ranges, and by what its link allows."""
+    link = request.actor.link
     headers, tag = said.headers.copy(), said.tag
     if link is not None and (part := links.tag_of_part(request, file)):
         tag, headers["ETag"] = part, f'"{part}"'
@@ -70,7 +81,7 @@ def get_file(services: Services, request: Request, uuid: str | None = None) -> A
         else:
             headers["Content-Range"] = content_range(spans[0], file.size)
     _check_size(request, headers["Content-Length"])
-    body = ()
+    body: Iterable[bytes | memoryview] = ()
     if request.method == "GET":
         about = services, request, file, said, spans, parts
         if link is None or link.uses is None:
@@ -104,6 +115,8 @@ def _said_of(file: File, guarded: bool) -> _Said:
         "Repr-Digest": repr_digest(file),
         "Accept-Ranges": "bytes",
     }
+    if file.stored is not None:  # it may come in frames
+        headers["Vary"] = "Accept-Encoding"
     if guarded:  # or a cache would give for hours what was made private, or a token opened
         headers["Cache-Control"] = "private, no-cache" if file.visibility == _PRIVATE else "no-cache"
     body = {
@@ -131,92 +144,45 @@ def _bytes(
     if said.at_once and spans == said.whole and not services.bandwidth.capped("out"):
         return [services.downloader.whole(file, services.transfer_deadline(file.size, request.hang_up))]
     deadline = services.transfer_deadline(sum(stop - start for start, stop in spans), request.hang_up)
-    return _Body(services, request, file, spans, parts, deadline)
+    return FileBody(services, request, file, spans, parts, deadline)
 
 
-class _Body:
-    """The bytes of an answer, each block checked before it leaves. The first is read when it is made.
+def _takes_frames(request: Request, file: File) -> bool:
+    """Whether the blocks of a file may leave as they are stored, all of them, each a frame of zstd. A range is of the
+    file's own bytes, and so is what a client says it has room for."""
+    environ = request.environ
+    said: str = environ.get("HTTP_ACCEPT_ENCODING", "")
+    return (
+        bool(said)
+        and not environ.get("QUERY_STRING")
+        and not environ.keys() & {"HTTP_RANGE", "HTTP_WANT_MAX_SIZE"}
+        and accept.likes_coding(said, "zstd")
+        and file.block_size <= MAX_WINDOW
+        and library() is not None
+    )
 
-    Views for our own server, bytes for others, which may keep them for a while. A client that reads slowly holds no
-    block and no connection to a node: our server calls ``rewind``, and what was not sent is read again. From then on
-    so much is asked of a node at a time as was taken before, beginning with one block, or nodes would fill their
-    sockets for nothing.
-    """
 
-    def __init__(
-        self,
-        services: Services,
-        request: Request,
-        file: File,
-        spans: list[Span],
-        parts: ByteRanges | None,
-        deadline: Deadline,
-    ) -> None:
-        """Raises TooMany, and what Downloader.read raises."""
-        self._services, self._file, self._spans, self._parts = services, file, spans, parts
-        self._deadline = deadline
-        self._share = services.bandwidth.transfer(request.caller, "out")
-        self._as_views = bool(request.environ.get("distfs.writes_views"))
-        self._given = self._last = 0  # bytes in all, and by the last view
-        self._counted = ExitStack()
-        self._stretch = 0  # blocks to ask for at a time; 0: all there are
-        self._views: Iterator[memoryview] | None = None
-        self._first: bytes | memoryview | None = None
-        try:
-            self._counted.enter_context(services.admission.callers.download(request.caller))
-            self._first = next(self, None)
-        except BaseException:
-            self.close()
-            raise
-
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        return self
-
-    def __next__(self) -> bytes | memoryview:
-        view, self._first = self._first, None
-        if view is not None:
-            return view
-        if self._views is None:
-            self._views = self._open(self._given)
-        view = next(self._views)
-        self._last = len(view)
-        self._given += self._last
-        return view if self._as_views else bytes(view)
-
-    def rewind(self, count: int) -> None:
-        """The last ``count`` bytes were not sent: let go of everything, and give them again when asked."""
-        self._let_go()
-        self._given -= count
-        self._share.give_back(min(count, self._last))
-        self._stretch = 1
-
-    def close(self) -> None:
-        """Whoever hangs up early gets the nodes' connections released."""
-        self._let_go()
-        self._share.close()
-        self._counted.close()
-
-    def _let_go(self) -> None:
-        views, self._views = self._views, None
-        if close := getattr(views, "close", None):
-            close()
-
-    def _open(self, at: int) -> Iterator[memoryview]:
-        """The bytes from ``at`` on."""
-        if self._parts:
-            views = self._parts.body(self._read, at)
-        else:
-            start, stop = self._spans[0]
-            views = self._read(Span(start + at, stop))
-        return self._services.bandwidth.outgoing(views, self._share, self._deadline)
-
-    def _read(self, span: Span) -> Iterator[memoryview]:
-        start, size = span.start, self._file.block_size
-        while start < span.stop:
-            stop = (start // size + self._stretch) * size if self._stretch else span.stop
-            stop = min(stop, span.stop)
-            yield from self._services.downloader.read(self._file, start, stop, self._deadline)
-            start, self._stretch = stop, 2 * self._stretch
+def _encoded(services: Services, request: Request, file: File, said: _Said) -> Answer | Response:
+    """Its frames, which are another representation, with a tag of its own. They are checked as ever: each is unpacked
+    before it leaves. How many bytes they have is known before only of those of one block."""
+    tag = f"{said.tag}-zstd"
+    headers = said.headers | {"ETag": f'"{tag}"'}
+    if has_conditions(request.environ):
+        status = precondition(request.headers, tag, file.created_at)
+        if status is not None:
+            return Response(status=status, headers=headers)
+    headers |= said.body | {"Content-Encoding": "zstd"}
+    del headers["Content-Length"], headers["Accept-Ranges"]
+    if request.method != "GET":
+        return Answer(200, headers, ())
+    body = FramesBody(services, request, file, services.transfer_deadline(file.size, request.hang_up))
+    if file.size > file.block_size:
+        return Answer(200, headers, body)
+    with closing(body):
+        frame = b"".join(map(bytes, body))
+    headers["Content-Length"] = str(len(frame))
+    headers["Content-Digest"] = f"sha-256=:{b64encode(sha256(frame).digest()).decode()}:"
+    return Answer(200, headers, [frame])
 
 
 def _check_size(request: Request, length: str) -> None:

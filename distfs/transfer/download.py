@@ -6,24 +6,27 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import Corrupt, DistfsError, NewerFormat, TooSlow, Unavailable
 from distfs.formats.coding import Code, code_for
-from distfs.formats.compression import unpack
-from distfs.formats.fragment import RAW, CellEntry, check_codec, checksum, slice_digest
+from distfs.formats.compression import as_frame, unpack
+from distfs.formats.fragment import RAW, ZSTD, CellEntry, check_codec, checksum, slice_digest
 from distfs.fragment_store import check_length
 from distfs.model import FragmentId, NewFile, Node, Slice
 from distfs.peers.directory import NodeDirectory
 from distfs.peers.late_read import LateReader, SmallReader
 from distfs.peers.small_read import SmallAsk, read_small
+from distfs.transfer.block_read import StoredBlock
 from distfs.transfer.blocks import BlockPool
 from distfs.transfer.remains import Remains, search_of
 from distfs.transfer.slice_read import Hedging, NoteDamage, SliceReader, not_noted
 
 log = logging.getLogger("distfs.download")
+
+_T = TypeVar("_T")
 
 #: How to ask MetaDB for a file.
 Find = Callable[[UUID, Deadline], NewFile]
@@ -94,14 +97,29 @@ class Downloader:
         Raises Corrupt or Unavailable, at any view, when too few fragments of a slice answer; never yields a
         byte that fails its check.
         """
-        beside = code_for(file.policy).beside(file.block_size)  # for cells that are decoded
-        if file.stored is not None:  # and for the block that is unpacked
-            beside += file.block_size
-        with self._pool.lent(deadline, beside, file.block_size) as buffer:
+        with self._pool.lent(deadline, self._beside(file), file.block_size) as buffer:
             if start < stop and is_one_block(file):
                 yield self._one_block(file, buffer[: file.size], deadline)[start:stop]
             else:
                 yield from self._read(file, start, stop, buffer, deadline, None)
+
+    def frames(self, file: NewFile, start: int, stop: int, deadline: Deadline) -> Iterator[memoryview]:
+        """The same, from a block's beginning to another's, or the end: each block as a frame of zstd, as it is stored
+        where it is stored as one. Each was unpacked and checked."""
+        code = code_for(file.policy)
+        with self._pool.lent(deadline, self._beside(file), file.block_size) as buffer:
+
+            def stored(reader: SliceReader) -> Iterator[StoredBlock]:
+                return reader.stored_blocks(buffer)
+
+            with contextlib.closing(self._in_order(file, start, stop, stored, deadline, None)) as blocks:
+                for coded, codec, _ in blocks:
+                    yield code.unwrapped(coded) if codec == ZSTD else as_frame(coded)
+
+    def _beside(self, file: NewFile) -> int:
+        """Bytes that the cells of a block take beside it, and the block that is unpacked."""
+        unpacked = file.block_size if file.stored is not None else 0
+        return unpacked + code_for(file.policy).beside(file.block_size)
 
     def _one_block(self, file: NewFile, out: memoryview, deadline: Deadline) -> memoryview:
         """As ``whole``, of any file that ``is_one_block``, into ``out``."""
@@ -166,19 +184,37 @@ class Downloader:
         first: First | None,
     ) -> Generator[memoryview]:
         """``first``: a fragment of the first slice that was asked for, or what came of that."""
+        at = start // file.block_size * file.block_size  # where the next block begins
+
+        def plain(reader: SliceReader) -> Iterator[memoryview]:
+            return reader.blocks(buffer)
+
+        with contextlib.closing(self._in_order(file, start, stop, plain, deadline, first)) as blocks:
+            for block in blocks:
+                yield block[max(0, start - at) : stop - at]
+                at += len(block)
+
+    def _in_order(
+        self,
+        file: NewFile,
+        start: int,
+        stop: int,
+        read: Callable[[SliceReader], Iterator[_T]],
+        deadline: Deadline,
+        first: First | None,
+    ) -> Generator[_T]:
+        """What ``read`` makes of the blocks in which those bytes are."""
         known = self._directory.nodes(deadline)
         wanted = self._readers(file, start, stop, deadline)
         if first is not None:
             wanted = _beginning_with(first, wanted)
         reader, upcoming = _opened(wanted), None
         begun = False
-        at = start // file.block_size * file.block_size  # where the next block begins
         try:
             while reader is not None:
-                for block in self._blocks(file, reader, known, buffer, deadline, begun):
+                for block in self._blocks(file, reader, known, read, deadline, begun):
                     begun = True
-                    yield block[max(0, start - at) : stop - at]
-                    at += len(block)
+                    yield block
                     # Asked for here, not by a thread: at each hand-over of the interpreter lock a busy machine
                     # keeps both waiting, and with k fragments a slice that took a third of the time.
                     upcoming = upcoming or _opened(wanted)
@@ -194,12 +230,12 @@ class Downloader:
         file: NewFile,
         reader: SliceReader,
         known: list[Node],
-        buffer: memoryview,
+        read: Callable[[SliceReader], Iterator[_T]],
         deadline: Deadline,
         begun: bool,
-    ) -> Iterator[memoryview]:
-        """What ``reader`` reads; when it cannot go on and its fragments are elsewhere by now, from there. Nodes that
-        may only be restarting are waited for, where it was.
+    ) -> Iterator[_T]:
+        """What ``read`` makes of the blocks of ``reader``; when it cannot go on and its fragments are elsewhere by
+        now, from there. Nodes that may only be restarting are waited for, where it was.
 
         ``known``: the nodes as they were when the download began; ``begun``: bytes of it have left already.
         """
@@ -211,7 +247,7 @@ class Downloader:
         while True:
             try:
                 with contextlib.closing(reader):
-                    for block in reader.blocks(buffer):
+                    for block in read(reader):
                         yield block
                         number += 1
                         stuck = _Stuck(self._directory.patience)

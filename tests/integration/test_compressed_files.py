@@ -303,6 +303,17 @@ def test_a_file_of_one_block_is_compressed_by_itself(ways: Ways, policy: Policy,
     ways.assert_clean()
 
 
+@pytest.mark.parametrize("policy", [COPIES, CODED])
+@pytest.mark.parametrize("size", [LARGE, LARGE - 1, 2 * LARGE + 30_000])
+def test_each_block_leaves_as_a_frame_of_its_own(ways: Ways, policy: Policy, size: int) -> None:
+    data = TEXT[: min(size, LARGE)] + random_bytes(max(0, size - LARGE))
+    file = ways.upload(data, policy, how=ZIPPED)
+    frames = [bytes(frame) for frame in ways.services.downloader.frames(file, 0, file.size, soon())]
+    assert b"".join(map(zstandard.ZstdDecompressor().decompress, frames)) == data
+    assert len(frames) == -(-size // LARGE)
+    assert len(frames[0]) < LARGE / 2
+
+
 def test_a_small_file_that_another_service_compressed_is_read(
     ways: Ways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
