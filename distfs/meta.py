@@ -113,19 +113,24 @@ class MetaDB(Transactions):
         with self._unhurried() as connection:
             return meta_schema.pending(connection)
 
-    def copy_to(self, out: Callable[[bytes], object]) -> copies.Header:
+    def copy_to(self, out: Callable[[bytes], object], *, secrets: bool = True) -> copies.Header:
         """Write all of it, as it is at one moment; everything may run meanwhile. Raises Unavailable, and what ``out``
         raises."""
         with self._unhurried() as connection:
-            return copies.write(connection, out)
+            return copies.write(connection, out, secrets=secrets)
 
-    def load_copy(self, copy: IO[bytes]) -> tuple[copies.Header, list[int]]:
+    def load_copy(
+        self, copy: IO[bytes], *, anew: bool = False, also: Sequence[str] = ()
+    ) -> tuple[copies.Header, list[int]]:
         """Become what a copy is of, all or nothing; -> what that says of itself, and the migrations applied to it.
+        ``anew``: what this MetaDB knows of nodes gives way. ``also``: queries, by name, of the same transaction.
 
         Raises Refused when this MetaDB is in use, Corrupt for no whole copy, Unavailable.
         """
         header = copies.check(copy)
         with self._unhurried() as connection:  # which holds the lock of migrations until it is closed
+            if anew:
+                copies.wipe(connection)
             meta_schema.apply_migrations(connection, upto=header.schema, cluster=header.cluster)
             [[number]] = connection.run("SELECT max(number) FROM migration")
             if number != header.schema:
@@ -133,7 +138,7 @@ class MetaDB(Transactions):
                     f"MetaDB is at migration {number} already, the copy is of {header.schema}: name a new database, "
                     "or a new folder"
                 )
-            copies.load(connection, copy)
+            copies.load(connection, copy, [meta_schema.queries()[name] for name in also])
         return header, self.migrate()
 
     @contextmanager

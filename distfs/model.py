@@ -237,3 +237,24 @@ class NodeReport:
     free: int  # its reserve already subtracted; never negative
     state: str  # 'active' or 'readonly' (its disk is, or fails); 'draining' is an operator's word, kept in MetaDB
     disk: str = ""  # nodes that name the same one share its bytes; "": nobody else is on it
+
+
+#: Ids of MetaDB's copies in the cluster itself, and of lists of what was deleted since; version 8, so that no random
+#: one is such. The last twelve digits are when they were begun, in milliseconds since 1970.
+_OF_COPIES = "6d657461-6462-80"
+FIRST_COPY, LAST_COPY = UUID(f"{_OF_COPIES}00-8000-{0:012x}"), UUID(f"{_OF_COPIES}01-8000-{'f' * 12}")
+
+
+def copy_id(at: float, *, deletions: bool = False) -> UUID:
+    """``at``: seconds since 1970, by MetaDB's clock."""
+    return UUID(f"{_OF_COPIES}{int(deletions):02x}-8000-{int(at * 1000):012x}")
+
+
+def is_copy(id: UUID) -> bool:
+    """Whether a file is such a copy or list: no client is told of it."""
+    return FIRST_COPY <= id <= LAST_COPY
+
+
+def copied_at(id: UUID) -> tuple[float, bool]:
+    """When a copy was begun, and whether it is a list of deletions."""
+    return (id.int & ((1 << 48) - 1)) / 1000, bool((id.int >> 64) & 0xFF)

@@ -42,8 +42,10 @@ from distfs.telemetry import metrics
 from distfs.telemetry.logs import flush_log, setup_logging
 from distfs.tls.contexts import https
 from distfs.together import Together
+from distfs.upkeep.copies import Copies
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.runner import Upkeep
+from distfs.upkeep.step import Worker
 
 log = logging.getLogger("distfs.serve")
 
@@ -146,9 +148,12 @@ def _serve(
     shared = None if sibling is None else Shared(lambda: not sibling.all_stop, sibling.others_work)
     server = Server(app, config.http, services.pool, listener, shared, services.https)
     lead = Lead()
-    alerts = {Alerts.name: partial(_alerts, services, lead)}
+    more: dict[str, Callable[[UpkeepDB], Worker]] = {
+        Alerts.name: partial(_alerts, services, lead),
+        Copies.name: lambda db: Copies(db, services.meta, services.uploader, config),
+    }
     parts = services.directory, services.pool, services.damage, services.agreement.require
-    upkeep = Upkeep(config, *parts, alerts)
+    upkeep = Upkeep(config, *parts, more)
     on_stop(server.drain)
     Reload(settings.read, settings.as_read, services).on_signal(hung_up=server.drain)
     if exit_with_parent:

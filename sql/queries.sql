@@ -101,7 +101,9 @@ WHERE CASE WHEN f.owner = :owner OR f.visibility <> 'private' THEN f.id = :id EN
 
 -- name: files_after
 SELECT id, name, content_type, size, sha256, k, m, block_size, created_at, owner, visibility, stored
-FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit;
+FROM file WHERE id > CAST(:after AS uuid)
+AND id NOT BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8000-ffffffffffff' -- MetaDB's copies
+ORDER BY id LIMIT :limit;
 
 -- name: files_seen_after
 -- An index for each half: whoever has few files among many does not look through all of them.

@@ -4,8 +4,7 @@
 -- name: begin_rebuild_nodes
 CREATE TABLE IF NOT EXISTS rebuild_node (
     node_id integer PRIMARY KEY REFERENCES node (id) ON DELETE CASCADE,
-    cursor text, -- null: read to its end
-    fragments bigint NOT NULL DEFAULT 0
+    cursor text -- null: read to its end
 );
 
 -- name: begin_rebuild_fragments
@@ -31,7 +30,10 @@ DROP TABLE IF EXISTS rebuild_fragment, rebuild_node;
 SELECT to_regclass('public.rebuild_fragment') IS NOT NULL;
 
 -- name: rebuild_nodes
-SELECT node_id, cursor, fragments FROM rebuild_node ORDER BY node_id;
+SELECT node_id, cursor FROM rebuild_node ORDER BY node_id;
+
+-- name: rebuild_count
+SELECT count(*) FROM rebuild_fragment;
 
 -- name: save_rebuild_page
 -- What was found, and how far the node is read, in one step: so a run that is killed goes on there.
@@ -43,11 +45,9 @@ WITH kept AS (
     )
     ON CONFLICT (slice_id, index, node_id) DO UPDATE
     SET file_id = excluded.file_id, written_at = excluded.written_at, head = excluded.head, wrong = excluded.wrong
-    RETURNING 1
 )
-INSERT INTO rebuild_node (node_id, cursor, fragments) VALUES (:node, :cursor, (SELECT count(*) FROM kept))
-ON CONFLICT (node_id) DO UPDATE
-SET cursor = excluded.cursor, fragments = rebuild_node.fragments + excluded.fragments;
+INSERT INTO rebuild_node (node_id, cursor) VALUES (:node, :cursor)
+ON CONFLICT (node_id) DO UPDATE SET cursor = excluded.cursor;
 
 -- name: rebuild_files
 -- Files after one, by id, that are not in MetaDB; also when they are in its trash, which is known to be so.
@@ -55,6 +55,12 @@ SELECT DISTINCT file_id FROM rebuild_fragment AS r
 WHERE file_id > CAST(:after AS uuid) AND NOT EXISTS (SELECT FROM file WHERE id = r.file_id)
 AND NOT EXISTS (SELECT FROM trash WHERE id = r.file_id)
 ORDER BY file_id LIMIT :limit;
+
+-- name: rebuild_copies
+-- Of these MetaDB's own copies and lists, also those that MetaDB has.
+SELECT DISTINCT file_id FROM rebuild_fragment
+WHERE file_id > CAST(:after AS uuid) AND file_id <= '6d657461-6462-8001-8000-ffffffffffff'
+AND file_id >= '6d657461-6462-8000-8000-000000000000' ORDER BY file_id LIMIT :limit;
 
 -- name: rebuild_fragments_of
 SELECT slice_id, index, node_id, head, extract(epoch FROM written_at)::float8, file_id
@@ -70,11 +76,11 @@ ORDER BY slice_id, index, node_id LIMIT :limit;
 WITH given AS MATERIALIZED (
     SELECT * FROM json_to_recordset(CAST(:files AS json)) AS given (
         id uuid, name text, content_type text, size bigint, sha256 bytea, k smallint, m smallint, block_size integer,
-        written_at float8, slices json
+        stored bigint, written_at float8, slices json
     )
 ), made AS (
-    INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size, created_at)
-    SELECT id, name, content_type, size, sha256, k, m, block_size, to_timestamp(written_at) FROM given
+    INSERT INTO file (id, name, content_type, size, sha256, k, m, block_size, stored, created_at)
+    SELECT id, name, content_type, size, sha256, k, m, block_size, stored, to_timestamp(written_at) FROM given
     ON CONFLICT (id) DO NOTHING RETURNING id
 ), placed AS (
     INSERT INTO slice (id, file_id, ordinal, size, digest, nodes)
@@ -89,3 +95,35 @@ SELECT count(*) FROM made;
 -- Become the MetaDB of a cluster whose nodes are there. Nothing happens where anything is known already.
 UPDATE cluster SET id = :cluster
 WHERE NOT EXISTS (SELECT FROM node) AND NOT EXISTS (SELECT FROM file) AND NOT EXISTS (SELECT FROM token) RETURNING id;
+
+-- name: rebuild_gone
+-- Files that MetaDB has and of which a slice has too few fragments on the disks that were read: a page of files.
+SELECT page.id, page.name, EXISTS (
+    SELECT FROM slice AS s WHERE s.file_id = page.id AND page.k > (
+        SELECT count(DISTINCT r.index) FROM rebuild_fragment AS r WHERE r.slice_id = s.id AND r.head IS NOT NULL
+    )
+) FROM (SELECT id, name, k FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit) AS page ORDER BY page.id;
+
+-- name: has_files
+SELECT EXISTS (SELECT FROM file) OR EXISTS (SELECT FROM trash) OR EXISTS (SELECT FROM token);
+
+-- name: rebuild_is_file
+SELECT name FROM file WHERE id = :id;
+
+-- name: copies_kept
+-- MetaDB's copies in the cluster itself, and the lists of deletions, the newest first; now; how old the cluster is.
+SELECT f.id, f.name, extract(epoch FROM now())::float8, extract(epoch FROM now() - c.created_at)::float8
+FROM cluster AS c LEFT JOIN file AS f
+ON f.id BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8000-ffffffffffff'
+ORDER BY f.id DESC;
+
+-- name: deleted_since
+-- How many files are in the trash that were deleted then or later, and when the last one was; without copies.
+SELECT count(*), coalesce(extract(epoch FROM max(deleted_at))::float8, 0)
+FROM trash WHERE deleted_at >= to_timestamp(CAST(:since AS float8))
+AND id NOT BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8000-ffffffffffff';
+
+-- name: deleted_ids
+SELECT id FROM trash WHERE deleted_at >= to_timestamp(CAST(:since AS float8)) AND id > CAST(:after AS uuid)
+AND id NOT BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8000-ffffffffffff'
+ORDER BY id LIMIT :limit;

@@ -16,7 +16,7 @@ from typing import IO, Any
 from uuid import UUID
 
 from distfs.commands.backup import note, require_one, running
-from distfs.commands.metadb_rebuild import rebuild
+from distfs.commands.metadb_rebuild import rebuild, restore_from_nodes
 from distfs.config import file as configuration
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
@@ -43,12 +43,20 @@ def add_metadb(commands: argparse._SubParsersAction[output.Parser]) -> None:
         "file", metavar="FILE", nargs="?", help="default: metadb-TIME.copy; - is standard output"
     )
     loaded = _add(acts, "restore", "make an empty MetaDB what a copy is of, all or nothing", _restore)
-    loaded.add_argument("file", metavar="FILE", type=Path, help="what `distfs metadb backup` wrote")
+    loaded.add_argument(
+        "file", metavar="FILE", type=Path, nargs="?", help="what `distfs metadb backup` wrote"
+    )
+    loaded.add_argument(
+        "--from-nodes",
+        action="store_true",
+        help="the newest copy that the cluster keeps, and what came since",
+    )
     made = _add(acts, "rebuild", "make a lost MetaDB anew from what the storage nodes keep", rebuild)
     made.add_argument("--from-nodes", action="store_true", required=True, help="the only way there is")
-    made.add_argument(
-        "--cluster", metavar="UUID", type=UUID, help="whose (default: of the storage nodes in local.data)"
-    )
+    for each in (loaded, made):
+        each.add_argument(
+            "--cluster", metavar="UUID", type=UUID, help="whose (default: of the storage nodes in local.data)"
+        )
     made.add_argument("--dry-run", action="store_true", help="read the nodes and tell, but write no file")
     made.add_argument(
         "--finish", action="store_true", help="let upkeep put aside again what no file in MetaDB names"
@@ -110,7 +118,11 @@ def _whole(place: Path) -> Iterator[IO[bytes]]:
             fresh.unlink(missing_ok=True)
 
 
-def _restore(config: Config, given: Given) -> None:
+def _restore(config: Config, given: Given) -> int:
+    if bool(given.file) == given.from_nodes:
+        raise Refused("restore what? Name a FILE that `distfs metadb backup` wrote, or give --from-nodes")
+    if given.from_nodes:
+        return restore_from_nodes(config, given)
     setup_logging(configuration.override(config, "log", level="ERROR").log)
     try:
         file = given.file.open("rb")
@@ -128,6 +140,7 @@ def _restore(config: Config, given: Given) -> None:
     more = f"; applied migrations {', '.join(map(str, applied))}" if applied else ""
     at = datetime.fromtimestamp(header.taken_at, UTC)
     output.tell(f"the MetaDB at {where} is as it was at {at:%Y-%m-%d %H:%M:%S} UTC{more}")
+    return output.DONE
 
 
 def _check_whose(config: Config, given: Given, file: IO[bytes]) -> None:

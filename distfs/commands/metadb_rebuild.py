@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 from uuid import UUID
 
 from distfs.commands.backup import running
@@ -16,12 +20,13 @@ from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Refused
 from distfs.local.data_folder import cluster_in
 from distfs.meta import MetaDB
-from distfs.model import Node
+from distfs.model import Node, copied_at
 from distfs.peers.directory import NodeDirectory
 from distfs.process import output
 from distfs.quantity import counted, size
-from distfs.recovery.db import RecoveryDB
+from distfs.recovery.db import BEGIN, RecoveryDB
 from distfs.recovery.judge import Judged
+from distfs.recovery.kept import deletions, fetch_copy, kept
 from distfs.recovery.rebuild import Made, Scanned, scan, write_files
 from distfs.telemetry.logs import setup_logging
 from distfs.tls.contexts import peers
@@ -38,27 +43,95 @@ Given = argparse.Namespace
 def rebuild(config: Config, given: Given) -> int:
     """-> 0: all that was found is in MetaDB; 1: something could not be read, or lacks something."""
     setup_logging(configuration.override(config, "log", level="ERROR").log)
-    with running(config.metadb) as where:
-        patient = max(config.metadb.statement_timeout, _STATEMENT_S)
-        metadb = replace(config.metadb, statement_timeout=Seconds(patient))
-        with closing(MetaDB(metadb, config.node.down_after)) as meta:
+    with running(config.metadb) as where, _asked(config) as meta:
+        db = RecoveryDB(meta)
+        if given.finish:
+            return _finish(db, where)
+        cluster = _become(meta, db, config, given, where)
+        db.begin(Deadline(_LIMIT_S))
+        return _add(meta, config, cluster, where, dry=given.dry_run)
+
+
+def restore_from_nodes(config: Config, given: Given) -> int:
+    """Take the newest copy that the nodes keep, and add what their disks have since. -> as ``rebuild``."""
+    setup_logging(configuration.override(config, "log", level="ERROR").log)
+    with running(config.metadb) as where, tempfile.TemporaryFile() as copy:
+        with _asked(config) as meta:
             db = RecoveryDB(meta)
-            if given.finish:
-                return _finish(db, where)
             cluster = _become(meta, db, config, given, where)
-            db.begin(Deadline(_LIMIT_S))
-            nodes = _nodes(meta, config)
-            if not nodes:
-                raise Refused(
-                    f"the MetaDB at {where} is that of cluster {cluster} again, and no storage node has said that it "
-                    "lives: start them (`distfs up`, `python -m distfs.storage_server`), and run this again"
-                )
-            with closing(NodeDirectory(meta, config.peers, peers(config.tls))) as directory:
-                scanned = scan(db, directory, cluster, nodes, _Counter("fragments read").more)
-                files = _Counter("files judged")
-                made = write_files(db, directory, _tell, lambda _: files.more(1), dry=given.dry_run)
-                unreadable = _tell_unreadable(db)
-    return _report(scanned, made, unreadable, dry=given.dry_run)
+            begun = db.is_begun(Deadline(_LIMIT_S)) and db.has_files(Deadline(_LIMIT_S))
+            since = 0.0 if begun else _fetch(meta, config, cluster, where, copy)
+            if not begun:
+                meta.load_copy(copy, anew=True, also=BEGIN)
+        if since:
+            at = datetime.fromtimestamp(since, UTC)
+            output.tell(
+                f"the MetaDB at {where} is as it was at {at:%Y-%m-%d %H:%M:%S} UTC; what came since is added"
+            )
+        with _asked(config) as meta:  # anew: what its connections knew of the schema is gone
+            return _add(meta, config, cluster, where)
+
+
+def _asked(config: Config) -> closing[MetaDB]:
+    """MetaDB, for what takes its time."""
+    patient = Seconds(max(config.metadb.statement_timeout, _STATEMENT_S))
+    return closing(MetaDB(replace(config.metadb, statement_timeout=patient), config.node.down_after))
+
+
+def _fetch(meta: MetaDB, config: Config, cluster: UUID, where: str, copy: IO[bytes]) -> float:
+    """The newest copy that can be read, into ``copy``; -> when it was begun. Raises Refused."""
+    db = RecoveryDB(meta)
+    if db.has_files(Deadline(_LIMIT_S)):
+        raise Refused(
+            f"the MetaDB at {where} has files: name a new database, or a new folder, with --metadb; "
+            "`distfs metadb rebuild --from-nodes` adds what the disks have to one that is there"
+        )
+    db.end(Deadline(_LIMIT_S))  # of an earlier run, by nodes that have other ids then
+    db.begin(Deadline(_LIMIT_S))
+    nodes = _nodes(meta, config, cluster, where)
+    with closing(NodeDirectory(meta, config.peers, peers(config.tls))) as directory:
+        scan(db, directory, cluster, nodes, _Counter("fragments read").more, copies=True)
+        found = fetch_copy(directory, kept(db, Deadline(_LIMIT_S)), copy, output.tell)
+    if found is None:
+        raise Refused(
+            "the nodes that answer keep no copy of MetaDB that can be read: "
+            "`distfs metadb rebuild --from-nodes` makes MetaDB anew from the files themselves"
+        )
+    return copied_at(found.id)[0]
+
+
+def _add(meta: MetaDB, config: Config, cluster: UUID, where: str, *, dry: bool = False) -> int:
+    """All files that the disks have and MetaDB does not, but those that are known to have been deleted."""
+    db = RecoveryDB(meta)
+    nodes = _nodes(meta, config, cluster, where)
+    with closing(NodeDirectory(meta, config.peers, peers(config.tls))) as directory:
+        scanned = scan(db, directory, cluster, nodes, _Counter("fragments read").more)
+        found = kept(db, Deadline(_LIMIT_S))
+        deleted = deletions(directory, found, output.tell)
+        if not dry:
+            _delete_again(db, deleted)
+            _tell_gone(db, meta, scanned)
+        files = _Counter("files judged")
+        made = write_files(db, directory, _tell, lambda _: files.more(1), dry=dry, deleted=deleted)
+        unreadable = _tell_unreadable(db)
+    return _report(scanned, made, unreadable, dry=dry)
+
+
+def _delete_again(db: RecoveryDB, deleted: Collection[UUID]) -> None:
+    """What a copy has and was deleted after it is in the trash again."""
+    for id in deleted:
+        if (name := db.delete(id, Deadline(_LIMIT_S))) is not None:
+            output.tell(f"deleted: {id} {name!r}: it was deleted after the copy, and is in the trash again")
+
+
+def _tell_gone(db: RecoveryDB, meta: MetaDB, scanned: Scanned) -> None:
+    """Files that a copy has and the disks have not, if all disks were looked at."""
+    silent = [str(node.id) for node in meta.nodes(Deadline(_LIMIT_S)) if node.id not in scanned.read]
+    if silent:
+        output.tell(f"not read: node {', '.join(silent)}: what they keep is not known")
+        return
+    for id, name in db.gone(Deadline(_LIMIT_S)):
+        output.tell(f"gone: {id} {name!r}: it is not on the disks: it was deleted after the copy, or is lost")
 
 
 def _finish(db: RecoveryDB, where: str) -> int:
@@ -95,13 +168,17 @@ def _become(meta: MetaDB, db: RecoveryDB, config: Config, given: Given, where: s
     return cluster
 
 
-def _nodes(meta: MetaDB, config: Config) -> list[Node]:
-    """Those that live, once they had the time to say so."""
+def _nodes(meta: MetaDB, config: Config, cluster: UUID, where: str) -> list[Node]:
+    """Those that live, once they had the time to say so. Raises Refused when there are none."""
     until = time.monotonic() + _FIRST_WORD_S
     while not (nodes := _alive(meta)) and time.monotonic() < until:
         time.sleep(_LOOK_S)
-    if nodes:
-        time.sleep(2 * config.node.heartbeat)
+    if not nodes:
+        raise Refused(
+            f"the MetaDB at {where} is that of cluster {cluster} again, and no storage node has said that it "
+            "lives: start them (`distfs up`, `python -m distfs.storage_server`), and run this again"
+        )
+    time.sleep(2 * config.node.heartbeat)
     return _alive(meta)
 
 
@@ -127,7 +204,7 @@ class _Counter:
 
 
 def _tell(id: UUID, name: str, judged: Judged) -> None:
-    kind = "disagrees" if judged.disagree else "incomplete"
+    kind = "disagrees" if judged.disagree else "deleted" if judged.deleted else "incomplete"
     output.tell(f"{kind}: {id} {name!r}: {judged.why}")
 
 
@@ -144,7 +221,7 @@ def _report(scanned: Scanned, made: Made, unreadable: int, *, dry: bool) -> int:
         output.tell(f"not read: node {node}: {why}")
     are = "would be" if dry else "are"
     output.tell(
-        f"read {counted(scanned.fragments, 'fragment')} on {counted(scanned.nodes, 'node')}; "
+        f"read {counted(scanned.fragments, 'fragment')} on {counted(len(scanned.read), 'node')}; "
         f"{counted(made.files, 'file')} of {size(made.bytes)} {are} in MetaDB again"
     )
     if made.short:
@@ -153,6 +230,8 @@ def _report(scanned: Scanned, made: Made, unreadable: int, *, dry: bool) -> int:
         output.tell(
             f"of them, {made.read} say no sha-256: {'they would be' if dry else 'they were'} read whole"
         )
+    if made.deleted:
+        output.tell(f"not in MetaDB: {made.deleted} that were deleted")
     if made.incomplete or made.disagree or unreadable:
         output.tell(
             f"not in MetaDB: {made.incomplete} incomplete, {made.disagree} that disagree, "

@@ -122,6 +122,7 @@ def _other_rules(c: Config) -> _Rules:
     yield c.metadb.pool_size >= 1, "metadb.pool_size must be at least 1"
     yield c.metadb.connect_timeout > 0, "metadb.connect_timeout must be more than 0"
     yield c.metadb.statement_timeout > 0, "metadb.statement_timeout must be more than 0"
+    yield c.metadb.backup_keep >= 1, "metadb.backup_keep must be at least 1"
     yield 0 <= c.node.port < 65536, "node.port must be 0 (any free port) to 65535"
     yield 0 <= c.node.metrics_port < 65536, "node.metrics_port must be 0 (none) to 65535"
     aligned = c.node.write_buffer >= 4096 and c.node.write_buffer % 4096 == 0

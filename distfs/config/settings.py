@@ -221,6 +221,8 @@ class MetaDBConfig:
     connect_timeout: Seconds = Seconds(2)
     statement_timeout: Seconds = Seconds(4)  # so that a MetaDB that hangs is a 503 within 5 s
     patience: Seconds = Seconds(15)  # a request waits so long for one that restarts
+    backup_every: Seconds = Seconds(86400)  # a copy is kept in the cluster itself; 0: none
+    backup_keep: int = 7  # such copies
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from distfs.formats.fragment import FragmentHeader, FragmentTable
+from distfs.formats.fragment import RAW, FragmentHeader, FragmentTable
 from distfs.model import MAX_K, MAX_M, MAX_NAME_BYTES, MAX_TYPE_BYTES, FragmentId
 
 _MAX_SIZE = 1 << 62
@@ -35,10 +35,15 @@ class Head:
     last: bool
     digest: bytes  # of the slice
     sha256: bytes | None  # of the file; None: it does not say
+    saved: int = 0  # bytes of the slice, by compression
 
     @classmethod
     def of(cls, header: FragmentHeader, table: FragmentTable, sha256: bytes | None = None) -> Head:
-        digest = table.digest(header.block_size)
+        digest, left, saved = table.digest(header.block_size), table.slice_size, 0
+        for entry in table.entries:
+            block = min(left, header.block_size)
+            saved += 0 if entry.codec == RAW else max(0, block - header.policy.k * entry.length)
+            left -= block
         shape = header.policy.k, header.policy.m, header.block_size
         texts = header.name, header.content_type
         return cls(
@@ -51,6 +56,7 @@ class Head:
             table.last,
             digest,
             sha256,
+            saved,
         )
 
 
@@ -97,6 +103,7 @@ def encode(fragment: HeadOf) -> bytes:
             "last": head.last,
             "digest": head.digest.hex(),
             "sha256": head.sha256 and head.sha256.hex(),
+            "saved": head.saved,
         }
     return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
@@ -135,6 +142,7 @@ def _head(said: dict[str, Any]) -> Head:
         said["last"],
         digest,
         known,
+        _number(said["saved"], _MAX_SIZE),
     )
 
 

@@ -19,7 +19,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, cast
 from uuid import UUID
@@ -38,12 +38,13 @@ _MAX_HEADER = 4096
 _MAX_RECORD = 1 << 30  # the longest row that PostgreSQL has
 _PIECE = 1 << 18  # rows are gathered to records of about so many bytes
 _DIGEST = 32
+_DEADLOCK, _TRIES = "40P01", 20
 
 #: Not copied: what is of no use later (promises to uploads, lines of the log), and what loading makes itself.
 _TABLES = """
-SELECT c.oid::integer, c.relname::text, (
-    SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a
-    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+SELECT c.oid::integer, c.relname::text, ARRAY(
+    SELECT a.attname::text FROM pg_attribute a
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
 ), ARRAY(
     SELECT DISTINCT f.confrelid::integer FROM pg_constraint f
     WHERE f.conrelid = c.oid AND f.contype = 'f' AND f.confrelid <> c.oid
@@ -58,8 +59,32 @@ SELECT c.relname::text FROM pg_class c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' ORDER BY c.relname"""
 _ABOUT = """
 SELECT (SELECT id::text FROM cluster), (SELECT max(number) FROM migration), extract(epoch FROM now())::float8"""
+_SECRET = {("token", "link_key"), ("token", "link_key_before")}
+_SECRET_TABLES = {"cluster_key"}
 #: What a MetaDB in use has rows of.
-_IN_USE = ("file", "trash", "node", "token", "damage")
+_IN_USE = ("file", "trash", "token")
+_WIPE = """
+DO $$
+DECLARE
+    each record;
+BEGIN
+    FOR each IN SELECT oid::regclass AS name FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+    LOOP
+        EXECUTE format('DROP TABLE IF EXISTS %s CASCADE', each.name);
+    END LOOP;
+    FOR each IN SELECT oid::regclass AS name FROM pg_class
+        WHERE relnamespace = 'public'::regnamespace AND relkind = 'S'
+    LOOP
+        EXECUTE format('DROP SEQUENCE IF EXISTS %s CASCADE', each.name);
+    END LOOP;
+    FOR each IN SELECT oid::regprocedure AS name FROM pg_proc
+        WHERE pronamespace = 'public'::regnamespace AND prokind = 'f'
+    LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS %s CASCADE', each.name);
+    END LOOP;
+END
+$$"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +120,38 @@ class Header:
 # --- writing ------------------------------------------------------------------------------------------------
 
 
-def write(connection: Any, out: Callable[[bytes], object]) -> Header:
+def write(connection: Any, out: Callable[[bytes], object], *, secrets: bool = True) -> Header:
     """Copy the MetaDB of a pg8000 connection to ``out``; -> what it says of itself. Needs a piece of memory, however
-    much there is. Raises Unavailable and what ``out`` raises; nothing of it is of use then."""
+    much there is. Without ``secrets`` it lacks what signs links and proves who is of the cluster: loading makes these
+    anew. Raises Unavailable and what ``out`` raises; nothing of it is of use then."""
     try:
         connection.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        try:
-            [[cluster, number, taken_at]] = connection.run(_ABOUT)
-            header = Header(UUID(cluster), int(number), float(taken_at))
-            stream = _Writer(out)
-            stream.begin(header)
-            counts = {}
-            for table, columns in _tables(connection):
-                stream.record(b"T", _json({"table": table, "columns": columns}))
-                rows = _Rows(stream)
-                connection.run(f"COPY {table} ({', '.join(columns)}) TO STDOUT", stream=rows)
-                rows.flush()
-                counts[table] = rows.count
-            stream.record(b"S", _json(_sequences(connection)))
-            stream.record(b"E", _json(counts))
-            stream.end()
-        finally:
-            connection.run("ROLLBACK")
+        header = _write(connection, out, secrets)
+        connection.run("ROLLBACK")  # after a failure the connection is of no use
     except DatabaseError as e:
         raise translate(e) from e
+    return header
+
+
+def _write(connection: Any, out: Callable[[bytes], object], secrets: bool) -> Header:
+    [[cluster, number, taken_at]] = connection.run(_ABOUT)
+    header = Header(UUID(cluster), int(number), float(taken_at))
+    stream = _Writer(out)
+    stream.begin(header)
+    counts = {}
+    for table, columns in _tables(connection):
+        if not secrets:
+            columns = [each for each in columns if (table, each) not in _SECRET]
+            if table in _SECRET_TABLES:
+                continue
+        stream.record(b"T", _json({"table": table, "columns": columns}))
+        rows = _Rows(stream)
+        connection.run(f"COPY {table} ({', '.join(columns)}) TO STDOUT", stream=rows)
+        rows.flush()
+        counts[table] = rows.count
+    stream.record(b"S", _json(_sequences(connection)))
+    stream.record(b"E", _json(counts))
+    stream.end()
     return header
 
 
@@ -208,30 +241,51 @@ def check(copy: IO[bytes]) -> Header:
     return header
 
 
-def load(connection: Any, copy: IO[bytes]) -> None:
-    """Put a copy that was checked into a MetaDB of its schema that is not in use, in one transaction.
+def load(connection: Any, copy: IO[bytes], also: Sequence[str] = ()) -> None:
+    """Put a copy that was checked into a MetaDB of its schema that is not in use, in one transaction, with what is
+    ``also`` to be done.
 
     Raises Refused when it is in use, Corrupt, Unavailable; nothing has changed then.
     """
-    try:
-        connection.run("BEGIN")
+    copy.seek(0)
+    header = Header.read(copy)
+
+    def act() -> None:
+        _load(connection, copy, header)
+        for each in also:
+            connection.run(each)
+
+    _in_transaction(connection, act)
+
+
+def _in_transaction(connection: Any, act: Callable[[], object]) -> None:
+    """Nodes go on saying that they live, each of which takes some of the tables: who is in each other's way tries
+    again."""
+    for left in reversed(range(_TRIES)):
         try:
-            _load(connection, copy)
-            connection.run("COMMIT")
-        except BaseException:
-            connection.run("ROLLBACK")
-            raise
-    except DatabaseError as e:
-        raise translate(e) from e
+            connection.run("BEGIN")
+            try:
+                act()
+                connection.run("COMMIT")
+                return
+            except BaseException:
+                connection.run("ROLLBACK")
+                raise
+        except DatabaseError as e:
+            if not left or e.args[0].get("C") != _DEADLOCK:
+                raise translate(e) from e
 
 
-def _load(connection: Any, copy: IO[bytes]) -> None:
+def _load(connection: Any, copy: IO[bytes], header: Header) -> None:
     here = dict(_tables(connection))
     connection.run(f"LOCK TABLE {', '.join(here)} IN ACCESS EXCLUSIVE MODE")
-    require_unused(connection)
-    for table in reversed(here):  # what migrations, and a service that looked in, have written
+    _require_unused(connection)
+    [[cluster, known]] = connection.run("SELECT id, EXISTS (SELECT FROM node) FROM cluster")
+    if known and cluster != header.cluster:
+        raise Refused(f"it is of cluster {header.cluster}, and this MetaDB of {cluster}: name a new database")
+    connection.run("DELETE FROM node")  # those that live have said so already, and do again
+    for table in here:
         connection.run(f"ALTER TABLE {table} DISABLE TRIGGER USER")
-        connection.run(f"DELETE FROM {table}")  # noqa: S608
     records = _Records(copy)
     for kind, data in records:
         said = _object(data)
@@ -267,6 +321,7 @@ def _load_table(
     known = here.get(table) if isinstance(table, str) else None
     if known is None or not isinstance(columns, list) or not columns or any(c not in known for c in columns):
         raise Corrupt(f"it has a table that its schema lacks: {table!r:.100}")
+    connection.run(f"DELETE FROM {table}")  # noqa: S608 - what migrations, and a service that looked in, wrote
     connection.run(f"COPY {table} ({', '.join(columns)}) FROM STDIN", stream=records.rows())
 
 
@@ -283,8 +338,18 @@ def _set_sequences(connection: Any, said: Mapping[str, Any]) -> None:
         )
 
 
-def require_unused(connection: Any) -> None:
-    """Raises Refused for a MetaDB that has files, nodes or tokens, or ever had."""
+def wipe(connection: Any) -> None:
+    """Drop all of a MetaDB that knows no file, token or deletion. Raises Refused when it is in use."""
+
+    def act() -> None:
+        _require_unused(connection)
+        connection.run(_WIPE)
+
+    _in_transaction(connection, act)
+
+
+def _require_unused(connection: Any) -> None:
+    """Raises Refused for a MetaDB that has files or tokens."""
     for table in _IN_USE:
         if connection.run(f"SELECT FROM {table} LIMIT 1"):
             raise Refused(
@@ -294,7 +359,7 @@ def require_unused(connection: Any) -> None:
 
 def _check_counts(connection: Any, counts: Mapping[str, int]) -> None:
     here = dict(_tables(connection))
-    if counts.keys() != here.keys():
+    if not here.keys() - _SECRET_TABLES <= counts.keys() <= here.keys():
         raise Corrupt("it lacks tables of its schema")
     for table, count in counts.items():
         [[found]] = connection.run(f"SELECT count(*) FROM {table}")  # noqa: S608

@@ -1,4 +1,4 @@
 """MetaDB made anew from what the storage nodes keep: found, judged, written.
 
-Way in: ``db``, ``judge``, ``rebuild``.
+Way in: ``db``, ``judge``, ``kept``, ``rebuild``.
 """

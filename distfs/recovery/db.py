@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from distfs.deadline import Deadline
@@ -17,14 +17,7 @@ from distfs.recovery.judge import Found
 
 _START = UUID(int=0)
 _PAGE = 200
-_TABLES = "begin_rebuild_nodes", "begin_rebuild_fragments", "begin_rebuild_index"
-
-
-class Read(NamedTuple):
-    """How far a node's listing is read. ``cursor`` None: to its end."""
-
-    cursor: str | None
-    fragments: int
+BEGIN = "begin_rebuild_nodes", "begin_rebuild_fragments", "begin_rebuild_index"
 
 
 class RecoveryDB:
@@ -39,7 +32,7 @@ class RecoveryDB:
 
     def begin(self, deadline: Deadline) -> None:
         """From now on upkeep takes nothing for garbage, until ``end``."""
-        for each in _TABLES:
+        for each in BEGIN:
             self._meta.write(each, deadline)
 
     def end(self, deadline: Deadline) -> None:
@@ -49,10 +42,36 @@ class RecoveryDB:
         [[begun]] = self._meta.read("is_rebuilding", deadline)
         return bool(begun)
 
-    def nodes_read(self, deadline: Deadline) -> dict[int, Read]:
-        """By node: those that were begun with."""
-        rows = self._meta.read("rebuild_nodes", deadline)
-        return {node: Read(cursor, fragments) for node, cursor, fragments in rows}
+    def copies(self, deadline: Deadline) -> tuple[list[tuple[UUID, str]], float, float]:
+        """MetaDB's copies in the cluster and the lists of deletions, by id and name, the newest first; now, in
+        seconds since 1970; and how old the cluster is."""
+        rows = self._meta.read("copies_kept", deadline)
+        return [(id, name) for id, name, *_ in rows if id is not None], rows[0][2], rows[0][3]
+
+    def deleted_since(self, since: float, deadline: Deadline) -> tuple[int, float]:
+        """How many of the trash were deleted then or later, and when the last one was; in seconds since 1970."""
+        [[count, last]] = self._meta.read("deleted_since", deadline, since=since)
+        return count, last
+
+    def deleted_ids(self, since: float, deadline: Deadline) -> Iterator[UUID]:
+        """Of these files."""
+        after = _START
+        while rows := self._meta.read("deleted_ids", deadline, since=since, after=after, limit=10_000):
+            yield from (id for [id] in rows)
+            after = rows[-1][0]
+
+    def has_files(self, deadline: Deadline) -> bool:
+        [[there]] = self._meta.read("has_files", deadline)
+        return bool(there)
+
+    def nodes_read(self, deadline: Deadline) -> dict[int, str | None]:
+        """By node: those that were begun with, and where to go on; None: it was read to its end."""
+        return {node: cursor for node, cursor in self._meta.read("rebuild_nodes", deadline)}  # noqa: C416
+
+    def count(self, deadline: Deadline) -> int:
+        """Of fragments that were found."""
+        [[count]] = self._meta.read("rebuild_count", deadline)
+        return int(count)
 
     def save(
         self, node: int, found: Sequence[HeadOf], cluster: UUID, cursor: str | None, deadline: Deadline
@@ -61,11 +80,11 @@ class RecoveryDB:
         given = json.dumps([_row(each, cluster) for each in found])
         self._meta.write("save_rebuild_page", deadline, node=node, found=given, cursor=cursor)
 
-    def files(self, deadline: Deadline) -> Iterator[tuple[UUID, list[Found], float]]:
+    def files(self, deadline: Deadline, *, copies: bool = False) -> Iterator[tuple[UUID, list[Found], float]]:
         """Each file that was found and MetaDB does not have: its fragments, and when the last slice was written, in
-        seconds since 1970. ``deadline``: of each page."""
-        after = _START
-        while rows := self._meta.read("rebuild_files", deadline, after=after, limit=_PAGE):
+        seconds since 1970; ``deadline``: of each page. ``copies``: instead, MetaDB's copies, also those it has."""
+        after, query = _START, "rebuild_copies" if copies else "rebuild_files"
+        while rows := self._meta.read(query, deadline, after=after, limit=_PAGE):
             ids = [id for [id] in rows]
             found: dict[UUID, list[Found]] = defaultdict(list)
             first: dict[UUID, dict[UUID, float]] = defaultdict(dict)
@@ -85,6 +104,21 @@ class RecoveryDB:
             for slice_, index, node, wrong in rows:
                 yield FragmentId(slice_, index), node, wrong
             at = {"after": rows[-1][0], "index": rows[-1][1], "node": rows[-1][2]}
+
+    def gone(self, deadline: Deadline) -> Iterator[tuple[UUID, str]]:
+        """Files that MetaDB has and that cannot be read of what was found, with their names."""
+        after = _START
+        while rows := self._meta.read("rebuild_gone", deadline, after=after, limit=_PAGE):
+            yield from ((id, name) for id, name, gone in rows if gone)
+            after = rows[-1][0]
+
+    def delete(self, id: UUID, deadline: Deadline) -> str | None:
+        """Put a file into the trash; -> its name, None: there is none such."""
+        rows = self._meta.read("rebuild_is_file", deadline, id=id)
+        if not rows:
+            return None
+        self._meta.delete_file(id, deadline)
+        return str(rows[0][0])
 
     def write(self, files: Sequence[tuple[NewFile, float]], deadline: Deadline) -> int:
         """Files that can be read from now on, with when they were written. -> how many were not there before."""
@@ -111,6 +145,7 @@ def _row(fragment: HeadOf, cluster: UUID) -> dict[str, Any]:
             "last": head.last,
             "digest": head.digest.hex(),
             "sha256": head.sha256 and head.sha256.hex(),
+            "saved": head.saved,
         }
     return {
         "slice_id": fragment.id.slice.hex,
@@ -127,7 +162,9 @@ def _found(slice_: UUID, index: int, node: int, said: Mapping[str, Any]) -> Foun
     of_file = said["sha256"] and bytes.fromhex(said["sha256"])
     digest = bytes.fromhex(said["digest"])
     texts = said["name"], said["type"]
-    return Found(slice_, index, node, *shape, *texts, said["size"], said["last"], digest, of_file)
+    return Found(
+        slice_, index, node, *shape, *texts, said["size"], said["last"], digest, of_file, said["saved"]
+    )
 
 
 def _facts(file: NewFile, written_at: float) -> dict[str, Any]:
@@ -150,6 +187,7 @@ def _facts(file: NewFile, written_at: float) -> dict[str, Any]:
         "k": file.policy.k,
         "m": file.policy.m,
         "block_size": file.block_size,
+        "stored": file.stored,
         "written_at": written_at,
         "slices": slices,
     }

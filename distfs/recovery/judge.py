@@ -32,6 +32,7 @@ class Found:
     last: bool
     digest: bytes
     sha256: bytes | None
+    saved: int = 0
 
     @property
     def of_file(self) -> tuple[int, int, int, str, str]:
@@ -50,6 +51,7 @@ class Judged:
     why: str = ""
     #: More than one thing is said: who is right cannot be told. Else it is not all there.
     disagree: bool = False
+    deleted: bool = False
 
 
 class _Disagree(Exception):
@@ -99,9 +101,13 @@ def _judge(file: UUID, found: Sequence[Found]) -> NewFile:
     if ends != [len(chosen) - 1]:
         raise _Disagree(f"slice {ends[0]} says it is the last, and there are {len(chosen)}")
     size = sum(piece.size for piece in chosen)
+    saved = sum(by_slice[piece.id][0].saved for piece in chosen)
+    stored = size - saved if saved else None
     sha256 = next(iter(shas), None) or b""
     policy = Policy(one.k, one.m)
-    return NewFile(file, one.name, one.content_type, size, sha256, policy, one.block_size, tuple(chosen))
+    return NewFile(
+        file, one.name, one.content_type, size, sha256, policy, one.block_size, tuple(chosen), stored=stored
+    )
 
 
 def _choose(ordinal: int, slices: Sequence[Slice], last: Mapping[UUID, bool], k: int) -> Slice:

@@ -8,13 +8,14 @@ the next run, and may complete what lacked something.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from distfs.deadline import Deadline
 from distfs.errors import DistfsError
-from distfs.model import NewFile, Node
+from distfs.formats.heads import HeadOf
+from distfs.model import NewFile, Node, is_copy
 from distfs.peers.directory import NodeDirectory
 from distfs.process.threads import Threads
 from distfs.recovery.db import RecoveryDB
@@ -42,6 +43,7 @@ class Made:
     read: int = 0  # of them: those whose bytes had to be read, for no fragment has their sha-256
     incomplete: int = 0
     disagree: int = 0
+    deleted: int = 0
     slices: int = 0
 
 
@@ -50,7 +52,7 @@ class Scanned:
     """What the nodes that answered keep."""
 
     fragments: int = 0
-    nodes: int = 0
+    read: frozenset[int] = frozenset()  # nodes, to their end
     failed: dict[int, str] = field(default_factory=dict)  # by node: why it was not read to its end
 
 
@@ -60,20 +62,23 @@ def scan(
     cluster: UUID,
     nodes: Sequence[Node],
     advanced: Callable[[int], object],
+    *,
+    copies: bool = False,
 ) -> Scanned:
     """Read what each node keeps; those that were read to their end are not asked again. ``advanced`` is told of more
-    fragments, by several threads."""
+    fragments, by several threads. ``copies``: keep only what is of MetaDB's copies."""
     known = db.nodes_read(Deadline(_CALL_LIMIT_S))
     scanned = Scanned()
 
     def read(node: Node) -> None:
-        before = known.get(node.id)
-        cursor = "" if before is None else before.cursor
+        cursor = known.get(node.id, "")
         try:
             store = directory.client(node.id, Deadline(_CALL_LIMIT_S))
             while cursor is not None:
                 page = store.heads(cursor, _PAGE, Deadline(_CALL_LIMIT_S))
-                db.save(node.id, page.fragments, cluster, page.cursor, Deadline(_CALL_LIMIT_S))
+                found = [each for each in page.fragments if not copies or _of_copy(each)]
+                at = "" if copies else page.cursor  # what was left out is read another time
+                db.save(node.id, found, cluster, at, Deadline(_CALL_LIMIT_S))
                 advanced(len(page.fragments))
                 cursor = page.cursor
         except DistfsError as e:
@@ -82,16 +87,26 @@ def scan(
     with Threads(_AT_ONCE, thread_name_prefix="rebuild") as executor:
         for walk in [executor.submit(read, node) for node in nodes]:
             walk.result()
-    done = db.nodes_read(Deadline(_CALL_LIMIT_S)).values()
-    scanned.fragments = sum(each.fragments for each in done)
-    scanned.nodes = sum(each.cursor is None for each in done)
+    scanned.fragments = db.count(Deadline(_CALL_LIMIT_S))
+    done = db.nodes_read(Deadline(_CALL_LIMIT_S))
+    scanned.read = frozenset(node for node, cursor in done.items() if cursor is None)
     return scanned
 
 
+def _of_copy(fragment: HeadOf) -> bool:
+    return fragment.head is not None and is_copy(fragment.head.file)
+
+
 def write_files(
-    db: RecoveryDB, directory: NodeDirectory, tell: Tell, advanced: Callable[[int], object], *, dry: bool
+    db: RecoveryDB,
+    directory: NodeDirectory,
+    tell: Tell,
+    advanced: Callable[[int], object],
+    *,
+    dry: bool,
+    deleted: Container[UUID] = (),
 ) -> Made:
-    """Write each file that is whole, and tell of all others. ``dry``: only count."""
+    """Write each file that is whole, and tell of all others. ``dry``: only count. ``deleted``: known to be so."""
     made = Made()
     batch: list[tuple[NewFile, float]] = []
 
@@ -101,13 +116,14 @@ def write_files(
         batch.clear()
 
     for count, (id, found, at) in enumerate(db.files(Deadline(_READ_LIMIT_S)), 1):
-        judged = judge(id, found)
+        judged = judge(id, found) if id not in deleted else Judged(None, "it was deleted", deleted=True)
         if judged.file is not None and not judged.file.sha256:
             made.read += 1
             judged = judged if dry else _with_sha256(directory, judged.file)
         if (file := judged.file) is None:
             made.disagree += judged.disagree
-            made.incomplete += not judged.disagree
+            made.deleted += judged.deleted
+            made.incomplete += not (judged.disagree or judged.deleted)
             tell(id, found[0].name, judged)
             continue
         made.files += 1

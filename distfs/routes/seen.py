@@ -5,7 +5,7 @@ from __future__ import annotations
 from distfs.access.authorize import Visibility
 from distfs.deadline import Deadline
 from distfs.errors import Forbidden, NotFound, Refused
-from distfs.model import File
+from distfs.model import File, is_copy
 from distfs.routes.messages import Request, parse_uuid
 from distfs.services import Services
 
@@ -18,6 +18,8 @@ def the_file(services: Services, request: Request, uuid: str, deadline: Deadline
             raise Forbidden("this link is for another file: ask for a link to this one")
         request.changed = [uuid]
     try:
+        if is_copy(id):
+            raise NotFound(f"no file {id}")
         file = services.meta.file(id, deadline, request.actor.seen_by)
     except NotFound:
         services.door.judge(request.actor, request.action, id)

@@ -218,6 +218,10 @@ EVENTS: tuple[Event, ...] = (
     ),
     _event("trash", "INFO", "A deleted file's time in the trash is over.", "file %s is %s|file -"),
     _event(
+        "metadb.copy", "INFO", "A copy of MetaDB is kept in the cluster.",
+        "a copy of MetaDB is kept in the cluster, as file %s|file",
+    ),
+    _event(
         "upkeep", "ERROR", "Who leads the workers of upkeep, and what stopped one.",
         "upkeep %s: another service may lead now|worker", "upkeep %s: this service leads|worker",
         "upkeep %s: %s|worker error", "upkeep %s stumbled over a bug; it begins anew|worker",

@@ -150,20 +150,15 @@ class UploadSession:
         policy: Policy,
         size_hint: int | None = None,
         compression: Compression | None = None,
+        id: UUID | None = None,
     ) -> NewFile:
-        """Store one file's fragments durably. Raises what the source raises, and Unavailable, Full, TooSlow."""
+        """Store one file's fragments durably; ``id``: None: a new one. Raises what the source raises, and
+        Unavailable, Full, TooSlow."""
         config = self._uploader.resources.config
         block_size, how = config.block_size, compression or config.compression
         cluster = self._uploader.meta.cluster_id(self._deadline)
-        identity = FileIdentity(
-            cluster,
-            uuid4(),
-            name,
-            content_type,
-            code_for(policy),
-            block_size,
-            packer(how, config.min_saving, _idle.share),
-        )
+        code, packs = code_for(policy), packer(how, config.min_saving, _idle.share)
+        identity = FileIdentity(cluster, id or uuid4(), name, content_type, code, block_size, packs)
         self.collect(config.slice_size, not self.is_short)
         small = None
         if self.small:

@@ -78,8 +78,8 @@ class Ways:
     ) -> File:
         with self.services.uploader.begin(soon()) as session:
             given = Source(source) if isinstance(source, bytes) else source
-            said = {"name": name, "content_type": "text/x"}
-            session.add(given, **said, policy=policy, size_hint=hint, compression=how)
+            said: dict[str, Any] = {"name": name, "content_type": "text/x", "policy": policy}
+            session.add(given, **said, size_hint=hint, compression=how)
             [file] = session.commit()
             return file
 

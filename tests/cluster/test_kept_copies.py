@@ -1,0 +1,213 @@
+"""MetaDB's copies that the cluster keeps itself: made, kept, hidden, and what a lost MetaDB is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from uuid import UUID
+
+import pytest
+
+from distfs.config import file as configuration
+from distfs.deadline import Deadline
+from distfs.errors import Unavailable
+from distfs.metadb.link import Link
+from distfs.metadb.url import MetaURL
+from distfs.model import copied_at, copy_id, is_copy
+from distfs.services import build
+from distfs.upkeep.copies import Copies
+from distfs.upkeep.db import UpkeepDB
+from distfs.upkeep.step import Pace
+from tests.cluster import Cluster, MakeCluster, eventually
+from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, url_of
+from tests.cluster.test_rebuild import cluster_of, erase
+from tests.postgres import run_sql
+
+KEPT = "SELECT id, name FROM file WHERE id::text LIKE '6d657461-6462-80%' ORDER BY id"
+
+
+def ids(cluster: Cluster, deletions: bool = False) -> list[UUID]:
+    """Of the copies that MetaDB knows, or of the lists of deletions, the oldest first."""
+    return [id for id, _ in run_sql(url_of(cluster), KEPT) if copied_at(id)[1] == deletions]
+
+
+def restore(cluster: Cluster, *flags: str) -> Ended:
+    given = "--from-nodes", "--cluster", str(cluster_of(cluster))
+    return distfs(cluster, "metadb", "restore", *given, *flags)
+
+
+@contextmanager
+def worker(cluster: Cluster) -> Iterator[Copies]:
+    """That of a service, in this process, which is told when to step."""
+    services = build(configuration.load(str(cluster.folder / "config.yml")))
+    with closing(services):
+        yield Copies(UpkeepDB(services.meta), services.meta, services.uploader, services.config, 0.0)
+
+
+def settle(copies: Copies) -> None:
+    """Until nothing is due."""
+
+    def idle() -> bool:
+        return copies.step(Deadline(60)).pace is Pace.IDLE
+
+    eventually(idle, "a copy is made")
+    while copies.step(Deadline(60)).pace is Pace.BUSY:
+        pass
+
+
+def test_what_is_reserved_is_known_by_its_id() -> None:
+    at = 1_800_000_000.123
+    assert copied_at(copy_id(at)) == (at, False)
+    assert copied_at(copy_id(at, deletions=True)) == (at, True)
+    assert is_copy(copy_id(0))
+    assert is_copy(copy_id(2**47 / 1000, deletions=True))
+    assert copy_id(1) < copy_id(2)
+    assert not any(is_copy(UUID(bytes=os.urandom(16), version=4)) for _ in range(100))
+
+
+def test_services_keep_so_many_copies_and_no_client_is_told_of_them(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config={**QUICK, "metadb": {"backup_every": "500ms", "backup_keep": 2}})
+    uuid = cluster.upload(b"a file")
+    eventually(lambda: len(ids(cluster)) >= 2, "copies are made")
+    first = ids(cluster)[0]
+    eventually(lambda: first not in ids(cluster) and len(ids(cluster)) == 2, "the oldest goes")
+    listed = cluster.request("GET", "/files").text
+    assert uuid in listed
+    assert "6d657461" not in listed
+    newest = ids(cluster)[-1]
+    for method, path in (
+        ("GET", f"/download/{newest}"),
+        ("GET", f"/files/{newest}"),
+        ("DELETE", f"/files/{newest}"),
+    ):
+        assert cluster.request(method, path).status == 404, (method, path)
+    assert run_sql(url_of(cluster), "SELECT count(*) FROM trash WHERE id = :id", id=newest) == [[0]]
+
+
+def test_the_newest_copy_comes_back_with_what_came_and_went_since(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(nodes=4, config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    files = {cluster.upload(data, "of before"): data for data in (os.urandom(i * 9000) for i in range(12))}
+    token = distfs(cluster, "token", "create", "--owner", "anna", "--scopes", "upload").out.strip()
+    assert token
+    run_sql(url, "UPDATE file SET owner = 'anna', visibility = 'link', name = 'renamed'")
+    deleted, undeleted, late_deleted, purged = list(files)[:4]
+    cluster.request("DELETE", f"/files/{undeleted}")
+    with worker(cluster) as copies:
+        assert copies.step(Deadline(60)).detail["copies"] == 0, "the cluster is young"
+        run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+        settle(copies)
+        assert len(ids(cluster)) == 1
+        late = {cluster.upload(data, "late"): data for data in (b"l", os.urandom(3 * SLICE))}
+        first_late = next(iter(late))
+        for each in (deleted, late_deleted, purged, first_late):
+            assert cluster.request("DELETE", f"/files/{each}").status == 204
+        settle(copies)
+        assert [name for id, name in run_sql(url, KEPT) if copied_at(id)[1]] == ["deleted 4"]
+        settle(copies)
+        assert len(ids(cluster, deletions=True)) == 1, "the same is not listed again"
+        assert distfs(cluster, "undelete", late_deleted).code == 0
+        settle(copies)
+        assert [name for id, name in run_sql(url, KEPT) if copied_at(id)[1]] == ["deleted 3"]
+    assert distfs(cluster, "undelete", undeleted).code == 0
+    [[slice_]] = run_sql(url, "SELECT id FROM trash_slice WHERE file_id = :id AND ordinal = 0", id=purged)
+    cluster.stop_service()
+    for i in range(4):  # as after its time in the trash
+        for path in cluster.fragments(i):
+            if path.name.startswith(str(slice_)):
+                path.unlink()
+    erase(cluster)
+    told = restore(cluster)
+    assert told.code == 0, told.out + told.err
+    assert f"deleted: {deleted} " in told.out
+    assert f"deleted: {first_late} " in told.out
+    cluster.start_service()
+    expected = (files | late).keys() - {deleted, purged, undeleted, first_late}
+    for uuid in expected:
+        assert cluster.download(uuid) == (files | late)[uuid]
+    for uuid in (deleted, first_late):
+        assert cluster.request("GET", f"/download/{uuid}").status == 404
+    rows = run_sql(url, "SELECT name, owner, visibility FROM file WHERE id = :id", id=late_deleted)
+    assert rows == [["renamed", "anna", "link"]]
+    assert distfs(cluster, "token", "list").out.count("anna") == 1
+    assert distfs(cluster, "undelete", deleted).code == 0
+    assert cluster.download(deleted) == files[deleted]
+    assert distfs(cluster, "metadb", "rebuild", "--from-nodes", "--finish").code == 0
+
+
+def test_what_a_copy_has_and_the_disks_have_not_is_told(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    lost, stays = cluster.upload(os.urandom(500), "lost"), cluster.upload(b"stays")
+    run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+    with worker(cluster) as copies:
+        settle(copies)
+    [[slice_]] = run_sql(url, "SELECT id FROM slice WHERE file_id = :id", id=lost)
+    cluster.stop_service()
+    for i in range(3):
+        for path in cluster.fragments(i):
+            if path.name.startswith(str(slice_)):
+                path.unlink()
+    erase(cluster)
+    told = restore(cluster)
+    assert told.code == 0, told.out + told.err
+    assert f"gone: {lost} 'lost'" in told.out
+    assert f"gone: {stays}" not in told.out
+    again = restore(cluster)
+    assert again.code == 0, again.out + again.err
+
+
+def test_without_a_copy_or_an_empty_metadb_nothing_is_restored(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config=BY_HAND)
+    uuid = cluster.upload(b"a file")
+    told = restore(cluster)
+    assert (told.code, "has files: name a new database" in told.err) == (1, True), told.err
+    cluster.stop_service()
+    erase(cluster)
+    told = restore(cluster)
+    assert (told.code, "keep no copy of MetaDB that can be read" in told.err) == (1, True), told.err
+    told = distfs(cluster, "metadb", "restore")
+    assert (told.code, "or give --from-nodes" in told.err) == (1, True), told.err
+    assert distfs(cluster, "metadb", "rebuild", "--from-nodes").code == 0, "nothing stands in its way"
+    cluster.start_service()
+    assert cluster.download(uuid) == b"a file"
+
+
+def test_a_copy_whose_rows_end_in_the_middle_is_none(make_cluster: MakeCluster) -> None:
+    """MetaDB ends the connection while it waits for a table; the next try makes one."""
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    cluster.upload(b"a file")
+    run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+    waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'slice'::regclass"
+    parsed = MetaURL.parse(url)
+    with worker(cluster) as copies, closing(Link(parsed, parsed.hosts[0], Deadline(60), 120)) as link:
+        link.raw._usock.settimeout(120)
+        link.raw.run("BEGIN")
+        link.raw.run("LOCK TABLE slice IN ACCESS EXCLUSIVE MODE")
+        copies.step(Deadline(60))
+        eventually(lambda: run_sql(url, waiting), "its rows are wanted")
+        run_sql(url, f"SELECT pg_terminate_backend(pid) FROM ({waiting}) AS waits")  # noqa: S608
+        with pytest.raises(Unavailable, match="lost"):
+            eventually(lambda: copies.step(Deadline(60)).pace is Pace.IDLE, "it says so")
+        link.raw.run("ROLLBACK")
+        assert ids(cluster) == []
+        settle(copies)
+    assert len(ids(cluster)) == 1
+
+
+def test_a_copy_that_no_node_takes_is_made_when_they_are_back(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    run_sql(url_of(cluster), "UPDATE cluster SET created_at = now() - interval '2h'")
+    for i in range(3):
+        cluster.stop_node(i)
+    with worker(cluster) as copies:
+        copies.step(Deadline(60))
+        with pytest.raises(Unavailable):
+            eventually(lambda: copies.step(Deadline(60)).pace is Pace.IDLE, "it says so")
+        assert ids(cluster) == []
+        for i in range(3):
+            cluster.start_node(i)
+        settle(copies)
+    assert len(ids(cluster)) == 1
