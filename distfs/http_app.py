@@ -27,7 +27,7 @@ from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, links, logs, metrics, profile, tokens, traced, upload
 from distfs.routes.browsers import Browsers
 from distfs.routes.changes import SAFE, note
-from distfs.routes.messages import Answer, CountedBytes, Request
+from distfs.routes.messages import Answer, Body, CountedBytes, Request
 from distfs.services import Services, build
 from distfs.telemetry import metrics as counted
 from distfs.telemetry import tracing
@@ -146,10 +146,10 @@ class HttpApp:
             identity = callers.identify(request.caller)
             request.scheme = identity.scheme(request.scheme)
         else:
-            identity = direct(request.caller.address)
+            identity = direct(request.address)
         span = traced.enter(request) if tracing.on else None
         response = self._answer(request, identity)
-        sender = who(identity, request.caller)
+        sender = who(identity, request.address)
         if (request.by_link or request.method not in SAFE) and self.services.audit.on:
             note(self.services.audit, request, response.status_code, request_id, sender)
         response.headers["X-Request-Id"] = request_id
@@ -201,7 +201,7 @@ class HttpApp:
     def who(self, address: str, header: Callable[[str], str | None]) -> dict[str, str]:
         """Who sent a request, as the access log says it."""
         caller = Caller(address, header)
-        return who(self._callers.identify(caller), caller)
+        return who(self._callers.identify(caller), address)
 
     def paces_bodies(self) -> bool:
         """Whether bodies are read no faster than the bandwidth allows."""
@@ -266,10 +266,10 @@ class HttpApp:
         elif door.guarded:
             request.actor = self._shown_by(request, identity)
         else:
-            request.actor = door.enter_freely(request.caller.address)
-        if (token := request.actor.token) is not None:
+            request.actor = door.enter_freely(request.address)
+        if request.actor.token is not None:
             request.who = request.actor.name
-            request.caller = TokenCaller(request.caller.address, request.caller.header, token.rule)
+            request.__dict__.pop("caller", None)  # another from now on: who has a token has its limits
         if request.action not in LATER:
             door.judge_before(request.actor, request.action)
 
@@ -296,12 +296,10 @@ class HttpApp:
         return Caller(address, header) if token is None else TokenCaller(address, header, token.rule)
 
 
-def who(identity: Identity, caller: Caller) -> dict[str, str]:
+def who(identity: Identity, address: str) -> dict[str, str]:
     """The client, and the proxy it came by: an access log's facts."""
-    client = identity.shown or caller.address or "-"
-    return (
-        {"client": client} if client == caller.address else {"client": client, "via": caller.address or "-"}
-    )
+    client = identity.shown or address or "-"
+    return {"client": client} if client == address else {"client": client, "via": address or "-"}
 
 
 def _let_rest(environ: WSGIEnvironment) -> None:
@@ -367,10 +365,21 @@ class _Answer(CountedBytes[bytes]):
         counts: bool,
         span: Span | None,
     ) -> None:
-        super().__init__(body)
+        self._body, self._chunks = body, iter(body)  # as super's, in one call
+        rewind: Callable[[int], None] | None = getattr(body, "rewind", None)
+        self.rewind = rewind and self._rewind
+        self.sent, self.ended = 0, False
         self._counts, self._span = counts, span
         self._error: DistfsError | None = None
         self._request, self._status, self._began, self._sender = request, status, began, sender
+
+    def whole(self) -> bytes | None:
+        """All there is, if that is one piece: for our host, which says when it was sent."""
+        if type(self._body) is not list or len(self._body) != 1:
+            return None
+        data: bytes = self._body[0]
+        self.sent = len(data)
+        return data
 
     def __next__(self) -> bytes:
         try:
@@ -388,7 +397,8 @@ class _Answer(CountedBytes[bytes]):
 
     def close(self) -> None:
         try:
-            super().close()
+            if close := getattr(self._body, "close", None):  # as super's
+                close()
         finally:
             seconds = self._log()
             if (span := self._span) is not None:
@@ -400,7 +410,8 @@ class _Answer(CountedBytes[bytes]):
     def _log(self) -> float:
         """-> how long it took."""
         request, seconds = self._request, time.monotonic() - self._began
-        received = request.received
+        body: Body | None = request.__dict__.get("body")  # as ``received``, in one call
+        received = body.received if body is not None else 0
         if self._counts:
             counted.answered(request.route, request.method, self._status, received, self.sent, seconds)
         facts: dict[str, Any] = {

@@ -16,7 +16,7 @@ class Base:
     def __init__(self, headers: Mapping[str, str]) -> None:
         self.pairs = list(headers.items())
         self.text = "\r\n".join(map(": ".join, self.pairs))
-        self.given = {name.lower(): value for name, value in self.pairs}
+        self.given: dict[str, str] = {}  # by that host: what says how the answer is sent
         self.checked = False
 
 

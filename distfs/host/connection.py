@@ -20,7 +20,8 @@ from distfs.host.ending import Ending
 from distfs.host.hang_up import CONTINUE, HangUp
 from distfs.host.head import Head
 from distfs.host.host import REST_FIRST_S, REST_MOST_S, Host
-from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause, State
+from distfs.host.http1 import Parser
+from distfs.host.http1_events import End, Failed, OtherProtocol, Pause, State
 from distfs.host.request import Request
 from distfs.host.request_body import CUT_SHORT, StreamedBody
 from distfs.host.response import Refusal, Response, Rewind, logger
@@ -39,17 +40,8 @@ class Connection:
     """See the module."""
 
     __slots__ = (
-        *(
-            "_has_answered",
-            "_has_turn",
-            "_rested",
-            "address",
-            "answered",
-            "began",
-            "check_at",
-            "ending",
-            "fd",
-        ),
+        *("_has_answered", "_has_turn", "_rested", "address", "answered", "began", "check_at"),
+        *("ending", "fd"),
         *("full", "hang_up", "host", "loop", "parser", "request", "rests", "serving", "since", "socket"),
         *("thrown_away", "unsent", "waits", "with_worker"),
     )
@@ -66,9 +58,8 @@ class Connection:
         self.serving = 0.0  # since when a request is ready or served, on the monotonic clock; 0: none is
         self.ending: Ending | None = None
         self.thrown_away = -1  # bytes; from 0 on, it lingers
-        self.since = self.began = self.answered = (
-            time.monotonic()
-        )  # the last byte, the first of a request, an answer
+        # The last byte, the first of a request, an answer.
+        self.since = self.began = self.answered = time.monotonic()
         self.check_at = float("inf")  # when the loop looks at its time limits
         self._has_answered = self._has_turn = False
         self.rests = self._rested = 0.0  # seconds before more is read; how many the last time, if just now
@@ -242,11 +233,14 @@ class Connection:
                 return False
             else:
                 break
-        self.serving = time.monotonic()
+        self._is_ready(time.monotonic())
+        return True
+
+    def _is_ready(self, now: float) -> None:
+        self.serving = now
         if self.hang_up is None:
             self.hang_up = HangUp()
         self.hang_up.begin(self.request is not None and self.request.head.version == "1.1")
-        return True
 
     def _needs_more(self, parser: Parser) -> bool:
         """Whether it is the loop that waits for it. A body that there is no memory for is left to a worker."""
@@ -302,7 +296,7 @@ class Connection:
         """
         again, self._has_turn = False, patient
         try:
-            again = self._serve_all() if patient else self._serve_one() and self._next_ready()
+            again = self._serve_all() if patient else self._serve() and self._next_ready()
         except BaseException:
             self.ending = Ending.CUT
             raise
@@ -314,19 +308,11 @@ class Connection:
                 self.serving, self.hang_up = 0.0, None
                 self.park()
 
-    def _serve_one(self) -> bool:
-        """Whether another request may follow at once."""
-        ending = self._serve()
-        self.ending = self.ending or ending
-        if not self.rests:
-            self._rested = 0.0
-        return not (self.ending or self.unsent or self.rests)
-
     def _serve_all(self) -> bool:
         """Whether another request is ready, and others wait."""
-        buffer, workers = bytearray(), self.loop.workers
+        buffer, workers, waiting = bytearray(), self.loop.workers, self.loop.workers.waiting
         while True:
-            if not self._serve_one() or not self._next(buffer, not workers.others_wait):
+            if not self._serve() or not self._next(buffer, not waiting):
                 return False
             if not workers.next_turn(self):
                 return True
@@ -352,13 +338,20 @@ class Connection:
         if not count:
             self.ending = Ending.CLOSE
             return False
-        return self._received(buffer, count)
+        if parser is None or (head := parser.again(buffer, count)) is None:
+            return self._received(buffer, count)
+        self.request = Request(head, parser)
+        if self.loop.draining:  # of a request without a body the way is said by nothing else
+            self.request.choose_way(self.loop, self.host)
+        self._is_ready(self.began)
+        return True
 
-    def _serve(self) -> Ending | None:
-        """How the connection ends after this request; None: it goes on."""
+    def _serve(self) -> bool:
+        """Whether another request may follow at once."""
         request = self.request
         if request is None:
-            return Ending.CUT
+            self.ending = self.ending or Ending.CUT
+            return False
         try:
             if self.hang_up and isinstance(self.hang_up.reason, DistfsError):
                 request.error = self.hang_up.reason
@@ -368,13 +361,20 @@ class Connection:
                 request.body = StreamedBody(
                     self.client, request.parser, begun, invite, self.loop.put_aside, self._end_turn
                 )
-            ending = self._answer(request)
-            if ending is None:
-                self._finish(request.parser)
-            return ending
+            if (ending := self._answer(request)) is not None:
+                self.ending = self.ending or ending
+                return False
+            parser = request.parser  # all of the request was read: the next one may come
+            while parser.state is not State.DONE and not isinstance(parser.next_event(), Pause):
+                pass
+            parser.next_request()
+            if not self.rests:
+                self._rested = 0.0
+            return not (self.ending or self.unsent or self.rests)
         finally:
             if self._has_turn:
-                self._end_turn(done=True)
+                self._has_turn = False
+                self.loop.workers.end_turn(self, done=True)
             self.request, self.waits, self.full = None, None, False
             request.close()
             self._has_answered = True
@@ -390,12 +390,6 @@ class Connection:
         if self._has_turn:
             self._has_turn = False
             self.loop.workers.end_turn(self, done=done)
-
-    def _finish(self, parser: Parser) -> None:
-        """The request is answered and all of it was read: the next one may come."""
-        while parser.state is not State.DONE and not isinstance(parser.next_event(), Pause):
-            pass
-        parser.next_request()
 
     def _answer(self, request: Request) -> Ending | None:
         response = Refusal(self, request, request.error) if request.error else Response(self, request)
@@ -434,10 +428,8 @@ class Connection:
     def client(self) -> ClientSocket:
         """How the request that is served waits for its client."""
         if self.waits is None:
-            http = self.loop.http
-            self.waits = ClientSocket(
-                self.socket, http.client_stall_timeout, http.client_min_rate, self.loop.cut
-            )
+            limits = self.loop.http.client_stall_timeout, self.loop.http.client_min_rate
+            self.waits = ClientSocket(self.socket, *limits, self.loop.cut)
         return self.waits
 
     def write(self, *buffers: Bytes, rewind: Rewind | None = None) -> int:

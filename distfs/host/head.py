@@ -8,7 +8,7 @@ that a head is read in time proportional to its length, whatever is in it.
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import unquote_to_bytes
 
 from distfs.config.settings import HttpConfig
@@ -76,6 +76,7 @@ class Head:
     __slots__ = (
         "authority",
         "chunked",
+        "environ",
         "expects_continue",
         "goes_on",
         "headers",
@@ -100,6 +101,8 @@ class Head:
         self.length = 0  # of the body, unless it is chunked
         self.goes_on = False  # another request may follow on the connection
         self.expects_continue = False
+        #: What a server made of the headers and of the connection, for requests that are ``alike``.
+        self.environ: dict[str, Any] | None = None
 
     def header(self, name: str) -> str | None:
         return self.headers.get(key(name))
@@ -169,14 +172,30 @@ def read(raw: bytes, http: HttpConfig, head: Head, alike: Alike | None = None) -
     return rest, head
 
 
+def again(raw: bytes, http: HttpConfig, alike: Alike) -> Head | None:
+    """The head of a request that is all of ``raw``, if it has no body and its headers are ``alike``; None: it is
+    another, or is to be refused."""
+    rest, before = alike
+    end = raw.find(CRLF)
+    if raw[end:-4] != rest or not raw.endswith(b"\r\n\r\n"):
+        return None
+    if len(raw) > http.max_header_line or len(raw) > http.max_header:
+        return None
+    head = Head()
+    try:
+        return head if _read_alike(raw[:end], head, before) else None
+    except DistfsError:
+        return None
+
+
 def _read_alike(line: bytes, head: Head, before: Head) -> bool:
     """Whether what follows ``line`` says now what it said before."""
-    if first_bad_octet(line, 0, len(line)) >= 0 or line[-1] == CRLF[0]:
+    if line.translate(None, TEXT):
         return False
     _read_request_line(line.decode("latin-1"), head)
     if head.version != before.version or head.authority:
         return False
-    head.headers = before.headers.copy()
+    head.headers, head.environ = before.headers, before.environ  # nobody changes them
     head.goes_on, head.expects_continue = before.goes_on, before.expects_continue
     return True
 

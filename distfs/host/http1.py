@@ -10,10 +10,8 @@ come next for certain; they may go past it, straight to where they are wanted, w
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from distfs.config.settings import HttpConfig
@@ -21,6 +19,7 @@ from distfs.errors import DistfsError, HeadersTooLarge, Refused, TooLarge
 from distfs.headers import fields
 from distfs.host import head as heads
 from distfs.host.head import CRLF, TEXT, Alike, Head
+from distfs.host.http1_events import TRANSITIONS, End, Event, Failed, OtherProtocol, Pause, Read, State
 from distfs.quantity import counted
 from distfs.quantity import size as readable
 
@@ -57,101 +56,11 @@ _TOO_LATE = (
 )
 
 
-class State(enum.Enum):
-    """What comes next."""
-
-    __hash__ = object.__hash__  # Enum's own is a function in Python, and looked up for each event
-
-    IDLE = "a request, or empty lines"
-    HEAD = "the rest of a head"
-    LENGTH = "data of a body whose length is known"
-    SIZE = "a chunk's size"
-    DATA = "a chunk's data"
-    DATA_END = "the line end behind a chunk's data"
-    TRAILER = "a trailer, or the empty line behind them"
-    COMPLETE = "nothing: the end of the request is still to be told"
-    DONE = "nothing, until next_request"
-    LAST = "nothing: the connection ends after this request"
-    FAILED = "nothing: what came is no request, and what follows is not to be trusted"
-
-
-class Read(enum.Enum):
-    """What was read, that another state follows."""
-
-    __hash__ = object.__hash__
-
-    FIRST_BYTE = enum.auto()
-    HEAD_ALONE = enum.auto()
-    HEAD_WITH_LENGTH = enum.auto()
-    HEAD_WITH_CHUNKS = enum.auto()
-    SIZE = enum.auto()
-    LAST_SIZE = enum.auto()
-    ALL_DATA = enum.auto()
-    LINE_END = enum.auto()
-    END = enum.auto()
-    LAST_END = enum.auto()
-    NEXT = enum.auto()
-
-
-#: All there are; besides, FAILED follows whichever has a reader.
-TRANSITIONS: Mapping[State, Mapping[Read, State]] = {
-    State.IDLE: {Read.FIRST_BYTE: State.HEAD},
-    State.HEAD: {
-        Read.HEAD_ALONE: State.COMPLETE,
-        Read.HEAD_WITH_LENGTH: State.LENGTH,
-        Read.HEAD_WITH_CHUNKS: State.SIZE,
-    },
-    State.LENGTH: {Read.ALL_DATA: State.COMPLETE},
-    State.SIZE: {Read.SIZE: State.DATA, Read.LAST_SIZE: State.TRAILER},
-    State.DATA: {Read.ALL_DATA: State.DATA_END},
-    State.DATA_END: {Read.LINE_END: State.SIZE},
-    State.TRAILER: {Read.LINE_END: State.COMPLETE},
-    State.COMPLETE: {Read.END: State.DONE, Read.LAST_END: State.LAST},
-    State.DONE: {Read.NEXT: State.IDLE},
-    State.LAST: {},
-    State.FAILED: {},
-}
-
-
 #: What every request without a body passes through.
 _BEGUN = TRANSITIONS[State.IDLE][Read.FIRST_BYTE]
 _ALONE = TRANSITIONS[State.HEAD][Read.HEAD_ALONE]
 _ENDED, _ENDED_LAST = (TRANSITIONS[State.COMPLETE][read] for read in (Read.END, Read.LAST_END))
-
-
-class Pause(enum.Enum):
-    """No event."""
-
-    NEED_DATA = enum.auto()  # until more was received
-    DONE = enum.auto()  # until next_request, or for good
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The request is whole. ``trailers``: by names in small letters; several of a name are one, with commas."""
-
-    trailers: Mapping[str, str]
-
-
 _END = End(MappingProxyType({}))  # of all that have no trailers
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """It is refused: ``error`` has status and text; ``head`` what was read of it. Each later event is this one."""
-
-    error: DistfsError
-    head: Head
-
-
-@dataclass(frozen=True, slots=True)
-class OtherProtocol:
-    """What comes is ``name``, and no HTTP: an answer would say nothing to who sent it. As final as Failed."""
-
-    name: str
-
-
-Event = Head | memoryview | End | Failed | OtherProtocol | Pause
 
 
 class _SpeaksOther(Exception):
@@ -172,6 +81,7 @@ class Parser:
         "_final",
         "_head",
         "_http",
+        "_is_again",
         "_later",
         "_most",
         "_partial",
@@ -194,7 +104,7 @@ class Parser:
         self._begin()
 
     def _begin(self) -> None:
-        self.data_left = 0
+        self.data_left, self._is_again = 0, False
         self._head: Head | None = None
         self._blank = 0  # bytes of empty lines before the request
         self._scanned = 0  # of a partial head
@@ -215,6 +125,20 @@ class Parser:
         else:
             self._later = self._later or deque()
             self._later.append((data, size))
+
+    def again(self, data: bytearray, count: int) -> Head | None:
+        """``data[:count]`` came, and is all of a request without a body, with the headers of the one before: its
+        head, as ``next_event`` would have given it. None: it is not, and was not received."""
+        alike = self._alike
+        if alike is None or self.state is not State.IDLE or self._blank or self.has_more:
+            return None
+        if (
+            data[0] not in _FIRST_OF_METHODS
+            or (head := heads.again(bytes(data[:count]), self._http, alike)) is None
+        ):
+            return None
+        self.state, self._is_again = _ENDED, True  # it goes on as the one before did
+        return head
 
     def took(self, count: int) -> None:
         """``count`` of the ``data_left`` bytes went past the parser."""
@@ -251,6 +175,9 @@ class Parser:
 
     def next_request(self) -> None:
         """The request is answered, and the connection goes on; memory that was received into is free again."""
+        if self._is_again and self.state is State.DONE:
+            self.state, self._is_again = State.IDLE, False  # nothing else has changed
+            return
         self._go(Read.NEXT)
         self._begin()
         if self._at < self._end or self._later:

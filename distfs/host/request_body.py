@@ -15,7 +15,8 @@ from typing import IO, Any, Protocol
 from distfs.config.settings import KIB, HttpConfig
 from distfs.errors import BodyCutShort, ClientGone, ConfigError, DistfsError
 from distfs.host.client_socket import ClientSocket
-from distfs.host.http1 import Failed, Parser
+from distfs.host.http1 import Parser
+from distfs.host.http1_events import Failed
 
 #: Chunks are read through a buffer, so that small ones do not cost a system call each. It grows for who fills it.
 LEAST_BUFFER, RAW_BUFFER = 16 * KIB, 256 * KIB

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from email.utils import formatdate
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from distfs.errors import DistfsError
 from distfs.headers import safety
@@ -40,6 +40,7 @@ _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailers"}
     | {"transfer-encoding", "upgrade"}
 )
+_OF_INTEREST = _HOP_BY_HOP | {"content-length", "server", "date"}
 _BODILESS = ("1", "204", "304")
 #: What every environ has.
 _ENVIRON = {
@@ -108,7 +109,12 @@ class Response:
     def service(self) -> None:
         """Raises ClientGone, and whatever the app raises; ``wrote_header`` tells if an answer is on its way."""
         self.execute()
-        self.finish()
+        if (
+            not self.wrote_header
+            or self.chunked_response
+            or self.content_length != self.content_bytes_written
+        ):
+            self.finish()
 
     @property
     def request_id(self) -> str:
@@ -130,7 +136,12 @@ class Response:
     def execute(self) -> None:
         app_iter: Iterable[Bytes] = self.connection.loop.app(self.environment(), self.start_response)
         rewind: Rewind | None = getattr(app_iter, "rewind", None)
+        whole: Callable[[], bytes | None] | None = getattr(app_iter, "whole", None)
         try:
+            if whole is not None and self.content_length is not None and (all_ := whole()) is not None:
+                self._write(all_, None)
+                app_iter.ended = True  # type: ignore[attr-defined]  # who has ``whole`` has it
+                return
             for data in app_iter:
                 if self.content_length is None and not self.wrote_header and _has_one(app_iter):
                     self.content_length = len(data)
@@ -158,30 +169,24 @@ class Response:
         elif self.complete:
             raise AssertionError("start_response was called a second time without exc_info")
         self.complete = True
-        given = self._checked(status, headers)
-        if (length := given.get("content-length")) is not None:
+        self._take(status, headers)
+        if (length := self._given.get("content-length")) is not None:
             self.content_length = int(length)
         self._set_status(status)
         self.response_headers += headers
         return self.write
 
-    def _checked(self, status: str, headers: list[tuple[str, str]]) -> dict[str, str]:
+    def _take(self, status: str, headers: list[tuple[str, str]]) -> None:
         """What the app said, by names in small letters. Of what many answers have, once."""
         base = headers.base if type(headers) is Composed and not self.response_headers else None
         own = headers if base is None else headers[len(base.pairs) :]
-        _check_texts([status, *chain.from_iterable(own)])
-        given = {name.lower(): value for name, value in own}
+        given = _given(status, own)
         if base is not None:
             if not base.checked:
-                _check_texts([*chain.from_iterable(base.pairs)])
-            given = base.given | given
-        if (base is None or not base.checked or own) and not _HOP_BY_HOP.isdisjoint(given):
-            names = ", ".join(_HOP_BY_HOP.intersection(given))
-            raise AssertionError(f"{names}: the server's to set, not the app's (PEP 3333)")
-        if base is not None:
-            base.checked = True
+                base.given = _given(status, base.pairs)
+                base.checked = True
+            given = {**base.given, **given} if given else base.given
         self._base, self._given = base, given
-        return given
 
     def write(self, data: Bytes) -> None:
         """``data`` may be reused once this returns. Raises ClientGone."""
@@ -251,21 +256,12 @@ class Response:
     def environment(self) -> dict[str, Any]:
         """PEP 3333's, and what our app asks for."""
         head, connection = self.request.head, self.connection
-        host, port = (connection.address or ("", 0))[:2]
         environ: dict[str, Any] = {
-            **head.headers,
-            **_ENVIRON,
-            "REMOTE_ADDR": host,
-            "REMOTE_HOST": host,
-            "REMOTE_PORT": str(port),
+            **(head.environ or self._environment_of_all_alike()),
             "REQUEST_METHOD": head.method,
             "REQUEST_URI": head.target,
             "PATH_INFO": head.path,
             "QUERY_STRING": head.query,
-            "SERVER_NAME": connection.loop.name,
-            "SERVER_PORT": connection.loop.port,
-            "SERVER_PROTOCOL": f"HTTP/{self.version}",
-            "wsgi.url_scheme": connection.loop.scheme,
             "wsgi.errors": sys.stderr,
             "wsgi.input": self.request.input(),
             "distfs.admitted": self.request.admitted is not None,
@@ -278,6 +274,23 @@ class Response:
         if self.request.body is not None:
             environ["distfs.collect"] = self.request.body.collect
         return environ
+
+    def _environment_of_all_alike(self) -> dict[str, Any]:
+        """What requests of this connection with these headers have in common."""
+        head, loop = self.request.head, self.connection.loop
+        host, port = (self.connection.address or ("", 0))[:2]
+        head.environ = {
+            **head.headers,
+            **_ENVIRON,
+            "REMOTE_ADDR": host,
+            "REMOTE_HOST": host,
+            "REMOTE_PORT": str(port),
+            "SERVER_NAME": loop.name,
+            "SERVER_PORT": loop.port,
+            "SERVER_PROTOCOL": f"HTTP/{self.version}",
+            "wsgi.url_scheme": loop.scheme,
+        }
+        return head.environ
 
 
 class Refusal(Response):
@@ -338,17 +351,33 @@ def _has_one(app_iter: object) -> bool:
     return isinstance(app_iter, list | tuple) and len(app_iter) == 1
 
 
-def _check_texts(texts: Sequence[object]) -> None:
-    """All at once, since that takes a tenth of the time."""
+def _given(status: str, headers: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """What they say of how the answer is sent, by names in small letters. Raises AssertionError, ValueError for what
+    cannot be sent, or is not the app's to say.
+
+    All texts are looked at at once, since that takes a tenth of the time.
+    """
+    given: dict[str, str] = {}
     try:
-        all_of_it = "".join(texts)  # type: ignore[arg-type]  # what is no text is said below
-        right = not ("\r" in all_of_it or "\n" in all_of_it or "\0" in all_of_it)
+        all_of_it = "" + status
+        for name, value in headers:
+            all_of_it += name + value
+            if (known := name.lower()) in _OF_INTEREST:
+                given[known] = value
     except TypeError:
-        right = False
-    if right:
-        return
-    for text in texts:
+        all_of_it = "\0"  # it is said below, as what is not right
+    if "\r" in all_of_it or "\n" in all_of_it or "\0" in all_of_it:
+        _say_what_is_wrong(status, headers)
+    if given and not _HOP_BY_HOP.isdisjoint(given):
+        names = ", ".join(_HOP_BY_HOP.intersection(given))
+        raise AssertionError(f"{names}: the server's to set, not the app's (PEP 3333)")
+    return given
+
+
+def _say_what_is_wrong(status: str, headers: Sequence[tuple[str, str]]) -> NoReturn:
+    for text in (status, *chain.from_iterable(headers)):
         if not isinstance(text, str):
             raise AssertionError(f"a response's status and headers are text, not {text!r}")
         if _LINE_BREAK.search(text):
             raise ValueError(f"a line break in a response's status or header: {text!r}")
+    raise AssertionError(f"a response's headers are pairs of texts, not {headers!r}")

@@ -8,6 +8,8 @@ runs on it; ours also uses what `environ` then promises:
 - ``distfs.writes_views``: the answer's iterable may give memoryviews that are valid only until the next one is
   asked for. If it has ``rewind(count)``, that is called when the client takes no more for a moment: the last
   ``count`` bytes it gave were not sent, what it holds is to be let go, and it gives them again when it is next asked;
+- if that iterable has ``whole()``, what it gives, unless it is None, is all of an answer of a known length, and is
+  taken instead of iterating; when it is with the kernel, ``ended`` is set;
 - ``distfs.collect(size, begins)``: before memory is taken for so many bytes of a body, and nodes if that ``begins``,
   have them put aside if they come slowly and others need that;
 - ``distfs.trailers()``: what came behind a chunked body, by names in small letters, once it was read to its end.

@@ -60,17 +60,17 @@ class Workers(Generic[T]):
         self._begun: dict[T, float] = {}  # who has one and is not late, the first to begin first
         self._lock = threading.Lock()
         self._idle: list[Worker[T]] = []  # the last to become so is the first to work again: the others end
-        self._waiting: deque[tuple[float, T]] = deque()
+        self.waiting: deque[tuple[float, T]] = deque()  # others look whether it is empty
         self._all: set[Worker[T]] = set()
         self._closed = False
 
     def run(self, task: T) -> None:
         """In a thread, as soon as it is its turn and there is one. Raises Busy when none can be made."""
         with self._lock:
-            self._waiting.append((time.monotonic(), task))
+            self.waiting.append((time.monotonic(), task))
             if self.all_busy:
                 return
-            first = self._waiting.popleft()  # others may have waited longer
+            first = self.waiting.popleft()  # others may have waited longer
             new = self._assign(first[1])
         try:
             self._start(new)
@@ -82,16 +82,20 @@ class Workers(Generic[T]):
     def next_turn(self, task: T) -> bool:
         """Whether a worker may go on with another request of its connection: nobody has waited for that longer."""
         with self._lock:
-            if self._waiting or self._turns <= 0:
+            if self.waiting or self._turns <= 0:
                 return False
-            self._begin(task)
+            self._turns -= 1  # as ``_begin``, in one call
+            self._begun[task] = time.monotonic()
             return True
 
     def end_turn(self, task: T, *, done: bool) -> None:
         """What a worker serves waits for its client from now on: another begins. Or it is ``done``, and this worker
         is the next that looks who waits."""
         with self._lock:
-            self._end(task)
+            if self._begun.pop(task, None) is None:  # as ``_end``, in one call
+                self._beside += 1
+            else:
+                self._turns += 1
         if not done:
             self._begin_first()
 
@@ -110,9 +114,9 @@ class Workers(Generic[T]):
     def _begin_first(self) -> bool:
         """Whether one that waited has a turn and a thread now."""
         with self._lock:
-            if not self._waiting or self.all_busy:
+            if not self.waiting or self.all_busy:
                 return False
-            first = self._waiting.popleft()
+            first = self.waiting.popleft()
             new = self._assign(first[1])
         try:
             self._start(new)
@@ -136,7 +140,7 @@ class Workers(Generic[T]):
     def _put_back(self, first: tuple[float, T]) -> None:
         """No thread could be started for it: a worker that has done its work takes it."""
         with self._lock:
-            self._waiting.appendleft(first)
+            self.waiting.appendleft(first)
 
     def _assign(self, task: T) -> Worker[T] | None:
         """It has a turn, and an idle worker; or -> a new one, to be started."""
@@ -165,7 +169,7 @@ class Workers(Generic[T]):
     @property
     def others_wait(self) -> bool:
         """Whether somebody waits for his turn."""
-        return bool(self._waiting)
+        return bool(self.waiting)
 
     @property
     def all_busy(self) -> bool:
@@ -181,12 +185,12 @@ class Workers(Generic[T]):
         """What has a worker, or waits for one."""
         with self._lock:
             running = [worker.task for worker in self._all if worker.task is not None]
-            return running + [task for _, task in self._waiting]
+            return running + [task for _, task in self.waiting]
 
     def measure(self) -> None:
         """Tell the metrics how many there are."""
         with self._lock:
-            idle, waiting = len(self._idle), len(self._waiting)
+            idle, waiting = len(self._idle), len(self.waiting)
             busy = len(self._all) - idle
         for metric, value, at in (
             (HTTP_THREADS, busy, 0),
@@ -198,9 +202,9 @@ class Workers(Generic[T]):
     def withdraw(self, task: T) -> bool:
         """Whether it was still in line; now it is not."""
         with self._lock:
-            for entry in self._waiting:
+            for entry in self.waiting:
                 if entry[1] is task:
-                    self._waiting.remove(entry)
+                    self.waiting.remove(entry)
                     return True
             return False
 
@@ -208,8 +212,8 @@ class Workers(Generic[T]):
         """Those that wait since then or longer; they are in line no more."""
         late = []
         with self._lock:
-            while self._waiting and self._waiting[0][0] <= since:
-                late.append(self._waiting.popleft()[1])
+            while self.waiting and self.waiting[0][0] <= since:
+                late.append(self.waiting.popleft()[1])
         return late
 
     def close(self) -> None:
@@ -232,8 +236,8 @@ class Workers(Generic[T]):
     def _rest(self, worker: Worker[T]) -> None:
         """Until there is something to do; no task: nothing came, it ends."""
         with self._lock:
-            if self._waiting and self._turns > 0:
-                since, worker.task = self._waiting.popleft()
+            if self.waiting and self._turns > 0:
+                since, worker.task = self.waiting.popleft()
                 self._begin(worker.task)
                 QUEUE_SECONDS.observe(time.monotonic() - since)
                 return

@@ -18,6 +18,7 @@ from distfs.access.door import NOBODY
 from distfs.body.ingest import source_of
 from distfs.body.source import Source
 from distfs.config.callers import Caller
+from distfs.config.settings import TokenCaller
 from distfs.deadline import Scope
 from distfs.errors import Cancelled, DistfsError, Refused, TooLarge
 from distfs.headers import host, safety
@@ -94,7 +95,7 @@ class Request(BaseRequest):
         self.scheme = environ["wsgi.url_scheme"]
         path = environ.get("PATH_INFO") or ""
         self.path = "/" + (path if path.isascii() else _decoded(path)).lstrip("/")
-        self.caller = Caller(environ.get("REMOTE_ADDR", ""), partial(_header, environ))
+        self.address: str = environ.get("REMOTE_ADDR", "")  # at the other end of the connection
         #: Cancelled when the client is gone or the service stops, by a host that looks for it: ours. Its reason is
         #: the error that the request comes to.
         self.hang_up: Scope | None = environ.get("distfs.hang_up")
@@ -107,6 +108,13 @@ class Request(BaseRequest):
         self.refused = ""  # why it was not done
         self.error_class = ""  # the kind of error it came to
         self.route = OTHER  # as metrics name it
+
+    @cached_property
+    def caller(self) -> Caller:
+        token, header = self.actor.token, partial(_header, self.environ)
+        return (
+            Caller(self.address, header) if token is None else TokenCaller(self.address, header, token.rule)
+        )
 
     @cached_property
     def headers(self) -> EnvironHeaders:  # type: ignore[override]

@@ -48,7 +48,7 @@ def leave(
             "url.path": request.path,
             "url.scheme": request.scheme,
             "network.protocol.version": request.environ.get("SERVER_PROTOCOL", "").removeprefix("HTTP/"),
-            "client.address": request.caller.address,
+            "client.address": request.address,
             "http.route": request.route,
             "http.response.status_code": status,
             "http.request.body.size": request.received,

@@ -12,6 +12,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -405,10 +406,7 @@ def sums() -> list[float]:
 
 def answered(route: str, method: str, status: int, received: int, sent: int, seconds: float) -> None:
     """A request is over."""
-    place = _ROUTE[route]
-    at = (place * len(METHODS) + _METHOD.get(method, len(METHODS) - 1)) * len(CLASSES)
-    at += min(max(status // 100, 1), len(CLASSES)) - 1
-    first = SECONDS.first + place * WIDTH
+    at, first = _answers_at(route, method, status)
     with _lock:
         cells = _cells
         cells[REQUESTS.first + at] += 1
@@ -417,6 +415,14 @@ def answered(route: str, method: str, status: int, received: int, sent: int, sec
         cells[first + bisect_left(BUCKETS, seconds)] += 1
         cells[first + WIDTH - 1] += seconds
         cells[IN_FLIGHT.first] -= 1
+
+
+@lru_cache(maxsize=1024)
+def _answers_at(route: str, method: str, status: int) -> tuple[int, int]:
+    """The number of their series, and the first cell of how long they take."""
+    place = _ROUTE[route]
+    at = (place * len(METHODS) + _METHOD.get(method, len(METHODS) - 1)) * len(CLASSES)
+    return at + min(max(status // 100, 1), len(CLASSES)) - 1, SECONDS.first + place * WIDTH
 
 
 def node_read(series: int, seconds: float, sent: int, received: int) -> None:

@@ -24,7 +24,8 @@ from distfs.errors import DistfsError, ProtocolError
 from distfs.formats import fixed, wire
 from distfs.formats.fragment import CellEntry
 from distfs.host.head import Head
-from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause
+from distfs.host.http1 import Parser
+from distfs.host.http1_events import End, Failed, OtherProtocol, Pause
 from distfs.http_app import HttpApp
 from distfs.metadb.url import MetaURL
 from distfs.model import FragmentId

@@ -10,7 +10,8 @@ import httptools
 
 from distfs.config.settings import HttpConfig
 from distfs.host.head import Head, key
-from distfs.host.http1 import End, Failed, OtherProtocol, Parser, Pause, State
+from distfs.host.http1 import Parser
+from distfs.host.http1_events import End, Failed, OtherProtocol, Pause, State
 
 #: Of one head, for those that have a limit of their own.
 ROOM = 1 << 20

@@ -13,7 +13,8 @@ from distfs.config.settings import Bytes, HttpConfig
 from distfs.errors import DistfsError
 from distfs.host import http1
 from distfs.host.head import Head
-from distfs.host.http1 import TRANSITIONS, End, Failed, OtherProtocol, Parser, Pause, Read, State
+from distfs.host.http1 import Parser
+from distfs.host.http1_events import TRANSITIONS, End, Failed, OtherProtocol, Pause, Read, State
 from tests.unit.http1_requests import HAND_MADE, generated
 from tests.unit.test_header_hostile import LONG, SHORT, in_proportion
 
@@ -147,7 +148,7 @@ def test_headers_that_come_again_say_what_they_would_say_the_first_time(seed: in
         b"HEAD /a#b HTTP/1.1",
         b"OPTIONS * HTTP/1.1",
     ]
-    again = 0
+    again = straight = 0
     waiting = b"GET / HTTP/1.1" + HOST + b"Expect: 100-continue\r\nConnection: keep-alive\r\n\r\n"
     for request in [waiting, *HAND_MADE, *generated(seed)]:
         head, _, _ = request.partition(b"\r\n\r\n")
@@ -168,7 +169,65 @@ def test_headers_that_come_again_say_what_they_would_say_the_first_time(seed: in
                 assert type(one) is type(other)
             assert list(told(parser)) == list(told(alone)), line + same
             assert parser.state is alone.state
+            straight += taken_at_once(lines[0] + same, line + same, other, alone.state)
     assert again > 100
+    assert straight > 50
+
+
+def test_only_the_whole_of_the_same_is_taken_at_once() -> None:
+    get = b"GET / HTTP/1.1" + HOST + b"\r\n"
+    others = [get + b"G", get[:-1], get.replace(b"x", b"y"), get.replace(b"Host", b"HOST"), b"\r\n" + get]
+    for other in others:
+        parser = Parser(SMALL)
+        parser.receive(get)
+        list(told(parser))
+        assert parser.again(bytearray(get), len(get)) is not None
+        parser.next_request()
+        assert parser.again(bytearray(other), len(other)) is None
+    parser.receive(get + get)
+    assert isinstance(parser.next_event(), Head)
+    assert isinstance(parser.next_event(), End)
+    parser.next_request()
+    assert parser.has_more
+    assert parser.again(bytearray(get), len(get)) is None
+
+
+def test_what_follows_one_that_was_taken_at_once_is_read_from_the_beginning() -> None:
+    get = b"GET / HTTP/1.1" + HOST + b"\r\n"
+    chunked = b"PUT / HTTP/1.1" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nDigest: x\r\n\r\n"
+    parser = Parser(SMALL)
+    for data in (get, chunked, get):
+        parser.receive(data)
+        list(told(parser))
+        assert parser.trailers == {}
+        if parser.again(bytearray(get), len(get)) is not None:
+            parser.next_request()
+
+
+def taken_at_once(before: bytes, data: bytes, other: object, state: State) -> bool:
+    """Whether ``again`` took it: then as ``other``, which a new parser has made of it, and whatever follows."""
+    parser = Parser(SMALL)
+    parser.receive(before)
+    list(told(parser))
+    for _ in range(3):
+        buffer = bytearray(data + b"left from before")
+        head = parser.again(buffer, len(data))
+        if head is None:
+            assert parser.state is State.IDLE
+            assert not parser.has_more
+            return False
+        assert isinstance(other, Head)
+        assert all(getattr(head, name) == getattr(other, name) for name in Head.__slots__)
+        assert not head.length
+        assert not head.chunked
+        assert list(told(parser)) == []
+        assert parser.ended
+        if parser.state is State.DONE:
+            parser.next_request()
+        assert parser.state is state
+        if state is not State.IDLE:
+            break
+    return True
 
 
 def test_requests_follow_each_other_in_any_packet() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from distfs.config.settings import Bytes, HttpConfig
 from distfs.errors import DistfsError, Refused, TooLarge
 from distfs.host.head import Head
-from distfs.host.http1 import End, Failed, Parser, Pause
+from distfs.host.http1 import Parser
+from distfs.host.http1_events import End, Failed, Pause
 
 NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = "Transfer-Encoding: chunked"
