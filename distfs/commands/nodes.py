@@ -53,8 +53,8 @@ def strangers_in_words(met: Strangers) -> str:
     """Whom a node has refused."""
     return (
         f"node {met.node} refused {counted(met.count, 'connection')} within an hour, the last "
-        f"{duration(met.seconds_ago)} ago from {met.address}: who came could not prove to be of this cluster, and "
-        f"`distfs logs --node {met.node}` says why"
+        f"{duration(met.seconds_ago)} ago from {met.address}: who came could not prove to be of this cluster, or is "
+        f"of a release that the node does not understand; `distfs logs --node {met.node}` says which"
     )
 
 

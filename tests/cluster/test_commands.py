@@ -62,7 +62,7 @@ def test_who_looks_at_nodes_is_told_of_strangers(by_hand: Cluster) -> None:
     told = distfs(by_hand, "nodes").out
     assert f"node {node.id} refused 2 connections within an hour, the last " in told
     assert "ago from 127.0.0.1: who came could not prove to be of this cluster" in told
-    assert f"`distfs logs --node {node.id}` says why" in told
+    assert f"`distfs logs --node {node.id}` says which" in told
     entries = {entry["id"]: entry["strangers"] for entry in distfs(by_hand, "nodes", "--json").entry}
     assert {id: met["refused"] for id, met in entries.items() if met} == {node.id: 2}
     assert f"strangers  2 by node {node.id} within an hour" in distfs(by_hand, "status").out
