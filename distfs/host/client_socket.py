@@ -102,6 +102,12 @@ class ClientSocket:
             views = beyond(views, sent)
         return views
 
+    def sent_by_loop(self, count: int, seconds: float) -> None:
+        """So many bytes, which were waited for so long. Raises ClientGone."""
+        self.moved += count
+        self._waited += seconds
+        self._check_rate()
+
     def waiting(self) -> int:
         """Bytes that have come and were not received."""
         return waiting_in(self._socket)

@@ -25,7 +25,7 @@ from distfs.host.http1_events import End, Failed, OtherProtocol, Pause, State
 from distfs.host.request import Request
 from distfs.host.request_body import CUT_SHORT, StreamedBody
 from distfs.host.response import Refusal, Response, Rewind, logger
-from distfs.telemetry.context import enter_request, leave_request
+from distfs.telemetry.context import leave_request
 from distfs.tls.stream import AnySocket, TlsSocket
 
 #: The most of an answer that is kept for a client that reads slowly: the host keeps no block for it.
@@ -40,10 +40,9 @@ class Connection:
     """See the module."""
 
     __slots__ = (
-        *("_has_answered", "_has_turn", "_rested", "address", "answered", "began", "check_at"),
-        *("ending", "fd"),
-        *("full", "hang_up", "host", "loop", "parser", "request", "rests", "serving", "since", "socket"),
-        *("thrown_away", "unsent", "waits", "with_worker"),
+        *("_has_answered", "_has_turn", "_rested", "address", "answered", "answering", "began", "check_at"),
+        *("ending", "fd", "full", "hang_up", "host", "loop", "parser", "request", "rests", "serving"),
+        *("since", "socket", "thrown_away", "unsent", "waits", "with_worker"),
     )
 
     def __init__(self, loop: Host, sock: AnySocket, address: Any, host: str) -> None:
@@ -52,6 +51,7 @@ class Connection:
         self.fd = sock.fileno()
         self.parser: Parser | None = None  # while something has come and is not answered
         self.request: Request | None = None  # whose head is here
+        self.answering: Response | None = None  # of which a part has left, and no thread waits
         self.full = False  # the socket takes no more of an answer for now
         self.unsent = b""  # of answers; at most REST, or one small answer
         self.with_worker = False
@@ -124,15 +124,16 @@ class Connection:
     def _handle_write(self) -> None:
         try:
             sent = self.socket.send(self.unsent, socket.MSG_DONTWAIT)
+            self.unsent, now = self.unsent[sent:], time.monotonic()
+            if self.answering is not None:
+                self.client.sent_by_loop(sent, now - self.since)
+            self.since = now
         except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.loop.close(self)
+            pass
+        except (OSError, ClientGone) as e:
+            self.cut(str(e) if isinstance(e, ClientGone) else f"the client's connection broke: {e.strerror}")
             return
-        self.unsent = self.unsent[sent:]
-        if sent:
-            self.since = time.monotonic()
-        ready = not (self.unsent or self.ending or self.rests) and self._next_ready()
+        ready = not (self.unsent or self.ending or self.rests) and (self.in_transit or self._next_ready())
         self._go_on(ready)
 
     def _go_on(self, ready: bool) -> None:
@@ -141,6 +142,18 @@ class Connection:
             self.loop.serve(self)
         else:
             self.park()
+
+    def cut(self, why: str) -> None:
+        """Its client takes nothing more."""
+        self.ending = Ending.CUT
+        self.give_up_answer(ClientGone(why))
+        self.loop.close(self)
+
+    def give_up_answer(self, error: DistfsError) -> None:
+        """Of which a part has left."""
+        answering, self.answering = self.answering, None
+        if answering is not None:
+            answering.take_up(error)
 
     def refuse(self, error: DistfsError) -> None:
         """What comes is not waited for any longer: a worker says so."""
@@ -305,14 +318,19 @@ class Connection:
             if again and self.ending is None:
                 self.loop.serve(self, in_line=True)  # at its end: others wait too
             else:
-                self.serving, self.hang_up = 0.0, None
+                if self.answering is None:
+                    self.serving, self.hang_up = 0.0, None
                 self.park()
 
     def _serve_all(self) -> bool:
         """Whether another request is ready, and others wait."""
         buffer, workers, waiting = bytearray(), self.loop.workers, self.loop.workers.waiting
         while True:
-            if not self._serve() or not self._next(buffer, not waiting):
+            if not self._serve():
+                return False
+            if self.answering is not None:
+                return True
+            if not self._next(buffer, not waiting):
                 return False
             if not workers.next_turn(self):
                 return True
@@ -347,23 +365,29 @@ class Connection:
         return True
 
     def _serve(self) -> bool:
-        """Whether another request may follow at once."""
-        request = self.request
+        """Whether another request may follow at once, or this one is to be gone on with."""
+        request, answering = self.request, self.answering
         if request is None:
             self.ending = self.ending or Ending.CUT
             return False
+        over = True
         try:
             if self.hang_up and isinstance(self.hang_up.reason, DistfsError):
                 request.error = self.hang_up.reason
-            if request.streamed and not request.error:
-                begun = request.small.value() if request.small else b""
-                invite = self._invite if request.asks else None
-                request.body = StreamedBody(
-                    self.client, request.parser, begun, invite, self.loop.put_aside, self._end_turn
+            if answering is not None:
+                over = answering.take_up(request.error)
+            else:
+                if request.streamed and not request.error:
+                    self._stream(request)
+                answering = (
+                    Refusal(self, request, request.error) if request.error else Response(self, request)
                 )
-            if (ending := self._answer(request)) is not None:
-                self.ending = self.ending or ending
+                over = answering.go_on()
+            if answering.ending is not None:
+                self.ending = self.ending or answering.ending
                 return False
+            if not over:
+                return not (self.ending or self.unsent)
             parser = request.parser  # all of the request was read: the next one may come
             while parser.state is not State.DONE and not isinstance(parser.next_event(), Pause):
                 pass
@@ -375,11 +399,21 @@ class Connection:
             if self._has_turn:
                 self._has_turn = False
                 self.loop.workers.end_turn(self, done=True)
-            self.request, self.waits, self.full = None, None, False
-            request.close()
-            self._has_answered = True
+            self.full = False
             self.since = self.answered = time.monotonic()
+            self.answering = None if over else answering
+            if over:
+                self.request = self.waits = None
+                request.close()
+                self._has_answered = True
             leave_request()
+
+    def _stream(self, request: Request) -> None:
+        begun = request.small.value() if request.small else b""
+        invite = self._invite if request.asks else None
+        request.body = StreamedBody(
+            self.client, request.parser, begun, invite, self.loop.put_aside, self._end_turn
+        )
 
     def rest(self) -> None:
         """For the app: once this request is answered nothing is read for a while, for longer each time."""
@@ -390,39 +424,6 @@ class Connection:
         if self._has_turn:
             self._has_turn = False
             self.loop.workers.end_turn(self, done=done)
-
-    def _answer(self, request: Request) -> Ending | None:
-        response = Refusal(self, request, request.error) if request.error else Response(self, request)
-        try:
-            response.service()
-        except ClientGone as e:
-            enter_request(response.request_id)
-            logger.info("%s %s: %s", request.head.method, request.head.path, e)
-            return Ending.CUT
-        except BaseException as e:  # noqa: BLE001 - the outermost edge of a request: nobody above could answer or log it
-            return self._answer_failure(response, e)
-        return Ending.LINGER if response.close_on_finish else None
-
-    def _answer_failure(self, failed: Response, error: BaseException) -> Ending:
-        """Answer with the error while that is still possible; else cut the answer that is on its way."""
-        request_id = enter_request(failed.request_id)
-        if failed.wrote_header:
-            if isinstance(error, DistfsError):  # its text says what is the matter, and where
-                logger.warning("the answer was cut short: %s", error)
-            else:
-                logger.error("the answer was cut short: %s", error, exc_info=error)
-            return Ending.CUT
-        if not isinstance(error, DistfsError):
-            logger.error("the app failed", exc_info=error)
-            error = DistfsError(f"internal error: tell the operator the request's id, {request_id}")
-        refusal = Refusal(self, failed.request, error)
-        refusal.response_headers = [("X-Request-Id", request_id)]
-        refusal.close_on_finish = True
-        try:
-            refusal.service()
-        except ClientGone:
-            return Ending.CUT
-        return Ending.LINGER
 
     @property
     def client(self) -> ClientSocket:
@@ -458,7 +459,7 @@ class Connection:
         if self._has_turn:
             self._end_turn()
         if sum(map(len, views)) > REST:
-            seconds = FULL_CROWDED_S if self.loop.memory.crowded else FULL_S
+            seconds = FULL_CROWDED_S if self.loop.memory.crowded or self.others_wait else FULL_S
             views = self.client.send(views, full_after=seconds if rewind else None)
             self.full = bool(views)
         more = max(0, sum(map(len, views)) - REST)
@@ -469,11 +470,13 @@ class Connection:
         rewind(more)
         return more
 
-    def drain(self) -> None:
-        """Wait until what is unsent was sent. Raises ClientGone."""
-        unsent, self.unsent, self.full = self.unsent, b"", False
-        if unsent:
-            self.client.send([memoryview(unsent)])
+    @property
+    def in_transit(self) -> bool:
+        return self.answering is not None
+
+    @property
+    def others_wait(self) -> bool:
+        return bool(self.loop.workers.waiting)
 
     def who(self, request: Request) -> dict[str, str]:
         """Whose connection it is, as the access log says it."""

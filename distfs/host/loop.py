@@ -309,6 +309,7 @@ class Loop(Host):
         del self.connections[connection.fd]
         if not self._turned_away.forget(connection):
             self.disconnected(connection.host)
+        connection.give_up_answer(ClientGone("its connection was closed"))
         if connection.request:
             connection.request.close()
         if connection.ending is Ending.CUT:
@@ -345,6 +346,9 @@ class Loop(Host):
     def _refuse_waiting(self, since: float) -> None:
         """Those that have waited for a worker since then, or longer."""
         for late in self.workers.overdue(since):
+            if late.answering is not None:
+                self.serve(late, in_line=True)  # a part of it has left: it waits on
+                continue
             late.refuse_busy(Busy("every worker is busy with other requests: try again soon"))
 
     # --- the end ----------------------------------------------------------------------------------
@@ -362,7 +366,7 @@ class Loop(Host):
         """End everything, within these seconds: so long what runs may go on, and then be cut."""
         self.closing = True
         self._stop_listening()
-        self._give_up(lambda connection: not connection.with_worker)  # what still comes in
+        self._give_up(lambda each: not each.with_worker and each.answering is None)  # what still comes in
         self._until_free(grace)
         self.end_waits()
         self._give_up(lambda connection: True)

@@ -6,23 +6,26 @@ that cannot be completed is cut, never ended as if it were.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from email.utils import formatdate
 from itertools import chain
 from typing import Any, NoReturn, Protocol
 
-from distfs.errors import DistfsError
+from distfs.errors import ClientGone, DistfsError
 from distfs.headers import safety
 from distfs.headers.composed import Base, Composed
 from distfs.host.client_socket import Bytes
+from distfs.host.ending import Ending
 from distfs.host.hang_up import HangUp
 from distfs.host.host import Host
 from distfs.host.request import Request
 from distfs.problem import explained, phrase
+from distfs.telemetry import tracing
 from distfs.telemetry.context import NO_REQUEST, current_request_id, enter_request
 from distfs.telemetry.metrics import failed
 
@@ -70,8 +73,9 @@ class Connection(Protocol):
         Raises ClientGone.
         """
 
-    def drain(self) -> None:
-        """Wait until the socket is not full. Raises ClientGone."""
+    @property
+    def others_wait(self) -> bool:
+        """For their turn."""
 
     def who(self, request: Request) -> dict[str, str]: ...
 
@@ -105,16 +109,60 @@ class Response:
         self.wrote_header = False
         self.chunked_response = False
         self.close_on_finish = False
+        self.ending: Ending | None = None  # of the connection, when it is over; None: it goes on
+        self._course: Generator[None] | None = None  # while it goes on: it refers to this
+        self._context: contextvars.Context | None = None  # of its thread, for the next that takes it up
 
-    def service(self) -> None:
-        """Raises ClientGone, and whatever the app raises; ``wrote_header`` tells if an answer is on its way."""
-        self.execute()
-        if (
-            not self.wrote_header
-            or self.chunked_response
-            or self.content_length != self.content_bytes_written
-        ):
-            self.finish()
+    def take_up(self, error: DistfsError | None = None) -> bool:
+        """Go on, in whatever thread, with what is not over. ``error``: it is given up."""
+        return False if self._context is None else self._context.run(self.go_on, error)
+
+    def go_on(self, error: DistfsError | None = None) -> bool:
+        """Answer, whatever happens. Whether it is over, as ``ending`` says; else it is taken up again when what is
+        unsent has left."""
+        course = self._course = self._course or self.execute()
+        try:
+            if error is None:
+                next(course)
+            else:
+                course.throw(error)
+        except StopIteration:
+            self.ending = Ending.LINGER if self.close_on_finish else None
+            return True
+        except ClientGone as e:
+            enter_request(self.request_id)
+            logger.info("%s %s: %s", self.request.head.method, self.request.head.path, e)
+            self.ending = Ending.CUT
+            return True
+        except BaseException as e:  # noqa: BLE001 - the outermost edge of a request: nobody above could answer or log it
+            self.ending = self._fail(e)
+            return True
+        if self._context is None:
+            self._context = contextvars.copy_context()
+            tracing.step_out()
+        return False
+
+    def _fail(self, error: BaseException) -> Ending:
+        """Answer with the error while that is still possible; else cut the answer that is on its way."""
+        request_id = enter_request(self.request_id)
+        if self.wrote_header:
+            if isinstance(error, DistfsError):  # its text says what is the matter, and where
+                logger.warning("the answer was cut short: %s", error)
+            else:
+                logger.error("the answer was cut short: %s", error, exc_info=error)
+            return Ending.CUT
+        if not isinstance(error, DistfsError):
+            logger.error("the app failed", exc_info=error)
+            error = DistfsError(f"internal error: tell the operator the request's id, {request_id}")
+        refusal = Refusal(self.connection, self.request, error)
+        refusal.response_headers = [("X-Request-Id", request_id)]
+        refusal.close_on_finish = True
+        try:
+            for _ in refusal.execute():
+                pass
+        except ClientGone:
+            return Ending.CUT
+        return Ending.LINGER
 
     @property
     def request_id(self) -> str:
@@ -133,27 +181,43 @@ class Response:
         self.status, self._has_body = status, not status.startswith(_BODILESS)
         self.may_have_body = self._has_body and self.request.head.method != "HEAD"
 
-    def execute(self) -> None:
+    def execute(self) -> Generator[None]:
+        """Yields when what is unsent is to leave first, and when others are to come first: no thread waits for that.
+
+        Raises ClientGone, and whatever the app raises; ``wrote_header`` tells if an answer is on its way.
+        """
         app_iter: Iterable[Bytes] = self.connection.loop.app(self.environment(), self.start_response)
         rewind: Rewind | None = getattr(app_iter, "rewind", None)
         whole: Callable[[], bytes | None] | None = getattr(app_iter, "whole", None)
+        parts, first = app_iter, rewind is not None
         try:
             if whole is not None and self.content_length is not None and (all_ := whole()) is not None:
                 self._write(all_, None)
                 app_iter.ended = True  # type: ignore[attr-defined]  # who has ``whole`` has it
-                return
-            for data in app_iter:
+                parts = ()
+            for data in parts:
                 if self.content_length is None and not self.wrote_header and _has_one(app_iter):
                     self.content_length = len(data)
                 if data:
                     self._write(data, rewind)
-                if self.connection.full and self.content_length != self.content_bytes_written:
-                    self.connection.drain()  # before the app reads what could not be sent
+                if rewind is not None and self.content_length != self.content_bytes_written:
+                    if self.connection.full:
+                        yield  # before the app reads what could not be sent
+                    elif first and self.connection.others_wait:
+                        rewind(0)  # who waits for his first part comes before the second of this
+                        yield
+                    first = False
                 if self.wrote_header and not self.may_have_body:
                     break
         finally:
             if close := getattr(app_iter, "close", None):
                 close()
+        if (
+            not self.wrote_header
+            or self.chunked_response
+            or self.content_length != self.content_bytes_written
+        ):
+            self.finish()
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -269,6 +333,7 @@ class Response:
             "distfs.hang_up": connection.hang_up,
             "distfs.rest": connection.rest,
             "distfs.ready": connection.serving,  # since when, on the monotonic clock
+            "distfs.crowded": connection.others_wait,
             "distfs.draining": connection.loop.draining and connection.loop.service_stops,
         }
         if self.request.body is not None:
@@ -302,7 +367,8 @@ class Refusal(Response):
         super().__init__(connection, request)
         self._error = error
 
-    def execute(self) -> None:
+    def execute(self) -> Generator[None]:
+        yield from ()
         error = self._error
         accept, reason = self.request.head.headers.get("HTTP_ACCEPT", ""), error.for_client
         kind, answer = explained(accept, error.status, reason, self.request_id)
@@ -314,6 +380,7 @@ class Refusal(Response):
             self.response_headers.append(("Retry-After", str(error.retry_after)))
         self._log(reason)
         self.write(body)
+        self.finish()
 
     def _log(self, reason: str) -> None:
         """The app's access log has no line for it, nor its metrics a count."""

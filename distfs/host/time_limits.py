@@ -15,6 +15,10 @@ def check(connection: Connection, now: float) -> float:
     stall, rate = http.client_stall_timeout, http.client_min_rate
     if connection.with_worker:
         return now + connection.loop.shortest
+    if connection.answering is not None:
+        if now > connection.since + stall:
+            connection.cut(f"the client took no byte for {stall:g} s")
+        return max(now, connection.since + stall)
     if connection.request is not None:
         return _check_body(connection, now)
     if connection.thrown_away >= 0:

@@ -33,6 +33,10 @@ LATE_S = 0.02
 class Task(Protocol):
     """A connection with a request that is ready."""
 
+    @property
+    def in_transit(self) -> bool:
+        """A part of its answer has left."""
+
     def serve(self) -> None:
         """In a worker; whatever happens, it gives back what it holds."""
 
@@ -58,6 +62,7 @@ class Workers(Generic[T]):
         """``most`` threads; ``turns``, and so many more ``beside`` those that are late."""
         self._most, self._turns, self._beside = most, turns, beside  # turns that nobody has
         self._begun: dict[T, float] = {}  # who has one and is not late, the first to begin first
+        self._turnless: set[T] = set()  # in transit, and late
         self._lock = threading.Lock()
         self._idle: list[Worker[T]] = []  # the last to become so is the first to work again: the others end
         self.waiting: deque[tuple[float, T]] = deque()  # others look whether it is empty
@@ -92,22 +97,26 @@ class Workers(Generic[T]):
         """What a worker serves waits for its client from now on: another begins. Or it is ``done``, and this worker
         is the next that looks who waits."""
         with self._lock:
-            if self._begun.pop(task, None) is None:  # as ``_end``, in one call
-                self._beside += 1
-            else:
+            if self._begun.pop(task, None) is not None:  # as ``_end``, in one call
                 self._turns += 1
+            else:
+                self._end(task)
         if not done:
             self._begin_first()
 
     def pass_by_late(self, now: float) -> None:
-        """Others begin beside those whose turn has become long."""
+        """Others begin beside those whose turn has become long; of those in transit, in their place: there may be any
+        number that wait for memory, for bandwidth or for a node."""
         with self._lock:
-            for task in [each for each, since in self._begun.items() if since <= now - LATE_S][
-                : self._beside
-            ]:
+            for task in [each for each, since in self._begun.items() if since <= now - LATE_S]:
+                if task.in_transit:
+                    self._turnless.add(task)
+                elif self._beside > 0:
+                    self._beside -= 1
+                else:
+                    continue
                 del self._begun[task]
                 self._turns += 1
-                self._beside -= 1
         while self._begin_first():
             pass
 
@@ -132,10 +141,12 @@ class Workers(Generic[T]):
         self._begun[task] = time.monotonic()
 
     def _end(self, task: T) -> None:
-        if self._begun.pop(task, None) is None:  # it was passed by
-            self._beside += 1
-        else:
+        if self._begun.pop(task, None) is not None:
             self._turns += 1
+        elif task in self._turnless:
+            self._turnless.discard(task)
+        else:  # it was passed by
+            self._beside += 1
 
     def _put_back(self, first: tuple[float, T]) -> None:
         """No thread could be started for it: a worker that has done its work takes it."""

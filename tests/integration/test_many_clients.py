@@ -127,6 +127,7 @@ def test_clients_that_read_nothing_hold_no_memory_and_their_bytes_are_right_in_t
         for each in whole + parts:
             assert each.recv(1, socket.MSG_PEEK), "it has begun"
         eventually(lambda: held(service) == 0, "they hold no memory")
+        eventually(lambda: not server._loop.workers.busy(), "nor a thread")
         with closing(slow_client(server, get)) as quick:
             assert answer_of(quick) == (200, data), "who reads is served beside them"
         with ThreadPoolExecutor(10) as readers:

@@ -46,7 +46,7 @@ MAX_FUNCTION_LINES = 50
 OUTERMOST_EDGES = {
     "alerting.beside:Beside.run": "who stumbled over one look tells of the next",
     "body.ingest:_ReadSource._read": "the WSGI host's own edge: each has its own classes for a bad body",
-    "host.connection:Connection._answer": "any WSGI app may raise anything; a worker thread must outlive it",
+    "host.response:Response.go_on": "any WSGI app may raise anything; a worker thread must outlive it",
     "host.loop:Loop._handle": "one connection's fault must not end all the others",
     "host.workers:Workers._work": "whatever ends a request, its thread goes on with what others wait for",
     "http_app:HttpApp._answer": "any bug of ours must be an answer, under any WSGI host",

@@ -17,6 +17,8 @@ from tests.starving import no_threads
 class Task:
     """Counts that it was served, and waits for ``go``; then, without its turn, for ``client``."""
 
+    in_transit = False
+
     def __init__(
         self, pool: Workers[Task], go: threading.Event | None = None, client: threading.Event | None = None
     ) -> None:
