@@ -35,6 +35,8 @@ _MEANING = "write a file for whoever is to find out what is wrong: versions, set
 
 #: Of each file of a log, its end.
 _MOST_OF_A_LOG = 4 << 20
+#: A service that is in trouble is slow, and this is when it is asked.
+_WITHIN_S = 15.0
 
 
 def add_debug(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -85,9 +87,9 @@ def _contents(config: Config) -> Iterator[tuple[str, str]]:
     yield "doctor.json", _json([asdict(each) for each in look(config)])
     yield from _state(config)
     here = configured_url(config)
-    yield "service.json", _json(ask_service(here, config.tls.ca))
+    yield "service.json", _json(ask_service(here, config.tls.ca, _WITHIN_S))
     for name, at in (("stacks.txt", "/debug/stacks"), ("metrics.txt", "/metrics")):
-        yield name, ask_text(here, at, config.tls.ca)
+        yield name, ask_text(here, at, config.tls.ca, _WITHIN_S)
     for path in _logs(config):
         yield f"logs/{path.name}", _end_of(path)
 

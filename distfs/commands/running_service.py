@@ -83,13 +83,13 @@ def _connect(url: str, ca: str, within: float) -> HTTPConnection:
     return HTTPSConnection(place.netloc, timeout=within, context=context)
 
 
-def ask_service(url: str, ca: str = "") -> dict[str, Any]:
+def ask_service(url: str, ca: str = "", within: float = SERVICE_WITHIN_S) -> dict[str, Any]:
     """What ``GET /status`` answers, with ``url``; or ``url`` and ``error``, why nothing did. Never raises.
 
-    ``ca``: a file of an authority that is believed beside the system's.
+    ``ca``: a file of an authority that is believed beside the system's. ``within``: of silence.
     """
     try:
-        told = json.loads(_ask(url, "/status", ca))
+        told = json.loads(_ask(url, "/status", ca, within))
     except (OSError, HTTPException, ValueError, _Refused) as e:
         return {"url": url, "error": _why(e)}
     if isinstance(told, dict) and {"memory", "uploads", "nodes"} <= told.keys():
@@ -97,10 +97,10 @@ def ask_service(url: str, ca: str = "") -> dict[str, Any]:
     return {"url": url, "error": "it answers 200, as no distfs service does"}
 
 
-def ask_text(url: str, path: str, ca: str = "") -> str:
-    """What ``GET path`` answers; or why nothing did. Never raises. ``ca``: as ``ask_service`` has it."""
+def ask_text(url: str, path: str, ca: str = "", within: float = SERVICE_WITHIN_S) -> str:
+    """What ``GET path`` answers; or why nothing did. Never raises. ``ca``, ``within``: as ``ask_service``."""
     try:
-        return _ask(url, path, ca).decode("utf-8", "replace")
+        return _ask(url, path, ca, within).decode("utf-8", "replace")
     except (OSError, HTTPException, ValueError, _Refused) as e:
         return f"service {url} tells nothing: {_why(e)}\n"
 
@@ -121,9 +121,9 @@ class _Refused(Exception):
     """Why a service did not tell."""
 
 
-def _ask(url: str, path: str, ca: str) -> bytes:
+def _ask(url: str, path: str, ca: str, within: float) -> bytes:
     """Raises OSError, HTTPException, ValueError, _Refused."""
-    with _answer(url, path, ca, SERVICE_WITHIN_S) as response:
+    with _answer(url, path, ca, within) as response:
         return response.read(_MOST_BYTES)
 
 

@@ -26,7 +26,8 @@ NAMES = {
 @pytest.fixture(scope="module")
 def cluster(share_cluster: MakeCluster, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     folder = tmp_path_factory.mktemp("logged")
-    return share_cluster(config={**QUICK, "log": {"dir": str(folder)}})
+    patient = {"node": {"heartbeat": "100ms", "down_after": "1min"}}  # on a busy machine all are up, too
+    return share_cluster(config={**QUICK, **patient, "log": {"dir": str(folder)}})
 
 
 def bundle(cluster: Cluster, file: Path, **environ: str) -> dict[str, str]:
