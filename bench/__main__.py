@@ -33,6 +33,7 @@ from bench import (
     memory,
     observed,
     pool,
+    rebuilt,
     report,
     slow,
     small,
@@ -76,6 +77,7 @@ SCENARIOS: dict[str, tuple[Callable[[Options, ExitStack], object], str]] = {
         "text, logs, code, pictures: what compression saves, and MB/s beside none",
     ),
     "heads": (heads.run, "the head of a request, read by our parser and by those of others"),
+    "rebuilt": (rebuilt.run, "a lost MetaDB made anew from the nodes: fragments a second"),
     "lost": (
         lost.run,
         "a large node is gone: how soon repair knows what to do, and what asking costs a slice",
@@ -115,6 +117,7 @@ DEFAULT = (
     "forms",
     "heads",
     "lost",
+    "rebuilt",
     "compression",
 )
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

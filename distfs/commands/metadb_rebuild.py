@@ -6,8 +6,8 @@ import argparse
 import tempfile
 import time
 from collections.abc import Collection
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -17,9 +17,10 @@ from distfs.commands.backup import running
 from distfs.config import file as configuration
 from distfs.config.settings import Config, Seconds
 from distfs.deadline import Deadline
-from distfs.errors import ConfigError, Refused
+from distfs.errors import ConfigError, Refused, Unavailable
 from distfs.local.data_folder import cluster_in
 from distfs.meta import MetaDB
+from distfs.metadb import embedded_postgres
 from distfs.model import Node, copied_at
 from distfs.peers.directory import NodeDirectory
 from distfs.process import output
@@ -40,36 +41,56 @@ _SHOWN_EVERY_S = 0.2
 Given = argparse.Namespace
 
 
+@dataclass(frozen=True, slots=True)
+class _At:
+    """Which MetaDB, and whose; ``ran``: before this command, so that nodes may be there already."""
+
+    config: Config
+    cluster: UUID
+    where: str
+    ran: bool
+
+
+def _runs(config: Config) -> bool:
+    if embedded_postgres.is_embedded(config.metadb.url):
+        with suppress(Unavailable):
+            return bool(embedded_postgres.resolve(config.metadb.url))
+        return False
+    return True
+
+
 def rebuild(config: Config, given: Given) -> int:
     """-> 0: all that was found is in MetaDB; 1: something could not be read, or lacks something."""
     setup_logging(configuration.override(config, "log", level="ERROR").log)
+    ran = _runs(config)
     with running(config.metadb) as where, _asked(config) as meta:
         db = RecoveryDB(meta)
         if given.finish:
             return _finish(db, where)
-        cluster = _become(meta, db, config, given, where)
+        at = _At(config, _become(meta, db, config, given, where), where, ran)
         db.begin(Deadline(_LIMIT_S))
-        return _add(meta, config, cluster, where, dry=given.dry_run)
+        return _add(meta, at, dry=given.dry_run)
 
 
 def restore_from_nodes(config: Config, given: Given) -> int:
     """Take the newest copy that the nodes keep, and add what their disks have since. -> as ``rebuild``."""
     setup_logging(configuration.override(config, "log", level="ERROR").log)
+    ran = _runs(config)
     with running(config.metadb) as where, tempfile.TemporaryFile() as copy:
         with _asked(config) as meta:
             db = RecoveryDB(meta)
-            cluster = _become(meta, db, config, given, where)
+            at = _At(config, _become(meta, db, config, given, where), where, ran)
             begun = db.is_begun(Deadline(_LIMIT_S)) and db.has_files(Deadline(_LIMIT_S))
-            since = 0.0 if begun else _fetch(meta, config, cluster, where, copy)
+            since = 0.0 if begun else _fetch(meta, at, copy)
             if not begun:
                 meta.load_copy(copy, anew=True, also=BEGIN)
         if since:
-            at = datetime.fromtimestamp(since, UTC)
+            then = datetime.fromtimestamp(since, UTC)
             output.tell(
-                f"the MetaDB at {where} is as it was at {at:%Y-%m-%d %H:%M:%S} UTC; what came since is added"
+                f"the MetaDB at {where} is as it was at {then:%Y-%m-%d %H:%M:%S} UTC; what came since is added"
             )
         with _asked(config) as meta:  # anew: what its connections knew of the schema is gone
-            return _add(meta, config, cluster, where)
+            return _add(meta, at)
 
 
 def _asked(config: Config) -> closing[MetaDB]:
@@ -78,19 +99,19 @@ def _asked(config: Config) -> closing[MetaDB]:
     return closing(MetaDB(replace(config.metadb, statement_timeout=patient), config.node.down_after))
 
 
-def _fetch(meta: MetaDB, config: Config, cluster: UUID, where: str, copy: IO[bytes]) -> float:
+def _fetch(meta: MetaDB, at: _At, copy: IO[bytes]) -> float:
     """The newest copy that can be read, into ``copy``; -> when it was begun. Raises Refused."""
     db = RecoveryDB(meta)
     if db.has_files(Deadline(_LIMIT_S)):
         raise Refused(
-            f"the MetaDB at {where} has files: name a new database, or a new folder, with --metadb; "
+            f"the MetaDB at {at.where} has files: name a new database, or a new folder, with --metadb; "
             "`distfs metadb rebuild --from-nodes` adds what the disks have to one that is there"
         )
     db.end(Deadline(_LIMIT_S))  # of an earlier run, by nodes that have other ids then
     db.begin(Deadline(_LIMIT_S))
-    nodes = _nodes(meta, config, cluster, where)
-    with closing(NodeDirectory(meta, config.peers, peers(config.tls))) as directory:
-        scan(db, directory, cluster, nodes, _Counter("fragments read").more, copies=True)
+    nodes = _nodes(meta, at)
+    with closing(NodeDirectory(meta, at.config.peers, peers(at.config.tls))) as directory:
+        scan(db, directory, at.cluster, nodes, _Counter("fragments read").more, copies=True)
         found = fetch_copy(directory, kept(db, Deadline(_LIMIT_S)), copy, output.tell)
     if found is None:
         raise Refused(
@@ -100,12 +121,12 @@ def _fetch(meta: MetaDB, config: Config, cluster: UUID, where: str, copy: IO[byt
     return copied_at(found.id)[0]
 
 
-def _add(meta: MetaDB, config: Config, cluster: UUID, where: str, *, dry: bool = False) -> int:
+def _add(meta: MetaDB, at: _At, *, dry: bool = False) -> int:
     """All files that the disks have and MetaDB does not, but those that are known to have been deleted."""
     db = RecoveryDB(meta)
-    nodes = _nodes(meta, config, cluster, where)
-    with closing(NodeDirectory(meta, config.peers, peers(config.tls))) as directory:
-        scanned = scan(db, directory, cluster, nodes, _Counter("fragments read").more)
+    nodes = _nodes(meta, at)
+    with closing(NodeDirectory(meta, at.config.peers, peers(at.config.tls))) as directory:
+        scanned = scan(db, directory, at.cluster, nodes, _Counter("fragments read").more)
         found = kept(db, Deadline(_LIMIT_S))
         deleted = deletions(directory, found, output.tell)
         if not dry:
@@ -168,17 +189,17 @@ def _become(meta: MetaDB, db: RecoveryDB, config: Config, given: Given, where: s
     return cluster
 
 
-def _nodes(meta: MetaDB, config: Config, cluster: UUID, where: str) -> list[Node]:
+def _nodes(meta: MetaDB, at: _At) -> list[Node]:
     """Those that live, once they had the time to say so. Raises Refused when there are none."""
-    until = time.monotonic() + _FIRST_WORD_S
+    until = time.monotonic() + (_FIRST_WORD_S if at.ran else 0.0)
     while not (nodes := _alive(meta)) and time.monotonic() < until:
         time.sleep(_LOOK_S)
     if not nodes:
         raise Refused(
-            f"the MetaDB at {where} is that of cluster {cluster} again, and no storage node has said that it "
+            f"the MetaDB at {at.where} is that of cluster {at.cluster} again, and no storage node has said that it "
             "lives: start them (`distfs up`, `python -m distfs.storage_server`), and run this again"
         )
-    time.sleep(2 * config.node.heartbeat)
+    time.sleep(2 * at.config.node.heartbeat)
     return _alive(meta)
 
 

@@ -22,9 +22,11 @@ from distfs.formats.fragment import FOOTER_SIZE, read_layout
 from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
 from distfs.storage.disk.home import require_identity
+from tests import nursery
 from tests.cluster import Cluster, MakeCluster, eventually
-from tests.cluster.harness import ROOT, clean_environment
+from tests.cluster.harness import PATIENCE_S, ROOT, clean_environment
 from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, url_of
+from tests.cluster.test_up import StartUp, curl
 from tests.postgres import run_sql
 
 REBUILD = ("metadb", "rebuild", "--from-nodes")
@@ -219,6 +221,27 @@ def test_a_node_that_comes_later_completes_what_was_not_there(make_cluster: Make
     assert {uuid: cluster.download(uuid) for uuid in files} == files
 
 
+def test_a_backup_gets_what_the_disks_have_beside_it(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    cluster = make_cluster(config=BY_HAND)
+    url = url_of(cluster)
+    before, late = os.urandom(2 * SLICE), os.urandom(3 * SLICE)
+    old = cluster.upload(before, "old")
+    run_sql(url, "UPDATE file SET owner = 'anna'")
+    assert distfs(cluster, "metadb", "backup", str(tmp_path / "one.copy")).code == 0
+    new = cluster.upload(late, "new")
+    cluster.stop_service()
+    erase(cluster)
+    told = distfs(cluster, "metadb", "restore", str(tmp_path / "one.copy"))
+    assert told.code == 0, told.err
+    told = distfs(cluster, *REBUILD)
+    assert told.code == 0, told.out + told.err
+    assert "1 file of " in told.out
+    cluster.start_service()
+    assert (cluster.download(old), cluster.download(new)) == (before, late)
+    assert run_sql(url, "SELECT owner FROM file ORDER BY owner") == [["anna"], [None]]
+    assert distfs(cluster, "fsck").code == 0
+
+
 def test_upkeep_takes_nothing_for_garbage_until_it_is_told_that_all_is_there(
     make_cluster: MakeCluster,
 ) -> None:
@@ -298,3 +321,31 @@ def test_a_rebuild_that_is_killed_goes_on_where_it_was(make_cluster: MakeCluster
     assert told.code == 0, told.out + told.err
     cluster.start_service()
     assert {uuid: cluster.download(uuid) for uuid in files} == files
+
+
+def test_up_gets_its_metadb_back_from_its_own_nodes(up: StartUp, data: Path) -> None:
+    """As docs/disaster.md says it: stopped, made the cluster's, started, read."""
+    running = up().wait_ready()
+    contents = os.urandom(3 << 20)
+    (data.parent / "file").write_bytes(contents)
+    uuid = curl("--upload-file", str(data.parent / "file"), f"{running.url}/upload/").decode().strip()
+    assert running.stop() == 0
+    (data / "metadb").rename(data / "metadb.lost")
+    refused = up()
+    assert refused.wait() != 0
+    assert "`distfs metadb rebuild --from-nodes`" in refused.log
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "distfs", *REBUILD]
+        environ = clean_environment(DISTFS_LOCAL_DATA=str(data))
+        return nursery.run(command, data.parent, environ, PATIENCE_S)
+
+    first = run()
+    assert first.returncode == 1
+    assert "no storage node has said that it lives: start them (`distfs up`" in first.stderr
+    running = up().wait_ready()
+    told = run()
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "1 file of " in told.stdout
+    assert curl(f"{running.url}/download/{uuid}") == contents
+    assert running.stop() == 0
