@@ -166,7 +166,7 @@ class ConditionFailed(Refused):
 
 
 class Encoded(Refused):
-    """The body has a content coding; the answer names the one that is taken, ``identity``."""
+    """The body has a content coding that is not taken; the answer names those that are."""
 
     status = 415
     kind = "encoded"

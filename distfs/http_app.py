@@ -323,7 +323,7 @@ def _refusal(request: Request, error: Exception) -> Answer:
         if error.retry_after is not None:
             headers["Retry-After"] = str(error.retry_after)
         if isinstance(error, Encoded):
-            headers["Accept-Encoding"] = "identity"
+            headers["Accept-Encoding"] = "identity, gzip, zstd"
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = CHALLENGE + (BAD if isinstance(error, BadToken) else "")
         level = logging.WARNING if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logging.INFO

@@ -47,6 +47,10 @@ class Zstd(Protocol):
     def decompress(self, frame: Buffer, size: int) -> bytes:
         """All of a frame whose content is ``size`` bytes. Raises Corrupt; makes no more bytes than that."""
 
+    def unpacker(self) -> Callable[[bytes], bytes]:
+        """Of one frame, part by part: what the next part gives. Raises Corrupt, also for a window of more than
+        MAX_WINDOW."""
+
 
 @cache
 def library() -> Zstd | None:
@@ -181,6 +185,10 @@ class _FromExtra:
             raise Corrupt(f"a compressed block has {len(data)} bytes, {size} expected")
         return data
 
+    def unpacker(self) -> Callable[[bytes], bytes]:
+        made = self._library.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+        return lambda part: _unpacked(made, part, self._library.ZstdError)
+
 
 class _FromPython:
     """``compression.zstd``, from Python 3.14 on."""
@@ -215,3 +223,16 @@ class _FromPython:
                 f"a compressed block has {len(data)} bytes and an end that is wrong, {size} expected"
             )
         return data
+
+    def unpacker(self) -> Callable[[bytes], bytes]:
+        limit = {self._library.DecompressionParameter.window_log_max: MAX_WINDOW.bit_length() - 1}
+        made = self._library.ZstdDecompressor(options=limit)
+        return lambda part: _unpacked(made, part, self._library.ZstdError)
+
+
+def _unpacked(made: Any, part: bytes, error: type[Exception]) -> bytes:
+    try:
+        data: bytes = made.decompress(part)
+        return data
+    except error as e:
+        raise Corrupt(str(e)) from e

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from werkzeug.exceptions import MethodNotAllowed
 
+from distfs.body.decoded import CODINGS, DecodedSource
 from distfs.body.ingest import (
     POLICY_FIELD,
     IncomingFile,
@@ -24,7 +25,7 @@ from distfs.formats.compression import REMEDY, library
 from distfs.headers import fields as header_fields
 from distfs.headers import media_type
 from distfs.limits.promises import Promise
-from distfs.model import COMPRESSIONS, NOBODYS, Compression, Ownership, Policy
+from distfs.model import COMPRESSIONS, NOBODYS, Compression, NewFile, Ownership, Policy
 from distfs.quantity import compared
 from distfs.routes import traced
 from distfs.routes.body_digests import BodyDigests
@@ -36,6 +37,7 @@ from distfs.routes.seen import read_visibility
 from distfs.routes.upload_page import form, told
 from distfs.services import Services
 from distfs.telemetry import tracing
+from distfs.transfer.upload import UploadSession
 
 #: How the files of a body are found in it. Refuses at once what cannot have any.
 Files = Callable[[Source], Iterator[IncomingFile]]
@@ -54,7 +56,16 @@ def post_form(services: Services, request: Request) -> Answer:
     largest = _largest(services, request)
     limits = FormLimits(largest, services.config.http.max_form_overhead)
     kind, size = request.environ.get("CONTENT_TYPE", ""), declared_size(request.environ)
-    return _store(services, request, lambda body: files_in_form(body, kind, limits, size), largest, size)
+    coding = _coding(request)
+    if not coding:
+        return _store(services, request, lambda body: files_in_form(body, kind, limits, size), largest, size)
+    if not _decodes(request):
+        raise Encoded(f"the form is sent in {coding}: send it with ?decode=1, or without Content-Encoding")
+
+    def the_files(body: Source) -> Iterator[IncomingFile]:
+        return files_in_form(DecodedSource(body, coding), kind, limits, None)
+
+    return _store(services, request, the_files, largest, size, unpacks=True)
 
 
 def put_raw(services: Services, request: Request, name: str = "") -> Answer:
@@ -72,12 +83,15 @@ def put_raw(services: Services, request: Request, name: str = "") -> Answer:
     size, announced = declared_size(request.environ), announced_size(request.environ)
     largest = _largest(services, request)
 
-    def the_body(body: Source) -> Iterator[IncomingFile]:
-        return iter(
-            [IncomingFile(body, name, content_type, max_size=largest, size=size, announced=announced)]
-        )
+    coding = _coding(request)
+    unpacks = bool(coding) and _decodes(request)
 
-    return _store(services, request, the_body, largest, size, is_the_file=True)
+    def the_body(body: Source) -> Iterator[IncomingFile]:
+        source, length = (DecodedSource(body, coding), None) if unpacks else (body, size)
+        file = IncomingFile(source, name, content_type, max_size=largest, size=length, announced=announced)
+        return iter([file])
+
+    return _store(services, request, the_body, largest, size, is_the_file=not unpacks, unpacks=unpacks)
 
 
 def _store(
@@ -88,15 +102,17 @@ def _store(
     size: int | None,
     *,
     is_the_file: bool = False,
+    unpacks: bool = False,
 ) -> Answer:
-    """Keep all files of the body, or none. ``size``: its Content-Length; ``is_the_file``: it is one, and no more."""
-    _refuse_encoded(request)
+    """Keep all files of the body, or none. ``size``: its Content-Length; ``is_the_file``: it is one, and no more;
+    ``unpacks``: what is kept has other bytes, nobody knows how many."""
     if has_conditions(request.environ):
         check_nothing_there(request.headers)
     digests, known, collect = BodyDigests(request), {}, request.environ.get("distfs.collect")
     # A name nobody knows is refused before anything is read.
     policy, how = _policy(services, request), _compression(services, request)
-    announced = announced_size(request.environ) if size is None and is_chunked(request.environ) else size
+    own, environ = None if unpacks else size, request.environ
+    announced = announced_size(environ) if own is None and (unpacks or is_chunked(environ)) else own
     deadline = services.upload_deadline(size, request.hang_up)
     _check_quota(services, request, announced, deadline)
     services.agreement.require(deadline)  # by another upload_ttl than the sweep's, an upload is garbage
@@ -109,27 +125,34 @@ def _store(
         incoming = files_in(digests.watch(body, free="sha-256" if is_the_file else ""))
         with (
             _counted(services, request, announced),
-            _room(services, request, policy, deadline, largest, size, announced) as promise,
-            services.uploader.begin(deadline, collect, size, _whose(request)) as session,
+            _room(services, request, policy, deadline, largest, own, announced) as promise,
+            services.uploader.begin(deadline, collect, own, _whose(request)) as session,
         ):
             for number, file in enumerate(incoming):
                 check_number(request, number)
                 if file.fields:
                     promise.use(policy := _policy(services, request, file.fields))
-                stored = session.add(
-                    promise.watch(file),
-                    name=file.name,
-                    content_type=file.content_type,
-                    policy=policy,
-                    compression=_compression(services, request, file.fields) if file.fields else how,
-                    size_hint=file.size,
-                )
+                    how = _compression(services, request, file.fields)
+                stored = _add(session, promise, file, policy, how)
                 known = {"sha-256": stored.sha256} if is_the_file else {}
             digests.check(known)
             files = session.commit()
             promise.keep()
     answer = created(request, files)
     return told(request, files) or answer
+
+
+def _add(
+    session: UploadSession, promise: Promise, file: IncomingFile, policy: Policy, how: Compression
+) -> NewFile:
+    return session.add(
+        promise.watch(file),
+        name=file.name,
+        content_type=file.content_type,
+        policy=policy,
+        compression=how,
+        size_hint=file.size,
+    )
 
 
 def _whose(request: Request) -> Ownership:
@@ -200,15 +223,26 @@ def _room(
         return admission.admit(announced, policy, deadline, declared=declared, largest=largest, whose=whose)
 
 
-def _refuse_encoded(request: Request) -> None:
+def _coding(request: Request) -> str:
+    """The one in which the body is sent; empty: none. Raises Encoded, Unsupported."""
     said = request.environ.get("HTTP_CONTENT_ENCODING")
-    if not said:
-        return
-    if codings := header_fields.words(said) - {"identity"}:
-        named = ", ".join(sorted(codings))[:40]
+    codings = [each for each in header_fields.elements(said.lower()) if each != "identity"] if said else []
+    if not codings:
+        return ""
+    coding = codings[0].removeprefix("x-")  # RFC 9110, 8.4.1.3
+    if len(codings) > 1 or coding not in CODINGS:
+        named = ", ".join(codings)[:40]
         raise Encoded(
-            f"the body has the Content-Encoding {named!r}; files are kept as they are: send it without"
+            f"the body has the Content-Encoding {named!r}, and only {' or '.join(CODINGS)} is taken: send it without"
         )
+    if coding == "zstd" and library() is None and _decodes(request):
+        raise Unsupported(f"this service cannot unpack zstd: its operator can {REMEDY}")
+    return coding
+
+
+def _decodes(request: Request) -> bool:
+    """Whether a body that is sent compressed is to be kept unpacked."""
+    return request.argument("decode") == "1"
 
 
 def _policy_name(request: Request, fields: Mapping[str, str] | None) -> str | None:

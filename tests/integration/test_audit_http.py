@@ -75,7 +75,7 @@ FOREIGN = {"Origin": "https://evil.example.net"}
     [
         ("DELETE", "/files/00000000-0000-0000-0000-000000000000", {}, 404, "no file"),
         ("DELETE", "/files/none", {}, 400, "not a file's id"),
-        ("PUT", "/upload/x", {"Content-Encoding": "gzip"}, 415, "Content-Encoding"),
+        ("PUT", "/upload/x", {"Content-Encoding": "br"}, 415, "Content-Encoding"),
         ("PUT", "/upload/x", {"X-Distfs-Policy": "none"}, 400, "no policy"),
         ("PUT", "/upload/x", FOREIGN, 403, "http.cors_origins"),
         ("DELETE", "/files/00000000-0000-0000-0000-000000000000", FOREIGN, 403, "http.cors_origins"),

@@ -230,7 +230,7 @@ def test_the_access_log_has_a_line_a_request(service: TestService, caplog: pytes
         own = HttpAddress(host, port)
         uuid = own.ask("PUT", "/upload/logged", data).text.strip()
         own.ask("GET", f"/download/{uuid}")
-        refusal = own.ask("PUT", "/upload/logged", data, {"Content-Encoding": "gzip"})
+        refusal = own.ask("PUT", "/upload/logged", data, {"Content-Encoding": "br"})
     lines = [vars(record) for record in caplog.records if record.name == "distfs.access"]
     keys = ("method", "path", "status", "received", "sent", "client")
     # A line is written when all is sent: perhaps after the next request's, or as another test's last.

@@ -1,0 +1,136 @@
+"""Bodies that are sent compressed: kept as they come, or unpacked on their way in, within the limits of any file."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Callable
+
+import pytest
+import zstandard
+
+from distfs.body.decoded import DecodedSource
+from distfs.errors import BodyCutShort, DistfsError, Refused
+from tests.forms import FORM, file_part, form, some_bytes
+from tests.service import MAX_FILE, SLICE, TestService
+
+TEXT = b"".join(b"%d: a line, %d\n" % (n, n * n % 997) for n in range(30_000)) + some_bytes(SLICE)
+Pack = Callable[[bytes], bytes]
+
+
+def streamed(data: bytes) -> bytes:
+    """A frame that does not say how long it is, with a checksum; and in front what is skipped."""
+    packer = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    return struct.pack("<II", 0x184D2A55, 3) + b"abc" + packer.compress(data) + packer.flush()
+
+
+def members(data: bytes) -> bytes:
+    half = len(data) // 2
+    return gzip.compress(data[:half]) + gzip.compress(b"") + gzip.compress(data[half:])
+
+
+def frames(data: bytes) -> bytes:
+    half = len(data) // 2
+    return b"".join(map(zstandard.ZstdCompressor().compress, (data[:half], b"", data[half:])))
+
+
+WAYS: list[tuple[str, Pack]] = [
+    ("gzip", gzip.compress),
+    ("gzip", members),
+    ("zstd", zstandard.ZstdCompressor().compress),
+    ("zstd", streamed),
+    ("zstd", frames),
+]
+
+
+class Trickle:
+    """A Source that gives ``step`` bytes at a time."""
+
+    def __init__(self, data: bytes, step: int) -> None:
+        self._data, self._step, self.given = data, step, 0
+
+    def readinto(self, view: memoryview) -> int:
+        piece = self._data[self.given : self.given + min(self._step, len(view))]
+        view[: len(piece)] = piece
+        self.given += len(piece)
+        return len(piece)
+
+
+def unpacked(coding: str, data: bytes, step: int = 1 << 20, room: int = 70_000) -> bytes:
+    source, view, out = DecodedSource(Trickle(data, step), coding), memoryview(bytearray(room)), b""
+    while count := source.readinto(view):
+        out += view[:count]
+    return out
+
+
+@pytest.mark.parametrize(("coding", "pack"), WAYS)
+@pytest.mark.parametrize(("step", "room"), [(1 << 20, 1 << 20), (1000, 333), (7, 50_000)])
+def test_a_stream_is_unpacked_however_it_comes(coding: str, pack: Pack, step: int, room: int) -> None:
+    data = TEXT if step > 100 else TEXT[:20_000]
+    assert unpacked(coding, pack(data), step, room) == data
+    assert unpacked(coding, pack(b""), step, room) == b""
+
+
+@pytest.mark.parametrize(("coding", "pack"), WAYS)
+def test_one_that_ends_early_or_is_damaged_is_refused(coding: str, pack: Pack) -> None:
+    packed = pack(TEXT[:50_000])
+    for end in (1, 3, 6, 12, 20, len(packed) // 3, len(packed) - 1):
+        with pytest.raises((BodyCutShort, Refused)):
+            unpacked(coding, packed[:end])
+    for wrong in (packed + b"garbage", b"garbage" + packed, zlib.compress(TEXT), TEXT[:1000]):
+        with pytest.raises(Refused):
+            unpacked(coding, wrong)
+    for at in range(0, len(packed), max(1, len(packed) // 200)):
+        hurt = bytearray(packed)
+        hurt[at] ^= 0x55
+        try:
+            assert len(unpacked(coding, bytes(hurt))) <= 1 << 20
+        except DistfsError:
+            pass
+
+
+def test_a_frame_with_a_window_that_is_too_large_or_a_dictionary_is_refused() -> None:
+    large = zstandard.ZstdCompressionParameters(window_log=27)
+    packer = zstandard.ZstdCompressor(compression_params=large).compressobj()
+    with pytest.raises(Refused):
+        unpacked("zstd", packer.compress(TEXT) + packer.flush())
+
+
+@pytest.mark.parametrize(("coding", "pack"), WAYS)
+def test_it_is_kept_as_it_is_or_unpacked(service: TestService, coding: str, pack: Pack) -> None:
+    packed = pack(TEXT)
+    for query, kept in (("", packed), ("?decode=1", TEXT)):
+        answer = service.ask("PUT", f"/upload/x{query}", packed, {"Content-Encoding": coding})
+        assert answer.status == 201, answer.text
+        assert service.ask("GET", f"/download/{answer.text.strip()}").body == kept
+
+
+@pytest.mark.parametrize(("coding", "pack"), WAYS)
+def test_a_form_is_unpacked_and_else_refused(service: TestService, coding: str, pack: Pack) -> None:
+    body, headers = pack(form(file_part("a", TEXT))), FORM | {"Content-Encoding": coding}
+    answer = service.ask("POST", "/upload?decode=1", body, headers)
+    assert service.ask("GET", f"/download/{answer.text.strip()}").body == TEXT
+    refused = service.ask("POST", "/upload", body, headers)
+    assert (refused.status, refused.headers["Accept-Encoding"]) == (415, "identity, gzip, zstd")
+    assert "?decode=1" in refused.text
+
+
+@pytest.mark.parametrize(("coding", "pack"), WAYS)
+def test_a_bomb_is_ended_by_the_limit_of_any_file(service: TestService, coding: str, pack: Pack) -> None:
+    before = service.fragments()
+    bomb = pack(bytes(40 * MAX_FILE))
+    assert len(bomb) < MAX_FILE / 10
+    answer = service.ask("PUT", "/upload/x?decode=1", bomb, {"Content-Encoding": coding})
+    assert answer.status == 413
+    assert "the file is larger than" in answer.text
+    assert service.fragments() == before
+
+
+@pytest.mark.parametrize(("coding", "pack"), WAYS[:4])
+def test_what_is_cut_short_stores_nothing(service: TestService, coding: str, pack: Pack) -> None:
+    before = service.fragments()
+    packed = pack(TEXT)
+    answer = service.ask("PUT", "/upload/x?decode=1", packed[:-10], {"Content-Encoding": coding})
+    assert answer.status == 400, answer.text
+    assert service.fragments() == before
