@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0  # it is stuck, not slow
 NEEDED = ("chromium", "certutil")
 MISSING = [name for name in NEEDED if shutil.which(name) is None]
 
