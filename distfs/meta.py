@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -21,7 +21,16 @@ from uuid import UUID
 
 from distfs.config.settings import MetaDBConfig
 from distfs.deadline import Deadline
-from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Outdated, Refused, SchemaBehind, Unavailable
+from distfs.errors import (
+    Busy,
+    DistfsError,
+    NotFound,
+    OutcomeUnknown,
+    Outdated,
+    Refused,
+    SchemaBehind,
+    Unavailable,
+)
 from distfs.formats.hello import Key
 from distfs.metadb import copies, embedded_postgres
 from distfs.metadb import schema as meta_schema
@@ -184,9 +193,12 @@ class MetaDB(Transactions):
         return int(version)
 
     def all_know(self, migration: int, deadline: Deadline) -> bool:
-        """Whether no service may run that does not know it: what came with it can be read by all."""
+        """Whether no service may run that does not know it: what came with it can be read by all. No, as long as it
+        cannot be told."""
         if self._asked_of_services < migration and time.monotonic() - self._looked_at > _LOOK_AGAIN_S:
-            self.check_release(deadline)
+            self._looked_at = time.monotonic()
+            with suppress(Unavailable, Busy, OutcomeUnknown):
+                self.check_release(deadline)
         return self._asked_of_services >= migration
 
     @property

@@ -29,6 +29,7 @@ from distfs.formats.compression import REMEDY, check_installed, library
 from distfs.local.machine import Finding, Level, examine, in_order, is_wrong
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
+from distfs.metadb.schema import latest
 from distfs.model import Node
 from distfs.peers.directory import NodeDirectory
 from distfs.process.output import COMMON_CODES, DONE, FAILED, Parser, tell
@@ -189,6 +190,13 @@ def _metadb(meta: MetaDB, config: Config) -> Iterator[Finding]:
         )
     yield from _clock("metadb", "MetaDB's machine", now - (began + ended) / 2, (ended - began) / 2)
     meta.ping(Deadline(_LIMIT_S))
+    if not meta.all_know(latest(), Deadline(_LIMIT_S)):
+        yield Finding(
+            Level.NOTE,
+            "metadb",
+            "it was upgraded, and services of an older release may run: what these cannot read is not written yet",
+            "`distfs migrate --finish`, when none runs any more",
+        )
 
 
 def _clock(about: str, whose: str, ahead: float, unsure: float) -> Iterator[Finding]:

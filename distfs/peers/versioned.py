@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 from distfs.deadline import Deadline
-from distfs.errors import NodeUnavailable
+from distfs.errors import Cancelled, DistfsError, NodeUnavailable
 from distfs.formats import wire
 from distfs.formats.features import PLAIN, Extra
 from distfs.fragment_store import FragmentStore
@@ -23,6 +24,18 @@ class Versioned(ABC):
 def features_of(store: FragmentStore, deadline: Deadline) -> int:
     """The same of any store; one in this process knows all that we do."""
     return store.features(deadline) if isinstance(store, Versioned) else wire.FEATURES
+
+
+def all_take(
+    extra: Extra, nodes: Sequence[int], stores: Callable[[int, Deadline], FragmentStore], deadline: Deadline
+) -> bool:
+    """Whether fragments that have it may be sent to these nodes: not to one of an older release."""
+    try:
+        return all(wire.takes(features_of(stores(node, deadline), deadline), extra) for node in nodes)
+    except Cancelled:
+        raise
+    except DistfsError:  # it is told when it is sent to
+        return False
 
 
 def fitting(extra: Extra, store: FragmentStore, deadline: Deadline) -> Extra:

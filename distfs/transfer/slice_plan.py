@@ -23,7 +23,7 @@ from distfs.telemetry.metrics import RETRIES
 _HOUR_S = 3600
 #: Of a fragment whose blocks may be compressed.
 PACKED = Extra(Features(incompat=COMPRESSED))
-PACKED_SINCE = 29  # services that know this migration read them
+EXTENDED_SINCE = 29  # services that know this migration read fragments of format version 2
 _WRITE = RETRIES.index("write")
 
 #: Nobody else seeds it. The system does, once for each process.
@@ -78,11 +78,12 @@ class SlicePlan:
         nodes: Sequence[int],
         size_hint: int,
         packer: Packer | None = None,
+        extends: bool = True,
     ) -> None:
         """``nodes``: for the first fragments; when they are fewer than k+m, nobody gets the others. ``packer``: what
-        compresses its blocks."""
+        compresses its blocks; ``extends``: its fragments may be of format version 2."""
         self.file, self.ordinal, self.size_hint = file, ordinal, size_hint
-        self.packer = packer
+        self.packer, self._extends = packer, extends
         self.id = new_id(time.time())
         self.nodes = list(nodes)
         self.size = 0
@@ -149,7 +150,7 @@ class SlicePlan:
     def begin(self, index: int, stores: Stores, deadline: Deadline) -> FragmentWriter:
         """Start the PUT of fragment ``index``."""
         store, extra = stores(self.nodes[index], deadline), self.extra
-        if self.tells and fitting(TELLS_OF_FILE, store, deadline) is not PLAIN:
+        if self.tells and self._extends and fitting(TELLS_OF_FILE, store, deadline) is not PLAIN:
             self.telling.add(index)
             extra |= TELLS_OF_FILE
         header = self.file.header(self.id, self.ordinal, index, extra)

@@ -27,14 +27,12 @@ from distfs.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from distfs.formats import wire
 from distfs.formats.coding import code_for
 from distfs.formats.compression import packer
-from distfs.formats.features import Extra
 from distfs.meta import MetaDB
 from distfs.model import NOBODYS, Compression, File, FragmentId, NewFile, Ownership, Policy, Slice
 from distfs.peers.directory import NodeDirectory
-from distfs.peers.versioned import features_of
+from distfs.peers.versioned import all_take
 from distfs.process.idle import Idle
 from distfs.process.threads import Threads
 from distfs.telemetry.tracing import traced
@@ -43,7 +41,7 @@ from distfs.transfer.discard import discard, finish
 from distfs.transfer.file_upload import FileUpload, UploadResources, refusal
 from distfs.transfer.placement import Placement
 from distfs.transfer.rebuild import rebuild
-from distfs.transfer.slice_plan import PACKED, PACKED_SINCE, FileIdentity, SlicePlan, moved
+from distfs.transfer.slice_plan import EXTENDED_SINCE, PACKED, FileIdentity, SlicePlan, moved
 from distfs.transfer.slice_read import SliceReader
 from distfs.transfer.slice_upload import write_small
 from distfs.transfer.small_file import SMALL_BODY, Behind, hash_small, read_small
@@ -210,23 +208,12 @@ class UploadSession:
             self._placed_at = time.monotonic()
         nodes = self._place_patiently(file, share)
         small = not ordinal and size_hint <= SMALL_BODY  # which saves little, and is to be quick
-        packs = file.packer is not None and not small and self._all_take(PACKED, PACKED_SINCE, nodes)
-        plan = SlicePlan(file, ordinal, nodes, size_hint, file.packer if packs else None)
+        extends = self._uploader.meta.all_know(EXTENDED_SINCE, self._deadline)
+        packs = extends and file.packer is not None and not small
+        packs = packs and all_take(PACKED, nodes, self._uploader.directory.store, self._deadline)
+        plan = SlicePlan(file, ordinal, nodes, size_hint, file.packer if packs else None, extends)
         self._unsettled.append(plan)
         return plan
-
-    def _all_take(self, extra: Extra, since: int, nodes: Sequence[int]) -> bool:
-        """Whether fragments with that may be sent to these nodes: not to one of an older release, nor while a service
-        that does not know migration ``since`` may be asked for the file."""
-        try:
-            if not self._uploader.meta.all_know(since, self._deadline):
-                return False
-            stores = [self._uploader.directory.store(node, self._deadline) for node in nodes]
-            return all(wire.takes(features_of(store, self._deadline), extra) for store in stores)
-        except Cancelled:
-            raise
-        except DistfsError:  # it is told when it is sent to
-            return False
 
     def patient_until(self) -> float:
         """Until when nodes are waited for from now on, on the monotonic clock."""

@@ -61,6 +61,7 @@ class Mixed(Cluster):
 
     def make_old(self, part: Process) -> None:
         """When it is started next."""
+        assert part.argv[1] == "-m"
         part.argv[1:2] = ["-c", _RUN, str(self._before)]
 
     def make_new(self, part: Process) -> None:
@@ -90,6 +91,12 @@ class Mixed(Cluster):
         if self.nodes[i].alive:
             assert self.stop_node(i) == 0
         self.make_new(self.nodes[i])
+        self.start_node(i)
+
+    def go_back(self, i: int) -> None:
+        """To the release before, on the disk as it is by now."""
+        assert self.stop_node(i) == 0
+        self.make_old(self.nodes[i])
         self.start_node(i)
 
     def use(self, *urls: str) -> None:
@@ -168,6 +175,8 @@ def test_services_first(mixed: Mixed) -> None:
         for i in (2, 3):
             mixed.restart_as_new(i)
             mixed.use()
+        mixed.go_back(3)
+        mixed.use()
         mixed.assert_nothing_was_damaged()
     finally:
         other.kill()

@@ -13,10 +13,11 @@ from distfs import agreement
 from distfs.agreement import Agreement
 from distfs.config.settings import Config, MetaDBConfig
 from distfs.errors import ConfigError, Outdated
+from distfs.formats.features import Features
 from distfs.meta import MetaDB
 from distfs.metadb import schema
 from distfs.metadb.schema import Migration, latest
-from distfs.transfer.slice_plan import PACKED, PACKED_SINCE
+from distfs.transfer.slice_plan import EXTENDED_SINCE, PACKED
 from tests import nursery
 from tests.cluster.harness import PATIENCE_S, clean_environment
 from tests.integration.meta_examples import soon
@@ -105,7 +106,10 @@ def test_older_services_may_run_until_it_is_finished(tmp_path: Path, metadb_url:
     with closing(MetaDB(MetaDBConfig(url=metadb_url))) as meta:
         assert meta.migrate() == []
         assert not meta.all_know(latest(), soon())
+    words = "services of an older release may run"
+    assert words in command(tmp_path, metadb_url, "doctor")[1]
     assert command(tmp_path, metadb_url, "migrate", "--finish")[0] == 0
+    assert words not in command(tmp_path, metadb_url, "doctor")[1]
     with closing(MetaDB(MetaDBConfig(url=metadb_url))) as meta:
         assert meta.all_know(latest(), soon())
         assert not meta.all_know(latest() + 1, soon())
@@ -145,14 +149,14 @@ def test_what_an_older_service_cannot_read_is_not_written_while_one_may_run(
     data = b"a line that is there again and again\n" * 10_000
     with UpkeepCluster(tmp_path, metadb_url, nodes=2) as cluster:
 
-        def incompatible() -> set[int]:
+        def features() -> set[Features]:
             file = cluster.upload(data)
             assert cluster.download(file) == data
             tables = [cluster.store(node).stat(id, soon()) for id, node in cluster.fragments(file)]
-            return {table.extra.features.incompat for table in tables}
+            return {table.extra.features for table in tables}
 
-        assert incompatible() == {0}
+        assert features() == {Features()}, "of format version 1, for nodes of before too"
         cluster.meta.finish()
         cluster.meta._looked_at = float("-inf")  # it looks again after a while
-        assert incompatible() == {PACKED.features.incompat}
-    assert latest() >= PACKED_SINCE
+        assert all(each.incompat == PACKED.features.incompat for each in features())
+    assert latest() >= EXTENDED_SINCE
