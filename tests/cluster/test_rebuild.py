@@ -35,8 +35,10 @@ FILES = int(os.environ.get("DISTFS_TEST_FILES", "120"))
 ROWS = """
 SELECT f.id, name, content_type, f.size, sha256, k, m, block_size, s.id, ordinal, s.size, digest, nodes
 FROM file AS f JOIN slice AS s ON s.file_id = f.id ORDER BY f.id, ordinal"""
+#: Bytes as they are stored: exact where a block is one cell.
+STORED = "SELECT id, stored FROM file WHERE k = 1 ORDER BY id"
 POLICIES = {"default": "1+1", "three": "1+2", "coded": "2+1"}
-WITH_POLICIES = {**BY_HAND, "storage": {**BY_HAND["storage"], "policies": POLICIES}}
+WITH_POLICIES = {**BY_HAND, "storage": {**BY_HAND["storage"], "policies": POLICIES, "compression": "zstd"}}
 
 
 def erase(cluster: Cluster) -> None:
@@ -64,7 +66,7 @@ def fill(cluster: Cluster, count: int) -> dict[str, bytes]:
         for i in range(count):
             size = numbers.choice([1, 500, 16 * 1024, 16 * 1024 + 1, SLICE, SLICE + 1, 3 * SLICE + 100])
             policy = numbers.choice(list(POLICIES))
-            data = numbers.randbytes(size)
+            data = numbers.randbytes(size) if i % 3 else f"{i} is text\n".encode() * (size // 10 + 1)
             connection.request(
                 "PUT",
                 f"/upload/gr%C3%BC%C3%9Fe%20{i}.bin?policy={policy}",
@@ -94,17 +96,20 @@ def test_a_lost_metadb_is_made_anew_from_the_nodes_exactly(make_cluster: MakeClu
     cluster = make_cluster(nodes=4, config=WITH_POLICIES)
     files = fill(cluster, FILES)
     rows, nodes = run_sql(url_of(cluster), ROWS), nodes_of(cluster)
+    stored = run_sql(url_of(cluster), STORED)
+    assert any(each is not None for _, each in stored), "some are compressed"
     [[cluster_id]] = run_sql(url_of(cluster), "SELECT id FROM cluster")
     cluster.stop_service()
     erase(cluster)
     dry = rebuild(cluster, "--dry-run")
     assert dry.code == 0, dry.out + dry.err
-    assert f"{len(files)} files of " in dry.out
+    assert f"{len(files):,} files of " in dry.out
     assert run_sql(url_of(cluster), "SELECT count(*) FROM file") == [[0]]
     told = rebuild(cluster)
     assert told.code == 0, told.out + told.err
     assert run_sql(url_of(cluster), "SELECT id FROM cluster") == [[cluster_id]]
     assert run_sql(url_of(cluster), ROWS) == same_nodes(rows, nodes, nodes_of(cluster))
+    assert run_sql(url_of(cluster), STORED) == stored
     again = rebuild(cluster)
     assert (again.code, "0 files of" in again.out) == (0, True), again.out
     cluster.start_service()

@@ -7,9 +7,10 @@ from __future__ import annotations
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from distfs.metadb.link import Link
 from distfs.metadb.roles import ROLES, _verifier
 from distfs.metadb.url import MetaURL
 from distfs.model import Ownership
+from distfs.recovery.db import RecoveryDB
 from tests.cluster.harness import clean_environment
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, register
@@ -206,6 +208,26 @@ def test_a_node_does_not_speak_for_another(url: str, tmp_path: Path, stack: Exit
     ):
         _error(link, call)
     assert run_sql(url, "SELECT secret_hash, key_ids, stopped FROM node") == before
+
+
+def test_a_service_may_keep_copies_of_metadb_and_lists_of_deletions(
+    url: str, make_database: Callable[[str], str]
+) -> None:
+    """With no more rights than it has."""
+    with closing(MetaDB(MetaDBConfig(url=url))) as owner:
+        register(owner, 2)
+        owner.commit_files([new_file((10,))], Deadline(60))
+    out = BytesIO()
+    with closing(MetaDB(MetaDBConfig(url=as_role(url, SERVICE)))) as meta:
+        meta.copy_to(out.write, secrets=False)
+        db = RecoveryDB(meta)
+        assert db.copies(Deadline(60))[0] == []
+        assert db.deleted_since(0.0, Deadline(60)) == (0, 0)
+        assert not db.is_begun(Deadline(60))
+    with closing(MetaDB(MetaDBConfig(url=make_database("template1")))) as other:
+        other.load_copy(out)
+        assert len(other.list_files(None, 10, Deadline(60))) == 1
+        assert other.cluster_keys(Deadline(60)) != (), "of its own"
 
 
 def _registered(url: str, count: int) -> None:
