@@ -72,39 +72,6 @@ AS $$
 $$;
 REVOKE ALL ON FUNCTION lost_nodes FROM PUBLIC;
 
--- Slices with a lost fragment: on one of lost_nodes, or damaged. lost: which, as fragment indexes from 0. trashed:
--- its file is in the trash and can be undeleted; once its end has begun there is nothing to save. Reads all that is
--- lost: services of the release before call it.
-CREATE FUNCTION hurt_slices(p_silence double precision, p_stopped boolean) RETURNS TABLE (
-    id uuid, file_id uuid, ordinal integer, size bigint, digest bytea, nodes integer[], lost integer[], trashed boolean
-)
-LANGUAGE sql STABLE
-AS $$
-    WITH gone AS MATERIALIZED (
-        SELECT lost_nodes(p_silence, p_stopped) AS nodes
-    ), suspect AS (
-        SELECT slice.*, false AS trashed FROM slice WHERE slice.nodes && (SELECT gone.nodes FROM gone)
-        UNION
-        SELECT slice.*, false FROM damage JOIN slice ON slice.id = damage.slice_id
-            AND slice.nodes[damage.index + 1] = damage.node_id
-        UNION
-        SELECT slice.*, true FROM trash_slice AS slice JOIN trash ON trash.id = slice.file_id
-            WHERE slice.nodes && (SELECT gone.nodes FROM gone) AND trash.purge_at IS NULL
-        UNION
-        SELECT slice.*, true FROM damage JOIN trash_slice AS slice ON slice.id = damage.slice_id
-            AND slice.nodes[damage.index + 1] = damage.node_id JOIN trash ON trash.id = slice.file_id
-            WHERE trash.purge_at IS NULL
-    )
-    SELECT suspect.id, suspect.file_id, suspect.ordinal, suspect.size, suspect.digest, suspect.nodes, ARRAY(
-        SELECT (at.place - 1)::integer FROM unnest(suspect.nodes) WITH ORDINALITY AS at (node, place)
-        WHERE at.node = ANY ((SELECT gone.nodes FROM gone)::integer[]) OR EXISTS (
-            SELECT FROM damage WHERE slice_id = suspect.id AND index = at.place - 1 AND node_id = at.node
-        )
-        ORDER BY at.place
-    ), suspect.trashed FROM suspect
-$$;
-REVOKE ALL ON FUNCTION hurt_slices FROM PUBLIC;
-
 -- Those of the slices asked for that have a lost fragment (on one of lost_nodes, or damaged), with all that is needed
 -- to make it anew; lost: which, as fragment indexes from 0. redundancy_left: healthy fragments above k. trashed: its
 -- file can be undeleted; once its end has begun there is nothing to save.
@@ -274,11 +241,20 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     leaving integer[];
+    named_one integer;
+    stay boolean := cardinality(p_nodes) <= 32;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(hashtext('distfs: a node is named'), named.id)
         FROM (SELECT DISTINCT id FROM unnest(p_nodes) AS named (id) WHERE id > 0 ORDER BY id) AS named;
-    -- Mostly that is all.
-    IF (SELECT count(*) FROM public.node WHERE id = ANY (p_nodes) AND state <> 'draining') = cardinality(p_nodes) THEN
+    -- Mostly that is all. A few are looked up one by one: to start one statement for all of them costs more.
+    IF stay THEN
+        FOREACH named_one IN ARRAY p_nodes LOOP
+            PERFORM FROM public.node WHERE id = named_one AND state <> 'draining';
+            stay := FOUND;
+            EXIT WHEN NOT stay;
+        END LOOP;
+    END IF;
+    IF stay THEN
         RETURN true;
     END IF;
     SELECT array_agg(DISTINCT named.id) INTO leaving FROM unnest(p_nodes) AS named (id)

@@ -29,7 +29,7 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO distfs_service', each.name);
         END IF;
         IF readonly AND each.proname IN (
-            'kept_by', 'kept_count', 'lost_nodes', 'hurt_slices', 'hurt_among', 'short_without', 'safe_to_unplug',
+            'kept_by', 'kept_count', 'lost_nodes', 'hurt_among', 'short_without', 'safe_to_unplug',
             'leaving_node', 'may_name', 'slice_places')
         THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO distfs_readonly', each.name);

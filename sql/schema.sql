@@ -113,8 +113,6 @@ CREATE TABLE slice (
     UNIQUE (file_id, ordinal)
 );
 COMMENT ON COLUMN slice.nodes IS 'Position i (from 0; nodes[i + 1] in SQL) is the id of the node that keeps fragment i; 0: nobody does.';
--- Without fastupdate: a list of pending entries would make every search slower and now and then an upload wait.
-CREATE INDEX slice_nodes ON slice USING gin (nodes) WITH (fastupdate = off);
 
 -- A slice's keys in that index: each of its nodes with the first byte of its id, so that a node's slices fall into 256
 -- parts, in the order of their ids. Costs as much as a thousand operators in the planner's eyes: it is to be looked up.
@@ -131,6 +129,7 @@ BEGIN
     RETURN places;
 END
 $$;
+-- Without fastupdate: a list of pending entries would make every search slower and now and then an upload wait.
 CREATE INDEX slice_places ON slice USING gin (slice_places(nodes, id)) WITH (fastupdate = off);
 
 -- DELETE moves a file and its slices here, with every column they had; their fragments stay on the nodes, and
@@ -164,7 +163,6 @@ CREATE TABLE trash_slice (
     UNIQUE (file_id, ordinal),
     FOREIGN KEY (file_id) REFERENCES trash (id) ON DELETE CASCADE
 );
-CREATE INDEX trash_slice_nodes ON trash_slice USING gin (nodes) WITH (fastupdate = off);
 CREATE INDEX trash_slice_places ON trash_slice USING gin (slice_places(nodes, id)) WITH (fastupdate = off);
 
 -- Without a foreign key: a note stays with its slice on the way into the trash and back, and goes with it for good.

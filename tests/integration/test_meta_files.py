@@ -9,12 +9,12 @@ from uuid import UUID, uuid4
 import pytest
 from pg8000.native import DatabaseError
 
-from distfs.errors import DistfsError, NotFound, OutcomeUnknown, Refused
+from distfs.errors import DistfsError, NodesLeft, NotFound, OutcomeUnknown, Refused
 from distfs.meta import MetaDB, storable_name
 from distfs.model import MAX_NAME_BYTES, MAX_TYPE_BYTES, NewFile, Policy
 from distfs.quantity import counted
 from distfs.upkeep.db import UpkeepDB
-from tests.integration.meta_examples import commit_as_before, new_file, register, soon
+from tests.integration.meta_examples import commit_as_before, new_file, placed, register, soon
 from tests.postgres import run_sql
 
 
@@ -275,6 +275,28 @@ def test_one_fragment_can_be_moved_by_compare_and_set(meta: MetaDB, metadb_url: 
     assert run_sql(metadb_url, move, i=1, new=9, old=2, id=piece.id) == [[[1, 9, 3]]]
     assert run_sql(metadb_url, move, i=1, new=8, old=2, id=piece.id) == []
     assert meta.file(file.id, soon()).slices[0].nodes == (1, 9, 3)
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 40])  # some are looked up one by one, and more all at once
+@pytest.mark.parametrize("state", ["active", "readonly", "draining", "forgotten"])
+def test_no_slice_of_a_commit_names_a_node_that_leaves(
+    meta: MetaDB, metadb_url: str, count: int, state: str
+) -> None:
+    register(meta, 3)
+    if state == "forgotten":
+        run_sql(metadb_url, "DELETE FROM node WHERE id = 3")
+    else:
+        run_sql(metadb_url, "UPDATE node SET state = :state WHERE id = 3", state=state)
+    file = placed(*[(1, 2)] * (count - 1), (2, 3))
+    if state in ("draining", "forgotten"):
+        with pytest.raises(NodesLeft):
+            meta.commit_files([file], soon())
+        with pytest.raises(NotFound):
+            meta.file(file.id, soon())
+    else:
+        assert meta.commit_files([file], soon()) == [meta.file(file.id, soon())]
+    degraded = placed(*[(1, 2)] * (count - 1), (0, 1))
+    assert meta.commit_files([degraded], soon()) == [meta.file(degraded.id, soon())], "nobody keeps one of it"
 
 
 def test_the_release_before_commits_beside_this_one(meta: MetaDB, metadb_url: str) -> None:

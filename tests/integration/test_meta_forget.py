@@ -156,7 +156,6 @@ def test_services_of_the_release_before_find_what_they_call(upkeep: UpkeepDB, me
     [[id]] = run_sql(metadb_url, "SELECT id FROM slice")
     assert run_sql(metadb_url, hurt, delay=10.0) == [[id, [0], -1, False]]
     assert run_sql(metadb_url, hurt, delay=1000.0) == []
-    assert run_sql(metadb_url, "SELECT id FROM hurt_slices(:delay, false)", delay=10.0) == [[id]]
     run_sql(metadb_url, "UPDATE slice SET nodes = '{2}'; UPDATE node SET state = 'draining' WHERE id = 1")
     assert run_sql(metadb_url, left) == [[0, True]]
     run_sql(metadb_url, "SELECT forget_node(1, 10.0)")

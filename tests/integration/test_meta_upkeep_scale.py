@@ -115,7 +115,6 @@ def test_status_adds_up(big: Big) -> None:
 
 
 _INDEXES = (
-    "slice_nodes",
     "slice_pkey",
     "slice_places",
     "slice_file_id_ordinal_key",

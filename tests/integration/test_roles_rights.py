@@ -62,7 +62,7 @@ MAY |= dict.fromkeys(
 OF_NODES = {"node_heartbeat", "node_leave", "node_holds_keys", "node_refused"}
 OF_OPERATORS = {"begin_forget", "end_forget", "forget_node", "rotate_cluster_key", "retire_cluster_key"}
 FOR_LOOKING = {
-    *("kept_by", "kept_count", "lost_nodes", "hurt_slices", "hurt_among", "short_without"),
+    *("kept_by", "kept_count", "lost_nodes", "hurt_among", "short_without"),
     *("safe_to_unplug", "leaving_node", "may_name", "slice_places"),
 }
 #: Of services and upkeep. So with a new one.
