@@ -148,6 +148,10 @@ def test_no_block_of_commands_is_left_out() -> None:
         "-u :$TOKEN -T",  # run by test_token_command.py
         "/links",  # what they do is tried by test_links.py
         *("distfs tls init", "distfs tls node"),
+        *(
+            "metadb rebuild --from-nodes --dry-run",
+            "metadb restore --from-nodes",
+        ),  # by test_metadb_rebuild.py
     }
     assert [block for block in BLOCKS if sum(words in block for words in known) != 1] == []
     assert len(BLOCKS) == len(known)

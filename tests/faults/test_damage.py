@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from distfs.deadline import Deadline
-from distfs.formats.fragment import ENTRY_SIZE, FOOTER_SIZE, Footer
+from distfs.formats.fragment import ENTRY_SIZE, FOOTER_SIZE, read_layout
 from distfs.model import Policy
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.healing import is_sound, noise, settings, wait_whole
@@ -37,7 +37,9 @@ def _flip(path: Path, at: int) -> None:
 
 
 def _table_offset(path: Path) -> int:
-    return Footer.unpack(path.read_bytes()[-FOOTER_SIZE:]).table_offset
+    data = path.read_bytes()
+    layout = read_layout(len(data), lambda length, offset: data[offset : offset + length])
+    return layout.cells_at + layout.table.offsets[-1]
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -15,7 +15,7 @@ import pytest
 
 from distfs.config.settings import Bytes, Config
 from distfs.limits import promises
-from distfs.model import Policy
+from distfs.model import Compression, Policy
 from tests.contract.litter import eventually
 from tests.forms import FORM, file_part, form
 from tests.postgres import run_sql
@@ -30,7 +30,10 @@ SPACE = 6 * MIB  # on each of three nodes: 9 MiB in two copies
 def config(metadb_url: str) -> Config:
     """Files of up to 40 MiB by the limits, on few workers."""
     config = small_config(metadb_url)
-    storage = replace(config.storage, policies={"default": Policy(1, 1), "three": Policy(1, 2)})
+    policies = {"default": Policy(1, 1), "three": Policy(1, 2)}
+    storage = replace(
+        config.storage, policies=policies, compression=Compression("off")
+    )  # zeros fill the disks
     http = replace(config.http, max_file_size=Bytes(40 * MIB), threads=64)
     return replace(config, http=http, storage=storage)
 

@@ -114,7 +114,11 @@ def test_every_module_that_a_message_has_started_takes_those_flags(
     assert not wrong, "\n".join(wrong)
 
 
-FLAGS_ARE_IN = ("cli.py", "storage_server.py", "commands/parser.py", "commands/logs.py", "commands/tls.py")
+FLAGS_ARE_IN = (
+    "cli.py",
+    "storage_server.py",
+    *(f"commands/{p.name}" for p in (ROOT / "distfs/commands").glob("*.py")),
+)
 
 
 def test_every_flag_that_a_message_names_is_one_of_a_command() -> None:
@@ -176,6 +180,7 @@ FORMATS = (
     "distfs/storage/connection",
     "distfs/storage/disk/store",
     "distfs/transfer/slice_read",
+    "distfs/transfer/block_read",
     "distfs/host/response",
     "distfs/http_app",
     "distfs/quantity",
