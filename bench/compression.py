@@ -17,16 +17,21 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import compressible, curl
+from bench.capped import capped
 from bench.clock import rate
 from bench.curl import Content
 from bench.report import Goal, Options, judge, spread, table
 from bench.targets import Distfs, need_room, workspace
+from distfs.errors import ConfigError
 
 #: MB/s with ``auto``, of those with ``off`` in the same turn.
 GOALS = {("random", "upload"): 0.95, ("random", "download"): 0.95, ("text", "upload"): 1.0}
 RANGES_GOAL = 0.8
+CAPPED_GOAL = 1.5
+CAP = 60_000_000  # bytes a second that the nodes write together
 COPIES = 2
 RANGES, RANGE = 200, 64 << 10
+_CAPPED_MOST = 200_000_000
 _MODES = ("off", "auto", "zstd")
 
 
@@ -54,6 +59,7 @@ def run(options: Options, cleanup: ExitStack) -> list[Kind]:
     distfs = cleanup.enter_context(Distfs.running(folder))
     kinds = [_measure(distfs, folder / "source", name, size, options.runs) for name in compressible.KINDS]
     _print(options, kinds)
+    slow = _capped(distfs, folder, min(size, _CAPPED_MOST), options.runs)
     goals = [
         Goal(f"{way} of {kind.name}, of off's", statistics.median(kind.ratios(way)), GOALS[kind.name, way])
         for kind in kinds
@@ -68,8 +74,36 @@ def run(options: Options, cleanup: ExitStack) -> list[Kind]:
         )
         for kind in kinds
     ]
-    judge(goals, kinds)
-    return kinds
+    if slow.rates:
+        goals.append(
+            Goal("upload of text to a capped disk", statistics.median(slow.ratios("upload")), CAPPED_GOAL)
+        )
+    judge(goals, [*kinds, slow])
+    return [*kinds, slow]
+
+
+def _capped(distfs: Distfs, folder: Path, size: int, runs: int) -> Kind:
+    """Text to nodes whose disk is the slowest part; nothing measured where no limit can be set."""
+    kind, source = Kind("text, disk capped"), folder / "source"
+    compressible.write_file(source, "text", size)
+    nodes = [process.pid for process in distfs.processes() if process.role == "node"]
+    try:
+        with capped(folder, nodes, CAP):
+            for _ in range(runs):
+                for mode in _MODES:
+                    url = f"{distfs.put_url}?compression={mode}"
+                    began = time.perf_counter()
+                    answer = curl.put(url, source)
+                    kind.add("upload", mode, size / 1e6 / (time.perf_counter() - began))
+                    _delete(distfs.download_url(answer))
+    except ConfigError as e:
+        print(f"  no capped disk: {e}")
+        return kind
+    print(f"\n{size / 1e6:.0f} MB of text to nodes that may write {CAP / 1e6:.0f} MB/s together, MB/s")
+    rates = (spread(kind.rates[f"upload {mode}"], 1) for mode in _MODES)
+    ratios = (spread(kind.ratios("upload", mode), 2) for mode in _MODES[1:])
+    table([["off", "auto", "zstd", "auto to off", "zstd to off"], [*rates, *ratios]])
+    return kind
 
 
 def _measure(distfs: Distfs, source: Path, name: str, size: int, runs: int) -> Kind:

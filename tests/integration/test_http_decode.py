@@ -119,7 +119,7 @@ def test_a_form_is_unpacked_and_else_refused(service: TestService, coding: str, 
 @pytest.mark.parametrize(("coding", "pack"), WAYS)
 def test_a_bomb_is_ended_by_the_limit_of_any_file(service: TestService, coding: str, pack: Pack) -> None:
     before = service.fragments()
-    bomb = pack(bytes(40 * MAX_FILE))
+    bomb = pack(bytes(12 * MAX_FILE))
     assert len(bomb) < MAX_FILE / 10
     answer = service.ask("PUT", "/upload/x?decode=1", bomb, {"Content-Encoding": coding})
     assert answer.status == 413
