@@ -31,7 +31,7 @@ from distfs.metadb.url import MetaURL
 from distfs.model import FragmentId
 from distfs.routes.messages import Request
 from distfs.services import build
-from tests.fuzz import fragments, greeting, headers, links
+from tests.fuzz import fragments, greeting, headers, links, packed
 from tests.fuzz.guard import Target
 
 HTTP = HttpConfig(
@@ -399,6 +399,7 @@ TARGETS: dict[str, Fed] = {
         fragments.SEEDS,
         fragments.PARTS,
     ),
+    "packed": Fed(packed.packed, packed.SEEDS, packed.WORDS),
     "headers": Fed(
         headers.readers,
         tuple(bytes([n]) + seed for n, (_, seeds, _) in enumerate(headers.READERS) for seed in seeds),
