@@ -22,6 +22,7 @@ from distfs.config.settings import CallersConfig, Config, TokenCaller
 from distfs.deadline import Deadline
 from distfs.errors import BadToken, DistfsError, Encoded, Refused, TooManyWrong, Unauthorized
 from distfs.headers.authorization import BAD, CHALLENGE, shown_token, shows_several
+from distfs.peers.wanted_traces import WantedTraces
 from distfs.problem import explained, phrase
 from distfs.process.threads import as_ours
 from distfs.routes import admin, download, files, links, logs, metrics, profile, tokens, traced, upload
@@ -100,7 +101,9 @@ def create_app(config: Config | None = None, together: Together | None = None) -
     """
     config = load() if config is None else config
     tracing.set_up(config.tracing, "")
-    return HttpApp(build(config, together))
+    services = build(config, together)
+    tracing.tell_wanted = WantedTraces(services.directory.asked).add
+    return HttpApp(services)
 
 
 class HttpApp:

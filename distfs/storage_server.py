@@ -282,6 +282,7 @@ def _serve_as_told(config: Config, given: Namespace) -> int:
     metrics.share()
     setup_logging(config.log, aside=config.log.elsewhere, file=_name(config), store=log_store(config))
     tracing.set_up(config.tracing, "-node")
+    tracing.hold()
     try:
         serve(config, given.exit_with_parent, given.init)
     finally:

@@ -23,6 +23,7 @@ A request is one frame, answered by one frame, but for PUT and LOGS; ERROR {kind
     HEADS {cursor, limit}                          ->  OK {cursor}, body: as ``heads`` has it
     METRICS {accept}                               ->  OK {type}, body: as Prometheus reads it
     NAME {software}                                ->  nothing: of which release the caller is
+    TRACES {wanted}                                ->  OK {}: their spans are sent, too
     LOGS {wanted}                                  ->  OK {more}, body: bytes of lines of its log; until more is false
 
 What a peer does not know is neither asked of it nor said to it: ``Feature`` has what both agreed on when they greeted
@@ -81,6 +82,7 @@ class Feature(enum.IntFlag):
     HEADS = 2
     NAMES = 4  # both say of which release they are, as a connection begins
     LOGS = 8
+    TRACES = 16
 
 
 #: From this bit on: the incompat bits of fragments that both read.
@@ -119,6 +121,7 @@ class Type(enum.IntEnum):
     LOGS = 15
     HEADS = 16
     NAME = 17
+    TRACES = 18
     OK = 64
     ERROR = 65
     STORED = 66

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 from uuid import UUID
@@ -236,6 +236,12 @@ class NodeClient(AsksAhead, TakesWhole, Versioned):
         answer, body = self._call(Type.METRICS, {"accept": accept}, deadline)
         with self._understood():
             return str(answer["type"]), bytes(body)
+
+    def want_traces(self, traces: Sequence[str], deadline: Deadline) -> None:
+        """Have it send its spans of these, by their ids; one that is older does not know how."""
+        if self.features(deadline) & wire.Feature.TRACES:
+            self._call(Type.TRACES, {"wanted": traces}, deadline)
+            self.link.breaker.succeeded()
 
     def log(self, wanted: Wanted, deadline: Deadline) -> RemoteLog:
         """Ask for lines of its log; they are waited for when they are taken. Raises as any request."""

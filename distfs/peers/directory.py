@@ -167,6 +167,10 @@ class NodeDirectory:
         nodes = {name: client.snapshot() for name, client in sorted(clients.items())}
         return {"nodes": nodes, "list": self._list.snapshot(), "hedging": self.hedging.snapshot()}
 
+    def asked(self) -> list[NodeClient]:
+        """Of the nodes that somebody here has asked something."""
+        return [client for _, client in list(self._known.values())]
+
     def close(self) -> None:
         self._list.close()
         with self._lock:

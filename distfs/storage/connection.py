@@ -292,8 +292,8 @@ class Connection(socketserver.BaseRequestHandler):
                 looked_at = node_samples(self.store, self.node.strangers, self.node.certificate)
                 kind, data = rendered(str(header.get("accept", "")), looked_at, metrics.NODE)
                 self._ok({"type": kind}, data)
-            case Type.LOGS:
-                self._logs(header)
+            case Type.TRACES | Type.LOGS:
+                (self._want_traces if type_ is Type.TRACES else self._logs)(header)
             case _:
                 raise ProtocolError(f"{type_.name} is not a request")
 
@@ -462,6 +462,15 @@ class Connection(socketserver.BaseRequestHandler):
         limit = min(max(1, count(header, "limit")), wire.MAX_LISTED)
         cursor, body = heads_page(self.store, str(header.get("cursor", "")), limit, self.deadline)
         self._ok({"cursor": cursor}, body)
+
+    def _want_traces(self, header: dict[str, Any]) -> None:
+        try:
+            wanted = [int(str(trace), 16) for trace in header["wanted"]]
+        except (KeyError, TypeError, ValueError) as e:
+            raise ProtocolError("the request does not say which traces are wanted") from e
+        if tracing.held is not None:
+            tracing.held.want(wanted)
+        self._ok({})
 
     def _logs(self, header: dict[str, Any]) -> None:
         for piece, more in told_log.pieces(self.node.log_files, header.get("wanted"), self._between):

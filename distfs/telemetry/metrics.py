@@ -30,7 +30,7 @@ ROUTES = (
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", OTHER)
 TYPES = (
     *("PUT", "WHOLE", "GET", "STAT", "DELETE", "LIST", "VERIFY", "INFO"),
-    *("QUARANTINE", "RELEASE", "DISCARD", "METRICS", "LOGS", "HEADS", OTHER),
+    *("QUARANTINE", "RELEASE", "DISCARD", "METRICS", "LOGS", "HEADS", "TRACES", OTHER),
 )
 #: Nodes by their ids, which are given one after the other; those above are counted together.
 NODES = (*map(str, range(1, 1024)), OTHER)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from types import TracebackType
@@ -30,6 +31,7 @@ from distfs.errors import Busy, Cancelled, ConfigError, DistfsError
 from distfs.headers.traceparent import TraceParent
 from distfs.process.redact import redacted, tokenless, visible
 from distfs.process.threads import start
+from distfs.telemetry.held_spans import Held
 from distfs.telemetry.metrics import SPANS_DROPPED
 
 if TYPE_CHECKING:
@@ -57,6 +59,10 @@ _RATIO_BITS = (1 << 64) - 1  # of a trace's id: all who see it decide alike
 on = False
 _drawn, _slow = 0, float("inf")
 _exporter: Exporter | None = None
+#: Of a node: where spans wait for whether a service wants them.
+held: Held[Span] | None = None
+#: Of a service: is told the id of a trace that is wanted though it was not drawn.
+tell_wanted: Callable[[str], object] | None = None
 _lock = threading.Lock()
 _open = 0  # spans of traces that are not over; under the lock
 _current: ContextVar[Span | None] = ContextVar("span", default=None)
@@ -136,19 +142,8 @@ class Span:
             _end(self, error, time.monotonic())
 
 
-class _Nothing:
-    """Where nothing is recorded."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *exc: object) -> None:
-        return None
-
-
-_NOTHING = _Nothing()
+#: Where nothing is recorded.
+_NOTHING = nullcontext()
 
 
 def set_up(config: TracingConfig, part: str, instance: str = "") -> None:
@@ -226,13 +221,29 @@ def leave(
         _open -= len(recorded)
         trace.spans = []
         trace.kept = trace.sampled or trace.failed or now - span.began >= _slow
-    if trace.kept and _exporter is not None:
+    if _exporter is None or not (trace.kept or held):
+        return
+
+    def ready() -> list[Span]:
         if describe is not None:
             span.facts = {**span.facts, **describe()}
-        _exporter.put([each for each in recorded if each.ended])
+        return [each for each in recorded if each.ended]
+
+    if not trace.kept and held is not None:
+        held.add(trace.id, len(recorded), ready)
+        return
+    _exporter.put(ready())
+    if tell_wanted is not None and not trace.sampled:
+        tell_wanted(trace.name)
 
 
-def root(name: str) -> Root | _Nothing:
+def hold() -> None:
+    """From now on spans of traces that nobody wants yet are held, of a node."""
+    global held  # noqa: PLW0603
+    held = Held(lambda spans: _exporter.put(spans) if _exporter is not None else None)
+
+
+def root(name: str) -> Root | nullcontext[None]:
     """``with``: a trace of its own, such as a step of upkeep."""
     return Root(name) if on else _NOTHING
 
@@ -257,7 +268,7 @@ def begin(name: str, kind: int, facts: dict[str, Any]) -> Span | None:
     return Span(above.trace, name, kind, above, facts) if above is not None else None
 
 
-def span(name: str) -> Span | _Nothing:
+def span(name: str) -> Span | nullcontext[None]:
     """``with``: a child of the current span, which is the current one meanwhile."""
     above = _current.get() if on else None
     return Span(above.trace, name, INTERNAL, above, {}) if above is not None else _NOTHING

@@ -120,6 +120,32 @@ def test_a_trace_is_of_all_processes_and_so_are_its_lines_of_the_log(
     assert on_nodes >= {"write and fsync", "publish"}
 
 
+def test_what_nodes_did_well_of_a_trace_that_failed_elsewhere_is_sent_too(
+    cluster: Cluster, traces: Collector
+) -> None:
+    """They sent what their disks had; that it was wrong the service has found. Nobody had drawn the trace."""
+    content = b"sent as it is, and wrong"
+    uuid = cluster.upload(content)
+    damaged = 0
+    for path in (path for number in range(3) for path in cluster.fragments(number)):
+        data = path.read_bytes()
+        if content in data:
+            path.write_bytes(data.replace(content, content.upper()))
+            damaged += 1
+    assert damaged == 2
+    id = uuid4().hex
+    headers = {"traceparent": f"00-{id}-00f067aa0ba902b7-00"}
+    assert cluster.request("GET", f"/download/{uuid}", headers=headers).status >= 500
+
+    def of_nodes() -> list[Span]:
+        return [s for s in traces.trace(id) if s.resource["service.name"] == "distfs-node"]
+
+    eventually(lambda: {"GET"} <= {s.name for s in of_nodes()}, "the nodes' spans are sent")
+    assert not any(s.failed for s in of_nodes())
+    told = {s.id for s in traces.awaited(id, {"GET /download/<uuid>"})}
+    assert {s.parent for s in of_nodes() if s.name == "GET"} <= told
+
+
 def test_one_requests_way_is_told_over_the_service_and_all_nodes_it_came_to(cluster: Cluster) -> None:
     """A line for each fragment, with what an operator asks for by name."""
     answer = cluster.request("PUT", "/upload/x", bytes(1000), {"X-Request-Id": "way-up"})

@@ -91,7 +91,7 @@ def test_the_bytes_on_the_wire_have_not_changed() -> None:
     assert {t.name: t.value for t in Type} == {
         "PUT": 1, "CELL": 2, "END": 3, "GET": 4, "STAT": 5, "DELETE": 6, "LIST": 7, "VERIFY": 8, "INFO": 9,
         "QUARANTINE": 10, "RELEASE": 11, "DISCARD": 12, "WHOLE": 13, "METRICS": 14, "LOGS": 15, "HEADS": 16,
-        "NAME": 17, "OK": 64, "ERROR": 65, "STORED": 66, "CELLS": 67,
+        "NAME": 17, "TRACES": 18, "OK": 64, "ERROR": 65, "STORED": 66, "CELLS": 67,
     }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def test_every_length_is_bounded_before_it_is_believed(kind: Type) -> None:
             decoder.next_frame()
 
 
-@pytest.mark.parametrize("kind", [0, 18, 63, 68, 255])
+@pytest.mark.parametrize("kind", [0, 19, 63, 68, 255])
 def test_an_unknown_type_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match=f"type {kind}"):
         decode(prefix(kind=kind))
