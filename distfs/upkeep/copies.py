@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
@@ -33,7 +34,7 @@ log = logging.getLogger("distfs.upkeep")
 
 COPY_TYPE = "application/vnd.distfs.metadb"
 _LIST_EVERY_S = 60.0
-_LOOK_AGAIN_S = 0.5
+_LOOK_AGAIN_S, _LOOK_S = 0.5, 1.0
 _ID = 16  # bytes of each in a list of deletions
 
 
@@ -59,7 +60,7 @@ class Copies:
         self._upkeep, self._db, self._meta, self._uploader = db, RecoveryDB(meta), meta, uploader
         self._every, self._keep = config.metadb.backup_every, config.metadb.backup_keep
         self._limit, self._policy = config.upkeep.upload_ttl, config.storage.policies["default"]
-        self._list_every = list_every
+        self._list_every, self._looked = list_every, float("-inf")
         self._making: threading.Thread | None = None
         self._error: DistfsError | None = None
         self._detail: dict[str, object] = {}
@@ -70,7 +71,10 @@ class Copies:
         self._making, error, self._error = None, self._error, None
         if error is not None:
             raise error
-        if not self._every or self._db.is_begun(deadline):  # what is half made anew is not worth a copy
+        if not self._every or time.monotonic() - self._looked < min(_LOOK_S, self._list_every):
+            return paced(0.0, False, self._detail)
+        self._looked = time.monotonic()
+        if self._db.is_begun(deadline):  # what is half made anew is not worth a copy
             return paced(0.0, False, {})
         kept, now, age = self._db.copies(deadline)
         copies = [id for id, _ in kept if not copied_at(id)[1]]

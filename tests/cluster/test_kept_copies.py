@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from uuid import UUID
@@ -20,6 +22,7 @@ from distfs.upkeep.copies import Copies
 from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.step import Pace
 from tests.cluster import Cluster, MakeCluster, eventually
+from tests.cluster.harness import ROOT, clean_environment
 from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, url_of
 from tests.cluster.test_rebuild import cluster_of, erase
 from tests.postgres import run_sql
@@ -156,6 +159,53 @@ def test_what_a_copy_has_and_the_disks_have_not_is_told(make_cluster: MakeCluste
     assert f"gone: {stays}" not in told.out
     again = restore(cluster)
     assert again.code == 0, again.out + again.err
+
+
+@contextmanager
+def held_up(url: str, statement: str) -> Iterator[None]:
+    """Whoever changes a table by such a statement waits for as long as this lasts."""
+    run_sql(url, "CREATE SCHEMA IF NOT EXISTS gate")
+    run_sql(
+        url,
+        "CREATE OR REPLACE FUNCTION gate.wait() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF current_query() LIKE '{statement}' THEN PERFORM pg_advisory_xact_lock_shared(4242); END IF; END $$",
+    )
+    run_sql(url, "CREATE EVENT TRIGGER gate ON ddl_command_end EXECUTE FUNCTION gate.wait()")
+    parsed = MetaURL.parse(url)
+    with closing(Link(parsed, parsed.hosts[0], Deadline(60), 0)) as link:
+        link.raw._usock.settimeout(120)
+        link.raw.run("SELECT pg_advisory_lock(4242)")
+        yield
+    run_sql(url, "DROP EVENT TRIGGER gate")
+
+
+@pytest.mark.parametrize("statement", ["%ADD COLUMN%", "%DISABLE TRIGGER%"])
+def test_a_restore_that_is_killed_is_done_again(make_cluster: MakeCluster, statement: str) -> None:
+    """While it migrates what gave way to the copy, and while it loads the copy."""
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    files = {cluster.upload(data): data for data in (os.urandom(2 * SLICE), b"small")}
+    run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+    with worker(cluster) as copies:
+        settle(copies)
+    files |= {cluster.upload(data): data for data in (os.urandom(3 * SLICE), b"late")}
+    cluster.stop_service()
+    erase(cluster)
+    assert restore(cluster, "--metadb", url).code == 0
+    run_sql(url, "DELETE FROM slice")
+    run_sql(url, "DELETE FROM file")  # as it is before the copy is loaded
+    command = [sys.executable, "-m", "distfs", "metadb", "restore", "--from-nodes", "--metadb", url]
+    command += ["--cluster", str(cluster_of(cluster)), "--config", str(cluster.folder / "config.yml")]
+    with held_up(url, statement):
+        running = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL)
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND objid = 4242"
+        eventually(lambda: run_sql(url, waits), "it is in the middle")
+        running.kill()
+        running.wait(60)
+    told = restore(cluster)
+    assert told.code == 0, told.out + told.err
+    cluster.start_service()
+    assert {uuid: cluster.download(uuid) for uuid in files} == files
 
 
 def test_without_a_copy_or_an_empty_metadb_nothing_is_restored(make_cluster: MakeCluster) -> None:

@@ -30,7 +30,7 @@ from tests.cluster.test_up import StartUp, curl
 from tests.postgres import run_sql
 
 REBUILD = ("metadb", "rebuild", "--from-nodes")
-FILES = int(os.environ.get("DISTFS_TEST_FILES", "120"))
+FILES = int(os.environ.get("DISTFS_TEST_FILES", "60"))
 #: What a row has that a disk does not tell exactly.
 ROWS = """
 SELECT f.id, name, content_type, f.size, sha256, k, m, block_size, s.id, ordinal, s.size, digest, nodes
