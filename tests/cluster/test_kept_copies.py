@@ -157,6 +157,8 @@ def test_what_a_copy_has_and_the_disks_have_not_is_told(make_cluster: MakeCluste
     assert told.code == 0, told.out + told.err
     assert f"gone: {lost} 'lost'" in told.out
     assert f"gone: {stays}" not in told.out
+    fsck = distfs(cluster, "fsck", "--json")
+    assert (fsck.code, lost in fsck.out, stays in fsck.out) == (1, True, False), fsck.out
     again = restore(cluster)
     assert again.code == 0, again.out + again.err
 
