@@ -143,6 +143,8 @@ def pack_headers(
 ) -> list[bytes]:
     """Of fragments of a slice, which differ in their index alone, without making a FragmentHeader of each."""
     title, kind = bounded(name, MAX_NAME_BYTES), bounded(content_type, MAX_TYPE_BYTES)
+    if extra is not PLAIN and extra == PLAIN:
+        extra = PLAIN  # whoever made it: what has nothing more is of version 1
     least = MIN_HEADER + len(title) + len(kind)
     if extra is not PLAIN:
         least += _FIELDS_AT + _FIELDS.size - _HEADER.size + len(extra.records)

@@ -41,7 +41,9 @@ def all_take(
 def fitting(extra: Extra, store: FragmentStore, deadline: Deadline) -> Extra:
     """As much of ``extra`` as a store takes: one that is older does without what can be ignored. Raises
     NodeUnavailable when it cannot do without."""
-    if extra is PLAIN or wire.takes(agreed := features_of(store, deadline), extra):
+    if extra == PLAIN:
+        return PLAIN
+    if wire.takes(agreed := features_of(store, deadline), extra):
         return extra
     if extra.features.incompat or extra.features.read_only or agreed & wire.Feature.EXTRA:
         raise NodeUnavailable("the node is of an older distfs, which does not know this format: upgrade it")

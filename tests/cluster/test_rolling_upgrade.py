@@ -175,7 +175,7 @@ def test_services_first(mixed: Mixed) -> None:
         for i in (2, 3):
             mixed.restart_as_new(i)
             mixed.use()
-        mixed.go_back(3)
+        mixed.go_back(0)
         mixed.use()
         mixed.assert_nothing_was_damaged()
     finally:

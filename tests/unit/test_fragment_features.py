@@ -56,6 +56,9 @@ def test_what_header_and_footer_say_is_read_back(align: int) -> None:
 def test_a_fragment_without_is_written_as_ever() -> None:
     assert TINY[8:10] == b"\1\0"
     assert table_of(TINY).extra is PLAIN
+    empty = Extra(Features(), b"")
+    assert empty is not PLAIN
+    assert replace(TINY_HEADER, extra=empty).pack() == TINY_HEADER.pack()
     with pytest.raises(Corrupt, match="more than its header has room for"):
         with_extra(PLAIN, EXTRA)
 
