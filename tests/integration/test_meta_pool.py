@@ -22,6 +22,7 @@ from distfs.metadb.url import MetaURL
 from distfs.process import connection_pool
 from distfs.telemetry import metrics
 from tests.contract.litter import eventually
+from tests.faults.patch import unplanned
 from tests.integration.meta_examples import new_file, report, soon
 from tests.integration.meta_proxy import MakeProxy
 from tests.postgres import database_url, run_sql
@@ -143,6 +144,35 @@ def test_a_read_outlives_that_the_server_has_ended_what_was_just_used(
         assert meta.read("cluster_id", soon()) == run_sql(metadb_url, "SELECT id FROM cluster")
         assert meta._pool._links.snapshot().broken == 1
         assert metrics.RETRIES.value("statement") == before + 1
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_commit_leaves_on_what_was_just_used_without_a_look_and_again_where_that_has_ended(
+    metadb_url: str, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    monkeypatch.setattr(connection_pool, "JUST_S", 3600.0)
+    looked: list[Link] = []
+    idle = vars(Link)["idle"].fget
+
+    def noted(link: Link) -> bool:
+        looked.append(link)
+        return bool(idle(link))
+
+    monkeypatch.setattr(Link, "idle", property(unplanned(noted)))
+    with contextlib.closing(MetaDB(MetaDBConfig(url=metadb_url, pool_size=1))) as meta:
+        meta.commit_files([new_file()], soon())
+        if ended:
+            run_sql(
+                metadb_url,
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+        file = new_file()
+        [committed] = meta.commit_files([file], soon())
+        assert looked == []
+        assert meta.file(file.id, soon()) == committed
+        state = meta.connections()
+        assert (state["made"], state["broken"]) == ((2, 1) if ended else (1, 0))
 
 
 def test_a_refused_statement_costs_no_connection(metadb_url: str) -> None:
