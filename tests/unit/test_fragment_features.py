@@ -11,6 +11,8 @@ from distfs.formats import features, wire
 from distfs.formats.features import MAX_RECORDS, PLAIN, Extra, Features, pack_records, read_records
 from distfs.formats.fixed import Cells, End
 from distfs.formats.fragment import (
+    FOOTER_EXTENDED_SIZE,
+    FOOTER_SIZE,
     CellEntry,
     FragmentHeader,
     FragmentTable,
@@ -117,6 +119,20 @@ def test_no_flipped_bit_makes_a_damaged_fragment_newer(extra: Extra) -> None:
         spoiled[8] ^= bit
         with pytest.raises(Corrupt):
             table_of(bytes(spoiled))
+
+
+def test_parts_of_two_fragments_are_damaged() -> None:
+    """Of one version, and of two."""
+    other = Extra(Features(compat=1), pack_records({3: b"x" * 32, 900: b""}))
+    made = [with_extra(EXTRA, EXTRA), with_extra(other, other), TINY]
+    foot = [FOOTER_EXTENDED_SIZE, FOOTER_EXTENDED_SIZE, FOOTER_SIZE]
+    for one in range(3):
+        for two in range(3):
+            if one != two:
+                with pytest.raises(Corrupt):
+                    table_of(made[one][: -foot[one]] + made[two][-foot[two] :])
+                with pytest.raises(Corrupt):
+                    table_of(made[two][:100] + made[one][100:])
 
 
 def test_a_cut_fragment_is_damaged() -> None:
