@@ -264,6 +264,12 @@ class NewerFormat(Unavailable):
     retry_after: int | None = None
 
 
+class NoZstd(NewerFormat):
+    """Compressed, where there is no zstd. A service that has it reads it."""
+
+    kind = "no_zstd"
+
+
 # Clients read these three as they read Unavailable. They are no kinds of it: who looks for another node, waits for
 # MetaDB or does without would do the wrong thing.
 

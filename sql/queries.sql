@@ -12,6 +12,10 @@ SELECT current_setting('server_version'), current_setting('max_connections')::in
         WHERE current_setting(name) = 'off'),
     extract(epoch FROM clock_timestamp())::double precision;
 
+-- name: has_compressed
+-- Whether some file may have compressed blocks.
+SELECT EXISTS (SELECT FROM file WHERE stored IS NOT NULL);
+
 -- name: cluster_id
 SELECT id FROM cluster;
 

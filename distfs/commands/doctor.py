@@ -150,6 +150,7 @@ def _cluster(config: Config) -> Iterator[Finding]:
         try:
             yield from _metadb(meta, config)
             yield from _agreed(meta, config)
+            yield from _compressed(meta)
             with closing(NodeDirectory(meta, config.peers, contexts.peers(config.tls))) as directory:
                 yield from _nodes(meta, directory, config)
             yield from _upkeep(meta)
@@ -220,6 +221,12 @@ def _agreed(meta: MetaDB, config: Config) -> Iterator[Finding]:
             f"the cluster agreed on other times: {', '.join(other)}; a service with these does not start",
             "correct config.yml, or run `distfs settings --adopt`",
         )
+
+
+def _compressed(meta: MetaDB) -> Iterator[Finding]:
+    if library() is None and meta.read("has_compressed", Deadline(_LIMIT_S)) == [[True]]:
+        what = "there is no zstd here, and files are compressed: a service here cannot read them (503)"
+        yield Finding(Level.BAD, "config", what, REMEDY)
 
 
 def _nodes(meta: MetaDB, directory: NodeDirectory, config: Config) -> Iterator[Finding]:

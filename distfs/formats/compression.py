@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Protocol
 
-from distfs.errors import ConfigError, Corrupt
+from distfs.errors import ConfigError, Corrupt, NoZstd
 from distfs.model import Buffer, Compression
 
 REMEDY = "pip install 'distfs[compression]'"
@@ -78,8 +78,10 @@ def check_installed(ways: Iterable[Compression]) -> None:
 
 
 def unpack(frame: Buffer, size: int) -> bytes:
-    """A block of ``size`` bytes from its frame, which may be anything. Raises Corrupt; ConfigError without zstd."""
-    zstd = required()
+    """A block of ``size`` bytes from its frame, which may be anything. Raises Corrupt, NoZstd."""
+    zstd = library()
+    if zstd is None:
+        raise NoZstd(f"the file is compressed, and this service has no zstd: its operator can {REMEDY}")
     told, dictionary = zstd.content(frame)
     if dictionary:
         raise Corrupt("a compressed block that needs a dictionary: distfs makes none such")

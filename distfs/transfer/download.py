@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 from distfs.deadline import Deadline
-from distfs.errors import Corrupt, DistfsError, NewerFormat, TooSlow, Unavailable
+from distfs.errors import Corrupt, DistfsError, NewerFormat, NoZstd, TooSlow, Unavailable
 from distfs.formats.coding import Code, code_for
 from distfs.formats.compression import as_frame, unpack
 from distfs.formats.fragment import RAW, ZSTD, CellEntry, check_codec, checksum, slice_digest
@@ -169,6 +169,8 @@ class Downloader:
                 data = _taken(reader, file, out)
                 if data is None:
                     return asked.id.index, reader
+        except NoZstd:  # of another copy nothing else would come
+            raise
         except DistfsError as e:
             return asked.id.index, e
         self._hedging.budget.count()

@@ -188,7 +188,7 @@ class SliceReader:
             self._sort_out(block)
 
     def _unpacked(self, block: BlockRead) -> memoryview:
-        """The plain block; what cannot be one, when it is none. Raises ConfigError where nothing can unpack it."""
+        """The plain block; what cannot be one, when it is none. Raises NoZstd."""
         try:
             return memoryview(unpack(self._code.unwrapped(block.out), len(block.whole)))
         except Corrupt:

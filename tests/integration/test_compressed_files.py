@@ -13,12 +13,14 @@ from uuid import UUID
 import pytest
 import zstandard
 
+from distfs.commands.doctor import _compressed
 from distfs.deadline import Deadline
-from distfs.errors import ConfigError
+from distfs.errors import NoZstd
 from distfs.formats import compression, wire
 from distfs.formats.coding import code_for
 from distfs.formats.features import COMPRESSED
 from distfs.formats.fragment import RAW, ZSTD, CellEntry, FragmentHeader, FragmentTable, checksum
+from distfs.local.machine import Level
 from distfs.model import Compression, File, FragmentId, Policy, Slice
 from distfs.peers.client import NodeClient
 from distfs.transfer.download import is_one_block
@@ -218,8 +220,11 @@ def test_without_zstd_it_is_repaired_and_who_reads_it_is_told_what_to_install(
     before = stored(cluster, file)
     with monkeypatch.context() as patch:
         without_zstd(patch)
-        with pytest.raises(ConfigError, match="pip install 'distfs"):
+        with pytest.raises(NoZstd, match="pip install 'distfs") as raised:
             cluster.download(file)
+        assert raised.value.status == 503
+        [told] = _compressed(cluster.meta)
+        assert (told.level, told.remedy) == (Level.BAD, "pip install 'distfs[compression]'")
         assert cluster.db.damage_count(soon()) == 0
         cluster.stop_node(cluster.node(cluster.fragments(file)[0][1]))
         assert drive(cluster.repair()).detail["made"] != 0
@@ -228,6 +233,7 @@ def test_without_zstd_it_is_repaired_and_who_reads_it_is_told_what_to_install(
         assert set(codecs(cluster, raw)) == {RAW}
     compression.library.cache_clear()
     assert cluster.download(file) == MIXED
+    assert list(_compressed(cluster.meta)) == []
     cluster.assert_whole(file)
 
 
@@ -300,6 +306,21 @@ def test_a_file_of_one_block_is_compressed_by_itself(ways: Ways, policy: Policy,
     for path in list(ways.paths(file).values())[: policy.m]:
         flip(path, 5000)
     assert ways.download(file) == TEXT[:size]
+    ways.assert_clean()
+
+
+@pytest.mark.usefixtures("_library_again")
+@pytest.mark.parametrize("policy", [Policy(1, 0), COPIES])
+def test_without_zstd_a_file_of_one_block_is_no_error_of_ours(
+    ways: Ways, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = ways.upload(TEXT[:LARGE], policy, how=ZIPPED)
+    with monkeypatch.context() as patch:
+        without_zstd(patch)
+        with pytest.raises(NoZstd, match="pip install 'distfs"):
+            ways.download(file)
+    compression.library.cache_clear()
+    assert ways.download(file) == TEXT[:LARGE]
     ways.assert_clean()
 
 
