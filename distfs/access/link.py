@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import struct
 from base64 import urlsafe_b64encode
 from binascii import a2b_base64
@@ -36,6 +37,7 @@ _RANDOM = 6
 _SIZE, _SPAN = struct.Struct(">Q"), struct.Struct(">QQ")
 _UUID, _MAC, _SHA_BLOCK = 16, 32, 64
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
+_LINK_IN_URL = re.compile(r"[?&]link=([^&#\s]*)")
 _FROM_URLSAFE = bytes.maketrans(b"-_+/=", b"+/!!!")  # ! is no digit
 _FILE, _USES, _SPAN_BIT, _NETWORK, _NAME, _MAX_SIZE, _POLICY = (1 << bit for bit in range(7))
 _LONGEST = 1024  # characters; the longest that is sealed has fewer
@@ -127,8 +129,8 @@ def seal(link: Link, key: bytes) -> str:
 
 def text_of(url: str) -> str:
     """Of a link's URL what is signed; of anything else, itself."""
-    _, _, query = url.strip().partition("?link=")
-    return (query or url.strip()).partition("&")[0]
+    found = _LINK_IN_URL.search(url)
+    return found[1] if found else url.strip()
 
 
 def unseal(text: str) -> Sealed | None:

@@ -19,7 +19,7 @@ from distfs.deadline import Deadline
 from distfs.errors import Forbidden
 from distfs.meta import MetaDB
 
-GOOD, USED_UP, REVOKED, ENDED = "good", "used up", "revoked", "ended with its token"
+GOOD, USED_UP, REVOKED, ENDED = "good", "used up", "revoked", "its token or its key is gone"
 
 
 @dataclass(frozen=True, slots=True)

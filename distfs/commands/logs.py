@@ -85,7 +85,7 @@ def _show(config: Config, given: argparse.Namespace) -> int:
         return _show_again(partial(_stored, config), wanted, show, follow=given.follow)
     try:
         follower = Follower(folders, wanted) if given.follow else None
-        told = _tell(search(folders, wanted, earliest(wanted)), show)
+        told = _tell(search(folders, wanted), show)
         while follower is not None:
             time.sleep(_POLL_S)
             _tell(follower.more(), show)

@@ -20,6 +20,7 @@ from distfs.metadb.answers import Answers, Rows
 from distfs.metadb.link import Link
 from distfs.metadb.pool import Pool
 from distfs.metadb.url import MetaURL
+from distfs.telemetry.context import current_request_id
 from distfs.telemetry.metrics import RETRIES
 
 #: A server that gives a statement up itself says why; it gets this much longer than its own limit to do so.
@@ -76,16 +77,19 @@ class Transactions:
         return silence + self._pool.was_away(_HEARD_AGAIN_S)
 
     def waited_since(self, since: float) -> None:
-        """This thread has waited for MetaDB in vain since that moment of the monotonic clock. What it asks next ends
-        as if it had been asked then: who waits for the answer counts from there."""
-        self._waited.since = since
+        """This thread has waited for MetaDB in vain since that moment of the monotonic clock. What it asks next for
+        the same request ends as if it had been asked then: who waits for the answer counts from there."""
+        self._waited.since = since, current_request_id()
 
     def _seconds(self) -> float:
         """What a call may take that begins now."""
         waited = self._waited.__dict__
         if not waited:
             return self._budget
-        since: float = waited.pop("since")
+        since: float
+        since, request = waited.pop("since")
+        if request != current_request_id():
+            return self._budget  # that one asked nothing more
         return max(self._budget - (time.monotonic() - since), _GRACE_S)
 
     def connect(self, deadline: Deadline) -> Link:

@@ -121,9 +121,7 @@ class _Sources:
         if folder in ("auto", "off"):
             raise Unavailable("it writes no files of its log: set log.dir for it")
         try:
-            yield from log_search.search(
-                [Path(folder)], self._wanted, earliest(self._wanted), between=self._deadline.remaining
-            )
+            yield from log_search.search([Path(folder)], self._wanted, between=self._deadline.remaining)
         except OSError as e:
             raise Unavailable(f"its log cannot be read: {in_words(e)}") from e
 

@@ -82,17 +82,18 @@ class Wanted:
 def search(
     folders: Sequence[Path],
     wanted: Wanted,
-    since: float = 0.0,
     part: str = "",
     between: Callable[[], object] = lambda: None,
 ) -> Iterator[Line]:
-    """All that is wanted, in order of time. ``since``: a time of day before which no file that ended is of use.
+    """All that is wanted, in order of time; a file that ended before that is not opened.
     ``part``: only of the files of the process of that name. ``between`` is called between pieces of a MiB.
 
     Raises OSError, and what ``between`` raises.
     """
     with contextlib.ExitStack() as opened:
-        found = [file for folder in folders for file in _opened(folder, wanted, since, part, opened)]
+        found = [
+            file for folder in folders for file in _opened(folder, wanted, earliest(wanted), part, opened)
+        ]
         yield from heapq.merge(*(_wanted_in(file, wanted, between) for file in found), key=itemgetter(0))
 
 

@@ -75,7 +75,7 @@ def test_the_list_says_what_became_of_each(service: TestService, alice: User) ->
     owner = listed(alice)[0]["owner"]
     other = user(service, owner, ["list"])
     tokens_of(service).revoke(alice.id, soon())
-    assert [states(other)[id] for id in ids] == ["ended with its token"] * 3
+    assert [states(other)[id] for id in ids] == ["its token or its key is gone"] * 3
 
 
 def test_links_of_a_token_that_was_rotated_without_patience_have_ended(
@@ -84,7 +84,7 @@ def test_links_of_a_token_that_was_rotated_without_patience_have_ended(
     path = link(alice, alice.put())
     other = user(service, listed(alice)[0]["owner"], ["list"])
     tokens_of(service).rotate(alice.id, 0, soon())
-    assert states(other) == {id_of(path): "ended with its token"}
+    assert states(other) == {id_of(path): "its token or its key is gone"}
 
 
 def test_one_that_has_expired_is_listed_no_more(service: TestService, alice: User) -> None:

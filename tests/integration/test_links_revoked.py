@@ -39,6 +39,8 @@ def test_who_made_it_revokes_it_and_others_go_on(service: TestService, alice: Us
     assert service.ask("GET", second).body == b"bytes"
     assert revoke(alice, text_of(second)).status == 204, "what is signed is enough"
     assert revoke(alice, second).status == 204, "again changes nothing"
+    named = f"http://files.example/download?uuid={uuid}&link={text_of(link(alice, uuid))}&inline=1"
+    assert revoke(alice, named).status == 204, "wherever it is in the URL"
     eventually(lambda: service.ask("GET", second).status == 403, "nor does that one")
     assert alice.ask("GET", f"/download/{uuid}").body == b"bytes"
     assert service.ask("GET", link(alice, uuid)).status == 200

@@ -108,6 +108,15 @@ def test_a_file_that_was_put_aside_is_opened_only_for_what_its_ids_have(tmp_path
     assert found(tmp_path, file=other[:8]) == ["not looked at"]
 
 
+def test_a_file_that_ended_before_what_is_wanted_is_not_opened(tmp_path: Path) -> None:
+    ended = tmp_path / "service.log-20260131T120000.000000Z.gz"
+    ended.write_bytes(gzip.compress(line(59, "not looked at").encode()))
+    os.utime(ended, (1769860800, 1769860800))  # 2026-01-31T12:00:00Z
+    (tmp_path / "service.log").write_text(line(50, "young"))
+    assert found(tmp_path, since="2026-01-31T12:00:40.000Z") == ["young"]
+    assert found(tmp_path) == ["young", "not looked at"]
+
+
 def test_of_a_file_that_is_written_only_the_end_is_read_that_is_young_enough(tmp_path: Path) -> None:
     old = line(1, "old " + "x" * 500).replace("2026-01-31", "2026-01-30")
     (tmp_path / "service.log").write_text(old * 6000 + line(30, "young") + line(29, "a moment before"))
