@@ -34,6 +34,10 @@ _SPARE = 0.25
 _MOST_LEFT_ALONE = 32
 
 
+#: Of one frame, part by part: what the next part gives. Raises Corrupt, also for a window of more than MAX_WINDOW.
+Unpacker = Callable[[bytes], bytes]
+
+
 class Zstd(Protocol):
     """A library. Thread-safe."""
 
@@ -47,9 +51,8 @@ class Zstd(Protocol):
     def decompress(self, frame: Buffer, size: int) -> bytes:
         """All of a frame whose content is ``size`` bytes. Raises Corrupt; makes no more bytes than that."""
 
-    def unpacker(self) -> Callable[[bytes], bytes]:
-        """Of one frame, part by part: what the next part gives. Raises Corrupt, also for a window of more than
-        MAX_WINDOW."""
+    def unpackers(self) -> Callable[[], Unpacker]:
+        """For the frames of one stream: each call is for the next one, when that before it is over."""
 
 
 @cache
@@ -187,9 +190,14 @@ class _FromExtra:
             raise Corrupt(f"a compressed block has {len(data)} bytes, {size} expected")
         return data
 
-    def unpacker(self) -> Callable[[bytes], bytes]:
-        made = self._library.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
-        return lambda part: _unpacked(made, part, self._library.ZstdError)
+    def unpackers(self) -> Callable[[], Unpacker]:
+        shared = self._library.ZstdDecompressor(max_window_size=MAX_WINDOW)  # dear to make
+
+        def unpacker() -> Unpacker:
+            made = shared.decompressobj()
+            return lambda part: _unpacked(made, part, self._library.ZstdError)
+
+        return unpacker
 
 
 class _FromPython:
@@ -226,10 +234,14 @@ class _FromPython:
             )
         return data
 
-    def unpacker(self) -> Callable[[bytes], bytes]:
+    def unpackers(self) -> Callable[[], Unpacker]:
         limit = {self._library.DecompressionParameter.window_log_max: MAX_WINDOW.bit_length() - 1}
-        made = self._library.ZstdDecompressor(options=limit)
-        return lambda part: _unpacked(made, part, self._library.ZstdError)
+
+        def unpacker() -> Unpacker:
+            made = self._library.ZstdDecompressor(options=limit)
+            return lambda part: _unpacked(made, part, self._library.ZstdError)
+
+        return unpacker
 
 
 def _unpacked(made: Any, part: bytes, error: type[Exception]) -> bytes:

@@ -3,27 +3,28 @@ whatever it was packed to, and it is known where one may end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from distfs.errors import Corrupt
-from distfs.formats.compression import required
+from distfs.formats.compression import Unpacker, required
 
 _MAGIC, _SKIPPED = 0xFD2FB528, 0x184D2A50  # the latter's last four bits are anything
 _MOST = 128 << 10  # bytes of a block, packed or not (3.1.1.2.4)
 _RLE, _RESERVED = 1, 3
+#: Heads and blocks in a row that give no byte: each takes time, and no limit of a file's size ends them.
+_MOST_BARREN = 1 << 16
 
 
 class ZstdStream:
     """Raises ConfigError where there is no zstd."""
 
     def __init__(self) -> None:
-        self._zstd = required()
+        self._next_unpacker = required().unpackers()
         self._left = bytearray()  # of what came, not yet a whole part of a frame
         self._made = memoryview(b"")
-        self._unpack: Callable[[bytes], bytes] | None = None  # None: between frames
+        self._unpack: Unpacker | None = None  # None: between frames
         self._checksum = 0  # bytes of it, behind the last block
         self._ending = False  # the last block is over
         self._to_skip = 0
+        self._barren = 0
 
     @property
     def hungry(self) -> bool:
@@ -42,6 +43,9 @@ class ZstdStream:
             part = bytes(self._left[:length])
             del self._left[:length]
             self._made = memoryview(self._take(part))
+            self._barren = 0 if self._made else self._barren + (not self._to_skip)
+            if self._barren > _MOST_BARREN:
+                raise Corrupt("it goes on and on without a byte")
         made = bytes(self._made[:most])
         self._made = self._made[most:]
         return made
@@ -85,7 +89,7 @@ class ZstdStream:
             if int.from_bytes(part[:4], "little") != _MAGIC:
                 self._to_skip = int.from_bytes(part[4:8], "little")
                 return b""
-            self._unpack, self._checksum, self._ending = self._zstd.unpacker(), 4 * (part[4] >> 2 & 1), False
+            self._unpack, self._checksum, self._ending = self._next_unpacker(), 4 * (part[4] >> 2 & 1), False
         elif self._ending or part[0] & 1:
             made = self._unpack(part)
             self._ending = not self._ending and self._checksum > 0

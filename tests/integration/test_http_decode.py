@@ -6,6 +6,7 @@ import gzip
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import zstandard
@@ -95,6 +96,37 @@ def test_a_frame_with_a_window_that_is_too_large_or_a_dictionary_is_refused() ->
     packer = zstandard.ZstdCompressor(compression_params=large).compressobj()
     with pytest.raises(Refused):
         unpacked("zstd", packer.compress(TEXT) + packer.flush())
+
+
+EMPTY_FRAME = zstandard.ZstdCompressor().compress(b"")
+#: Of a frame that does not say how long it is; its blocks, each of no byte, are not the last.
+HEAD, EMPTY_BLOCK = b"\x28\xb5\x2f\xfd\x00\x58", bytes(3)
+
+
+@pytest.mark.parametrize(
+    ("begin", "part"),
+    [(b"", EMPTY_FRAME), (HEAD, EMPTY_BLOCK), (b"", struct.pack("<II", 0x184D2A50, 0))],
+    ids=["frames", "blocks", "skipped"],
+)
+def test_a_body_that_never_has_a_byte_is_ended(begin: bytes, part: bytes) -> None:
+    body = Trickle(begin + part * 200_000, 1 << 20)
+    with pytest.raises(Refused, match="without a byte"):
+        DecodedSource(body, "zstd").readinto(memoryview(bytearray(10)))
+    assert body.given < len(body._data)
+
+
+def test_the_frames_of_a_body_share_what_unpacks_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One takes longer to make than a small frame to unpack."""
+    made, real = [], zstandard.ZstdDecompressor
+
+    def counted(**how: Any) -> zstandard.ZstdDecompressor:
+        made.append(how)
+        return real(**how)
+
+    monkeypatch.setattr(zstandard, "ZstdDecompressor", counted)
+    body = b"".join(zstandard.ZstdCompressor().compress(bytes([n])) for n in range(256))
+    assert unpacked("zstd", body) == bytes(range(256))
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(("coding", "pack"), WAYS)
