@@ -132,7 +132,8 @@ class MetaDB(Transactions):
         self, copy: IO[bytes], *, anew: bool = False, also: Sequence[str] = ()
     ) -> tuple[copies.Header, list[int]]:
         """Become what a copy is of, all or nothing; -> what that says of itself, and the migrations applied to it.
-        ``anew``: what this MetaDB knows of nodes gives way. ``also``: queries, by name, of the same transaction.
+        ``anew``: what this MetaDB knows of nodes gives way, and tokens where there is no file. ``also``: queries, by
+        name, of the same transaction; they are given ``taken_at``.
 
         Raises Refused when this MetaDB is in use, Corrupt for no whole copy, Unavailable.
         """

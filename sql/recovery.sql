@@ -1,4 +1,4 @@
--- What `distfs metadb rebuild` asks. Its two tables are there only while it is under way: by them upkeep knows that
+-- What `distfs metadb rebuild` asks. Its tables are there only while it is under way: by them upkeep knows that
 -- what no row names is not garbage.
 
 -- name: begin_rebuild_nodes
@@ -23,8 +23,18 @@ CREATE TABLE IF NOT EXISTS rebuild_fragment (
 -- name: begin_rebuild_index
 CREATE INDEX IF NOT EXISTS rebuild_fragment_file ON rebuild_fragment (file_id) WHERE file_id IS NOT NULL;
 
+-- name: begin_rebuild_copy
+-- A row: a copy was loaded, of that time.
+CREATE TABLE IF NOT EXISTS rebuild_copy (taken_at float8 NOT NULL);
+
+-- name: note_rebuild_copy
+INSERT INTO rebuild_copy VALUES (:taken_at);
+
+-- name: rebuild_copy
+SELECT taken_at FROM rebuild_copy;
+
 -- name: end_rebuild
-DROP TABLE IF EXISTS rebuild_fragment, rebuild_node;
+DROP TABLE IF EXISTS rebuild_fragment, rebuild_node, rebuild_copy;
 
 -- name: is_rebuilding
 SELECT to_regclass('public.rebuild_fragment') IS NOT NULL;
@@ -105,7 +115,7 @@ SELECT page.id, page.name, EXISTS (
 ) FROM (SELECT id, name, k FROM file WHERE id > CAST(:after AS uuid) ORDER BY id LIMIT :limit) AS page ORDER BY page.id;
 
 -- name: has_files
-SELECT EXISTS (SELECT FROM file) OR EXISTS (SELECT FROM trash) OR EXISTS (SELECT FROM token);
+SELECT EXISTS (SELECT FROM file) OR EXISTS (SELECT FROM trash);
 
 -- name: rebuild_is_file
 SELECT name FROM file WHERE id = :id;

@@ -25,7 +25,7 @@ from distfs.model import Node, copied_at
 from distfs.peers.directory import NodeDirectory
 from distfs.process import output
 from distfs.quantity import counted, size
-from distfs.recovery.db import BEGIN, RecoveryDB
+from distfs.recovery.db import BEGIN_WITH_COPY, RecoveryDB
 from distfs.recovery.judge import Judged
 from distfs.recovery.kept import deletions, fetch_copy, kept
 from distfs.recovery.rebuild import Made, Scanned, scan, write_files
@@ -80,11 +80,11 @@ def restore_from_nodes(config: Config, given: Given) -> int:
         with _asked(config) as meta:
             db = RecoveryDB(meta)
             at = _At(config, _become(meta, db, config, given, where), where, ran)
-            begun = db.is_begun(Deadline(_LIMIT_S)) and db.has_files(Deadline(_LIMIT_S))
-            since = 0.0 if begun else _fetch(meta, at, copy)
-            if not begun:
-                meta.load_copy(copy, anew=True, also=BEGIN)
-        if since:
+            loaded = db.copy_loaded(Deadline(_LIMIT_S))
+            if loaded is None:
+                since = _fetch(meta, at, copy)
+                meta.load_copy(copy, anew=True, also=BEGIN_WITH_COPY)
+        if loaded is None:
             then = datetime.fromtimestamp(since, UTC)
             output.tell(
                 f"the MetaDB at {where} is as it was at {then:%Y-%m-%d %H:%M:%S} UTC; what came since is added"

@@ -243,7 +243,7 @@ def check(copy: IO[bytes]) -> Header:
 
 def load(connection: Any, copy: IO[bytes], also: Sequence[str] = ()) -> None:
     """Put a copy that was checked into a MetaDB of its schema that is not in use, in one transaction, with what is
-    ``also`` to be done.
+    ``also`` to be done, given ``taken_at``.
 
     Raises Refused when it is in use, Corrupt, Unavailable; nothing has changed then.
     """
@@ -253,7 +253,7 @@ def load(connection: Any, copy: IO[bytes], also: Sequence[str] = ()) -> None:
     def act() -> None:
         _load(connection, copy, header)
         for each in also:
-            connection.run(each)
+            connection.run(each, taken_at=header.taken_at)
 
     _in_transaction(connection, act)
 
@@ -339,18 +339,18 @@ def _set_sequences(connection: Any, said: Mapping[str, Any]) -> None:
 
 
 def wipe(connection: Any) -> None:
-    """Drop all of a MetaDB that knows no file, token or deletion. Raises Refused when it is in use."""
+    """Drop all of a MetaDB that knows no file and no deletion. Raises Refused when it is in use."""
 
     def act() -> None:
-        _require_unused(connection)
+        _require_unused(connection, ("file", "trash"))  # `distfs up` makes the first token at once
         connection.run(_WIPE)
 
     _in_transaction(connection, act)
 
 
-def _require_unused(connection: Any) -> None:
-    """Raises Refused for a MetaDB that has files or tokens."""
-    for table in _IN_USE:
+def _require_unused(connection: Any, tables: Sequence[str] = _IN_USE) -> None:
+    """Raises Refused for a MetaDB that has rows in these."""
+    for table in tables:
         if connection.run(f"SELECT FROM {table} LIMIT 1"):
             raise Refused(
                 f"MetaDB is not empty, it has rows in {table}: name a new database, or a new folder"

@@ -17,7 +17,9 @@ from distfs.recovery.judge import Found
 
 _START = UUID(int=0)
 _PAGE = 200
-BEGIN = "begin_rebuild_nodes", "begin_rebuild_fragments", "begin_rebuild_index"
+BEGIN = "begin_rebuild_nodes", "begin_rebuild_fragments", "begin_rebuild_index", "begin_rebuild_copy"
+#: In the transaction that loads a copy.
+BEGIN_WITH_COPY = *BEGIN, "note_rebuild_copy"
 
 
 class RecoveryDB:
@@ -41,6 +43,15 @@ class RecoveryDB:
     def is_begun(self, deadline: Deadline) -> bool:
         [[begun]] = self._meta.read("is_rebuilding", deadline)
         return bool(begun)
+
+    def copy_loaded(self, deadline: Deadline) -> float | None:
+        """When the copy was taken that this MetaDB was made of, in seconds since 1970; None: of none, or all is
+        done."""
+        if not self.is_begun(deadline):
+            return None
+        self.begin(deadline)  # by a release that knew fewer of these tables
+        rows = self._meta.read("rebuild_copy", deadline)
+        return float(rows[0][0]) if rows else None
 
     def copies(self, deadline: Deadline) -> tuple[list[tuple[UUID, str]], float, float]:
         """MetaDB's copies in the cluster and the lists of deletions, by id and name, the newest first; now, in

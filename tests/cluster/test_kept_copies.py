@@ -24,7 +24,7 @@ from distfs.upkeep.step import Pace
 from tests.cluster import Cluster, MakeCluster, eventually
 from tests.cluster.harness import ROOT, clean_environment
 from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, url_of
-from tests.cluster.test_rebuild import cluster_of, erase
+from tests.cluster.test_rebuild import REBUILD, cluster_of, erase
 from tests.postgres import run_sql
 
 KEPT = "SELECT id, name FROM file WHERE id::text LIKE '6d657461-6462-80%' ORDER BY id"
@@ -195,7 +195,8 @@ def test_a_restore_that_is_killed_is_done_again(make_cluster: MakeCluster, state
     erase(cluster)
     assert restore(cluster, "--metadb", url).code == 0
     run_sql(url, "DELETE FROM slice")
-    run_sql(url, "DELETE FROM file")  # as it is before the copy is loaded
+    run_sql(url, "DELETE FROM file")
+    run_sql(url, "DELETE FROM rebuild_copy")  # as it is before the copy is loaded
     command = [sys.executable, "-m", "distfs", "metadb", "restore", "--from-nodes", "--metadb", url]
     command += ["--cluster", str(cluster_of(cluster)), "--config", str(cluster.folder / "config.yml")]
     with held_up(url, statement):
@@ -224,6 +225,38 @@ def test_without_a_copy_or_an_empty_metadb_nothing_is_restored(make_cluster: Mak
     assert distfs(cluster, "metadb", "rebuild", "--from-nodes").code == 0, "nothing stands in its way"
     cluster.start_service()
     assert cluster.download(uuid) == b"a file"
+
+
+def test_a_restore_from_nodes_is_of_the_copy_whatever_was_made_between_its_runs(
+    make_cluster: MakeCluster,
+) -> None:
+    """A first run that finds no node makes MetaDB the cluster's; then `distfs up` makes its first token. Where a
+    file came between, it is refused in words."""
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    uuid = cluster.upload(b"a file")
+    run_sql(url, "UPDATE file SET owner = 'anna'")
+    run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+    with worker(cluster) as copies:
+        settle(copies)
+    cluster.stop_service()
+    erase(cluster)
+    assert distfs(cluster, *REBUILD, "--dry-run", "--cluster", str(cluster_of(cluster))).code == 0, (
+        "it is begun"
+    )
+    assert distfs(cluster, "token", "create", "--first").code == 0
+    cluster.start_service()
+    between = cluster.upload(b"between")
+    told = restore(cluster)
+    assert (told.code, "has files: name a new database" in told.err) == (1, True), told.out + told.err
+    cluster.stop_service()
+    run_sql(url, "DELETE FROM slice")
+    run_sql(url, "DELETE FROM file")
+    for _ in range(2):
+        told = restore(cluster)
+        assert told.code == 0, told.out + told.err
+        assert run_sql(url, "SELECT owner FROM file WHERE id = :id", id=uuid) == [["anna"]]
+    assert run_sql(url, "SELECT count(*) FROM file WHERE id = :id", id=between) == [[1]]
 
 
 def test_a_copy_whose_rows_end_in_the_middle_is_none(make_cluster: MakeCluster) -> None:
