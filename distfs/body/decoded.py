@@ -64,12 +64,13 @@ class DecodedSource:
 
 
 class _Gzip:
-    """Also of several members, one behind the other (RFC 1952, 2.2)."""
+    """Also of several members, one behind the other (RFC 1952, 2.2), and with zeros behind them, as tapes have."""
 
     def __init__(self) -> None:
         self._member = zlib.decompressobj(31)
         self._left = b""
         self._begun = False  # a byte of this member has come
+        self._is_first = True
 
     @property
     def hungry(self) -> bool:
@@ -81,6 +82,8 @@ class _Gzip:
 
     def decompress(self, data: bytes | memoryview, most: int) -> bytes:
         data = self._left + bytes(data) if self._left else data
+        if not (self._begun or self._is_first):
+            data = bytes(data).lstrip(b"\0")
         self._begun = self._begun or bool(data)
         try:
             made = self._member.decompress(data, most)
@@ -89,5 +92,5 @@ class _Gzip:
         self._left = self._member.unconsumed_tail
         if self._member.eof:
             self._left = self._member.unused_data
-            self._member, self._begun = zlib.decompressobj(31), False
+            self._member, self._begun, self._is_first = zlib.decompressobj(31), False, False
         return made

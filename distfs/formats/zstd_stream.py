@@ -3,8 +3,9 @@ whatever it was packed to, and it is known where one may end."""
 
 from __future__ import annotations
 
-from distfs.errors import Corrupt
-from distfs.formats.compression import Unpacker, required
+from distfs.errors import Corrupt, Refused
+from distfs.formats.compression import MAX_WINDOW, Unpacker, required
+from distfs.quantity import size as readable
 
 _MAGIC, _SKIPPED = 0xFD2FB528, 0x184D2A50  # the latter's last four bits are anything
 _MOST = 128 << 10  # bytes of a block, packed or not (3.1.1.2.4)
@@ -37,7 +38,8 @@ class ZstdStream:
         return self._unpack is None and not self._left and not self._to_skip
 
     def decompress(self, data: bytes | memoryview, most: int) -> bytes:
-        """Up to ``most`` bytes; what is left of ``data`` is kept. Raises Corrupt."""
+        """Up to ``most`` bytes; what is left of ``data`` is kept. Raises Corrupt; Refused for a window that
+        is too large."""
         self._left += data
         while not self._made and (length := self._next_part()):
             part = bytes(self._left[:length])
@@ -89,6 +91,9 @@ class ZstdStream:
             if int.from_bytes(part[:4], "little") != _MAGIC:
                 self._to_skip = int.from_bytes(part[4:8], "little")
                 return b""
+            if (window := _window(part)) > MAX_WINDOW:
+                taken = f"at most {readable(MAX_WINDOW)} are taken: pack it without --long or --ultra"
+                raise Refused(f"the body's zstd needs a window of {readable(window)}, and {taken}")
             self._unpack, self._checksum, self._ending = self._next_unpacker(), 4 * (part[4] >> 2 & 1), False
         elif self._ending or part[0] & 1:
             made = self._unpack(part)
@@ -97,3 +102,13 @@ class ZstdStream:
                 self._unpack = None
             return made
         return self._unpack(part)
+
+
+def _window(head: bytes) -> int:
+    """Bytes that whoever unpacks a frame must hold of it, by its head (3.1.1.1.2)."""
+    flags = head[4]
+    if flags >> 5 & 1:  # all of it
+        size = (1, 2, 4, 8)[flags >> 6]
+        return int.from_bytes(head[-size:], "little")
+    base = 1 << 10 + (head[5] >> 3)
+    return base + (base >> 3) * (head[5] & 7)

@@ -94,8 +94,23 @@ def test_one_that_ends_early_or_is_damaged_is_refused(coding: str, pack: Pack) -
 def test_a_frame_with_a_window_that_is_too_large_or_a_dictionary_is_refused() -> None:
     large = zstandard.ZstdCompressionParameters(window_log=27)
     packer = zstandard.ZstdCompressor(compression_params=large).compressobj()
-    with pytest.raises(Refused):
+    words = r"^the body's zstd needs a window of 128\.0 MiB, and at most 8\.0 MiB are taken: pack it without"
+    with pytest.raises(Refused, match=words):
         unpacked("zstd", packer.compress(TEXT) + packer.flush())
+    told_its_size = zstandard.ZstdCompressor(compression_params=large).compress(bytes(9 << 20))
+    with pytest.raises(Refused, match=r"a window of (9|128).0 MiB"):
+        unpacked("zstd", told_its_size)
+    just = zstandard.ZstdCompressionParameters(window_log=23)
+    assert unpacked("zstd", zstandard.ZstdCompressor(compression_params=just).compress(bytes(9 << 20)))
+
+
+@pytest.mark.parametrize("step", [1 << 20, 7])
+def test_zeros_behind_gzip_are_skipped_as_gzip_does(step: int) -> None:
+    """As of a tape, whose blocks are full."""
+    assert unpacked("gzip", members(TEXT[:2000]) + bytes(10_240), step) == TEXT[:2000]
+    for wrong in (bytes(10) + gzip.compress(TEXT[:2000]), gzip.compress(TEXT[:2000]) + bytes(10) + b"x"):
+        with pytest.raises((Refused, BodyCutShort)):
+            unpacked("gzip", wrong, step)
 
 
 EMPTY_FRAME = zstandard.ZstdCompressor().compress(b"")
