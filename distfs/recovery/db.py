@@ -102,7 +102,7 @@ class RecoveryDB:
             for slice_, index, node, head, at, file in self._meta.read(
                 "rebuild_fragments_of", deadline, files=ids
             ):
-                found[file].append(_found(slice_, index, node, head))
+                found[file].append(_found(slice_, index, node, head, at))
                 first[file][slice_] = min(at, first[file].get(slice_, at))
             for id in ids:
                 yield id, found[id], max(first[id].values(), default=0.0)
@@ -168,13 +168,13 @@ def _row(fragment: HeadOf, cluster: UUID) -> dict[str, Any]:
     }
 
 
-def _found(slice_: UUID, index: int, node: int, said: Mapping[str, Any]) -> Found:
+def _found(slice_: UUID, index: int, node: int, said: Mapping[str, Any], at: float) -> Found:
     shape = said["ordinal"], said["k"], said["m"], said["block"]
     of_file = said["sha256"] and bytes.fromhex(said["sha256"])
     digest = bytes.fromhex(said["digest"])
     texts = said["name"], said["type"]
     return Found(
-        slice_, index, node, *shape, *texts, said["size"], said["last"], digest, of_file, said["saved"]
+        slice_, index, node, *shape, *texts, said["size"], said["last"], digest, of_file, said["saved"], at
     )
 
 

@@ -1,7 +1,7 @@
 """What the fragments of a file amount to: the file, or why there is none. Pure; nothing is guessed.
 
-All that fragments say of one slice, and slices of one file, must be the same. What differs, or lacks too much, is
-told to people.
+All that fragments say of one slice, and slices of one file, must be the same, but for a name, since files are
+renamed. What differs, or lacks too much, is told to people.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ class Found:
     digest: bytes
     sha256: bytes | None
     saved: int = 0
+    written_at: float = 0.0  # seconds since 1970
 
     @property
-    def of_file(self) -> tuple[int, int, int, str, str]:
-        return self.k, self.m, self.block_size, self.name, self.content_type
+    def of_file(self) -> tuple[int, int, int, str]:
+        return self.k, self.m, self.block_size, self.content_type
 
     @property
     def of_slice(self) -> tuple[object, ...]:
@@ -91,7 +92,7 @@ def _judge(file: UUID, found: Sequence[Found]) -> NewFile:
             Slice(id, one.ordinal, one.size, one.digest, _places(kept, one.k + one.m))
         )
         last[id] = one.last
-    one = found[0]
+    one = max(found, key=lambda each: each.written_at)  # made anew, a fragment has the name of that day
     chosen = [
         _choose(ordinal, by_ordinal.get(ordinal, []), last, one.k) for ordinal in range(max(by_ordinal) + 1)
     ]

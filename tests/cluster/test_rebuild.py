@@ -209,6 +209,29 @@ def test_the_sha_256_is_on_the_disks_of_the_last_slice_also_of_fragments_made_an
     assert shas == [[hashlib.sha256(data).digest()]]
 
 
+def test_a_file_that_was_renamed_before_a_fragment_was_made_anew_is_back(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(nodes=3, config=QUICK)
+    data = os.urandom(2 * SLICE)
+    uuid = cluster.upload(data, "first")
+    assert cluster.request("PATCH", f"/files/{uuid}", b'{"name": "renamed"}').status == 200
+    [[slice_, nodes]] = run_sql(url_of(cluster), "SELECT id, nodes FROM slice WHERE ordinal = 1")
+
+    def kept() -> list[Path]:
+        return [p for i in range(3) for p in cluster.fragments(i) if p.name.startswith(str(slice_))]
+
+    kept()[0].unlink()
+    distfs(cluster, "fsck")  # which finds it, if upkeep was not quicker
+    eventually(lambda: len(kept()) == len(nodes), "it is made anew")
+    assert sum(b"renamed" in path.read_bytes()[:4096] for path in kept()) == 1
+    cluster.stop_service()
+    erase(cluster)
+    told = rebuild(cluster)
+    assert told.code == 0, told.out + told.err
+    assert run_sql(url_of(cluster), "SELECT name FROM file") == [["renamed"]]
+    cluster.start_service()
+    assert cluster.download(uuid) == data
+
+
 def test_a_node_that_comes_later_completes_what_was_not_there(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(config=BY_HAND)
     files = {cluster.upload(data): data for data in [os.urandom(3 * SLICE) for _ in range(8)]}

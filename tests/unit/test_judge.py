@@ -64,7 +64,6 @@ def test_what_is_missing_is_nobodys_and_k_are_enough() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "other"}, "do not say the same of it"),
         ({"content_type": "other"}, "do not say the same of it"),
         ({"block_size": 8192}, "do not say the same of it"),
         ({"m": 2}, "do not say the same of it"),
@@ -82,6 +81,17 @@ def test_fragments_that_disagree_are_told_whoever_is_right(change: dict[str, obj
     assert judged.file is None
     assert judged.disagree
     assert re.search(words, judged.why), judged.why
+
+
+def test_a_renamed_file_has_the_name_of_the_fragment_that_was_made_last() -> None:
+    """Repair, drain and rebalance write the name that a file has then; the other fragments keep the first."""
+    found = [replace(f, written_at=1000.0) for f in slices(100, 100, 7)]
+    for i in (1, 4):
+        found[i] = replace(found[i], name=f"later {i}", written_at=2000.0 + i)
+    for each in (found, found[::-1]):
+        file = judge(FILE, each).file
+        assert file is not None
+        assert (file.name, file.size) == ("later 4", 207)
 
 
 def test_a_sha_256_that_some_do_not_say_is_that_of_the_others() -> None:
