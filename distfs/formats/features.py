@@ -62,6 +62,12 @@ class Extra(NamedTuple):
         features = Features(*(a | b for a, b in zip(self.features, other.features, strict=True)))
         return Extra(features, pack_records(read_records(self.records) | read_records(other.records)))
 
+    def check_room(self) -> None:
+        """Raises NewerFormat when not all of it fits into a header, as who makes another writes it; a footer has room
+        for as much again."""
+        if len(self.records) > MAX_RECORDS:
+            raise newer(f"records of {len(self.records)} bytes")
+
 
 #: Of a fragment that has no more than the first distfs wrote: it is written as that one did.
 PLAIN = Extra()

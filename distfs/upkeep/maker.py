@@ -110,7 +110,7 @@ class FragmentMaker:
         alive = {n.id for n in self.directory.nodes(deadline) if n.alive}
         held = [i for i, node in enumerate(task.piece.nodes) if node]
         order = sorted(held, key=lambda i: (i in lost, task.piece.nodes[i] not in alive))
-        extra = self._remakeable(task, order, deadline)
+        extra = self._extra_of_others(task, order, alive, deadline)
         code = code_for(task.policy)
         identity = self._identity(task, deadline)
         span = 0, -(-task.piece.size // task.block_size)
@@ -162,10 +162,15 @@ class FragmentMaker:
                     writer.write_cell(entry, cell)
                 writer.finish(reader.table.slice_size, reader.table.last)
 
-    def _remakeable(self, task: SliceTask, order: Sequence[int], deadline: Deadline) -> Extra:
-        """What a fragment has beside its cells, of which others are made. Raises NewerFormat when it has what one
-        made here would lack."""
+    def _extra_of_others(
+        self, task: SliceTask, order: Sequence[int], alive: set[int], deadline: Deadline
+    ) -> Extra:
+        """What the first fragment that answers has beside its cells, for one that is made of all. Raises NewerFormat
+        when any has what one made here would lack. One that takes a newer distfs to read gives nothing to it."""
+        found: Extra | None = None
         for index in order:
+            if found is not None and task.piece.nodes[index] not in alive:
+                continue
             limit = deadline.sooner(self._config.stall_timeout)
             try:
                 store = self.directory.store(task.piece.nodes[index], limit)
@@ -175,8 +180,9 @@ class FragmentMaker:
             except DistfsError:  # it is not read, or its reader says why not
                 continue
             table.extra.features.check_changeable()
-            return table.extra
-        return PLAIN
+            table.extra.check_room()
+            found = table.extra if found is None else found
+        return PLAIN if found is None else found
 
     def _extra(self, id: FragmentId, source: int, deadline: Deadline) -> Extra:
         """What a fragment has beside its cells, for one that is made of it. Raises NewerFormat when that must not be
@@ -184,6 +190,7 @@ class FragmentMaker:
         with _reading(id, source):
             table = self.directory.store(source, deadline).stat(id, deadline)
         table.check_changeable()
+        table.extra.check_room()
         return table.extra
 
     def place(

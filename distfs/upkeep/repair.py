@@ -78,31 +78,40 @@ class Repair:
     @traced("repair")
     def _repair_or_postpone(self, task: RepairTask, deadline: Deadline) -> int:
         """Bytes written for one slice. What cannot be done now is left alone for a while; others come first."""
+        written = 0
         try:
-            written = self._repair(task, deadline)
+            written, newer = self._repair(task, deadline)
+            if newer is not None:
+                raise newer
         except DistfsError as e:
             log.warning("slice %s of file %s is not repaired: %s", task.piece.id, task.file, e)
             self._stuck = str(e)
             self._backoff.failed(task.piece.id)
-            return 0
+            return written
         self._backoff.succeeded(task.piece.id)
         return written
 
-    def _repair(self, task: RepairTask, deadline: Deadline) -> int:
-        written = 0
+    def _repair(self, task: RepairTask, deadline: Deadline) -> tuple[int, NewerFormat | None]:
+        """-> bytes written; what was said of a fragment that is not lost, and that only a newer distfs reads."""
+        written, newer = 0, None
         for index in task.lost:
-            if self._proves_good(task, index, deadline):
+            try:
+                good = self._proves_good(task, index, deadline)
+            except NewerFormat as e:
+                newer = e
+                continue
+            if good:
                 node = task.piece.nodes[index]
                 self._maker.db.move_fragment(task.piece.id, index, node, node, deadline)
                 self._tally.add("proved_good")
                 continue
             target = self._make(task, index, deadline)
             if target is None:  # somebody else moved it, the file is gone, or another target is to be found
-                return written
+                return written, newer
             written += task.fragment_size
             nodes = tuple(target if i == index else n for i, n in enumerate(task.piece.nodes))
             task = replace(task, piece=replace(task.piece, nodes=nodes))
-        return written
+        return written, newer
 
     def _proves_good(self, task: RepairTask, index: int, deadline: Deadline) -> bool:
         """Whether a fragment that was reported lost is there and right after all: its node came back, or what

@@ -153,6 +153,61 @@ def test_what_may_only_be_read_is_neither_copied_nor_used_to_make_another(cluste
     assert cluster.download(file) == data
 
 
+def test_one_that_may_only_be_read_keeps_others_from_being_made_whichever_it_is(
+    cluster: UpkeepCluster,
+) -> None:
+    data = bytes_of(1)
+    file = cluster.upload(data, Policy(1, 2))
+    some = cluster.fragments(file)
+    rewrite(cluster.path(*some[1]), lambda fragment: remade(fragment, NEWER_TO_CHANGE))
+    for lost in (some[2], some[0]):
+        kept = cluster.path(*lost).read_bytes()
+        cluster.path(*lost).unlink()
+        cluster.db.note_damage(lost[0].slice, lost[0].index, lost[1], "it is gone", soon())
+        detail = drive(cluster.repair()).detail
+        assert detail["made"] == 0
+        assert "upgrade this part" in str(detail["stuck"])
+        cluster.path(*lost).write_bytes(kept)
+        assert drive(cluster.repair()).detail["proved_good"] == 1
+    assert cluster.download(file) == data
+
+
+def test_what_is_lost_beside_a_newer_one_is_made_anew(tmp_path: Path, metadb_url: str) -> None:
+    """Also where an older service noted that one as damage, and it comes first."""
+    with UpkeepCluster(tmp_path, metadb_url, nodes=6) as cluster:
+        data = bytes_of(1)
+        file = cluster.upload(data, Policy(2, 2))
+        [(newer, at)] = as_newer(cluster, file, "a bit of the header", 0)
+        lost, node = cluster.fragments(file)[2]
+        cluster.path(lost, node).unlink()
+        for id, where in ((newer, at), (lost, node)):
+            cluster.db.note_damage(id.slice, id.index, where, "it looks wrong", soon())
+        repair = cluster.repair()
+        detail = drive(repair).detail
+        assert (detail["made"], detail["postponed"]) == (1, 1)
+        assert "upgrade this part" in str(detail["stuck"])
+        assert repair._meter.rate() > 0, "what was written counts"
+        assert (newer, at) in cluster.fragments(file)
+        assert damage(cluster) == 1
+        assert cluster.download(file) == data
+
+
+def test_records_that_one_made_here_has_no_room_for_are_newer(cluster: UpkeepCluster) -> None:
+    """Header and footer have room for as much each; one that is copied has all of it in its header."""
+    data = bytes_of(1)
+    file = cluster.upload(data)
+    head, foot = (Extra(Features(), pack_records({kind: bytes(900)})) for kind in (900, 901))
+    for each in cluster.fragments(file):
+        rewrite(cluster.path(*each), lambda fragment: remade(fragment, head, foot))
+    (_, drained), (lost, other) = cluster.fragments(file)
+    assert "upgrade this part" in str(drain(cluster, drained)["stuck"])
+    cluster.path(lost, other).unlink()
+    cluster.db.note_damage(lost.slice, lost.index, other, "it is gone", soon())
+    detail = drive(cluster.repair()).detail
+    assert (detail["made"], "upgrade this part" in str(detail["stuck"])) == (0, True)
+    assert cluster.download(file) == data
+
+
 def test_a_copy_keeps_what_the_fragment_has_beside_its_cells(cluster: UpkeepCluster) -> None:
     file = cluster.upload(bytes_of(1))
     [id, node], _ = cluster.fragments(file)
