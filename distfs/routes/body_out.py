@@ -12,6 +12,9 @@ from distfs.routes.messages import Request
 from distfs.routes.ranges import ByteRanges, Span
 from distfs.services import Services
 
+#: Of the last two blocks: no more than one view is ever unsent.
+_ENDS = 3
+
 
 class FileBody:
     """The bytes of an answer, each block checked before it leaves. The first is read when it is made.
@@ -103,7 +106,8 @@ class FramesBody(FileBody):
     """A whole file as it is stored: a frame of zstd for each block. Bytes are counted as they leave."""
 
     def __init__(self, services: Services, request: Request, file: File, deadline: Deadline) -> None:
-        self._ends = [0]  # where in the body each block ends that was given; in front: its beginning
+        self._oldest = 0  # a block
+        self._ends = [0]  # where in the body it begins, and where it and those behind it end that were given
         super().__init__(services, request, file, [Span(0, file.size)], None, deadline)
 
     def _open(self, at: int) -> Iterator[memoryview]:
@@ -111,8 +115,11 @@ class FramesBody(FileBody):
         return self._services.bandwidth.outgoing(views, self._share, self._deadline)
 
     def _frames(self, at: int) -> Iterator[memoryview]:
-        number = bisect_right(self._ends, at) - 1
-        del self._ends[number + 1 :]
+        if at < self._ends[0]:
+            self._oldest, self._ends = 0, [0]
+        known = bisect_right(self._ends, at) - 1
+        del self._ends[known + 1 :]
+        number = self._oldest + known
         size, blocks = self._file.block_size, -(-self._file.size // self._file.block_size)
         while number < blocks:
             stop = min(number + self._stretch, blocks) if self._stretch else blocks
@@ -120,5 +127,8 @@ class FramesBody(FileBody):
             for frame in self._services.downloader.frames(self._file, *span, self._deadline):
                 begins = self._ends[-1]
                 self._ends.append(begins + len(frame))
+                if len(self._ends) > _ENDS:
+                    del self._ends[0]
+                    self._oldest += 1
                 yield frame[max(0, at - begins) :]
             number, self._stretch = stop, 2 * self._stretch

@@ -138,3 +138,19 @@ def test_a_client_that_reads_slowly_is_given_the_same_bytes(service: TestService
                 sent = sent[: len(sent) - unsent]
         body.close()
         assert sent == whole, back
+
+
+def test_of_a_file_of_many_blocks_only_the_last_are_remembered(service: TestService, uuid: str) -> None:
+    """A file may have any number of them. Whoever takes back more gets it all the same."""
+    services = service.app.services
+    file = services.meta.file(UUID(uuid), soon())
+    request = cast(Request, SimpleNamespace(caller=Caller("127.0.0.1", lambda name: None), environ={}))
+    body: Any = FramesBody(services, request, file, soon())
+    sent = b""
+    for view in body:
+        sent += view
+        assert len(body._ends) <= 3
+    assert file.size > 5 * file.block_size
+    body.rewind(len(sent) - 5)
+    assert sent[:5] + b"".join(map(bytes, body)) == sent
+    body.close()
