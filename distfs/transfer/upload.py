@@ -48,7 +48,7 @@ from distfs.transfer.small_file import SMALL_BODY, Behind, hash_small, read_smal
 
 log = logging.getLogger("distfs.upload")
 
-#: What they do not come to within that limit is left to it, too.
+#: They take away what a committed file does not need; what they do not come to is left to the orphan sweep.
 _THREADS_AFTER_COMMITS = 4
 #: Nodes that were there so short a while ago are believed to be there when the file is committed.
 _TRUSTED_S = 1.0
