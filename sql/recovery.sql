@@ -60,10 +60,10 @@ INSERT INTO rebuild_node (node_id, cursor) VALUES (:node, :cursor)
 ON CONFLICT (node_id) DO UPDATE SET cursor = excluded.cursor;
 
 -- name: rebuild_files
--- Files after one, by id, that are not in MetaDB; also when they are in its trash, which is known to be so.
+-- Files after one, by id, that are not in MetaDB; nor in its trash, nor known to have left that.
 SELECT DISTINCT file_id FROM rebuild_fragment AS r
 WHERE file_id > CAST(:after AS uuid) AND NOT EXISTS (SELECT FROM file WHERE id = r.file_id)
-AND NOT EXISTS (SELECT FROM trash WHERE id = r.file_id)
+AND NOT EXISTS (SELECT FROM trash WHERE id = r.file_id) AND NOT EXISTS (SELECT FROM purged WHERE id = r.file_id)
 ORDER BY file_id LIMIT :limit;
 
 -- name: rebuild_copies
@@ -128,12 +128,19 @@ ON f.id BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8
 ORDER BY f.id DESC;
 
 -- name: deleted_since
--- How many files are in the trash that were deleted then or later, and when the last one was; without copies.
+-- How many files were deleted then or later, also those that have left the trash, and when the last one was; without
+-- copies.
 SELECT count(*), coalesce(extract(epoch FROM max(deleted_at))::float8, 0)
-FROM trash WHERE deleted_at >= to_timestamp(CAST(:since AS float8))
+FROM (SELECT id, deleted_at FROM trash UNION ALL SELECT id, deleted_at FROM purged) AS gone
+WHERE deleted_at >= to_timestamp(CAST(:since AS float8))
 AND id NOT BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8000-ffffffffffff';
 
 -- name: deleted_ids
-SELECT id FROM trash WHERE deleted_at >= to_timestamp(CAST(:since AS float8)) AND id > CAST(:after AS uuid)
+SELECT id FROM (SELECT id, deleted_at FROM trash UNION ALL SELECT id, deleted_at FROM purged) AS gone
+WHERE deleted_at >= to_timestamp(CAST(:since AS float8)) AND id > CAST(:after AS uuid)
 AND id NOT BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8000-ffffffffffff'
 ORDER BY id LIMIT :limit;
+
+-- name: forget_purged
+-- A copy of that time knows that they are deleted.
+DELETE FROM purged WHERE deleted_at < to_timestamp(CAST(:before AS float8));

@@ -165,6 +165,13 @@ CREATE TABLE trash_slice (
 );
 CREATE INDEX trash_slice_places ON trash_slice USING gin (slice_places(nodes, id)) WITH (fastupdate = off);
 
+-- Which files were deleted and have left the trash, for as long as something may bring them back.
+CREATE TABLE purged (
+    id uuid PRIMARY KEY,
+    deleted_at timestamptz NOT NULL
+);
+COMMENT ON TABLE purged IS 'Files that left the trash since the newest copy of MetaDB in the cluster, or during a rebuild: they must not come back.';
+
 -- Without a foreign key: a note stays with its slice on the way into the trash and back, and goes with it for good.
 CREATE TABLE damage (
     slice_id uuid NOT NULL,

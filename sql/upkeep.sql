@@ -313,8 +313,18 @@ SELECT count(*), coalesce(sum(bytes), 0)::bigint FROM marked;
 SELECT count(*) FROM trash WHERE erase_at IS NOT NULL;
 
 -- name: drop_trash
+-- Its id stays while a copy of MetaDB has it as a file, or a rebuild goes on that has seen its fragments.
 WITH dropped AS (
-    DELETE FROM trash WHERE id = :id AND purge_at IS NOT NULL RETURNING id
+    DELETE FROM trash WHERE id = :id AND purge_at IS NOT NULL RETURNING id, deleted_at
+), noted AS (
+    INSERT INTO purged (id, deleted_at) SELECT id, deleted_at FROM dropped
+    WHERE id NOT BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8001-8000-ffffffffffff' AND (
+        to_regclass('public.rebuild_fragment') IS NOT NULL OR deleted_at >= (
+            SELECT to_timestamp(('x' || right(f.id::text, 12))::bit(48)::bigint / 1000.0) FROM file AS f
+            WHERE f.id BETWEEN '6d657461-6462-8000-8000-000000000000' AND '6d657461-6462-8000-8000-ffffffffffff'
+            ORDER BY f.id DESC LIMIT 1
+        )
+    ) ON CONFLICT (id) DO NOTHING
 ), forgotten AS (
     DELETE FROM damage USING dropped JOIN trash_slice ON trash_slice.file_id = dropped.id
     WHERE damage.slice_id = trash_slice.id

@@ -60,7 +60,7 @@ class RecoveryDB:
         return [(id, name) for id, name, *_ in rows if id is not None], rows[0][2], rows[0][3]
 
     def deleted_since(self, since: float, deadline: Deadline) -> tuple[int, float]:
-        """How many of the trash were deleted then or later, and when the last one was; in seconds since 1970."""
+        """How many files were deleted then or later, and when the last one was; in seconds since 1970."""
         [[count, last]] = self._meta.read("deleted_since", deadline, since=since)
         return count, last
 
@@ -70,6 +70,10 @@ class RecoveryDB:
         while rows := self._meta.read("deleted_ids", deadline, since=since, after=after, limit=10_000):
             yield from (id for [id] in rows)
             after = rows[-1][0]
+
+    def forget_purged(self, before: float, deadline: Deadline) -> None:
+        """Files that were deleted before a copy was begun, in seconds since 1970: it does not have them."""
+        self._meta.write("forget_purged", deadline, before=before)
 
     def has_files(self, deadline: Deadline) -> bool:
         [[there]] = self._meta.read("has_files", deadline)

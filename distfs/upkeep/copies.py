@@ -98,6 +98,7 @@ class Copies:
             piped = _Piped(self._meta)
             with piped.read() as source:
                 self._store(id, f"metadb {copied_at(id)[0]:.0f}", source, piped.check)
+            self._db.forget_purged(copied_at(id)[0], Deadline(self._limit))
             self._error = None
             log.info("a copy of MetaDB is kept in the cluster, as file %s", id)
         except DistfsError as e:

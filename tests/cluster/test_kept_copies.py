@@ -259,6 +259,60 @@ def test_a_restore_from_nodes_is_of_the_copy_whatever_was_made_between_its_runs(
     assert run_sql(url, "SELECT count(*) FROM file WHERE id = :id", id=between) == [[1]]
 
 
+def purge(copies: Copies, cluster: Cluster, uuid: str) -> None:
+    """As after its time in the trash; its fragments are on the disks, as they are in quarantine."""
+    assert cluster.request("DELETE", f"/files/{uuid}").status == 204
+    run_sql(url_of(cluster), "UPDATE trash SET purge_at = now() WHERE id = :id", id=uuid)
+    assert copies._upkeep.drop_trash(UUID(uuid), Deadline(60))
+
+
+def test_what_was_deleted_and_purged_since_the_copy_does_not_come_back(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    before, since, stays = (cluster.upload(data) for data in (b"before", b"since", b"stays"))
+    run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+    with worker(cluster) as copies:
+        purge(copies, cluster, before)
+        assert run_sql(url, "SELECT id FROM purged") == [], "there is no copy that has it"
+        settle(copies)
+        purge(copies, cluster, since)
+        settle(copies)
+        assert [name for id, name in run_sql(url, KEPT) if copied_at(id)[1]] == ["deleted 1"]
+        assert run_sql(url, "SELECT id::text FROM purged") == [[since]]
+        copies._db.forget_purged(0.0, Deadline(60))
+        assert run_sql(url, "SELECT id::text FROM purged") == [[since]]
+    cluster.stop_service()
+    erase(cluster)
+    told = restore(cluster)
+    assert told.code == 0, told.out + told.err
+    assert f"deleted: {since} " in told.out
+    cluster.start_service()
+    assert cluster.request("GET", f"/download/{since}").status == 404
+    assert cluster.download(stays) == b"stays"
+
+
+def test_a_file_that_is_deleted_for_good_during_a_rebuild_stays_so(make_cluster: MakeCluster) -> None:
+    """Nodes that were read are not read again: what was found of it is still there. The next copy knows all."""
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    gone, stays = cluster.upload(b"gone"), cluster.upload(b"stays")
+    cluster.stop_service()
+    erase(cluster)
+    rebuild = (*REBUILD, "--cluster", str(cluster_of(cluster)))
+    assert distfs(cluster, *rebuild).code == 0
+    cluster.start_service()
+    with worker(cluster) as copies:
+        purge(copies, cluster, gone)
+        told = distfs(cluster, *rebuild)
+        assert (told.code, "0 files of" in told.out) == (0, True), told.out + told.err
+        assert cluster.request("GET", f"/download/{gone}").status == 404
+        assert cluster.download(stays) == b"stays"
+        assert distfs(cluster, *rebuild, "--finish").code == 0
+        run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+        settle(copies)
+        assert run_sql(url, "SELECT id FROM purged") == []
+
+
 def test_a_copy_whose_rows_end_in_the_middle_is_none(make_cluster: MakeCluster) -> None:
     """MetaDB ends the connection while it waits for a table; the next try makes one."""
     cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})

@@ -92,6 +92,7 @@ def test_all_of_a_metadb_is_in_its_copy(meta: MetaDB, metadb_url: str, make_data
         "forgetting",
         "forgotten_node",
         "node_scrub",
+        "purged",
     }
     url = make_database("template1")
     with opened(url) as other:

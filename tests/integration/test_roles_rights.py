@@ -54,7 +54,7 @@ USUAL = {SERVICE: "SIUD", UPKEEP: "SIUD", READONLY: "S"}
 MAY |= dict.fromkeys(
     (
         *("file", "slice", "trash", "trash_slice", "owned", "link"),
-        *("admission", "reservation", "damage", "node_scrub", "worker"),
+        *("purged", "admission", "reservation", "damage", "node_scrub", "worker"),
     ),
     USUAL,
 )
