@@ -53,38 +53,31 @@ FROM pg_class c
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relpersistence = 'p'
 AND NOT c.relispartition AND c.relname <> 'migration'
 AND c.relname NOT LIKE 'log\\_day\\_%' AND c.relname NOT LIKE 'rebuild\\_%'
+AND (c.relname = ANY (:names) OR :ahead)
 ORDER BY c.relname"""
 _SEQUENCES = """
 SELECT c.relname::text FROM pg_class c
-WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' ORDER BY c.relname"""
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' AND (c.relname = ANY (:names) OR :ahead OR EXISTS (
+    SELECT FROM pg_depend d JOIN pg_class o ON o.oid = d.refobjid WHERE d.objid = c.oid AND d.deptype IN ('a', 'i')
+    AND d.refclassid = 'pg_class'::regclass AND o.relname = ANY (:names)
+)) ORDER BY c.relname"""
 _ABOUT = """
 SELECT (SELECT id::text FROM cluster), (SELECT max(number) FROM migration), extract(epoch FROM now())::float8"""
 _SECRET = {("token", "link_key"), ("token", "link_key_before")}
 _SECRET_TABLES = {"cluster_key"}
 #: What a MetaDB in use has rows of.
 _IN_USE = ("file", "trash", "token")
-_WIPE = """
-DO $$
-DECLARE
-    each record;
-BEGIN
-    FOR each IN SELECT oid::regclass AS name FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
-    LOOP
-        EXECUTE format('DROP TABLE IF EXISTS %s CASCADE', each.name);
-    END LOOP;
-    FOR each IN SELECT oid::regclass AS name FROM pg_class
-        WHERE relnamespace = 'public'::regnamespace AND relkind = 'S'
-    LOOP
-        EXECUTE format('DROP SEQUENCE IF EXISTS %s CASCADE', each.name);
-    END LOOP;
-    FOR each IN SELECT oid::regprocedure AS name FROM pg_proc
-        WHERE pronamespace = 'public'::regnamespace AND prokind = 'f'
-    LOOP
-        EXECUTE format('DROP FUNCTION IF EXISTS %s CASCADE', each.name);
-    END LOOP;
-END
-$$"""
+#: In this order: a trigger goes with its table, and functions are named by neither then.
+_OF_US = """
+SELECT format('DROP TABLE IF EXISTS %s CASCADE', c.oid::regclass) FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+AND (c.relname = ANY (:names) OR c.relname LIKE 'rebuild\\_%' OR c.relname LIKE 'log\\_day\\_%')
+UNION ALL
+SELECT format('DROP SEQUENCE IF EXISTS %s CASCADE', c.oid::regclass) FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' AND c.relname = ANY (:names)
+UNION ALL
+SELECT format('DROP FUNCTION IF EXISTS %s CASCADE', p.oid::regprocedure) FROM pg_proc p
+WHERE p.pronamespace = 'public'::regnamespace AND p.prokind = 'f' AND p.proname = ANY (:names)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +150,7 @@ def _write(connection: Any, out: Callable[[bytes], object], secrets: bool) -> He
 
 def _tables(connection: Any) -> list[tuple[str, list[str]]]:
     """With their columns; each after those whose rows its own name."""
-    left = {oid: (name, columns, set(needs)) for oid, name, columns, needs in connection.run(_TABLES)}
+    left = {oid: (name, columns, set(needs)) for oid, name, columns, needs in _ours(connection, _TABLES)}
     found: list[tuple[str, list[str]]] = []
     while left:
         ready = [oid for oid, (_, _, needs) in left.items() if not needs & left.keys()]
@@ -167,8 +160,18 @@ def _tables(connection: Any) -> list[tuple[str, list[str]]]:
     return found
 
 
+def _ours(connection: Any, query: str) -> list[list[Any]]:
+    """Rows without those of others, who may keep tables beside distfs's. Of a MetaDB that a newer distfs has migrated
+    its own cannot be told from these."""
+    [[number]] = connection.run("SELECT max(number) FROM migration")
+    rows: list[list[Any]] = connection.run(
+        query, names=sorted(schema.names()), ahead=number > schema.latest()
+    )
+    return rows
+
+
 def _sequences(connection: Any) -> Mapping[str, Any]:
-    names = [name for [name] in connection.run(_SEQUENCES)]
+    names = [name for [name] in _ours(connection, _SEQUENCES)]
     return {name: connection.run(f"SELECT last_value, is_called FROM {name}")[0] for name in names}  # noqa: S608
 
 
@@ -326,7 +329,7 @@ def _load_table(
 
 
 def _set_sequences(connection: Any, said: Mapping[str, Any]) -> None:
-    known = {name for [name] in connection.run(_SEQUENCES)}
+    known = {name for [name] in _ours(connection, _SEQUENCES)}
     for name, state in said.items():
         if name not in known or not isinstance(state, list) or [type(each) for each in state] != [int, bool]:
             raise Corrupt(f"it has a sequence that its schema lacks: {name!r:.100}")
@@ -339,11 +342,12 @@ def _set_sequences(connection: Any, said: Mapping[str, Any]) -> None:
 
 
 def wipe(connection: Any) -> None:
-    """Drop all of a MetaDB that knows no file and no deletion. Raises Refused when it is in use."""
+    """Drop all that is distfs's of a MetaDB that knows no file and no deletion. Raises Refused when it is in use."""
 
     def act() -> None:
         _require_unused(connection, ("file", "trash"))  # `distfs up` makes the first token at once
-        connection.run(_WIPE)
+        for [each] in connection.run(_OF_US, names=sorted(schema.names())):
+            connection.run(each)
 
     _in_transaction(connection, act)
 

@@ -33,6 +33,10 @@ _LOCK_POLL_S = 0.1
 #: transactions that began before, such as a backup, and nobody waits behind them: so there is no limit.
 _ONE_BY_ONE = "-- No transaction"
 
+_MADE = re.compile(
+    r"^\s*CREATE (?:OR REPLACE )?(?:UNLOGGED )?(?:TABLE|SEQUENCE|FUNCTION) (?:IF NOT EXISTS )?(?:public\.)?(\w+)",
+    re.MULTILINE,
+)
 _MIN_VERSION = re.compile(r"^-- min_version: (\d+)$", re.MULTILINE)
 
 #: The first PostgreSQL with idle_session_timeout, which ends a leader of upkeep that is frozen, and that tells each
@@ -109,6 +113,13 @@ def migrations() -> tuple[Migration, ...]:
     if [step.number for step in found] != list(range(1, len(found) + 1)):
         raise ConfigError(f"sql/migrations is not numbered without a gap: {', '.join(p.name for p in paths)}")
     return found
+
+
+@cache
+def names() -> frozenset[str]:
+    """Tables, sequences and functions that migrations make, also those that a later one takes away."""
+    found = (name for step in migrations() for name in _MADE.findall(step.sql))
+    return frozenset(found) | {"migration"}
 
 
 def latest() -> int:

@@ -108,6 +108,46 @@ def test_all_of_a_metadb_is_in_its_copy(meta: MetaDB, metadb_url: str, make_data
     assert count == len(before["file"]) + 1
 
 
+def foreign(url: str) -> None:
+    """What another application keeps in the same schema."""
+    run_sql(url, "CREATE TABLE other (id integer GENERATED ALWAYS AS IDENTITY, said text)")
+    run_sql(url, "INSERT INTO other (said) VALUES ('theirs')")
+    run_sql(url, "CREATE SEQUENCE other_numbers")
+    run_sql(url, "CREATE FUNCTION other_one() RETURNS integer LANGUAGE sql AS 'SELECT 1'")
+
+
+def test_what_others_keep_beside_is_neither_copied_nor_in_the_way(
+    meta: MetaDB, metadb_url: str, make_database: MakeDatabase
+) -> None:
+    fill(meta, metadb_url)
+    before = contents(metadb_url)
+    foreign(metadb_url)
+    clean, shared = make_database("template1"), make_database("migrated")
+    foreign(shared)
+    copy = copied(meta)
+    for url, anew in ((clean, False), (shared, True), (shared, False)):
+        with opened(url) as other:
+            if (url, anew) == (shared, False):
+                run_sql(url, "TRUNCATE file, trash, token, slice, trash_slice, node CASCADE")
+            other.load_copy(io.BytesIO(copy), anew=anew)
+        after = contents(url)
+        theirs = {name for name in after if name.startswith("other")}
+        assert {name: rows for name, rows in after.items() if name not in theirs} == before
+        assert len(theirs) == (3 if url == shared else 0)
+    assert run_sql(shared, "SELECT said FROM other") == [["theirs"]]
+    assert run_sql(shared, "SELECT other_one()") == [[1]]
+
+
+def test_the_names_of_all_that_migrations_make_are_known(metadb_url: str) -> None:
+    made = run_sql(
+        metadb_url,
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')"
+        " AND relname NOT LIKE 'log_day%' UNION ALL SELECT proname::text FROM pg_proc"
+        " WHERE pronamespace = 'public'::regnamespace UNION ALL SELECT 'token_revision'",
+    )
+    assert {name for [name] in made} <= schema.names()
+
+
 def test_a_copy_is_of_one_moment(meta: MetaDB, metadb_url: str, make_database: MakeDatabase) -> None:
     """Files that come while it is written are in it with all their slices, or not at all."""
     register(meta, 2)
