@@ -62,7 +62,8 @@ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'S' AND (c.relname
     AND d.refclassid = 'pg_class'::regclass AND o.relname = ANY (:names)
 )) ORDER BY c.relname"""
 _ABOUT = """
-SELECT (SELECT id::text FROM cluster), (SELECT max(number) FROM migration), extract(epoch FROM now())::float8"""
+SELECT (SELECT id::text FROM cluster), (SELECT max(number) FROM migration), extract(epoch FROM now())::float8,
+    (SELECT max(coalesce((to_jsonb(migration) ->> 'min_version')::integer, 0)) FROM migration)"""
 _SECRET = {("token", "link_key"), ("token", "link_key_before")}
 _SECRET_TABLES = {"cluster_key"}
 #: What a MetaDB in use has rows of.
@@ -89,6 +90,8 @@ class Header:
     taken_at: float  # seconds since 1970, by MetaDB's clock
     format: int = FORMAT
     distfs: str = distfs.__version__
+    #: Migrations that a service must know to run with it; None: a copy of before does not say.
+    min_version: int | None = None
 
     def pack(self) -> bytes:
         said = json.dumps(asdict(self), default=str).encode()
@@ -105,7 +108,14 @@ class Header:
             said = json.loads(stream.read(min(length, _MAX_HEADER)))
             if said["format"] > FORMAT:
                 raise Refused(f"it is of format {said['format']}, this distfs reads {FORMAT}: upgrade distfs")
-            return cls(UUID(said["cluster"]), int(said["schema"]), float(said["taken_at"]), said["format"])
+            needs = said.get("min_version")
+            return cls(
+                UUID(said["cluster"]),
+                int(said["schema"]),
+                float(said["taken_at"]),
+                said["format"],
+                min_version=None if needs is None else int(needs),
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise Corrupt("its header cannot be read") from e
 
@@ -127,8 +137,8 @@ def write(connection: Any, out: Callable[[bytes], object], *, secrets: bool = Tr
 
 
 def _write(connection: Any, out: Callable[[bytes], object], secrets: bool) -> Header:
-    [[cluster, number, taken_at]] = connection.run(_ABOUT)
-    header = Header(UUID(cluster), int(number), float(taken_at))
+    [[cluster, number, taken_at, needs]] = connection.run(_ABOUT)
+    header = Header(UUID(cluster), int(number), float(taken_at), min_version=int(needs))
     stream = _Writer(out)
     stream.begin(header)
     counts = {}
@@ -255,6 +265,8 @@ def load(connection: Any, copy: IO[bytes], also: Sequence[str] = ()) -> None:
 
     def act() -> None:
         _load(connection, copy, header)
+        if header.min_version is not None:
+            schema.ask_of_services(connection, header.min_version)
         for each in also:
             connection.run(each, taken_at=header.taken_at)
 

@@ -216,6 +216,16 @@ def _applied(connection: Any) -> list[list[Any]]:
     return rows
 
 
+def ask_of_services(connection: Any, version: int) -> None:
+    """Just ``version`` migrations must be known, no more and no fewer: as it was in the MetaDB that a copy is of."""
+    if version or connection.run("SELECT FROM migration WHERE to_jsonb(migration) ? 'min_version' LIMIT 1"):
+        connection.run("UPDATE migration SET min_version = 0 WHERE min_version <> 0")
+        connection.run(
+            "UPDATE migration SET min_version = :version WHERE number = (SELECT max(number) FROM migration)",
+            version=version,
+        )
+
+
 def _require_of_services(connection: Any, number: int, version: int) -> None:
     connection.run(
         "UPDATE migration SET min_version = greatest(min_version, :version) WHERE number = :number",

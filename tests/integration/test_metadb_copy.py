@@ -148,6 +148,27 @@ def test_the_names_of_all_that_migrations_make_are_known(metadb_url: str) -> Non
     assert {name for [name] in made} <= schema.names()
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_may_run_with_a_restored_metadb_is_what_might_with_the_one_of_the_copy(
+    make_database: MakeDatabase, finished: bool
+) -> None:
+    """In the middle of an upgrade services of before go on; after it they may not, and what is new is used."""
+    old, url = make_database("template1"), make_database("template1")
+    with opened(old) as meta:
+        with meta._unhurried() as connection:
+            schema.apply_migrations(connection, upto=schema.latest() - 1)
+        meta.migrate()
+        if finished:
+            meta.finish()
+        copy = copied(meta)
+    with opened(url) as meta:
+        header, _ = meta.load_copy(io.BytesIO(copy))
+        assert header.min_version == schema.latest() * finished
+        assert meta.all_know(schema.latest(), soon()) == finished
+    needs = "SELECT max(min_version) FROM migration"
+    assert run_sql(url, needs) == run_sql(old, needs) == [[schema.latest() * finished]]
+
+
 def test_a_copy_is_of_one_moment(meta: MetaDB, metadb_url: str, make_database: MakeDatabase) -> None:
     """Files that come while it is written are in it with all their slices, or not at all."""
     register(meta, 2)
