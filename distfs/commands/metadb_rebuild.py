@@ -128,7 +128,7 @@ def _add(meta: MetaDB, at: _At, *, dry: bool = False) -> int:
     with closing(NodeDirectory(meta, at.config.peers, peers(at.config.tls))) as directory:
         scanned = scan(db, directory, at.cluster, nodes, _Counter("fragments read").more)
         found = kept(db, Deadline(_LIMIT_S))
-        deleted = deletions(directory, found, output.tell)
+        deleted = deletions(directory, found, db.copy_loaded(Deadline(_LIMIT_S)), output.tell)
         if not dry:
             _delete_again(db, deleted)
             _tell_gone(db, meta, scanned)

@@ -12,8 +12,10 @@ from uuid import UUID
 import pytest
 
 from distfs.config import file as configuration
+from distfs.config.settings import Seconds
 from distfs.deadline import Deadline
 from distfs.errors import Unavailable
+from distfs.metadb.copies import MAGIC
 from distfs.metadb.link import Link
 from distfs.metadb.url import MetaURL
 from distfs.model import copied_at, copy_id, is_copy
@@ -311,6 +313,46 @@ def test_a_file_that_is_deleted_for_good_during_a_rebuild_stays_so(make_cluster:
         run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
         settle(copies)
         assert run_sql(url, "SELECT id FROM purged") == []
+
+
+@pytest.mark.parametrize("listed_again", [False, True])
+def test_where_an_older_copy_is_taken_deletions_since_that_count(
+    make_cluster: MakeCluster, listed_again: bool
+) -> None:
+    """The newest cannot be read. Of what was deleted between the two no list tells, once there is one that begins
+    with the newest."""
+    cluster = make_cluster(config={**BY_HAND, "metadb": {"backup_every": "1h"}})
+    url = url_of(cluster)
+    between, after = cluster.upload(b"between"), cluster.upload(b"after")
+    run_sql(url, "UPDATE cluster SET created_at = now() - interval '2h'")
+    with worker(cluster) as copies:
+        settle(copies)
+        assert cluster.request("DELETE", f"/files/{between}").status == 204
+        settle(copies)
+        every, copies._every = copies._every, Seconds(0.001)
+        copies.step(Deadline(60))
+        copies._every = every
+        settle(copies)
+        _, newest = ids(cluster)
+        if listed_again:
+            assert cluster.request("DELETE", f"/files/{after}").status == 204
+            settle(copies)
+    [[slice_]] = run_sql(url, "SELECT id FROM slice WHERE file_id = :id", id=newest)
+    cluster.stop_service()
+    hurt = 0
+    for i in range(3):
+        for path in cluster.fragments(i):
+            if path.name.startswith(str(slice_)):
+                data = path.read_bytes()
+                path.write_bytes(data.replace(MAGIC, bytes(len(MAGIC))))
+                hurt += MAGIC in data
+    assert hurt == 2
+    erase(cluster)
+    told = restore(cluster)
+    assert f"not read: the copy {newest}: " in told.out
+    assert "not known: what was deleted from " in told.out
+    assert (f"deleted: {between} " in told.out) is not listed_again, told.out
+    assert (f"deleted: {after} " in told.out) is listed_again, told.out
 
 
 def test_a_copy_whose_rows_end_in_the_middle_is_none(make_cluster: MakeCluster) -> None:
