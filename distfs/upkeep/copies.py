@@ -4,7 +4,8 @@ A copy is a file like others, so repair, drain and scrub look after it; but its 
 (``model.is_copy``), by which nodes tell it without a MetaDB, and no client is told of it. Beside the newest copy
 there is a list of what was deleted since: the disks still have the fragments of that, and it must not come back.
 
-Secrets are not in it: whoever has a node's disk has some files, and must not have all.
+Neither the cluster's key nor what signs links is in it: whoever has a node's disk has some files, and must not get
+all by these. Ids of files are in it, and of a file whose visibility is ``link`` the id is all that it takes.
 """
 
 from __future__ import annotations
