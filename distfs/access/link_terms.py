@@ -20,7 +20,9 @@ from distfs.quantity import size
 #: Of a link that may be used so often: each has its place in a row.
 MOST_USES = 1000
 _SUCH = "such a link"
-_A_DAY, _NOT_SAID, _NO_LIMIT = 86400.0, Seconds(0), Bytes(0)
+#: Nobody can ask for less than none.
+_NOT_SAID = Seconds(-1)
+_A_DAY, _NO_LIMIT = 86400.0, Bytes(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,8 @@ class ForBoth:
     def end(self, now: float) -> int:
         """Unix seconds. Raises Refused."""
         if not self.expires:
-            end = now + (float(self.expires_in) or _A_DAY)
-        elif self.expires_in:
+            end = now + (_A_DAY if self.expires_in == _NOT_SAID else self.expires_in)
+        elif self.expires_in != _NOT_SAID:
             raise Refused("a link has expires_in or expires, not both")
         else:
             try:

@@ -155,6 +155,9 @@ def test_a_range_is_one_of_the_file(text: str, span: tuple[int, int]) -> None:
     [
         ({"expire": "1h"}, "it has: downloads, expires"),
         ({"expires_in": "soon"}, "expires_in"),
+        ({"expires_in": 0}, "later than now"),
+        ({"expires_in": "0s"}, "later than now"),
+        ({"expires_in": "0s", "expires": "2030-01-31T12:00:00Z"}, "not both"),
         ({"expires_in": "1h", "expires": "2030-01-31T12:00:00Z"}, "not both"),
         ({"expires": "tomorrow"}, "such as 2030"),
         ({"expires": "2030-01-31T12:00:00"}, "time zone"),
