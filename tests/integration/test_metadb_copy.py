@@ -31,6 +31,7 @@ from distfs.model import Ownership
 from distfs.storage.disk.home import enter, make_home
 from tests import nursery
 from tests.cluster.harness import PATIENCE_S, ROOT, clean_environment
+from tests.cluster.test_kept_copies import held_up
 from tests.contract.litter import eventually
 from tests.integration.meta_examples import new_file, register, report, soon
 from tests.postgres import run_sql
@@ -400,29 +401,21 @@ def test_a_restore_that_is_killed_is_done_again(
     url = make_database("migrated")
     file = tmp_path / "one.copy"
     file.write_bytes(copied(meta))
-    # What a row of slice is inserted for waits, so that most of the copy is loaded then.
-    run_sql(url, "CREATE TABLE gate ()")
-    run_sql(
-        url,
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN LOCK TABLE gate IN ACCESS SHARE MODE; RETURN NEW; END $$",
-    )
-    run_sql(url, "CREATE TRIGGER wait BEFORE INSERT ON slice FOR EACH ROW EXECUTE FUNCTION wait()")
-    run_sql(url, "ALTER TABLE slice ENABLE ALWAYS TRIGGER wait")
     empty = contents(url)
     command = [sys.executable, "-m", "distfs", "metadb", "restore", str(file), "--metadb", url]
-    with opened(url) as other, other._unhurried() as connection:
-        connection.run("BEGIN")
-        connection.run("LOCK TABLE gate IN ACCESS EXCLUSIVE MODE")
+    with held_up(url, "%ENABLE TRIGGER%"):  # its rows are loaded then
         running = subprocess.Popen(command, cwd=ROOT, env=clean_environment())
-        eventually(lambda: waits_for(url, "gate"), "it waits at the gate")
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND objid = 4242"
+        eventually(lambda: run_sql(url, waits), "it waits at the gate")
         running.send_signal(signal.SIGKILL)
         running.wait(60)
-        connection.run("ROLLBACK")
-    run_sql(url, "DROP TRIGGER wait ON slice")
-    run_sql(url, "DROP TABLE gate")
-    empty.pop("gate")
-    assert contents(url) == empty
+    eventually(
+        lambda: not run_sql(url, "SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock'"), "it is undone"
+    )
+    sequences = {
+        name: empty[name] for name in ("node_id_seq", "token_revision")
+    }  # no transaction takes these back
+    assert contents(url) | sequences == empty
     code, _, err = run(tmp_path, "restore", str(file), "--metadb", url)
     assert code == 0, err
     assert contents(url) == before
