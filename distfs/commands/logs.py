@@ -99,10 +99,23 @@ def _stored(config: Config, wanted: Wanted) -> Iterable[Line]:
 
 
 def _of_services(urls: list[str], ca: str, wanted: Wanted) -> Iterable[Line]:
-    """Of their machines, and of those of their nodes."""
+    """Of their machines, and of those of their nodes; why one of several does not tell is a line, too. Raises
+    Unavailable when none does."""
     words = {name: value for name, value in asdict(wanted).items() if value}
     path = f"/logs?{urlencode(words)}"
-    return merged([filter(None, map(_parsed, ask_lines(url, path, ca))) for url in urls])
+    silent: set[str] = set()
+
+    def told(url: str) -> Iterator[Line]:
+        try:
+            yield from filter(None, map(_parsed, ask_lines(url, path, ca)))
+        except Unavailable as e:
+            silent.add(url)
+            if silent.issuperset(urls):
+                raise
+            missing: dict[str, object] = {"event": "log.missing", "logger": "distfs.http", "message": str(e)}
+            yield as_in_lines(time.time()), str(e).encode(), missing
+
+    return merged(map(told, urls))
 
 
 def _parsed(text: bytes) -> Line | None:

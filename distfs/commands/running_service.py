@@ -107,14 +107,16 @@ def ask_text(url: str, path: str, ca: str = "", within: float = SERVICE_WITHIN_S
 
 def ask_lines(url: str, path: str, ca: str = "") -> Iterator[bytes]:
     """The lines that ``GET path`` answers, as they come. Raises Unavailable."""
+    told, more = "tells nothing", "; start it, or correct its --service"
     try:
         with _answer(url, path, ca, LINES_WITHIN_S, asks=True) as response:
-            rest = b""
+            told, more, rest = "does not tell all", "; ask it again", b""
             while piece := response.read1(_PIECE):
                 *lines, rest = (rest + piece).split(b"\n")
                 yield from lines
     except (OSError, HTTPException, ValueError, _Refused) as e:
-        raise Unavailable(f"service {url} does not tell all: {_why(e)}") from e
+        remedy = "" if isinstance(e, (_Refused, ssl.SSLCertVerificationError)) else more
+        raise Unavailable(f"service {url} {told}: {_why(e)}{remedy}") from e
 
 
 class _Refused(Exception):

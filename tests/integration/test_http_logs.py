@@ -16,7 +16,7 @@ import pytest
 from distfs.cli import main
 from distfs.http_app import create_app
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
-from distfs.process.output import DONE, FAILED, USAGE
+from distfs.process.output import DONE, FAILED, NOT_TOLD, USAGE
 from distfs.routes import logs
 from distfs.storage_server import StorageServer
 from distfs.telemetry.log_query import OwnFiles
@@ -139,8 +139,20 @@ def test_the_command_asks_services_for_it(machines: Machines, capsys: pytest.Cap
     assert [text.split(" ")[-1] for text in told] == ["first", "second", "third", "fourth"]
     assert main([*both, "--request", "nobody"]) == FAILED
     assert main([*both, "/tmp"]) == USAGE
-    assert main(["logs", "--service", "http://127.0.0.1:1"]) != DONE
-    assert "127.0.0.1:1" in capsys.readouterr().err
+    assert main(["logs", "--service", "http://127.0.0.1:1"]) == NOT_TOLD
+    assert "service http://127.0.0.1:1 tells nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", ["good", "dead"])
+def test_one_service_that_is_down_hides_nothing_of_the_others(
+    machines: Machines, capsys: pytest.CaptureFixture[str], first: str
+) -> None:
+    urls = [machines.url, "http://127.0.0.1:1"][:: 1 if first == "good" else -1]
+    assert main(["logs", *(word for url in urls for word in ("--service", url)), "--request", "r1"]) == FAILED
+    out, err = capsys.readouterr()
+    assert [text.split(" ")[-1] for text in out.splitlines()] == ["first", "second", "third", "fourth"]
+    assert err.startswith("service http://127.0.0.1:1 tells nothing: ")
+    assert (err.count("\n"), "start it" in err) == (1, True)
 
 
 @pytest.mark.parametrize(
