@@ -37,7 +37,7 @@ class DecodedSource:
         self._source, self._coding = source, coding
         self._stream: Stream = _Gzip() if coding == "gzip" else ZstdStream()
         self._room = memoryview(bytearray(_PIECE))
-        self._ended = False
+        self._begun = self._ended = False
 
     def readinto(self, view: memoryview) -> int:
         """As Source says. Raises Refused for a body that is not what it says."""
@@ -53,6 +53,11 @@ class DecodedSource:
             if stream.hungry and not self._ended:
                 count = self._source.readinto(self._room)
                 self._ended, data = not count, self._room[:count]
+                if self._ended and not self._begun:
+                    raise BodyCutShort(
+                        f"the body is empty, and no {self._coding}: send it without Content-Encoding"
+                    )
+                self._begun = True
             made = stream.decompress(data, len(view) - done)
             view[done : done + len(made)] = made
             done += len(made)

@@ -136,14 +136,24 @@ class Request(BaseRequest):
         return Body(source_of(self.environ))
 
     def argument(self, name: str) -> str | None:
-        """A parameter of the URL."""
+        """A parameter of the URL. Raises Refused when it has two values."""
         query: str = self.environ.get("QUERY_STRING", "")
         if "%" not in query and "+" not in query and query.isascii():  # nothing stands for something else
             if name not in query:
                 return None
             if "&" not in query and query.startswith(f"{name}="):
                 return query[len(name) + 1 :]
-        return self.args.get(name)
+        values = set(self.args.getlist(name))
+        if len(values) > 1:
+            raise Refused(f"the URL has two values of {name}: give one")
+        return values.pop() if values else None
+
+    def flag(self, name: str) -> bool:
+        """A parameter of the URL that is yes or no. Raises Refused."""
+        value = self.argument(name)
+        if value not in (None, "0", "1"):
+            raise Refused(f"?{name}={value[:40]}: it is 1, or 0")
+        return value == "1"
 
     def check_host(self) -> None:
         """Raises Refused for a Host that is none: other hosts than ours let them pass."""

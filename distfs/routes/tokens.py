@@ -29,7 +29,7 @@ def create_token(services: Services, request: Request) -> Answer:
 
 def list_tokens(services: Services, request: Request) -> Answer:
     """Those that are good; with ``?all=1`` also those that expired or were revoked. Never their texts."""
-    everything = request.argument("all") == "1"
+    everything = request.flag("all")
     found = _db(services).listed(services.answer_deadline(request.hang_up), all=everything)
     return as_json({"tokens": [each.entry() for each in found]})
 

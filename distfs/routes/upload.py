@@ -75,7 +75,7 @@ def put_raw(services: Services, request: Request, name: str = "") -> Answer:
     if not request.environ.get("CONTENT_LENGTH") and not is_chunked(request.environ):
         raise LengthRequired("the body's length is not known: send a Content-Length, or chunks")
     content_type = request.environ.get("CONTENT_TYPE", "")
-    if content_type and media_type.announces_form(content_type) and request.argument("raw") != "1":
+    if content_type and media_type.announces_form(content_type) and not request.flag("raw"):
         raise Refused(
             "the body is a form, and PUT keeps a body as it is: send it by POST, curl -F file=@NAME URL/upload; "
             "a file that is a saved form, with ?raw=1"
@@ -241,8 +241,8 @@ def _coding(request: Request) -> str:
 
 
 def _decodes(request: Request) -> bool:
-    """Whether a body that is sent compressed is to be kept unpacked."""
-    return request.argument("decode") == "1"
+    """Whether a body that is sent compressed is to be kept unpacked. Raises Refused."""
+    return request.flag("decode")
 
 
 def _policy_name(request: Request, fields: Mapping[str, str] | None) -> str | None:
@@ -259,7 +259,7 @@ def _compression(
     link, storage = request.actor.link, services.config.storage
     name = link.policy if link is not None else _policy_name(request, fields)
     usual = storage.compression_of(name or "default")
-    if not (asked := request.argument("compression")):
+    if (asked := request.argument("compression")) is None:
         return usual
     if asked not in COMPRESSIONS:
         raise Refused(f"?compression={asked[:40]}: it is one of {', '.join(COMPRESSIONS)}")

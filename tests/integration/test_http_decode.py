@@ -153,6 +153,23 @@ def test_it_is_kept_as_it_is_or_unpacked(service: TestService, coding: str, pack
         assert service.ask("GET", f"/download/{answer.text.strip()}").body == kept
 
 
+@pytest.mark.parametrize("value", ["yes", "true", "on", ""])
+def test_what_is_neither_yes_nor_no_is_refused(service: TestService, value: str) -> None:
+    answer = service.ask(
+        "PUT", f"/upload/x?decode={value}", gzip.compress(b"x"), {"Content-Encoding": "gzip"}
+    )
+    assert (answer.status, "it is 1, or 0" in answer.text) == (400, True), answer.text
+    packed = gzip.compress(b"x")
+    answer = service.ask("PUT", "/upload/x?decode=0", packed, {"Content-Encoding": "gzip"})
+    assert service.ask("GET", f"/download/{answer.text.strip()}").body == packed
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_body_without_a_byte_is_in_no_coding(service: TestService, coding: str) -> None:
+    answer = service.ask("PUT", "/upload/x?decode=1", b"", {"Content-Encoding": coding})
+    assert (answer.status, f"the body is empty, and no {coding}" in answer.text) == (400, True), answer.text
+
+
 @pytest.mark.parametrize(("coding", "pack"), WAYS)
 def test_a_form_is_unpacked_and_else_refused(service: TestService, coding: str, pack: Pack) -> None:
     body, headers = pack(form(file_part("a", TEXT))), FORM | {"Content-Encoding": coding}

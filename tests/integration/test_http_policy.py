@@ -89,10 +89,16 @@ def test_a_policy_may_have_a_compression_of_its_own(service: TestService) -> Non
 
 
 def test_a_compression_that_is_none_is_refused(service: TestService) -> None:
-    for wrong in ("gzip", "zstd:19", "ZSTD"):
+    for wrong in ("gzip", "zstd:19", "ZSTD", ""):
         answer = service.ask("PUT", f"/upload/t?compression={wrong}", TEXT)
         assert answer.status == 400
         assert "it is one of auto, off, zstd" in answer.text
+
+
+def test_a_parameter_that_says_two_things_is_refused(service: TestService) -> None:
+    answer = service.ask("PUT", "/upload/t?compression=off&compression=zstd", TEXT)
+    assert (answer.status, "two values of compression" in answer.text) == (400, True), answer.text
+    assert service.ask("PUT", "/upload/t?compression=off&compression=off", TEXT).status == 201
 
 
 def field(name: str, value: str) -> tuple[str, bytes]:
