@@ -192,7 +192,12 @@ def _check_same(data: Path, ours: UUID, theirs: UUID | None, meta: MetaDB, other
     if ours == theirs:
         return
     whose = f"is of cluster {theirs}" if theirs else "is empty"
-    lost = "" if theirs else "; one that was lost is made anew by `distfs metadb rebuild --from-nodes`"
+    lost = (
+        ""
+        if theirs
+        else "; one that was lost comes back from your backup, or by `distfs metadb restore --from-nodes`, "
+        "and if there is no copy by `distfs metadb rebuild --from-nodes`"
+    )
     raise ConfigError(
         f"the storage nodes in {data} are of cluster {ours}, and the MetaDB {meta.place} {whose}: "
         f"{_remedy()}, or {otherwise}{lost}"

@@ -66,6 +66,9 @@ def test_nodes_do_not_join_a_new_metadb_in_place_of_their_own(
     up().wait_ready().stop()
     line = refused(up(DISTFS_METADB_URL=(url := make_database("template1"))))
     assert "is empty: unset DISTFS_METADB_URL" in line
+    first, _, last = line.partition("if there is no copy")
+    assert "your backup, or by `distfs metadb restore --from-nodes`" in first
+    assert "`distfs metadb rebuild --from-nodes`" in last, "it brings back neither owners nor tokens"
     assert run_sql(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [[0]]
 
 
