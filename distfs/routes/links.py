@@ -51,7 +51,7 @@ def invite(services: Services, request: Request) -> Answer:
 
 def list_links(services: Services, request: Request) -> Answer:
     """Those of the asker's owner that have not expired, of all owners for an administrator; in pages, as files."""
-    after, limit = asked_page(request)
+    after, limit = asked_page(request, "link")
     deadline = services.answer_deadline(request.hang_up)
     found = LinkDB(services.meta).listed(after, limit, deadline, request.actor.seen_by)
     following = str(found[-1].id) if len(found) == limit else None

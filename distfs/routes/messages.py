@@ -262,18 +262,28 @@ def _encoded(body: str, status: int, content_type: str) -> Answer:
     return Answer(status, {"Content-Type": content_type, "Content-Length": str(len(data))}, [data])
 
 
+_WHERE_IDS_ARE = {
+    "file": f"an upload answers with one like {UUID(int=0)}",
+    "link": "`GET /links` shows them",
+    "token": "`GET /tokens` shows them",
+}
+
+
 @lru_cache(maxsize=2048)
-def parse_uuid(given: str) -> UUID:
-    """A file's id as users write it. Raises Refused."""
+def parse_uuid(given: str, what: str = "file") -> UUID:
+    """An id as users write it; ``what`` it is of. Raises Refused."""
     if not _UUID.fullmatch(given):
-        raise Refused(f"{given[:60]!r} is not a file's id: an upload answers with one like {UUID(int=0)}")
+        raise Refused(f"{given[:60]!r} is not a {what}'s id: {_WHERE_IDS_ARE[what]}")
     return UUID(int=int(given.replace("-", ""), 16))
 
 
-def asked_page(request: Request) -> tuple[UUID | None, int]:
-    """Of a list in the order of ids: after which one it begins, and how long it is at most. Raises Refused."""
+def asked_page(request: Request, what: str = "file") -> tuple[UUID | None, int]:
+    """Of a list in the order of ids: after which one it begins, and how long it is at most; ``what`` is listed.
+    Raises Refused, also for a parameter that it has not: who misspelt ``after`` would get the first page forever."""
+    if unknown := request.args.keys() - {"after", "limit"}:
+        raise Refused(f"a list has no {min(unknown)[:60]!r}; it has: after, limit")
     after = request.args.get("after")
     limit = request.args.get("limit", str(_DEFAULT_LIMIT))
     if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= _MAX_LIMIT):
         raise Refused(f"limit must be 1 to {_MAX_LIMIT}")
-    return parse_uuid(after) if after else None, int(limit)
+    return parse_uuid(after, what) if after else None, int(limit)

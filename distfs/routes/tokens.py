@@ -36,7 +36,7 @@ def list_tokens(services: Services, request: Request) -> Answer:
 
 def rotate_token(services: Services, request: Request, uuid: str) -> Answer:
     """A JSON object with ``overlap``, for how long the old text holds (nothing: no longer) -> the new one."""
-    id, wanted = parse_uuid(uuid), request.json_object() if request.has_body else {}
+    id, wanted = parse_uuid(uuid, "token"), request.json_object() if request.has_body else {}
     if unknown := wanted.keys() - {"overlap"}:
         raise Refused(f"rotating a token takes no {min(unknown)[:60]!r}, only an overlap")
     try:
@@ -49,7 +49,7 @@ def rotate_token(services: Services, request: Request, uuid: str) -> Answer:
 
 def revoke_token(services: Services, request: Request, uuid: str) -> Response:
     """From now on nobody can use it: within a second, whatever service they ask."""
-    id = parse_uuid(uuid)
+    id = parse_uuid(uuid, "token")
     _db(services).revoke(id, services.answer_deadline(request.hang_up))
     request.changed = [str(id)]
     return Response(status=204)

@@ -451,7 +451,10 @@ def test_terms_that_cannot_be_are_refused(admin: User) -> None:
     assert (answer.status, "no policy 'gold'; there are: default" in answer.text) == (400, True)
     for body in (b" ", b'{"overlap": "soon"}', b'{"scopes": ["admin"]}'):
         assert admin.ask("POST", f"/tokens/{admin.id}/rotate", body).status == 400
-    assert admin.ask("DELETE", "/tokens/nonsense").status == 400
+    answer = admin.ask("DELETE", "/tokens/nonsense")
+    assert (answer.status, "'nonsense' is not a token's id" in answer.text) == (400, True)
+    answer = admin.ask("POST", "/tokens/nonsense/rotate")
+    assert (answer.status, "'nonsense' is not a token's id" in answer.text) == (400, True)
 
 
 # --- operators ------------------------------------------------------------------------------------

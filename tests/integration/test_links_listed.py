@@ -118,6 +118,8 @@ def test_the_list_comes_in_pages(alice: User) -> None:
     assert seen == made
     for wrong in ("?limit=0", "?limit=1001", "?limit=x", "?after=x"):
         assert alice.ask("GET", f"/links{wrong}").status == 400
+    assert "'x' is not a link's id: `GET /links` shows them" in alice.ask("GET", "/links?after=x").text
+    assert "a list has no 'afer'; it has: after, limit" in alice.ask("GET", "/links?afer=1").text
 
 
 def test_one_is_revoked_by_its_id(service: TestService, alice: User, bob: User, admin: User) -> None:
