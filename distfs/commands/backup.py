@@ -20,6 +20,7 @@ from distfs.deadline import Deadline
 from distfs.errors import ConfigError, DistfsError, Refused, Unavailable
 from distfs.meta import MetaDB
 from distfs.metadb import embedded_postgres
+from distfs.metadb.copies import MAGIC
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.url import MetaURL
 from distfs.process import output
@@ -135,12 +136,24 @@ def _check_whole(file: Path) -> None:
     """psql takes a file's end for the end of the rows it reads: half a backup would be restored without a word."""
     try:
         with file.open("rb") as stream:
+            is_copy = stream.read(len(MAGIC)) == MAGIC
             stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
             whole = _LAST_WORDS in stream.read()
     except OSError as e:
         raise Refused(f"cannot read {file}: {e.strerror}; name a file that `distfs backup` wrote") from e
+    if is_copy:
+        raise Refused(f"{file} is a copy of a MetaDB, not SQL: load it with `distfs metadb restore {file}`")
     if not whole:
         raise Refused(f"{file} is not the whole of a backup: it lacks its end; take an earlier one")
+
+
+def is_sql(stream: IO[bytes]) -> bool:
+    """Whether a file is a backup in SQL, whole or not."""
+    if not stream.seekable():
+        return False
+    stream.seek(0)
+    head = stream.read(_HEAD_BYTES)
+    return head.startswith(_ROLE[:11].encode()) or b"-- PostgreSQL database dump" in head
 
 
 #: pg_dump's own, near the file's end.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
-from distfs.commands.backup import note, require_one, running
+from distfs.commands.backup import is_sql, note, require_one, running
 from distfs.commands.metadb_rebuild import rebuild, restore_from_nodes
 from distfs.config import file as configuration
 from distfs.config.settings import Config
@@ -149,7 +149,10 @@ def _check_whose(config: Config, given: Given, file: IO[bytes]) -> None:
     try:
         theirs = Header.read(file).cluster
     except Corrupt as e:
-        raise Refused(f"{given.file}: {e}; name a file that `distfs metadb backup` wrote") from e
+        remedy = "name a file that `distfs metadb backup` wrote"
+        if is_sql(file):
+            remedy = f"it is SQL, which `distfs restore {given.file}` loads"
+        raise Refused(f"{given.file}: {e}; {remedy}") from e
     ours = cluster_in(Path(config.local.data))
     if given.metadb or (given.config and METADB_VARIABLE not in os.environ) or ours in (None, theirs):
         return

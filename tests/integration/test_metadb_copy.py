@@ -360,6 +360,18 @@ def test_what_is_not_there_has_no_copy_and_what_is_no_copy_no_metadb(tmp_path: P
     assert copies.check(io.BytesIO(piped.stdout)).schema == schema.latest()
 
 
+def test_who_takes_the_one_kind_of_backup_for_the_other_is_told_so(
+    meta: MetaDB, metadb_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.copy").write_bytes(copied(meta))
+    command = [sys.executable, "-m", "distfs", "restore", "m.copy", "--metadb", metadb_url]
+    done = nursery.run(command, tmp_path, clean_environment(), PATIENCE_S)
+    assert (done.returncode, "`distfs metadb restore m.copy`" in done.stderr) == (1, True), done.stderr
+    (tmp_path / "m.sql").write_text("DO $$ BEGIN\nEND $$;\n--\n-- PostgreSQL database dump complete\n--\n")
+    code, _, err = run(tmp_path, "restore", "m.sql", "--metadb", metadb_url)
+    assert (code, "`distfs restore m.sql`" in err) == (1, True), err
+
+
 def test_a_copy_of_another_cluster_is_refused_beside_its_nodes(
     meta: MetaDB, metadb_url: str, tmp_path: Path
 ) -> None:
