@@ -95,6 +95,8 @@ def same_nodes(rows: list[list[Any]], before: dict[UUID, int], after: dict[UUID,
 def test_a_lost_metadb_is_made_anew_from_the_nodes_exactly(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(nodes=4, config=WITH_POLICIES)
     files = fill(cluster, FILES)
+    text = b"text\n" * SLICE  # of several slices, since a first slice as small as ours is kept as it is
+    files[cluster.upload(text)] = text
     rows, nodes = run_sql(url_of(cluster), ROWS), nodes_of(cluster)
     stored = run_sql(url_of(cluster), STORED)
     assert any(each is not None for _, each in stored), "some are compressed"
