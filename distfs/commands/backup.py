@@ -24,6 +24,7 @@ from distfs.metadb.copies import MAGIC
 from distfs.metadb.embedded_postgres import EmbeddedPostgres
 from distfs.metadb.url import MetaURL
 from distfs.process import output
+from distfs.process.descriptors import in_words
 from distfs.quantity import size
 from distfs.upkeep.db import UpkeepDB
 
@@ -48,26 +49,34 @@ def backup(config: MetaDBConfig, file: str) -> None:
     """Write MetaDB to ``file``, as it is at one moment; everything may run meanwhile.
 
     A regular file is there whole or not at all; what else has that name, a device or a pipe (``-``: standard output),
-    is written to as it is. Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written.
+    is written to as it is. Raises Unavailable with PostgreSQL's reason, Refused when the file cannot be written,
+    OutputLost when standard output cannot.
     """
     require_one(config.url)
     place = Path(file)
-    straight = file in _STDOUT or (place.exists() and not place.is_file())
+    straight = file in STDOUT or (place.exists() and not place.is_file())
     try:
         with _server(config) as server:
             if server.ask(_TABLES) == "0":
                 raise Refused(f"the MetaDB at {server.place} is empty: name the one you mean with --metadb")
             if straight:
-                with open(os.dup(1) if file in _STDOUT else place, "wb") as out:
+                with open(os.dup(1) if file in STDOUT else place, "wb") as out:
                     _write(server, out)
             else:
                 _write_whole(server, place.resolve())
             note(config)
     except OSError as e:
-        raise Refused(f"cannot write {file}: {e.strerror}; name a file elsewhere") from e
+        raise not_written(file, e) from e
     if not straight:
         written = size(place.stat().st_size)
         output.tell(f"MetaDB is in {file}, {written}; the files' bytes are on the storage nodes alone")
+
+
+def not_written(file: str, error: OSError) -> Exception:
+    """What to raise when a backup could not be."""
+    if file in STDOUT:
+        return output.OutputLost(in_words(error))
+    return Refused(f"cannot write {file}: {error.strerror}; name a file elsewhere")
 
 
 def note(config: MetaDBConfig) -> None:
@@ -161,7 +170,7 @@ _LAST_WORDS, _TAIL_BYTES = b"-- PostgreSQL database dump complete", 4096
 #: A setting that pg_dump 17 and later makes at a dump's beginning, and that an older server does not know.
 _NEW_IN_17, _HEAD_BYTES = b"SET transaction_timeout = 0;\n", 4096
 #: Written to where it stands, whatever it leads to.
-_STDOUT = ("-", "/dev/stdout")
+STDOUT = ("-", "/dev/stdout")
 _STRICT = ("--set", "ON_ERROR_STOP=1", "--output", os.devnull)
 
 

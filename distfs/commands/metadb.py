@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
-from distfs.commands.backup import is_sql, note, require_one, running
+from distfs.commands.backup import STDOUT, is_sql, not_written, note, require_one, running
 from distfs.commands.metadb_rebuild import rebuild, restore_from_nodes
 from distfs.config import file as configuration
 from distfs.config.settings import Config
@@ -29,7 +29,6 @@ from distfs.quantity import size
 from distfs.telemetry.logs import setup_logging
 
 _CODES = f"exit code: 0: done; 1: not done, for the reason on standard error; {output.COMMON_CODES}"
-_STDOUT = ("-", "/dev/stdout")
 
 Given = argparse.Namespace
 
@@ -80,7 +79,7 @@ def _backup(config: Config, given: Given) -> None:
     setup_logging(configuration.override(config, "log", level="ERROR").log)
     require_one(config.metadb.url)
     name = given.file or f"metadb-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.copy"
-    straight = name in _STDOUT or (Path(name).exists() and not Path(name).is_file())
+    straight = name in STDOUT or (Path(name).exists() and not Path(name).is_file())
     with running(config.metadb) as where, contextlib.closing(MetaDB(config.metadb)) as meta:
         if meta.known_cluster(Deadline(config.metadb.statement_timeout)) is None:
             raise Refused(f"the MetaDB at {where} is empty: name the one you mean with --metadb")
@@ -89,7 +88,7 @@ def _backup(config: Config, given: Given) -> None:
                 meta.copy_to(out.write)
                 out.flush()
         except OSError as e:
-            raise Refused(f"cannot write {name}: {e.strerror}; name a file elsewhere") from e
+            raise not_written(name, e) from e
         note(config.metadb)
     if not straight:
         written = size(Path(name).stat().st_size)
@@ -100,7 +99,7 @@ def _backup(config: Config, given: Given) -> None:
 
 def _straight(name: str) -> IO[bytes]:
     """What is no regular file is written to as it is."""
-    return open(os.dup(1) if name in _STDOUT else name, "wb")
+    return open(os.dup(1) if name in STDOUT else name, "wb")
 
 
 @contextlib.contextmanager
@@ -119,8 +118,10 @@ def _whole(place: Path) -> Iterator[IO[bytes]]:
 
 
 def _restore(config: Config, given: Given) -> int:
-    if bool(given.file) == given.from_nodes:
-        raise Refused("restore what? Name a FILE that `distfs metadb backup` wrote, or give --from-nodes")
+    if given.file and given.from_nodes:
+        raise ConfigError("there is one copy to restore from: give either FILE or --from-nodes")
+    if not (given.file or given.from_nodes):
+        raise ConfigError("restore what? Name a FILE that `distfs metadb backup` wrote, or give --from-nodes")
     if given.from_nodes:
         return restore_from_nodes(config, given)
     setup_logging(configuration.override(config, "log", level="ERROR").log)

@@ -223,7 +223,7 @@ def test_without_a_copy_or_an_empty_metadb_nothing_is_restored(make_cluster: Mak
     told = restore(cluster)
     assert (told.code, "keep no copy of MetaDB that can be read" in told.err) == (1, True), told.err
     told = distfs(cluster, "metadb", "restore")
-    assert (told.code, "or give --from-nodes" in told.err) == (1, True), told.err
+    assert (told.code, "or give --from-nodes" in told.err) == (2, True), told.err
     assert distfs(cluster, "metadb", "rebuild", "--from-nodes").code == 0, "nothing stands in its way"
     cluster.start_service()
     assert cluster.download(uuid) == b"a file"

@@ -360,6 +360,24 @@ def test_what_is_not_there_has_no_copy_and_what_is_no_copy_no_metadb(tmp_path: P
     assert copies.check(io.BytesIO(piped.stdout)).schema == schema.latest()
 
 
+@pytest.mark.parametrize("words", [("metadb", "backup"), ("backup",)], ids="_".join)
+def test_standard_output_that_takes_no_more_is_told_as_such(
+    meta: MetaDB, metadb_url: str, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "distfs", *words, "-", "--metadb", metadb_url]
+    with open("/dev/full", "wb") as full:
+        done = nursery.run(command, tmp_path, clean_environment(), PATIENCE_S, full.fileno())
+    assert (done.returncode, "standard output: No space left" in done.stderr) == (4, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [((), "restore what?"), (("x", "--from-nodes"), "either FILE or --from-nodes")]
+)
+def test_flags_that_do_not_fit_are_told_as_such(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    code, _, err = run(tmp_path, "restore", *words)
+    assert (code, said in err) == (2, True), err
+
+
 def test_who_takes_the_one_kind_of_backup_for_the_other_is_told_so(
     meta: MetaDB, metadb_url: str, tmp_path: Path
 ) -> None:
