@@ -123,9 +123,8 @@ FLAGS_ARE_IN = (
 
 def test_every_flag_that_a_message_names_is_one_of_a_command() -> None:
     sources = [ROOT / "distfs" / name for name in FLAGS_ARE_IN]
-    flags = {f for path in sources for f in re.findall(r'"(--[a-z-]+)"', path.read_text("utf-8"))} | {
-        "--help"
-    }
+    flags = {f for path in sources for f in re.findall(r'"(--[a-z-]+)"', path.read_text("utf-8"))}
+    flags |= {"--help", "--long", "--ultra"}  # the last two are zstd's own
     wrong = [str(m) for m, flag in found(r"(?<![\w-])(--[a-z][a-z-]*)", 30) if flag not in flags]
     assert not wrong, "\n".join(wrong)
 
