@@ -114,7 +114,8 @@ def _opened(
             try:
                 found = path.stat()
                 made_of_another = path.name.removesuffix(".gz") in plain and path.suffix == ".gz"
-                if found.st_mtime < since or found.st_ino in by_number or made_of_another:
+                ended = path in aside and found.st_mtime < since  # of what is written the end is looked at
+                if ended or found.st_ino in by_number or made_of_another:
                     continue
                 if path.suffix == ".gz" and (id := wanted.id) and not may_have(path, id):
                     continue

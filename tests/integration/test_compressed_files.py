@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -358,11 +358,19 @@ def test_a_node_lost_while_it_is_written_is_made_up_for(ways: Ways, monkeypatch:
 
     monkeypatch.setattr("distfs.transfer.upload.rebuild", counted)
 
-    def kill() -> None:
-        flying = ways.services.uploader.placement._in_flight
-        ways.kill(next(node for node, size in flying.items() if size))
+    placement, chosen = ways.services.uploader.placement, list[Sequence[int]]()
+    place = placement.place
 
-    file = ways.upload(Source(data, {4 * LARGE: kill}), how=ZIPPED)
+    def noted(*asked: Any) -> Sequence[int]:
+        chosen.append(place(*asked))
+        return chosen[-1]
+
+    monkeypatch.setattr(placement, "place", noted)
+
+    def kill() -> None:
+        ways.kill(chosen[-1][0])  # it has not all of the last slice
+
+    file = ways.upload(Source(data, {4 * LARGE + LARGE // 2: kill}), how=ZIPPED)
     assert made
     assert all(min(piece.nodes) > 0 for piece in file.slices)
     assert ways.download(file) == data
