@@ -34,7 +34,7 @@ def all_take(
         return all(wire.takes(features_of(stores(node, deadline), deadline), extra) for node in nodes)
     except Cancelled:
         raise
-    except DistfsError:  # it is told when it is sent to
+    except (DistfsError, MemoryError):  # it is met again by who sends to that node
         return False
 
 

@@ -210,9 +210,11 @@ class UploadSession:
         small = not ordinal and size_hint <= SMALL_BODY  # which saves little, and is to be quick
         extends = self._uploader.meta.all_know(EXTENDED_SINCE, self._deadline)
         packs = extends and file.packer is not None and not small
-        packs = packs and all_take(PACKED, nodes, self._uploader.directory.store, self._deadline)
         plan = SlicePlan(file, ordinal, nodes, size_hint, file.packer if packs else None, extends)
         self._unsettled.append(plan)
+        # Only now is anybody asked: whatever that raises, what was placed is given back.
+        if packs and not all_take(PACKED, nodes, self._uploader.directory.store, self._deadline):
+            plan.packer = None
         return plan
 
     def patient_until(self) -> float:

@@ -94,6 +94,16 @@ def test_one_connection_that_cannot_be_made_costs_its_fragment_only(
 
 
 @pytest.mark.parametrize("cause", CAUSES, ids=repr)
+def test_what_was_placed_is_given_back_when_its_nodes_cannot_be_asked(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch, cause: BaseException
+) -> None:
+    monkeypatch.setattr("distfs.transfer.upload.all_take", _Ends(lambda *_: True, cause))
+    with pytest.raises(type(cause)):
+        ways.upload(LONG)
+    ways.assert_clean()
+
+
+@pytest.mark.parametrize("cause", CAUSES, ids=repr)
 def test_a_file_that_cannot_be_coded_gives_its_blocks_back(
     ways: Ways, monkeypatch: pytest.MonkeyPatch, cause: BaseException
 ) -> None:

@@ -29,7 +29,8 @@ DATA = random_bytes(4 * SLICE + 77)
 
 @pytest.fixture
 def ways(metadb_url: str, tmp_path: Path) -> Iterator[Ways]:
-    with byte_ways(metadb_url, tmp_path) as ways:
+    # With memory to spare: else what a client leaves unsaid is put aside, and no node has a part of it.
+    with byte_ways(metadb_url, tmp_path, memory_budget=64 * SLICE) as ways:
         directory = ways.services.directory
         directory._config = replace(directory._config, patience=Seconds(300))
         yield ways
