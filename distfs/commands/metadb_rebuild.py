@@ -68,8 +68,15 @@ def rebuild(config: Config, given: Given) -> int:
         if given.finish:
             return _finish(db, where)
         at = _At(config, _become(meta, db, config, given, where), where, ran)
+        leaves_no_mark = (
+            given.dry_run and not db.is_begun(Deadline(_LIMIT_S)) and db.has_files(Deadline(_LIMIT_S))
+        )
         db.begin(Deadline(_LIMIT_S))
-        return _add(meta, at, dry=given.dry_run)
+        try:
+            return _add(meta, at, dry=given.dry_run)
+        finally:
+            if leaves_no_mark:  # or the upkeep of a MetaDB that is well would wait for `--finish`
+                db.end(Deadline(_LIMIT_S))
 
 
 def restore_from_nodes(config: Config, given: Given) -> int:

@@ -101,6 +101,9 @@ def test_a_lost_metadb_is_made_anew_from_the_nodes_exactly(make_cluster: MakeClu
     stored = run_sql(url_of(cluster), STORED)
     assert any(each is not None for _, each in stored), "some are compressed"
     [[cluster_id]] = run_sql(url_of(cluster), "SELECT id FROM cluster")
+    assert rebuild(cluster, "--dry-run").code == 0
+    unfinished = rebuild(cluster, "--finish")
+    assert "is not being rebuilt" in unfinished.err, "a look at a MetaDB that is well leaves no mark"
     cluster.stop_service()
     erase(cluster)
     dry = rebuild(cluster, "--dry-run")
