@@ -151,6 +151,7 @@ def _cluster(config: Config) -> Iterator[Finding]:
             yield from _metadb(meta, config)
             yield from _agreed(meta, config)
             yield from _compressed(meta)
+            yield from _rebuilt(meta)
             with closing(NodeDirectory(meta, config.peers, contexts.peers(config.tls))) as directory:
                 yield from _nodes(meta, directory, config)
             yield from _upkeep(meta)
@@ -227,6 +228,16 @@ def _compressed(meta: MetaDB) -> Iterator[Finding]:
     if library() is None and meta.read("has_compressed", Deadline(_LIMIT_S)) == [[True]]:
         what = "there is no zstd here, and files are compressed: a service here cannot read them (503)"
         yield Finding(Level.BAD, "config", what, REMEDY)
+
+
+def _rebuilt(meta: MetaDB) -> Iterator[Finding]:
+    if UpkeepDB(meta).is_rebuilding(Deadline(_LIMIT_S)):
+        yield Finding(
+            Level.WARN,
+            "metadb",
+            "it is being made anew from the nodes: until that ends nothing is taken for garbage, and no copy is kept",
+            "`distfs metadb rebuild --from-nodes --finish`, when all nodes were read",
+        )
 
 
 def _nodes(meta: MetaDB, directory: NodeDirectory, config: Config) -> Iterator[Finding]:

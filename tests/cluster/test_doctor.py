@@ -17,12 +17,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from distfs.config.settings import MetaDBConfig
 from distfs.local.machine import Level, Mount, mounted, mounted_wrong
+from distfs.meta import MetaDB
+from distfs.recovery.db import RecoveryDB
 from tests.certificates import Certificates
 from tests.cluster import Cluster, MakeCluster
 from tests.cluster.harness import clean_environment
 from tests.cluster.operating import QUICK, Ended, distfs, kill_and_notice, url_of
 from tests.contract.litter import eventually
+from tests.contract.samples import soon
 from tests.ports import refusing
 from tests.postgres import run_sql
 
@@ -105,6 +109,15 @@ def test_a_metadb_that_forgets_is_found(cluster: Cluster) -> None:
         assert "synchronous_commit off" in the_one(cluster, "metadb")["what"]
     finally:
         run_sql(url_of(cluster), f'ALTER DATABASE "{database}" RESET synchronous_commit')
+
+
+def test_a_metadb_that_is_still_made_anew_is_found(cluster: Cluster) -> None:
+    with contextlib.closing(MetaDB(MetaDBConfig(url=url_of(cluster)))) as meta:
+        RecoveryDB(meta).begin(soon())
+        try:
+            assert "rebuild --from-nodes --finish" in the_one(cluster, "metadb")["remedy"]
+        finally:
+            RecoveryDB(meta).end(soon())
 
 
 def test_other_times_than_the_clusters_are_found(cluster: Cluster) -> None:
