@@ -21,7 +21,7 @@ from distfs.config import file as configuration
 from distfs.config.settings import Config
 from distfs.deadline import Deadline
 from distfs.errors import ConfigError, Corrupt, Refused
-from distfs.local.data_folder import METADB_VARIABLE, cluster_in
+from distfs.local.data_folder import cluster_in
 from distfs.meta import MetaDB
 from distfs.metadb.copies import Header
 from distfs.process import output
@@ -155,7 +155,7 @@ def _check_whose(config: Config, given: Given, file: IO[bytes]) -> None:
             remedy = f"it is SQL, which `distfs restore {given.file}` loads"
         raise Refused(f"{given.file}: {e}; {remedy}") from e
     ours = cluster_in(Path(config.local.data))
-    if given.metadb or (given.config and METADB_VARIABLE not in os.environ) or ours in (None, theirs):
+    if given.metadb or ours in (None, theirs):
         return
     raise ConfigError(
         f"{given.file} is of cluster {theirs}, the storage nodes in {config.local.data} are of {ours}: "

@@ -399,6 +399,9 @@ def test_a_copy_of_another_cluster_is_refused_beside_its_nodes(
     enter(tmp_path / "data" / "node1", uuid4())
     code, _, err = run(tmp_path, "restore", "one.copy", DISTFS_METADB_URL=f"embedded:{tmp_path}/data/metadb")
     assert (code, "name the MetaDB that you mean with --metadb" in err) == (2, True)
+    (tmp_path / "other.yml").write_text(f"metadb: {{url: 'embedded:{tmp_path}/data/metadb'}}\n")
+    code, _, err = run(tmp_path, "restore", "one.copy", "--config", "other.yml")
+    assert (code, "name the MetaDB that you mean with --metadb" in err) == (2, True), "its nodes are the same"
     assert not (tmp_path / "data" / "metadb").exists()
 
 
