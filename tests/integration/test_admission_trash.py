@@ -15,7 +15,7 @@ from distfs.errors import Full
 from distfs.limits.callers import Callers
 from distfs.limits.db import ReservationDB
 from distfs.limits.gate import Gate
-from distfs.limits.promises import Admission
+from distfs.limits.promises import WAITING, Admission
 from distfs.meta import MetaDB
 from tests.contract.litter import eventually
 from tests.integration.test_admission_promises import MIB, STORAGE, Services, admit
@@ -63,9 +63,10 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetaDB, "settles_after", property(lambda _: 0.0))
 
 
-def erase(services: Services, free: int) -> None:
+def erase(services: Services, free: int, admission: Admission) -> None:
     """As upkeep and the nodes' reports would."""
     eventually(lambda: going(services), "the trash gives way")
+    eventually(lambda: admission._waiting._value < WAITING, "the upload waits for it")
     run_sql(services.url, "DELETE FROM trash WHERE erase_at IS NOT NULL")
     services.nodes_have(free, free)
 
@@ -76,9 +77,10 @@ def test_an_upload_waits_for_the_oldest_to_give_way(services: Services, size: in
     free = 5 * MIB if size > MIB else MIB // 2
     services.nodes_have(free, free)
     newest, oldest, middle = thrown_away(services, 1, 6, 3)
-    eraser = threading.Thread(target=erase, args=(services, 50 * MIB))
+    admission = service(services)
+    eraser = threading.Thread(target=erase, args=(services, 50 * MIB, admission))
     eraser.start()
-    with admit(service(services), size):
+    with admit(admission, size):
         eraser.join()
     left = {row[0] for row in run_sql(services.url, "SELECT id FROM trash")}
     assert left == ({newest} if size > MIB else {newest, middle})

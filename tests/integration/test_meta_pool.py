@@ -155,9 +155,11 @@ def test_a_commit_leaves_on_what_was_just_used_without_a_look_and_again_where_th
     idle = vars(Link)["idle"].fget
 
     def noted(link: Link) -> bool:
-        looked.append(link)
+        if threading.current_thread() is here:  # others' MetaDBs may look meanwhile
+            looked.append(link)
         return bool(idle(link))
 
+    here = threading.current_thread()
     monkeypatch.setattr(Link, "idle", property(unplanned(noted)))
     with contextlib.closing(MetaDB(MetaDBConfig(url=metadb_url, pool_size=1))) as meta:
         meta.commit_files([new_file()], soon())
@@ -169,7 +171,7 @@ def test_a_commit_leaves_on_what_was_just_used_without_a_look_and_again_where_th
             )
         file = new_file()
         [committed] = meta.commit_files([file], soon())
-        assert looked == []
+        assert ended or looked == []  # who tries again may look
         assert meta.file(file.id, soon()) == committed
         state = meta.connections()
         assert (state["made"], state["broken"]) == ((2, 1) if ended else (1, 0))
