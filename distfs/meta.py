@@ -220,6 +220,11 @@ class MetaDB(Transactions):
             return None
         return Cluster(id, has_nodes)
 
+    def is_rebuilding(self, deadline: Deadline) -> bool:
+        """Whether it is being made anew from the nodes: what no row names yet may be all there is of a file."""
+        [[begun]] = self.read("is_rebuilding", deadline)
+        return bool(begun)
+
     def cluster_id(self, deadline: Deadline) -> UUID:
         """The cluster's UUID, made by the first migration; asked for once."""
         known = self._cluster_id

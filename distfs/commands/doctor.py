@@ -231,7 +231,7 @@ def _compressed(meta: MetaDB) -> Iterator[Finding]:
 
 
 def _rebuilt(meta: MetaDB) -> Iterator[Finding]:
-    if UpkeepDB(meta).is_rebuilding(Deadline(_LIMIT_S)):
+    if meta.is_rebuilding(Deadline(_LIMIT_S)):
         yield Finding(
             Level.WARN,
             "metadb",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,15 +16,12 @@ from distfs.access.link_terms import read_download, read_upload
 from distfs.access.token import hash_of
 from distfs.commands.display import table
 from distfs.commands.operator import Operator, uuid_of
-from distfs.commands.running_service import configured_url
+from distfs.commands.running_service import TOKEN, configured_url, own_token
 from distfs.errors import Forbidden, Refused
 from distfs.process.output import complain, tell
-from distfs.process.secret_file import with_files
 from distfs.quantity import size
 
 _PAGE = 1000
-#: Whose text is a token's own.
-_TOKEN = "DISTFS_TOKEN"  # noqa: S105 - where it is
 
 
 def create(operator: Operator, given: argparse.Namespace, terms: Mapping[str, Any]) -> int:
@@ -104,7 +100,7 @@ def revoke(operator: Operator, given: argparse.Namespace) -> int:
 
 def _token(operator: Operator, id: str | None) -> Token:
     """With whose rights a link is made. Raises Refused."""
-    shown = with_files(os.environ).get(_TOKEN, "").strip()
+    shown = own_token()
     if id:
         try:
             by: bytes | None = UUID(id).bytes
@@ -116,7 +112,7 @@ def _token(operator: Operator, id: str | None) -> Token:
     if not found:
         raise Refused(
             "a link has the rights of a token, and ends with it: name a good one by --token ID, as `distfs token "
-            f"list` shows it, or set {_TOKEN} to one"
+            f"list` shows it, or set {TOKEN} to one"
         )
     return found
 

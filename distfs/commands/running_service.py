@@ -27,8 +27,8 @@ SERVICE_WITHIN_S = 2.0
 _MOST_BYTES = 1 << 22
 #: The same of one that looks through much before it says something.
 LINES_WITHIN_S, _PIECE = 630.0, 64 << 10
-#: An administrator's, for services that ask for one.
-_TOKEN = "DISTFS_TOKEN"  # noqa: S105 - where it is
+#: Where the token is that commands show a service, or act by.
+TOKEN = "DISTFS_TOKEN"  # noqa: S105 - where it is
 
 _COUNTS = ["lent", "idle", "waiting", "made", "reused", "stale", "broken"]
 _HEADS = ["NODE", "ADDRESS", *map(str.upper, _COUNTS), "LATENCY", "P95", "BREAKER"]
@@ -138,7 +138,7 @@ def _answer(url: str, path: str, ca: str, within: float, *, asks: bool = False) 
         connection.request("GET", f"{place.path.rstrip('/')}{path}", headers=_login())
         response = connection.getresponse()
         if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise _Refused(f"it tells administrators: set {_TOKEN} to the token of one")
+            raise _Refused(f"it tells administrators: set {TOKEN} to the token of one")
         if asks and response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE):
             raise _Refused(visible(response.read(_PIECE).decode("utf-8", "replace").strip()))
         if response.status != HTTPStatus.OK:
@@ -152,11 +152,16 @@ def _why(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def own_token() -> str:
+    """Of whoever gives the command; empty: none. Raises ConfigError."""
+    return with_files(os.environ).get(TOKEN, "").strip()
+
+
 def _login() -> dict[str, str]:
     """Raises ValueError."""
-    token = with_files(os.environ).get(_TOKEN, "").strip()
+    token = own_token()
     if token and not hash_of(token):
-        raise ValueError(f"{_TOKEN} is no token")  # and is shown to nobody
+        raise ValueError(f"{TOKEN} is no token")  # and is shown to nobody
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -41,8 +41,7 @@ class RecoveryDB:
         self._meta.write("end_rebuild", deadline)
 
     def is_begun(self, deadline: Deadline) -> bool:
-        [[begun]] = self._meta.read("is_rebuilding", deadline)
-        return bool(begun)
+        return self._meta.is_rebuilding(deadline)
 
     def copy_loaded(self, deadline: Deadline) -> float | None:
         """When the copy was taken that this MetaDB was made of, in seconds since 1970; None: of none, or all is

@@ -430,7 +430,7 @@ class UpkeepDB:
         return next((float(age) for [age] in self._meta.read("backup_age", deadline)), math.inf)
 
     def is_rebuilding(self, deadline: Deadline) -> bool:
-        return bool(self._meta.read("is_rebuilding", deadline)[0][0])  # as ``recovery.db`` says it
+        return self._meta.is_rebuilding(deadline)
 
     def wake_worker(self, name: str, deadline: Deadline) -> None:
         """Ask a worker to try at once what it has postponed; it looks at ``woken_at`` now and then."""

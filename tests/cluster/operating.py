@@ -59,6 +59,11 @@ def url_of(cluster: Cluster) -> str:
     return url
 
 
+def fragments_of(cluster: Cluster, slice_id: object, nodes: int) -> list[Path]:
+    """Files of a slice's fragments, on the first so many nodes."""
+    return [p for i in range(nodes) for p in cluster.fragments(i) if p.name.startswith(str(slice_id))]
+
+
 def all_read_back(cluster: Cluster, files: dict[str, bytes]) -> bool:
     return all(cluster.download(uuid) == data for uuid, data in files.items())
 

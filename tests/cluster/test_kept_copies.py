@@ -25,7 +25,7 @@ from distfs.upkeep.db import UpkeepDB
 from distfs.upkeep.step import Pace
 from tests.cluster import Cluster, MakeCluster, eventually
 from tests.cluster.harness import ROOT, clean_environment
-from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, url_of
+from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, fragments_of, url_of
 from tests.cluster.test_rebuild import REBUILD, cluster_of, erase
 from tests.postgres import run_sql
 
@@ -118,10 +118,8 @@ def test_the_newest_copy_comes_back_with_what_came_and_went_since(make_cluster: 
     assert distfs(cluster, "undelete", undeleted).code == 0
     [[slice_]] = run_sql(url, "SELECT id FROM trash_slice WHERE file_id = :id AND ordinal = 0", id=purged)
     cluster.stop_service()
-    for i in range(4):  # as after its time in the trash
-        for path in cluster.fragments(i):
-            if path.name.startswith(str(slice_)):
-                path.unlink()
+    for path in fragments_of(cluster, slice_, nodes=4):  # as after its time in the trash
+        path.unlink()
     erase(cluster)
     told = restore(cluster)
     assert told.code == 0, told.out + told.err
@@ -150,10 +148,8 @@ def test_what_a_copy_has_and_the_disks_have_not_is_told(make_cluster: MakeCluste
         settle(copies)
     [[slice_]] = run_sql(url, "SELECT id FROM slice WHERE file_id = :id", id=lost)
     cluster.stop_service()
-    for i in range(3):
-        for path in cluster.fragments(i):
-            if path.name.startswith(str(slice_)):
-                path.unlink()
+    for path in fragments_of(cluster, slice_, nodes=3):
+        path.unlink()
     erase(cluster)
     told = restore(cluster)
     assert told.code == 0, told.out + told.err
@@ -340,12 +336,10 @@ def test_where_an_older_copy_is_taken_deletions_since_that_count(
     [[slice_]] = run_sql(url, "SELECT id FROM slice WHERE file_id = :id", id=newest)
     cluster.stop_service()
     hurt = 0
-    for i in range(3):
-        for path in cluster.fragments(i):
-            if path.name.startswith(str(slice_)):
-                data = path.read_bytes()
-                path.write_bytes(data.replace(MAGIC, bytes(len(MAGIC))))
-                hurt += MAGIC in data
+    for path in fragments_of(cluster, slice_, nodes=3):
+        data = path.read_bytes()
+        path.write_bytes(data.replace(MAGIC, bytes(len(MAGIC))))
+        hurt += MAGIC in data
     assert hurt == 2
     erase(cluster)
     told = restore(cluster)

@@ -25,7 +25,7 @@ from distfs.storage.disk.home import require_identity
 from tests import nursery
 from tests.cluster import Cluster, MakeCluster, eventually
 from tests.cluster.harness import PATIENCE_S, ROOT, clean_environment
-from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, url_of
+from tests.cluster.operating import BY_HAND, QUICK, SLICE, Ended, distfs, fragments_of, url_of
 from tests.cluster.test_up import StartUp, curl
 from tests.postgres import run_sql
 
@@ -222,7 +222,7 @@ def test_a_file_that_was_renamed_before_a_fragment_was_made_anew_is_back(make_cl
     [[slice_, nodes]] = run_sql(url_of(cluster), "SELECT id, nodes FROM slice WHERE ordinal = 1")
 
     def kept() -> list[Path]:
-        return [p for i in range(3) for p in cluster.fragments(i) if p.name.startswith(str(slice_))]
+        return fragments_of(cluster, slice_, nodes=3)
 
     kept()[0].unlink()
     distfs(cluster, "fsck")  # which finds it, if upkeep was not quicker
@@ -283,10 +283,8 @@ def test_upkeep_takes_nothing_for_garbage_until_it_is_told_that_all_is_there(
     lost = cluster.upload(os.urandom(2 * SLICE))
     [[last]] = run_sql(url_of(cluster), "SELECT id FROM slice WHERE ordinal = 1")
     cluster.stop_service()
-    for i in range(3):
-        for path in cluster.fragments(i):
-            if path.name.startswith(str(last)):
-                path.unlink()
+    for path in fragments_of(cluster, last, nodes=3):
+        path.unlink()
     erase(cluster)
     assert rebuild(cluster).code == 1
     cluster.start_service()
